@@ -1,0 +1,60 @@
+"""Errors that end a command with one clear message and an exit code, never a traceback.
+
+| code | meaning |
+|---|---|
+| 64 | a bad flag or config value |
+| 65 | bad data |
+| 66 | checkpoints exist and none of them loads |
+| 70 | the run hangs or diverged for good |
+| 74 | a save failed |
+| 75 | preempted, and saved: run the same command again |
+| 78 | the config does not match the one in the workdir |
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the flag or the file and line, the value, and the remedy."""
+
+    exit_code = 64
+
+
+class FlagError(UserError):
+    """A flag or a config field has a value that cannot be used."""
+
+    exit_code = 64
+
+
+class DataError(UserError):
+    """Input data is absent, empty, truncated or of the wrong kind."""
+
+    exit_code = 65
+
+
+class CheckpointError(UserError):
+    """Checkpoints exist and none of them can be loaded."""
+
+    exit_code = 66
+
+
+class DivergedError(UserError):
+    """Training stopped because update after update was not finite."""
+
+    exit_code = 70
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written."""
+
+    exit_code = 74
+
+
+class PreemptedError(UserError):
+    """The run was asked to stop and has saved its state; the same command resumes it."""
+
+    exit_code = 75
+
+
+class ConfigMismatchError(UserError):
+    """The workdir belongs to a run with another config."""
+
+    exit_code = 78

@@ -1,0 +1,1 @@
+"""Devices: axis names and their rules, the mesh, and several processes."""

@@ -1,0 +1,52 @@
+"""Installs lmjax; the extras are the heavy or optional parts."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_text()).group(1)
+
+VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
+DEV = [
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "ruff>=0.17",
+    "nbclient>=0.10",
+    "ipykernel>=6.29",
+    "matplotlib>=3.9",
+]
+
+setup(
+    name="lmjax",
+    version=VERSION,
+    description="Encoder, decoder and encoder-decoder language models in JAX: one block, one loop, flags alone.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lmjax", "lmjax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "protobuf>=5",
+        "pydantic>=2.14",
+        "sentencepiece>=0.2.2",
+        "tensorboardX>=2.6.5",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "dev": DEV,
+        "viz": VIZ,
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+    },
+    entry_points={"console_scripts": ["lmjax=lmjax.cli:main"]},
+)

@@ -1,0 +1,73 @@
+"""Settings and fixtures of every test: 8 CPU devices, strict rank promotion, a private cache, a tiny corpus."""
+
+import os
+import pathlib
+import random
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+WORDS = "a the old young king queen river house tree goes sees finds under over with and never always".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory):
+    """Points lmjax's cache of stores, tokenizers and compiled programs at a folder of this test session."""
+    before = os.environ.get("LMJAX_CACHE")
+    os.environ["LMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["LMJAX_CACHE"]
+    else:
+        os.environ["LMJAX_CACHE"] = before
+
+
+def sentence(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(3, 9))).capitalize() + "."
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A file of 60 short documents, blank lines between them."""
+    rng = random.Random(0)
+    documents = (" ".join(sentence(rng) for _ in range(rng.randint(2, 6))) for _ in range(60))
+    path = tmp_path_factory.mktemp("corpus") / "texts.txt"
+    path.write_text("\n\n".join(documents) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus):
+    """A function from an objective and overrides to a config that compiles in seconds and has dropout on."""
+    from lmjax.config import Config, resolve
+
+    def build(objective: str = "next_token", **overrides: object) -> Config:
+        values = {
+            "data.train": str(corpus),
+            "data.held_out": "0.2",
+            "tokenizer.kind": "char",
+            "tokenizer.byte_fallback": "false",
+            "batch_size": "8",
+            "task.length": "32",
+            "task.target_length": "16",
+            "model.embed_dim": "16",
+            "model.num_heads": "2",
+            "model.mlp_dim": "32",
+            "model.num_layers": "2",
+            "model.max_length": "64",
+            "model.dropout_rate": "0.1",
+            "model.attention_dropout_rate": "0.1",
+            "loop.steps": "8",
+            "loop.evaluation.batches": "2",
+            "loop.logging.every": "1",
+            "loop.logging.tensorboard": "false",
+        }
+        values |= {path.replace("__", "."): str(value) for path, value in overrides.items()}
+        return resolve(objective=tuple(objective.split(",")), overrides=values)
+
+    return build
