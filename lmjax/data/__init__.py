@@ -1,0 +1,1 @@
+"""Text to batches, on the host. Nothing here imports jax (but the pipeline, through grain, once it starts)."""

@@ -1,0 +1,22 @@
+"""What the tests of the data layer share: a text of many scripts and a small tokenizer trained on it."""
+
+import pytest
+
+from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
+
+TEXT = (
+    "The quick brown fox jumps over the lazy dog. It was not amused, and said so twice.\n\n"
+    "def area(width, height):\n    if width < 0:\n        return None\n    return width * height\n\n"
+    "Straße, Äpfel und Öl: früh übt sich. 快速的棕色狐狸跳过懒狗。 naïve café\r\n\tтекст 🙂\n"  # noqa: RUF001
+)
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    return TEXT
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """430 ids: unigram with byte fallback."""
+    return train_tokenizer([TEXT] * 20, TokenizerConfig(vocab_size=430))
