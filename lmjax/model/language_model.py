@@ -1,0 +1,107 @@
+"""LanguageModel: a family, its token table, and the outputs that were asked for."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.families import FAMILIES, Batch
+from lmjax.model.heads import MaskedLMTransform, NextSentenceHead
+from lmjax.model.layers import Dense, Embed, align
+from lmjax.parallel import axes
+
+HEADS = ("masked_lm", "next_sentence")
+
+
+class LanguageModel(nn.Module):
+    """A language model of any family.
+
+    Decoders and encoder-decoders always have vocabulary logits; an encoder has the outputs that `heads` lists.
+
+    Attributes:
+        config: the architecture.
+        heads: any of "masked_lm", "next_sentence"; encoders only.
+    """
+
+    config: ModelConfig
+    heads: tuple[str, ...] = ()
+
+    def setup(self) -> None:
+        """Makes the parts; a part that is never called has no parameters."""
+        config = self.config
+        if unknown := set(self.heads) - set(HEADS):
+            raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join(HEADS)}")
+        if self.heads and config.architecture != "encoder":
+            raise ValueError(f"heads={self.heads} stand on an encoder, and architecture={config.architecture}")
+        self.embedding = Embed(config, config.vocab_size, "vocab")
+        self.backbone = FAMILIES[config.architecture](config, self.embedding)
+        if "next_sentence" in self.heads:
+            self.next_sentence_head = NextSentenceHead(config)
+        if not self.has_vocabulary:
+            return
+        if config.mlm_transform:
+            self.transform = MaskedLMTransform(config)
+        if not config.tie_embeddings:
+            self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
+        if config.output_bias:
+            init = axes.partitioned(nn.initializers.zeros, ("vocab",))
+            self.output_bias = self.param("output_bias", init, (config.vocab_size,), jnp.dtype(config.param_dtype))
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether this model has vocabulary logits."""
+        return self.config.architecture != "encoder" or "masked_lm" in self.heads
+
+    def __call__(
+        self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
+    ) -> jax.Array:
+        """Returns hidden states `[batch, length, embed]` of the side that predicts.
+
+        Args:
+            batch: the fields that `lmjax.model.families` lists for the architecture.
+            deterministic: True: no dropout. False: needs an rng named "dropout" where a rate is not None.
+            dropout_rates: traced rates; None: the config's.
+        """
+        if deterministic:
+            rates = DropoutRates()
+        else:
+            rates = self.config.dropout_rates() if dropout_rates is None else dropout_rates
+        return self.backbone(batch, rates)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
+        config = self.config
+        if not self.has_vocabulary:
+            raise ValueError(f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',)")
+        x = self.transform(hidden) if config.mlm_transform else hidden
+        logits = self.embedding.attend(x) if config.tie_embeddings else self.output(x)
+        if config.logit_scale:
+            logits *= config.embed_dim**-0.5
+        if config.output_bias:
+            logits += align(self.output_bias.astype(jnp.float32), logits)
+        return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
+
+    def next_sentence(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[batch, 2]` from the first position of `[batch, length, embed]`."""
+        return self.next_sentence_head(hidden)
+
+    def outputs(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns every output of this model by name, without dropout: what initialisation calls."""
+        result = {"hidden": self(batch)}
+        if self.has_vocabulary:
+            result["logits"] = self.logits(result["hidden"])
+        if "next_sentence" in self.heads:
+            result["next_sentence"] = self.next_sentence(result["hidden"])
+        return result
+
+
+def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
+    """Returns the parameters of `model`, boxed with their axis names; pure, so jit and eval_shape take it."""
+    tokens = jnp.zeros((1, min(2, model.config.max_length)), jnp.int32)
+    sides = ("encoder_", "decoder_") if model.config.architecture == "encoder_decoder" else ("",)
+    batch = {f"{side}tokens": tokens for side in sides}
+    # No rules: a batch of one row cannot be split over a mesh. Where the parameters go is the caller's `out_shardings`.
+    with nn.logical_axis_rules(()):
+        return model.init(rng, batch, method=LanguageModel.outputs)["params"]

@@ -1,0 +1,160 @@
+"""Dense, Embed, Norm, MLP and dropout: the parts of a block that know nothing of a sequence."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.config import ModelConfig
+from lmjax.parallel import axes
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    # Gated units (Shazeer 2020, arXiv:2002.05202, section 2) are named after the activation of their gate.
+    "geglu": functools.partial(jax.nn.gelu, approximate=False),
+    "geglu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "swiglu": jax.nn.silu,
+}
+
+
+def dot(x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None) -> jax.Array:
+    """Returns `x` with its last `dims` dimensions contracted with the first of `kernel`.
+
+    Every product of an activation with a parameter passes here: the one place for a backend's own dot.
+    """
+    contracting = (tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims)))
+    return jax.lax.dot_general(x, kernel, (contracting, ((), ())), preferred_element_type=out_dtype)
+
+
+def align(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `parameter` with leading dimensions of size one up to the rank of `x`."""
+    return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
+
+
+def dropout(x: jax.Array, rate: jax.Array | None, make_rng: Callable[[str], jax.Array]) -> jax.Array:
+    """Returns `x` with each element dropped with probability `rate` and the others scaled by 1 / (1 - rate).
+
+    Args:
+        x: activations of any shape.
+        rate: a traced scalar, or None: `x` itself, and no random number is drawn.
+        make_rng: the calling module's own `make_rng`.
+    """
+    if rate is None:
+        return x
+    keep = 1.0 - rate
+    kept = jax.random.bernoulli(make_rng("dropout"), keep, x.shape)
+    return jnp.where(kept, x * (1.0 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+class Dense(nn.Module):
+    """A linear map from the last dimensions of its input to `features`.
+
+    Attributes:
+        features: the output dimensions, such as (heads, head_dim).
+        axes: an axis name for every dimension of the kernel, the inputs' first.
+        init_scale: factor on the initial kernel.
+        use_bias: None: as the config says.
+        out_dtype: of the product; None: the compute dtype.
+    """
+
+    config: ModelConfig
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    init_scale: float = 1.0
+    use_bias: bool | None = None
+    out_dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `[..., *features]` for `[..., *inputs]`."""
+        config = self.config
+        dims = len(self.axes) - len(self.features)
+        inputs = x.shape[x.ndim - dims :]
+        fan_in = functools.reduce(int.__mul__, inputs)
+        std = self.init_scale * (fan_in**-0.5 if config.initializer == "fan_in" else config.init_std)
+        init = axes.partitioned(nn.initializers.normal(std), self.axes)
+        kernel = self.param("kernel", init, (*inputs, *self.features), jnp.dtype(config.param_dtype))
+        y = dot(x.astype(config.dtype), kernel.astype(config.dtype), dims, self.out_dtype)
+        if config.use_bias if self.use_bias is None else self.use_bias:
+            # A bias of the residual stream is a vector too small to be worth sharding with the kernel's `embed`.
+            names = tuple("norm" if name == "embed" else name for name in self.axes[dims:])
+            init = axes.partitioned(nn.initializers.zeros, names)
+            y += align(self.param("bias", init, self.features, jnp.dtype(config.param_dtype)).astype(y.dtype), y)
+        return y
+
+
+class Embed(nn.Module):
+    """A table of vectors: tokens, learned positions or token types.
+
+    Attributes:
+        rows: the number of ids.
+        row_axis: axis name of the rows.
+    """
+
+    config: ModelConfig
+    rows: int
+    row_axis: str
+
+    def setup(self) -> None:
+        """Makes the table `[rows, embed]`."""
+        init = axes.partitioned(nn.initializers.normal(self.config.embedding_std), (self.row_axis, "embed"))
+        shape = (self.rows, self.config.embed_dim)
+        self.table = self.param("table", init, shape, jnp.dtype(self.config.param_dtype))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Returns `[..., embed]` for `[...]`; an id outside the table gives NaN rather than another row."""
+        # Under fsdp the rows are gathered before the look-up: looked up in slices, every activation would have to move.
+        table = axes.constrain(self.table, (self.row_axis, "act_embed"))
+        return jnp.take(table, ids, axis=0, mode="fill").astype(self.config.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Returns float32 `[..., rows]`: the products of `[..., embed]` with every row."""
+        return dot(x.astype(self.config.dtype), self.table.astype(self.config.dtype).T, out_dtype="float32")
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) or RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `[..., embed]`, normalised in float32 whatever the compute dtype."""
+        config = self.config
+        shape, dtype = x.shape[-1:], jnp.dtype(config.param_dtype)
+        y = x.astype(jnp.float32)
+        if config.norm == "layernorm":
+            y -= jnp.mean(y, axis=-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
+        scale = self.param("scale", axes.partitioned(nn.initializers.ones, ("norm",)), shape, dtype)
+        y *= align(scale.astype(jnp.float32), y)
+        if config.norm == "layernorm" and config.use_bias:
+            bias = self.param("bias", axes.partitioned(nn.initializers.zeros, ("norm",)), shape, dtype)
+            y += align(bias.astype(jnp.float32), y)
+        return y.astype(config.dtype)
+
+
+class MLP(nn.Module):
+    """The position-wise layer: down(act(up x)), or down(act(gate x) * up x) where the activation is gated."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dropout_rate: jax.Array | None) -> jax.Array:
+        """Returns `[batch, length, embed]` for `[batch, length, embed]`."""
+        config = self.config
+        activation = ACTIVATIONS[config.mlp]
+        hidden = Dense(config, (config.mlp_dim,), ("embed", "mlp"), name="up")(x)
+        if config.gated_mlp:
+            hidden *= activation(Dense(config, (config.mlp_dim,), ("embed", "mlp"), name="gate")(x))
+        else:
+            hidden = activation(hidden)
+        hidden = axes.constrain(hidden, ("act_batch", "act_length", "act_mlp"))
+        hidden = dropout(hidden, dropout_rate, self.make_rng)
+        scale = config.residual_init_scale
+        return Dense(config, (config.embed_dim,), ("mlp", "embed"), init_scale=scale, name="down")(hidden)

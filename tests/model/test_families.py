@@ -1,0 +1,107 @@
+"""Who influences whom: causality, bidirectionality, cross-attention and packing isolation, by gradients and values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.errors import FlagError
+
+POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative"]
+# Row 0 holds B (5 tokens), A (6) and padding; row 1 holds A and C: A has another neighbour, place and segment id.
+LENGTH = 12
+A_IN_ROW_0, A_IN_ROW_1 = slice(5, 11), slice(0, 6)
+SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0], [1] * 6 + [2] * 6])
+PLACES = np.array([[*range(5), *range(6), 0], [*range(6), *range(6)]])
+TOKENS = np.array([[*range(LENGTH)], [*range(5, 11), *range(20, 26)]])
+
+
+def _batch(architecture):
+    if architecture != "encoder_decoder":
+        return {"tokens": TOKENS, "positions": PLACES, "segment_ids": SEGMENTS}
+    sides = {}
+    for side, tokens in (("encoder", TOKENS + 32), ("decoder", TOKENS)):
+        sides |= {f"{side}_tokens": tokens, f"{side}_positions": PLACES, f"{side}_segment_ids": SEGMENTS}
+    return sides
+
+
+def _influence(model, params, batch):
+    """Returns `[length, vocab]`: how far the output at each place of row 0 moves with the embedding of each token.
+
+    Every token of row 0 occurs there once, so that a token id names a place.
+    """
+    row = {name: value[:1] for name, value in batch.items()}
+
+    @jax.jit
+    def gradient(table, place):
+        def output(table):
+            hidden = model.apply({"params": params | {"embedding": {"table": table}}}, row)
+            return hidden[0, place] @ jnp.sin(jnp.arange(hidden.shape[-1]))
+
+        return jnp.abs(jax.grad(output)(table)).sum(-1)
+
+    return np.stack([gradient(params["embedding"]["table"], place) for place in range(LENGTH)])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "positions"), [("encoder", "learned"), ("decoder", "rope"), ("encoder_decoder", "relative")]
+)
+def test_a_place_sees_what_its_family_says_and_no_neighbour(build, architecture, positions):
+    model, params = build(architecture, positions=positions)
+    influence = _influence(model, params, _batch(architecture))
+    own = SEGMENTS[0][:, None] == SEGMENTS[0][None, :]
+    seen = own if architecture == "encoder" else own & np.tri(LENGTH, dtype=bool)
+    np.testing.assert_array_equal(influence[:, :LENGTH] > 0, seen, "self-attention")
+    cross = own if architecture == "encoder_decoder" else np.zeros_like(own)
+    np.testing.assert_array_equal(influence[:, 32 : 32 + LENGTH] > 0, cross, "cross-attention")
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_another_neighbour_and_another_place_in_the_row_change_nothing(build, forward, architecture, positions):
+    model, params = build(architecture, positions=positions)
+    hidden = forward(model, params, _batch(architecture))
+    assert np.isfinite(hidden).all(), "padding gives no NaN"
+    np.testing.assert_allclose(hidden[0, A_IN_ROW_0], hidden[1, A_IN_ROW_1], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_a_packed_document_is_the_document_alone(build, forward, architecture):
+    positions = {"encoder": "learned", "decoder": "rope", "encoder_decoder": "relative"}[architecture]
+    model, params = build(architecture, positions=positions)
+    packed = forward(model, params, _batch(architecture))[0, A_IN_ROW_0]
+    names = [name for name in _batch(architecture) if name.endswith("tokens")]
+    alone = {name: _batch(architecture)[name][:1, A_IN_ROW_0] for name in names}
+    np.testing.assert_allclose(forward(model, params, alone)[0], packed, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_order_matters_exactly_where_there_are_positions(build, forward, positions):
+    model, params = build("encoder", positions=positions)
+    tokens = np.arange(6)[None]
+    forth, back = forward(model, params, {"tokens": tokens}), forward(model, params, {"tokens": tokens[:, ::-1]})
+    assert np.allclose(forth, back[:, ::-1], atol=1e-5) == (positions == "none")
+
+
+def test_a_decoder_segment_with_an_empty_source_sees_no_other_source(build):
+    model, params = build("encoder_decoder", positions="relative")
+    batch = _batch("encoder_decoder")
+    batch["encoder_segment_ids"] = np.where(SEGMENTS == 2, 0, SEGMENTS)
+    influence = _influence(model, params, batch)
+    np.testing.assert_array_equal(influence[A_IN_ROW_0, 32:], 0)
+
+
+def test_token_types_reach_the_output_and_default_to_zero(build, forward):
+    model, params = build("encoder", num_types=2)
+    tokens = np.arange(6)[None]
+    plain = forward(model, params, {"tokens": tokens})
+    zeros = forward(model, params, {"tokens": tokens, "type_ids": np.zeros_like(tokens)})
+    ones = forward(model, params, {"tokens": tokens, "type_ids": np.ones_like(tokens)})
+    np.testing.assert_array_equal(plain, zeros)
+    assert np.abs(plain - ones).max() > 0.01
+
+
+def test_rows_longer_than_the_position_table_are_refused(build):
+    model, params = build("decoder")
+    with pytest.raises(FlagError, match=r"rows of 17 tokens.*max_length=16.*raise max_length"):
+        model.apply({"params": params}, {"tokens": np.zeros((1, 17), np.int32)})

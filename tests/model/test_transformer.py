@@ -1,0 +1,223 @@
+"""Blocks against a hand-written float64 forward pass; scan, loop and remat compute one and the same thing."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.transformer import stack_layers, unstack_layers
+
+TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+
+
+def _layernorm(p, x, epsilon):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"] + p["bias"]
+
+
+def _rmsnorm(p, x, epsilon):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * p["scale"]
+
+
+def _attention(p, x, memory, *, scale, bias=None, causal=False, turn=lambda x: x):
+    """Attention of one row, one head at a time; `turn` rotates `[length, head_dim]` queries and keys."""
+    heads, kv_heads = p["query"]["kernel"].shape[1], p["key"]["kernel"].shape[1]
+    out = 0.0
+    for h in range(heads):
+        g = h // (heads // kv_heads)
+        query, key, value = (
+            source @ p[name]["kernel"][:, i] + (p[name]["bias"][i] if "bias" in p[name] else 0.0)
+            for name, source, i in (("query", x, h), ("key", memory, g), ("value", memory, g))
+        )
+        scores = turn(query) @ turn(key).T * scale + (0.0 if bias is None else bias[h])
+        if causal:
+            scores = np.where(np.tri(len(x), dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out = out + (weights / weights.sum(-1, keepdims=True)) @ value @ p["out"]["kernel"][h]
+    return out + p["out"].get("bias", 0.0)
+
+
+def _gelu(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def _bert(p, tokens):
+    """Post-norm: Devlin et al. 2019 on the layer of Vaswani et al. 2017, with the masked-LM head."""
+    inputs, layer = p["backbone"]["inputs"], p["backbone"]["stack"]["layer_0"]
+    norm = functools.partial(_layernorm, epsilon=1e-12)
+    x = p["embedding"]["table"][tokens] + inputs["positions"]["table"][: len(tokens)] + inputs["types"]["table"][0]
+    x = norm(inputs["norm"], x)
+    x = norm(layer["attention_norm"], x + _attention(layer["attention"], x, x, scale=0.5))
+    mlp = layer["mlp"]
+    hidden = _gelu(x @ mlp["up"]["kernel"] + mlp["up"]["bias"])
+    x = norm(layer["mlp_norm"], x + hidden @ mlp["down"]["kernel"] + mlp["down"]["bias"])
+    head = p["transform"]
+    x = norm(head["norm"], _gelu(x @ head["dense"]["kernel"] + head["dense"]["bias"]))
+    return x @ p["embedding"]["table"].T + p["output_bias"]
+
+
+def _llama(p, tokens):
+    """Pre-norm, rotary, grouped keys, gated: Touvron et al. 2023."""
+    layer, norm = p["backbone"]["stack"]["layer_0"], functools.partial(_rmsnorm, epsilon=1e-5)
+
+    def turn(x):
+        pairs = x[:, :2] + 1j * x[:, 2:]
+        pairs = pairs * np.exp(1j * np.arange(len(x))[:, None] * 100.0 ** -np.array([0.0, 0.5]))
+        return np.concatenate([pairs.real, pairs.imag], -1)
+
+    x = p["embedding"]["table"][tokens]
+    y = norm(layer["attention_norm"], x)
+    x = x + _attention(layer["attention"], y, y, scale=0.5, causal=True, turn=turn)
+    y = norm(layer["mlp_norm"], x)
+    gate = y @ layer["mlp"]["gate"]["kernel"]
+    x = x + (gate / (1 + np.exp(-gate)) * (y @ layer["mlp"]["up"]["kernel"])) @ layer["mlp"]["down"]["kernel"]
+    return norm(p["backbone"]["stack"]["final_norm"], x) @ p["output"]["kernel"]
+
+
+def _t5(p, tokens):
+    """Pre-norm, RMS, relative bias, no score scale, tied and scaled logits: Raffel et al. 2020; both sides alike."""
+    norm, distances = functools.partial(_rmsnorm, epsilon=1e-6), np.arange(len(tokens))
+    memory = None
+    for side in ("encoder", "decoder"):
+        stack = p["backbone"][side]["stack"]
+        layer, causal = stack["layer_0"], side == "decoder"
+        away = distances[:, None] - distances[None, :]
+        # Fewer than 8 tokens: each distance has a bucket of its own.
+        bucket = np.maximum(away, 0) if causal else np.where(away < 0, 16 - away, away)
+        bias = stack["relative_bias"]["table"][bucket].transpose(2, 0, 1)
+        x = p["embedding"]["table"][tokens]
+        y = norm(layer["attention_norm"], x)
+        x = x + _attention(layer["attention"], y, y, scale=1.0, bias=bias, causal=causal)
+        if causal:
+            y = norm(layer["cross_attention_norm"], x)
+            x = x + _attention(layer["cross_attention"], y, memory, scale=1.0)
+        y = np.maximum(norm(layer["mlp_norm"], x) @ layer["mlp"]["up"]["kernel"], 0)
+        x = norm(stack["final_norm"], x + y @ layer["mlp"]["down"]["kernel"])
+        memory = x
+    return x @ p["embedding"]["table"].T / 4.0
+
+
+MODELS = {
+    "bert": (
+        _bert,
+        "encoder",
+        ("masked_lm",),
+        {
+            "norm_position": "post",
+            "norm_epsilon": 1e-12,
+            "mlp": "gelu",
+            "num_types": 2,
+            "embed_norm": True,
+            "output_bias": True,
+            "mlm_transform": True,
+        },
+    ),
+    "llama": (
+        _llama,
+        "decoder",
+        (),
+        {
+            "norm": "rmsnorm",
+            "use_bias": False,
+            "mlp": "swiglu",
+            "positions": "rope",
+            "num_kv_heads": 2,
+            "tie_embeddings": False,
+        },
+    ),
+    "t5": (
+        _t5,
+        "encoder_decoder",
+        (),
+        {
+            "norm": "rmsnorm",
+            "norm_epsilon": 1e-6,
+            "use_bias": False,
+            "mlp": "relu",
+            "positions": "relative",
+            "logit_scale": True,
+            "attention_scale": False,
+            "initializer": "fan_in",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_layer_is_the_published_one(build, forward, name):
+    reference, architecture, heads, fields = MODELS[name]
+    model, params = build(architecture, heads, num_layers=1, scan_layers=False, **fields)
+    sides = ("encoder_tokens", "decoder_tokens") if architecture == "encoder_decoder" else ("tokens",)
+    outputs = forward(model, params, dict.fromkeys(sides, TOKENS), method="outputs")
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    for row, tokens in enumerate(TOKENS):
+        np.testing.assert_allclose(outputs["logits"][row], reference(exact, tokens), rtol=1e-4, atol=1e-4)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(model, params, rates=None):
+    """Returns the gradients of a loss over the model's hidden states, with dropout where there are rates."""
+
+    def loss(params):
+        args = {"deterministic": rates is None, "dropout_rates": rates, "rngs": {"dropout": jax.random.key(7)}}
+        hidden = model.apply({"params": params}, {"tokens": TOKENS}, **args)
+        return jnp.mean(jnp.square(hidden @ jnp.sin(jnp.arange(16.0))))
+
+    return jax.grad(loss)(params)
+
+
+def _assert_equal_trees(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        found = functools.reduce(lambda tree, key: tree[key.key], path, actual)
+        np.testing.assert_allclose(found, leaf, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def test_scan_and_loop_are_one_model(build):
+    model, params = build("decoder", positions="relative", num_layers=3)
+    loop = LanguageModel(model.config.model_copy(update={"scan_layers": False}))
+    unrolled = unstack_layers(params)
+    assert set(unrolled["backbone"]["stack"]) >= {"layer_0", "layer_1", "layer_2"}
+    expected = _gradients(model, params)
+    _assert_equal_trees(stack_layers(_gradients(loop, unrolled)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, "full"), (True, "dots"), (False, "full")])
+def test_remat_changes_no_gradient_even_under_dropout(build, scan, remat):
+    model, params = build("decoder", dropout_rate=0.2)
+    config = model.config.model_copy(update={"scan_layers": scan})
+    params = params if scan else unstack_layers(params)
+    rates = config.dropout_rates()
+    expected = _gradients(LanguageModel(config), params, rates)
+    again = LanguageModel(config.model_copy(update={"remat": remat}))
+    _assert_equal_trees(_gradients(again, params, rates), expected, rtol=1e-4, atol=1e-6)
+    recomputed = jax.make_jaxpr(lambda params: _gradients(again, params, rates))(params)
+    assert "remat" in str(recomputed) or "checkpoint" in str(recomputed), "the policy reaches the layers"
+
+
+def test_stacking_boxed_parameters_keeps_their_axis_names(build):
+    model, _ = build("decoder")
+    boxes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    scanned = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32), boxes)
+    unrolled = unstack_layers(scanned)
+    kernel = unrolled["backbone"]["stack"]["layer_1"]["mlp"]["up"]["kernel"]
+    assert kernel.names == ("embed", "mlp")
+    loop = LanguageModel(model.config.model_copy(update={"scan_layers": False}))
+    fresh = jax.eval_shape(lambda: init_params(loop, jax.random.key(0)))
+    assert jax.tree.structure(unrolled) == jax.tree.structure(fresh), "the loop's own tree, names included"
+    again = stack_layers(unrolled)
+    assert jax.tree.structure(again) == jax.tree.structure(scanned)
+    assert again["backbone"]["stack"]["layers"]["mlp"]["up"]["kernel"].names == ("layers", "embed", "mlp")
+    _assert_equal_trees(nn.unbox(again), nn.unbox(scanned), rtol=0)
+
+
+def test_scanned_layers_start_different(build):
+    model, _ = build("decoder")
+    params = jax.jit(lambda rng: nn.unbox(init_params(model, rng)))(jax.random.key(0))
+    kernel = params["backbone"]["stack"]["layers"]["mlp"]["up"]["kernel"]
+    assert (kernel[0] != kernel[1]).any()
