@@ -1,0 +1,1 @@
+"""Objectives: for each a host half (documents -> features) and a device half (outputs -> loss sums)."""

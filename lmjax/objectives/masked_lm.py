@@ -1,0 +1,135 @@
+"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1), masked anew in every epoch.
+
+Dynamic masking is that of RoBERTa (Liu et al. 2019, arXiv:1907.11692, section 4.1); whole-word masking that of the
+later BERT releases. A row holds as many predictions as its length and rate allow, a number that is fixed, so the
+vocabulary projection runs at the masked positions only.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field, model_validator
+
+from lmjax.data.packing import pack
+from lmjax.data.store import Store
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.rows import PackedPieces, pad, side
+from lmjax.schema import Schema
+
+
+class MaskedLMConfig(Schema):
+    """Settings of the masked-LM objective."""
+
+    loss_weight: float = 1.0
+    mask_rate: float = Field(0.15, gt=0, lt=1, description="share of a row's text tokens that are predicted")
+    replace_by_mask: float = Field(0.8, ge=0, le=1, description="share of those that become [MASK]")
+    replace_by_random: float = Field(0.1, ge=0, le=1, description="share that become a random token; the rest stay")
+    whole_word: bool = Field(False, description="mask all pieces of a word or none")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "MaskedLMConfig":
+        if self.replace_by_mask + self.replace_by_random > 1 + 1e-9:
+            raise ValueError(
+                f"replace_by_mask={self.replace_by_mask} and replace_by_random={self.replace_by_random} add up to "
+                "more than 1; lower one of them"
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class FullSentences(PackedPieces, Rows):
+    """Packed pieces of documents, each between [CLS] and [SEP] (RoBERTa's section 4.2)."""
+
+    length: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns `tokens`, `positions` and `segment_ids`, each int32 `[length]`."""
+        del rng
+        pieces = [np.concatenate([[self.cls_id], p, [self.sep_id]]) for p in self.tokens(index)]
+        return side(pieces, self.length, self.pad_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(Objective):
+    """Predicts the original tokens at masked positions."""
+
+    config: MaskedLMConfig
+    name: ClassVar[str] = "mlm"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    heads: ClassVar[tuple[str, ...]] = ("masked_lm",)
+
+    @property
+    def predictions(self) -> int:
+        """Returns the number of predictions that a row has room for."""
+        return max(1, math.ceil(self.length * self.config.mask_rate))
+
+    def rows(self, store: Store, seed: int) -> FullSentences:
+        """Returns packed pieces of documents; each pays for its [CLS] and [SEP]."""
+        plan = pack(store.lengths, max_piece=self.length - 2, cost=lambda n: n + 2, capacity=self.length, seed=seed)
+        t = self.tokenizer
+        return FullSentences(store, plan, self.length, t.pad_id, t.cls_id, t.sep_id)
+
+    def transform(self, features: Features, rng: np.random.Generator) -> Features:
+        """Returns the features with masked `tokens`, and `prediction_positions`, `targets`, `weights` `[predictions]`.
+
+        Predictions that a short row does not fill have weight 0 and stand at position 0.
+        """
+        tokens = features["tokens"]
+        maskable = np.flatnonzero(self.tokenizer.is_text[tokens] & (features["segment_ids"] > 0))
+        # Rounding at random keeps the expected rate exact on short rows too.
+        wanted = min(int(len(maskable) * self.config.mask_rate + rng.random()), self.predictions)
+        if self.config.whole_word:
+            chosen = self._whole_words(tokens, maskable, wanted, rng)
+        else:
+            chosen = np.sort(rng.permutation(maskable)[:wanted])
+        masked = tokens.copy()
+        draw = rng.random(len(chosen))
+        by_mask = draw < self.config.replace_by_mask
+        by_random = ~by_mask & (draw < self.config.replace_by_mask + self.config.replace_by_random)
+        masked[chosen[by_mask]] = self.tokenizer.mask_id
+        masked[chosen[by_random]] = rng.choice(self.tokenizer.text_ids, by_random.sum())
+        return {
+            **features,
+            "tokens": masked,
+            "prediction_positions": pad(chosen, self.predictions),
+            "targets": pad(tokens[chosen], self.predictions, self.tokenizer.pad_id),
+            "weights": pad(np.ones(len(chosen)), self.predictions, dtype=np.float32),
+        }
+
+    def _whole_words(
+        self, tokens: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns positions of words that are drawn until `wanted` is reached, never past it.
+
+        As in BERT's release a word that no longer fits is passed over, so short words, which fill the rest, are drawn
+        more often than long ones.
+        """
+        # A word begins at a token that starts one, and wherever the text was interrupted by a special token.
+        starts = self.tokenizer.word_start[tokens[maskable]] | (np.diff(maskable, prepend=-2) > 1)
+        words = np.split(maskable, np.flatnonzero(starts)[1:]) if len(maskable) else []
+        chosen: list[np.ndarray] = []
+        count = 0
+        for i in rng.permutation(len(words)):
+            if count + len(words[i]) <= wanted:
+                chosen.append(words[i])
+                count += len(words[i])
+            if count == wanted:
+                break
+        return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of predictions."""
+        return jnp.sum(batch["weights"])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
+        """Returns the sums over the masked positions."""
+        hidden = jnp.take_along_axis(outputs.hidden, batch["prediction_positions"][..., None], axis=1)
+        return vocab_loss(hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

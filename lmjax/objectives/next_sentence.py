@@ -1,0 +1,145 @@
+"""Next-sentence prediction: does B follow A in its document? (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+import bisect
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+from lmjax.data.store import Store
+from lmjax.errors import DataError
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.losses import class_loss
+from lmjax.objectives.rows import pad
+from lmjax.schema import Schema
+
+IS_NEXT, IS_RANDOM = 0, 1
+SPECIALS = 3  # [CLS] A [SEP] B [SEP]
+
+
+class NextSentenceConfig(Schema):
+    """Settings of the next-sentence objective."""
+
+    loss_weight: float = 1.0
+    random_rate: float = Field(0.5, ge=0, le=1, description="share of the pairs whose B comes from another document")
+
+
+def sentence_groups(store: Store, budget: int) -> np.ndarray:
+    """Returns `[groups, 3]`: document, first sentence and sentence after the last of runs of at least two sentences.
+
+    A run takes whole sentences of one document until the next would pass `budget` tokens. A sentence that alone leaves
+    no room for a second one still starts a run of two; it is truncated when the row is made.
+    """
+    groups = []
+    for document in range(store.num_documents):
+        bounds = store.segments(document)
+        first, last = 0, len(bounds) - 1
+        while last - first >= 2:
+            fits = int(np.searchsorted(bounds, bounds[first] + budget, side="right")) - 1
+            end = min(max(fits, first + 2), last)
+            groups.append((document, first, end))
+            first = end
+    return np.array(groups, np.int64).reshape(-1, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePairs(Rows):
+    """One pair a row: A is the beginning of a run of sentences; B its rest, or a run from another document."""
+
+    store: Store
+    groups: np.ndarray
+    length: int
+    random_rate: float
+    pad_id: int
+    cls_id: int
+    sep_id: int
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns `tokens`, `positions`, `segment_ids`, `type_ids` `[length]` and the label with its weight, `[]`."""
+        document, first, end = self.groups[index]
+        bounds = self.store.segments(document)
+        split = int(rng.integers(first + 1, end))
+        a = self._text(document, bounds, first, split)
+        b = self._text(document, bounds, split, end)
+        room = self.length - SPECIALS
+        # A loses its start and B its end: the seam that the label speaks of stays.
+        most = max(room - len(a), room // 2)
+        label = IS_NEXT
+        if rng.random() < self.random_rate:
+            b, label = self._random_text(document, b[:most], room - len(a), rng), IS_RANDOM
+        b = b[:most]
+        a = a[max(0, len(a) + len(b) - room) :]
+        tokens = np.concatenate([[self.cls_id], a, [self.sep_id], b, [self.sep_id]])
+        types = np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+        return {
+            "tokens": pad(tokens, self.length, self.pad_id),
+            "positions": pad(np.arange(len(tokens)), self.length),
+            "segment_ids": pad(np.ones(len(tokens)), self.length),
+            "type_ids": pad(types, self.length),
+            "next_sentence_labels": np.int32(label),
+            "next_sentence_weights": np.float32(1),
+        }
+
+    def _text(self, document: int, bounds: np.ndarray, first: int, end: int) -> np.ndarray:
+        start = int(bounds[first])
+        return self.store.tokens(int(document), start, int(bounds[end]) - start)
+
+    def _random_text(self, document: int, true_next: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns sentences of another document that differ from the true continuation as far as both go.
+
+        They begin and end by the rules that true continuations follow (inside a run; at the last sentence that fits, or
+        with the document), so that no length gives the label away.
+        """
+        # bisect, for searchsorted would copy the column.
+        own, after = (bisect.bisect_left(self.groups[:, 0], d) for d in (document, document + 1))
+        for _ in range(100):
+            draw = int(rng.integers(len(self.groups) - (after - own)))
+            other, first, end = self.groups[draw if draw < own else draw + after - own]
+            start = int(rng.integers(first + 1, end))
+            bounds = self.store.segments(other)
+            fits = int(np.searchsorted(bounds, bounds[start] + budget, side="right")) - 1
+            text = self._text(other, bounds, start, max(fits, start + 1))
+            shared = min(len(text), len(true_next))
+            if not np.array_equal(text[:shared], true_next[:shared]):
+                return text
+        raise DataError(
+            "nsp found no sentence of another document that differs from the true next one in 100 tries; "
+            "the data needs more than one distinct document of two sentences or more"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSentence(Objective):
+    """Classifies a pair of texts: 0 if B follows A, 1 if it comes from another document."""
+
+    config: NextSentenceConfig
+    name: ClassVar[str] = "nsp"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    heads: ClassVar[tuple[str, ...]] = ("next_sentence",)
+
+    def rows(self, store: Store, seed: int) -> SentencePairs:
+        """Returns one pair per run of sentences; raises DataError if there are too few documents to draw from."""
+        del seed
+        groups = sentence_groups(store, self.length - SPECIALS)
+        if len(np.unique(groups[:, 0])) < 2:
+            raise DataError(
+                "nsp needs at least two documents of two sentences or more; "
+                f"the data has {len(np.unique(groups[:, 0]))}: separate documents by blank lines or put one in a file"
+            )
+        t = self.tokenizer
+        return SentencePairs(store, groups, self.length, self.config.random_rate, t.pad_id, t.cls_id, t.sep_id)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of pairs."""
+        return jnp.sum(batch["next_sentence_weights"])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
+        """Returns the sums over the pairs."""
+        logits = outputs.next_sentence(outputs.hidden)
+        return class_loss(logits, batch["next_sentence_labels"], batch["next_sentence_weights"])

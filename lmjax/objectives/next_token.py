@@ -1,0 +1,74 @@
+"""Next-token prediction: every token from those before it (Radford et al. 2018, section 3.1)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.packing import pack
+from lmjax.data.store import Store
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.rows import PackedPieces, pad, side
+from lmjax.schema import Schema
+
+
+class NextTokenConfig(Schema):
+    """Settings of the next-token objective."""
+
+    loss_weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows(PackedPieces, Rows):
+    """Windows over BOS, document, EOS; together they predict every token and every EOS exactly once."""
+
+    length: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns `tokens`, `targets`, `weights`, `positions` and `segment_ids`, each `[length]`."""
+        del rng
+        inputs, targets = [], []
+        for document, start, length in self.bounds(index):
+            # Window [start, start + length) counts the document's tokens and its EOS as targets.
+            whole = self.store.lengths[document]
+            before = [self.bos_id] if start == 0 else self.store.tokens(document, start - 1, 1)
+            body = self.store.tokens(document, start, min(length, whole - start))
+            after = [self.eos_id] if start + length > whole else []
+            window = np.concatenate([before, body, after]).astype(np.int32)
+            inputs.append(window[:-1])
+            targets.append(window[1:])
+        target = np.concatenate(targets)
+        return {
+            **side(inputs, self.length, self.pad_id),
+            "targets": pad(target, self.length, self.pad_id),
+            "weights": pad(np.ones(len(target)), self.length, dtype=np.float32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken(Objective):
+    """Predicts every token, and the end of every document, from what stands before it."""
+
+    config: NextTokenConfig
+    name: ClassVar[str] = "next_token"
+    architectures: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    def rows(self, store: Store, seed: int) -> Windows:
+        """Returns windows of at most `length` targets, packed so that rows are full."""
+        plan = pack(store.lengths + 1, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
+        t = self.tokenizer
+        return Windows(store, plan, self.length, t.pad_id, t.bos_id, t.eos_id)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of predicted tokens."""
+        return jnp.sum(batch["weights"])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
+        """Returns the sums over all predicted tokens."""
+        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

@@ -1,0 +1,102 @@
+"""Rows of packed pieces, and the arrays they become: tokens, positions, segment ids."""
+
+import dataclasses
+
+import numpy as np
+
+from lmjax.data.packing import Plan
+from lmjax.data.store import Store
+from lmjax.objectives.base import Features
+
+
+def pad(values: np.ndarray, length: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
+    """Returns `values` as `[length]`, filled up at the end."""
+    out = np.full(length, fill, dtype)
+    out[: len(values)] = values
+    return out
+
+
+def segments(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns positions (from 0 in every piece) and segment ids (from 1) of pieces that stand side by side."""
+    if not lengths:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    ids = np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
+    return positions, ids
+
+
+def side(pieces: list[np.ndarray], length: int, pad_id: int, prefix: str = "") -> Features:
+    """Returns `{prefix}tokens`, `{prefix}positions` and `{prefix}segment_ids`, each int32 `[length]`.
+
+    Padding has segment id 0, so no token of a piece attends to it.
+    """
+    positions, ids = segments([len(p) for p in pieces])
+    return {
+        f"{prefix}tokens": pad(np.concatenate(pieces), length, pad_id),
+        f"{prefix}positions": pad(positions, length),
+        f"{prefix}segment_ids": pad(ids, length),
+    }
+
+
+def source_target(
+    pairs: list[tuple[np.ndarray, np.ndarray]],
+    *,
+    architecture: str,
+    length: int,
+    target_length: int,
+    pad_id: int,
+    bos_id: int,
+) -> Features:
+    """Returns the features of (source, target) pairs packed into one row; only target tokens carry weight.
+
+    An encoder-decoder reads the sources in its encoder and predicts the targets in its decoder, whose first input is
+    the padding id, as in T5. A decoder reads BOS, source and target in one row and predicts the target.
+
+    Args:
+        pairs: token ids of each source and target, ends of sequence included.
+        architecture: "encoder_decoder" or "decoder".
+        length: tokens of the encoder's row, or of the decoder's if it stands alone.
+        target_length: tokens of the decoder's row in an encoder-decoder.
+        pad_id: padding, and the first decoder input of an encoder-decoder.
+        bos_id: the first input of a decoder that stands alone.
+    """
+    if architecture == "encoder_decoder":
+        shifted = [np.concatenate([[pad_id], t[:-1]]) for _, t in pairs]
+        targets = np.concatenate([t for _, t in pairs])
+        return {
+            **side([s for s, _ in pairs], length, pad_id, "encoder_"),
+            **side(shifted, target_length, pad_id, "decoder_"),
+            "targets": pad(targets, target_length, pad_id),
+            "weights": pad(np.ones(len(targets)), target_length, dtype=np.float32),
+        }
+    whole = [np.concatenate([[bos_id], s, t]) for s, t in pairs]
+    weights = [np.concatenate([np.zeros(len(s)), np.ones(len(t))]) for s, t in pairs]
+    return {
+        **side([w[:-1] for w in whole], length, pad_id),
+        "targets": pad(np.concatenate([w[1:] for w in whole]), length, pad_id),
+        "weights": pad(np.concatenate(weights), length, dtype=np.float32),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedPieces:
+    """Random access to the pieces of documents that share a row.
+
+    Attributes:
+        store: the documents.
+        plan: which pieces share a row.
+    """
+
+    store: Store
+    plan: Plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def bounds(self, index: int) -> list[tuple[int, int, int]]:
+        """Returns (document, start, length) of every piece of row `index`."""
+        return list(zip(*(a.tolist() for a in self.plan.row(index)), strict=True))
+
+    def tokens(self, index: int) -> list[np.ndarray]:
+        """Returns the token ids of every piece of row `index`."""
+        return [self.store.tokens(d, s, n) for d, s, n in self.bounds(index)]

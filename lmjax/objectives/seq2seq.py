@@ -1,0 +1,90 @@
+"""Sequence to sequence: a target text from a source text (Sutskever et al. 2014, arXiv:1409.3215, section 2)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.packing import pack
+from lmjax.data.store import Store
+from lmjax.errors import DataError
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.rows import PackedPieces, source_target
+from lmjax.schema import Schema
+
+
+class Seq2SeqConfig(Schema):
+    """Settings of the sequence-to-sequence objective."""
+
+    loss_weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedPairs(PackedPieces, Rows):
+    """Packed (source, target) documents; a side that is too long for its row alone is cut at its end."""
+
+    objective: "Seq2Seq"
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns the features of `rows.source_target`."""
+        del rng
+        o, t = self.objective, self.objective.tokenizer
+        source_room, target_room = o.room()
+        pairs = []
+        for pair, _, _ in self.bounds(index):
+            _, middle, end = self.store.segments(pair)
+            source = self.store.tokens(pair, 0, min(int(middle), source_room - 1))
+            target = self.store.tokens(pair, int(middle), min(int(end - middle), target_room - 1))
+            pairs.append((np.append(source, t.eos_id), np.append(target, t.eos_id)))
+        return source_target(
+            pairs,
+            architecture=o.architecture,
+            length=o.length,
+            target_length=o.target_length,
+            pad_id=t.pad_id,
+            bos_id=t.bos_id,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq(Objective):
+    """Predicts the target of a (source, target) pair."""
+
+    config: Seq2SeqConfig
+    name: ClassVar[str] = "seq2seq"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
+    wants_pairs: ClassVar[bool] = True
+
+    def room(self) -> tuple[int, int]:
+        """Returns the most tokens that a source and a target may take, each with its EOS."""
+        if self.architecture == "decoder":
+            target = min(self.target_length, self.length // 2)
+            return self.length - target, target
+        return self.length, self.target_length
+
+    def rows(self, store: Store, seed: int) -> PackedPairs:
+        """Returns packed pairs; raises DataError if the store holds running text."""
+        if not store.pairs:
+            raise DataError(f"{store.path}: seq2seq needs (source, target) pairs, and this store holds running text")
+        middles = np.array([store.segments(i)[1] for i in range(store.num_documents)])
+        source_room, target_room = self.room()
+        source = np.minimum(middles + 1, source_room)
+        target = np.minimum(store.lengths - middles + 1, target_room)
+        if self.architecture == "decoder":
+            places = source + target
+        else:
+            places = np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
+        # A pair is never cut in two, so its cost stands for its length.
+        plan = pack(places, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
+        return PackedPairs(store, plan, self)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of target tokens, EOS included."""
+        return jnp.sum(batch["weights"])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
+        """Returns the sums over the target tokens."""
+        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

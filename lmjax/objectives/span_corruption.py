@@ -1,0 +1,122 @@
+"""Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): the targets are the spans that were cut out.
+
+Lengths are those of the T5 release: for a text of n tokens the number of cut tokens and of spans is a function of n
+alone, so how much room a piece takes in a row is known before anything is drawn, and pieces can be packed.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+from lmjax.data.packing import pack
+from lmjax.data.store import Store
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.rows import PackedPieces, source_target
+from lmjax.schema import Schema
+
+
+class SpanCorruptionConfig(Schema):
+    """Settings of the span-corruption objective."""
+
+    loss_weight: float = 1.0
+    noise_density: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are cut out")
+    mean_span_length: float = Field(3.0, ge=1, description="mean number of tokens of a cut-out span")
+
+
+def noise_counts(lengths: np.ndarray, config: SpanCorruptionConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of cut-out tokens and of spans for texts of `lengths` (at least 1) tokens."""
+    noise = np.clip(np.rint(lengths * config.noise_density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
+    spans = np.maximum(np.rint(noise / config.mean_span_length), 1).astype(np.int64)
+    return noise, np.minimum(spans, np.maximum(lengths - noise, 1))
+
+
+def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns `parts` positive lengths that add up to `total`, all such partitions equally likely."""
+    cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def corrupt(
+    tokens: np.ndarray, sentinels: np.ndarray, eos_id: int, config: SpanCorruptionConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the source, whose spans are replaced by sentinels, and the target, sentinel and span in turn.
+
+    Spans never touch, and lie anywhere. (The T5 release always ends a text in a cut-out span. Its texts are 500 tokens
+    long; one of less than 30 tokens has a single span, which would be its end in every epoch.) Both results end in EOS.
+    """
+    noise, spans = (int(n[0]) for n in noise_counts(np.array([len(tokens)]), config))
+    assert spans <= len(sentinels), "more spans than sentinels"
+    kept = len(tokens) - noise
+    # What is kept before the first span and behind the last one may be empty: each part there is drawn one too long.
+    kept_lengths = random_partition(kept + 2, spans + 1, rng)
+    kept_lengths[[0, -1]] -= 1
+    cut_lengths = random_partition(noise, spans, rng)
+    source, target, position = [], [], 0
+    for sentinel, keep, cut in zip(sentinels, kept_lengths, cut_lengths, strict=False):
+        source += [tokens[position : position + keep], [sentinel]]
+        position += keep
+        target += [[sentinel], tokens[position : position + cut]]
+        position += cut
+    return np.concatenate([*source, tokens[position:], [eos_id]]), np.concatenate([*target, [eos_id]])
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptedPieces(PackedPieces, Rows):
+    """Packed pieces of documents, each corrupted by itself."""
+
+    objective: "SpanCorruption"
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns the features of `rows.source_target`."""
+        o, t = self.objective, self.objective.tokenizer
+        return source_target(
+            [corrupt(piece, t.sentinel_ids, t.eos_id, o.config, rng) for piece in self.tokens(index)],
+            architecture=o.architecture,
+            length=o.length,
+            target_length=o.target_length,
+            pad_id=t.pad_id,
+            bos_id=t.bos_id,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanCorruption(Objective):
+    """Predicts the spans that were cut out of a text."""
+
+    config: SpanCorruptionConfig
+    name: ClassVar[str] = "span_corruption"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
+
+    def cost(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns the places that pieces of `lengths` tokens take in a row of `length`.
+
+        An encoder-decoder has two rows to fill; the fuller one counts, in places of the encoder's.
+        """
+        noise, spans = noise_counts(lengths, self.config)
+        source, target = lengths - noise + spans + 1, noise + spans + 1
+        if self.architecture == "decoder":
+            places = source + target
+        else:
+            places = np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
+        # A piece with more spans than there are sentinels fits nowhere.
+        return np.where(spans > len(self.tokenizer.sentinel_ids), self.length + 1, places)
+
+    def rows(self, store: Store, seed: int) -> CorruptedPieces:
+        """Returns pieces as long as a row takes once they are corrupted, packed with shorter ones."""
+        lengths = np.arange(1, 2 * (self.length + self.target_length))
+        longest = int(lengths[self.cost(lengths) <= self.length].max(initial=1))
+        plan = pack(store.lengths, max_piece=longest, cost=self.cost, capacity=self.length, seed=seed)
+        return CorruptedPieces(store, plan, self)
+
+    def weight(self, batch: Batch) -> jax.Array:
+        """Returns the number of target tokens, sentinels and EOS included."""
+        return jnp.sum(batch["weights"])
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
+        """Returns the sums over the target tokens."""
+        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

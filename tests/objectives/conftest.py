@@ -1,0 +1,101 @@
+"""What the tests of the objectives share: a tokenizer of single characters, stores of given texts, and tasks."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from lmjax.data.documents import Document
+from lmjax.data.store import build_store
+from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
+from lmjax.objectives.task import Task, TaskConfig
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Every character is a token, so texts in the tests are read off the arrays."""
+    return train_tokenizer([f"{LETTERS} ."] * 2, TokenizerConfig(kind="char", byte_fallback=False))
+
+
+@pytest.fixture(scope="session")
+def ids(tokenizer):
+    """Returns a function from names of special symbols and strings of text to one list of ids."""
+    special = {
+        "PAD": tokenizer.pad_id,
+        "BOS": tokenizer.bos_id,
+        "EOS": tokenizer.eos_id,
+        "CLS": tokenizer.cls_id,
+        "SEP": tokenizer.sep_id,
+        "MASK": tokenizer.mask_id,
+        "S0": int(tokenizer.sentinel_ids[0]),
+        "S1": int(tokenizer.sentinel_ids[1]),
+    }
+
+    def to_ids(*parts: str) -> list[int]:
+        return [i for part in parts for i in ([special[part]] if part in special else tokenizer.encode(part))]
+
+    return to_ids
+
+
+@pytest.fixture(scope="session")
+def make_store(tokenizer, tmp_path_factory):
+    """Returns a function from documents, each a tuple of sentences or a (source, target) pair, to their store."""
+    folder = tmp_path_factory.mktemp("stores")
+
+    def make(documents: list[tuple[str, ...]], pairs: bool = False):
+        digest = hashlib.sha256(json.dumps([documents, pairs]).encode()).hexdigest()
+        return build_store(
+            lambda: (Document(tuple(segments), "", pairs) for segments in documents),
+            tokenizer,
+            fingerprint_parts={"documents": digest},
+            cache_dir=str(folder),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_task(tokenizer):
+    """Returns a function (objective, architecture, **fields of TaskConfig) -> Task."""
+
+    def make(objective: str, architecture: str, **fields) -> Task:
+        return Task.build(TaskConfig(objective=tuple(objective.split(",")), **fields), tokenizer, architecture)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rng_of():
+    """Returns the pipeline's generator of an example: (seed, epoch, index) -> generator."""
+    return lambda index, epoch=0, seed=0: np.random.default_rng((seed, epoch, index))
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """150 documents of 2 to 30 sentences of 1 to 6 random words; no two sentences are equal."""
+    rng = np.random.default_rng(0)
+
+    def word() -> str:
+        return "".join(rng.choice(list(LETTERS), rng.integers(1, 8)))
+
+    def sentence() -> str:
+        return (
+            " " + " ".join([*(word() for _ in range(rng.integers(0, 6))), "".join(rng.choice(list(LETTERS), 8))]) + "."
+        )
+
+    return [tuple(sentence() for _ in range(rng.integers(2, 31))) for _ in range(150)]
+
+
+@pytest.fixture(scope="session")
+def corpus(sentences, make_store):
+    """The store of `sentences`."""
+    return make_store(sentences)
+
+
+@pytest.fixture(scope="session")
+def within():
+    """Returns whether `count` of `total` agrees with probability `p`, to 5 standard deviations of the binomial."""
+    return lambda count, total, p: abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p))
