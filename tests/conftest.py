@@ -12,7 +12,7 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-WORDS = "a the old young king queen river house tree goes sees finds under over with and never always".split()
+WORDS = ("a", "the", "old", "young", "king", "queen", "river", "house", "tree", "goes", "sees", "under", "never")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,10 +62,10 @@ def tiny(corpus):
             "model.max_length": "64",
             "model.dropout_rate": "0.1",
             "model.attention_dropout_rate": "0.1",
-            "loop.steps": "8",
-            "loop.evaluation.batches": "2",
-            "loop.logging.every": "1",
-            "loop.logging.tensorboard": "false",
+            "steps": "8",
+            "evaluation.batches": "2",
+            "logging.every": "1",
+            "logging.tensorboard": "false",
         }
         values |= {path.replace("__", "."): str(value) for path, value in overrides.items()}
         return resolve(objective=tuple(objective.split(",")), overrides=values)

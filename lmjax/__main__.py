@@ -1,0 +1,5 @@
+"""`python -m lmjax` is `lmjax`."""
+
+from lmjax.cli import main
+
+main()

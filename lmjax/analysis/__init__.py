@@ -1,0 +1,1 @@
+"""Analysis: curves and maps of what a run did."""

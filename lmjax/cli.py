@@ -1,0 +1,62 @@
+"""`lmjax COMMAND --flags`: picks the command, and turns what the user can mend into one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from lmjax import __version__
+from lmjax.errors import FlagError, UserError
+
+COMMANDS = {
+    "train": "train an encoder, a decoder or an encoder-decoder",
+    "tokenizer": "train a tokenizer alone",
+}
+
+
+def usage() -> str:
+    """Returns what `lmjax --help` prints."""
+    listed = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    return f"lmjax {__version__}: language models in JAX\n\n{listed}\n\nlmjax COMMAND --help lists a command's flags."
+
+
+def run(argv: Sequence[str]) -> object:
+    """Runs a command in this process and returns its result; what a notebook calls.
+
+    Args:
+        argv: the command and its flags, such as `["train", "--objective=mlm,nsp"]`.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    if not argv or argv[0] not in COMMANDS:
+        given = argv[0] if argv else ""
+        raise FlagError(f"no command {given!r}; there are {', '.join(COMMANDS)} (lmjax --help)")
+    # Grain and others read absl's global flags, which nobody parses in a notebook.
+    flags.FLAGS.mark_as_parsed()
+    return importlib.import_module(f"lmjax.commands.{argv[0]}").main(argv[1:])
+
+
+def main() -> None:
+    """Runs the command of `sys.argv` and exits; the entry point of the script."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if argv else FlagError.exit_code)
+    if argv[0] == "--version":
+        print(__version__)
+        sys.exit(0)
+    try:
+        run(argv)
+    except UserError as e:
+        print(f"lmjax: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `lmjax`: flags, and what is printed."""

@@ -1,0 +1,85 @@
+"""What `lmjax train` prints before and after."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+
+from lmjax.inference.showcase import showcase
+from lmjax.model.parameters import count_parameters
+from lmjax.run import Run
+from lmjax.training.state import TrainState
+
+
+def opening_report(run: Run, state: TrainState) -> str:
+    """Returns a few lines on what is about to be trained."""
+    c, step = run.config, int(state.step)
+    tokens = run.train_examples.rows.store.num_tokens
+    resumed = f", resumed at step {step}" if step else ""
+    return (
+        f"{c.model.architecture.replace('_', '-')}, {count_parameters(state.params) / 1e6:.2f} M parameters, "
+        f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {c.data.train}, "
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}"
+    )
+
+
+def _evaluations(run: Run) -> list[dict[str, float]]:
+    """Returns the lines of metrics.jsonl that hold an evaluation."""
+    name = f"eval/{run.eval_sets[0].name}/loss"
+    lines = map(json.loads, (run.workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if name in line]
+
+
+def _table(run: Run) -> list[str]:
+    """Returns the rows of the table of held-out metrics before and after."""
+    evaluations = _evaluations(run)
+    before, after = evaluations[0], evaluations[-1]
+    labels = {
+        "loss": "loss (nats)",
+        "perplexity": "perplexity",
+        "bits_per_byte": "bits per byte",
+        "accuracy": "accuracy",
+    }
+    lines = [f"{'':<40}{'step ' + str(before['step']):>12}{'step ' + str(after['step']):>12}"]
+    for evaluated in run.eval_sets:
+        for objective in run.task.objectives:
+            prefix = f"eval/{evaluated.name}/{objective.name}/"
+            for key, label in labels.items():
+                if prefix + key in after:
+                    row = f"{evaluated.name} {objective.name} {label}"
+                    lines.append(f"{row:<40}{before[prefix + key]:>12.4f}{after[prefix + key]:>12.4f}")
+        if evaluated.unigram_entropy is not None:
+            row = f"{evaluated.name} unigram entropy (nats), a yardstick"
+            lines.append(f"{row:<52}{evaluated.unigram_entropy:>12.4f}")
+    return lines
+
+
+def final_report(run: Run, state: TrainState) -> str:
+    """Returns the table of held-out losses, a sample, and where to go from here."""
+    parts = ["", *_table(run)]
+    if jax.process_count() == 1:
+        # Samples come from one device's copy: a row of one cannot be split over a mesh.
+        params = jax.device_get(state.params)
+        pairs = any(o.wants_pairs for o in run.task.objectives)
+        sample = showcase(run.model, params, run.tokenizer, run.eval_sets[0].examples.rows.store, pairs)
+        parts += ["", sample] if sample else []
+    skipped = int(state.skipped)
+    if skipped:
+        parts += ["", f"{skipped} update(s) were not finite and were left out"]
+    board = f"tensorboard --logdir={run.workdir}  (pip install tensorboard)"
+    parts += ["", f"workdir      {run.workdir}", f"TensorBoard  {board}", "", "next:"]
+    return "\n".join(parts + [f"  {command}" for command in _next_commands(run)])
+
+
+def _next_commands(run: Run) -> list[str]:
+    """Returns three commands worth trying."""
+    others = {
+        "next_token": ("mlm,nsp", "span_corruption"),
+        "mlm": ("span_corruption", "next_token"),
+        "nsp": ("mlm,nsp", "span_corruption"),
+        "span_corruption": ("mlm,nsp", "seq2seq"),
+        "seq2seq": ("span_corruption", "mlm,nsp"),
+    }[run.config.task.objective[0]]
+    longer = f"lmjax train --objective={','.join(run.config.task.objective)} --steps={4 * run.config.steps}"
+    return [*(f"lmjax train --objective={name}" for name in others), longer]

@@ -1,0 +1,249 @@
+"""Config: everything that makes a run what it is, composed of the small configs that stand beside their readers.
+
+A config is resolved once, in this order: an experiment file or the defaults of the objective; then the flags that name
+a choice (`--objective`, `--architecture`, `--preset`, ...); then every `--config.a.b=value`. The whole is validated
+once, so a combination that cannot work is refused before anything is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from pydantic import Field, model_validator
+
+from lmjax.data.sources import DataConfig
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.errors import FlagError
+from lmjax.model.config import ModelConfig
+from lmjax.model.presets import PRESETS
+from lmjax.objectives.task import TaskConfig, architectures
+from lmjax.parallel.mesh import ParallelConfig
+from lmjax.schema import Schema
+from lmjax.training.checkpoint import CheckpointConfig
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.metrics import LoggingConfig
+from lmjax.training.optimizer import OptimizerConfig
+
+
+class Config(Schema):
+    """One run."""
+
+    seed: int = Field(0, ge=0, description="of parameters, order, corruption and dropout")
+    steps: int = Field(1000, ge=1, description="updates")
+    max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
+    batch_size: int = Field(16, ge=1, description="rows of a step, over all devices and microbatches")
+    accumulation: int = Field(1, ge=1, description="microbatches that a step is computed in, one after the other")
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        task, model = self.task, self.model
+        can = architectures(task.objective)
+        if model.architecture not in can:
+            raise FlagError(
+                f"--architecture={model.architecture} cannot train --objective={','.join(task.objective)}; "
+                f"it needs {' or '.join(can)}"
+            )
+        longest = max(task.length, task.target_length if model.architecture == "encoder_decoder" else 0)
+        if longest > model.max_length:
+            raise FlagError(
+                f"--config.task.length: rows of {longest} tokens do not fit --config.model.max_length="
+                f"{model.max_length}; shorten the rows or raise max_length"
+            )
+        if self.batch_size % self.accumulation:
+            raise FlagError(
+                f"--config.batch_size={self.batch_size} does not divide by "
+                f"--config.accumulation={self.accumulation}; take a multiple"
+            )
+        if not self.data.eval and not self.data.held_out:
+            raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
+        if "nsp" in task.objective and model.num_types not in (0, 2):
+            raise FlagError(f"--config.model.num_types={model.num_types}: nsp tells A from B by 2 types (or 0: none)")
+        return self
+
+    def digest(self) -> str:
+        """Returns eight hex digits that tell this config from others."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+
+    def to_json(self) -> str:
+        """Returns the config as indented JSON; `from_json` reads it back."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def from_json(path: pathlib.Path) -> Config:
+    """Returns the config in a JSON file; raises FlagError if it is not one."""
+    try:
+        return Config.model_validate_json(path.read_text())
+    except (OSError, UnicodeDecodeError, pydantic.ValidationError) as e:
+        raise FlagError(f"{path}: not a config of this version of lmjax: {str(e).splitlines()[0]}") from e
+
+
+# Steps, rows of a batch and learning rate with which the nano models learn most in two minutes on two CPU cores.
+NANO_RUNS = {"encoder": (600, 16, 4e-3), "decoder": (600, 16, 4e-3), "encoder_decoder": (900, 8, 3e-3)}
+
+
+def default_config(objective: tuple[str, ...] = ("next_token",), architecture: str | None = None) -> Config:
+    """Returns the config that `lmjax train` starts from: a nano model that learns within minutes on two CPU cores."""
+    can = architectures(objective)
+    chosen = can[0] if architecture is None else architecture
+    steps, batch_size, learning_rate = NANO_RUNS[chosen]
+    return Config(
+        steps=steps,
+        batch_size=batch_size,
+        task=TaskConfig(objective=objective, length=128, target_length=48),
+        model=PRESETS[f"nano_{chosen}"].model_copy(update={"vocab_size": 0}),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=40),
+        evaluation=EvaluationConfig(every=200),
+        checkpoint=CheckpointConfig(every=200),
+    )
+
+
+def resolve(
+    *,
+    experiment: str | None = None,
+    objective: tuple[str, ...] | None = None,
+    architecture: str | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> Config:
+    """Returns the validated config of a command line.
+
+    Args:
+        experiment: `FILE.py` or `FILE.py:variant`; None: the defaults of the objective.
+        objective: replaces the objectives.
+        architecture: replaces the family; None: it follows from the objective.
+        preset: replaces the whole model, by name.
+        overrides: values by dotted path, as text, from `--config.a.b=value`.
+        fields: values by dotted path, already typed, from other flags.
+
+    Raises:
+        FlagError: a name, a type, a value or a combination that cannot work.
+    """
+    if experiment is None:
+        base = default_config(objective or ("next_token",), architecture)
+    else:
+        base = load_experiment(experiment)
+    values = base.model_dump()
+    if objective is not None:
+        values["task"]["objective"] = objective
+    if preset is not None:
+        values["model"] = PRESETS[preset].model_dump()
+    if architecture is not None:
+        values["model"]["architecture"] = architecture
+    elif preset is None and values["model"]["architecture"] not in architectures(tuple(values["task"]["objective"])):
+        values["model"]["architecture"] = architectures(tuple(values["task"]["objective"]))[0]
+    for path, value in (fields or {}).items():
+        _assign(values, path, value)
+    for path, text in (overrides or {}).items():
+        _assign(values, path, _parsed(values, path, text))
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as e:
+        raise FlagError(_explain(e)) from e
+
+
+def load_experiment(spec: str) -> Config:
+    """Returns what `get_config` of an experiment file gives. The file is Python: it runs, so it must be trusted.
+
+    Args:
+        spec: `FILE.py`, or `FILE.py:variant`, whose variant becomes the argument of `get_config`.
+    """
+    name, _, variant = spec.partition(":")
+    path = pathlib.Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise FlagError(f"--config={spec}: there is no Python file {name!r}; give FILE.py or FILE.py:variant")
+    module_spec = importlib.util.spec_from_file_location(f"lmjax_experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise FlagError(f"--config={spec}: {name} defines no get_config(variant) -> lmjax.config.Config")
+    variants = getattr(module, "VARIANTS", ("",))
+    if variant not in variants:
+        raise FlagError(f"--config={spec}: no variant {variant!r}; {name} has {', '.join(map(repr, variants))}")
+    config = module.get_config(variant)
+    if not isinstance(config, Config):
+        raise FlagError(f"--config={spec}: get_config returned {type(config).__name__}, not lmjax.config.Config")
+    return config
+
+
+def difference(old: Config, new: Config, may_change: tuple[str, ...] = ()) -> list[str]:
+    """Returns one line for every field that differs, leaving out those whose path starts with one of `may_change`."""
+    left, right = _flat(old.model_dump()), _flat(new.model_dump())
+    paths = [p for p in left | right if left.get(p) != right.get(p) and not p.startswith(may_change or ("\0",))]
+    return [f"{p}: {left.get(p)!r} there, {right.get(p)!r} here" for p in paths]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested dicts as one, by dotted path."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {p: v for k, x in values.items() for p, v in _flat(x, f"{prefix}.{k}" if prefix else k).items()}
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def _parent(values: dict, path: str) -> tuple[dict, str]:
+    """Returns the dict that holds the last name of a dotted path, and that name; raises FlagError for a wrong name."""
+    *groups, last = path.split(".")
+    here, seen = values, "config"
+    for name in [*groups, last]:
+        if not isinstance(here, dict) or name not in here:
+            known = sorted(here) if isinstance(here, dict) else []
+            hint = _nearest(name, known) if known else f"{seen} is a value, not a group"
+            raise FlagError(f"--config.{path}: no field {name} in {seen}; {hint}")
+        parent, here, seen = here, here[name], name
+    return parent, last
+
+
+def _assign(values: dict, path: str, value: Any) -> None:
+    parent, name = _parent(values, path)
+    parent[name] = value
+
+
+def _parsed(values: dict, path: str, text: str) -> Any:
+    """Returns the text of a flag as what pydantic can validate: lists split at commas, `none` as None."""
+    parent, name = _parent(values, path)
+    if isinstance(parent[name], dict):
+        raise FlagError(f"--config.{path}={text}: {name} is a group; set one of {', '.join(sorted(parent[name]))}")
+    if isinstance(parent[name], list | tuple):
+        return [part for part in text.split(",") if part]
+    return None if text.lower() == "none" else text
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """Returns pydantic's complaints, each as flag, what is wrong, and the value."""
+    lines = []
+    for e in error.errors():
+        path = ".".join(str(part) for part in e["loc"])
+        message = e["msg"].removeprefix("Value error, ")
+        given = e["input"]
+        value = "" if isinstance(given, Mapping | pydantic.BaseModel) else f"={given}"
+        lines.append(f"--config.{path}{value}: {message[0].lower()}{message[1:]}" if path else message)
+    return "\n".join(lines)
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes values as JSON, in one piece or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(values if isinstance(values, str) else json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,21 @@
+"""What is special to the CPU as a device."""
+
+import ctypes
+import sys
+
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Makes malloc keep what is freed: XLA's CPU client allocates the same temporaries anew in every step.
+
+    Handed back to the system, their pages are faulted in again, hundreds of thousands a step. Must come before the
+    first use of a device, whose threads take arenas of their own; does nothing where malloc is not glibc's.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+            mallopt(option, value)

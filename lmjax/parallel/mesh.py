@@ -1,0 +1,76 @@
+"""The mesh of devices, and how batches lie on it."""
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from pydantic import Field
+
+from lmjax.errors import FlagError
+from lmjax.parallel.axes import MESH_AXES, RULES
+from lmjax.schema import Schema
+
+
+class ParallelConfig(Schema):
+    """How many devices each mesh axis spans."""
+
+    data: int = Field(-1, ge=-1, description="replicas that split the batch; -1: all devices that the others leave")
+    fsdp: int = Field(1, ge=1, description="devices that split the batch and the parameters")
+    tensor: int = Field(1, ge=1, description="devices that split heads, MLP and vocabulary")
+
+
+def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over `devices` (all of them by default); raises FlagError if the axes do not fit them."""
+    devices = jax.devices() if devices is None else devices
+    others = config.fsdp * config.tensor
+    data = len(devices) // others if config.data == -1 else config.data
+    sizes = (data, config.fsdp, config.tensor)
+    if data < 1 or math.prod(sizes) != len(devices):
+        raise FlagError(
+            f"--config.parallel: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
+            f"{len(devices)} device(s); their product must be {len(devices)} (data=-1 takes what the others leave)"
+        )
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divisible(mesh: Mesh, *, batch_size: int, accumulation: int, sharded: dict[str, int]) -> None:
+    """Raises FlagError if the batch, or a parameter dimension of the model, does not divide over the mesh.
+
+    Args:
+        mesh: the mesh.
+        batch_size: rows of a global batch.
+        accumulation: microbatches of a step.
+        sharded: sizes by logical axis name.
+    """
+    parts = batch_shards(mesh) * accumulation
+    if batch_size % parts:
+        raise FlagError(
+            f"--config.batch_size={batch_size} does not divide by {parts} "
+            f"(data x fsdp = {batch_shards(mesh)} shards x accumulation {accumulation}); take a multiple of {parts}"
+        )
+    for name, size in sharded.items():
+        axis = dict(RULES)[name]
+        ways = mesh.shape[axis] if isinstance(axis, str) else 1
+        if size % ways:
+            raise FlagError(
+                f"--config.parallel.{axis}={ways} does not divide the model's {name} dimension of {size}; "
+                f"change one of them"
+            )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array whose first dimension is the batch."""
+    return nn.logical_to_mesh_sharding(jax.sharding.PartitionSpec("act_batch"), mesh, RULES)
+
+
+def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the global batch, of which this process holds the rows in `batch`, sharded on the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}

@@ -1,0 +1,48 @@
+"""How many floating-point operations a second a device can do at most."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 multiply-adds count as two; from the vendors' datasheets.
+_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Returns the peak FLOP/s of one device: the datasheet's in bfloat16, on a CPU that of a measured float32 product.
+
+    None for a device that is not in the table.
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return _measured_flops()
+    known = [name for name in _PEAKS if device.device_kind.startswith(name)]
+    return _PEAKS[max(known, key=len)] if known else None
+
+
+def _measured_flops(size: int = 1536, repeats: int = 3) -> float:
+    """Returns the best FLOP/s of a few square matrix products over all cores."""
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

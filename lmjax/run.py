@@ -1,0 +1,269 @@
+"""A run: what a config and a workdir become once data, tokenizer, model and mesh are built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax import __version__
+from lmjax.config import Config, difference, from_json, write_json
+from lmjax.data.documents import Document
+from lmjax.data.sources import corpus_fingerprint, open_splits
+from lmjax.data.store import Store, build_store
+from lmjax.data.tokenizer import Tokenizer, train_tokenizer
+from lmjax.errors import ConfigMismatchError, FlagError
+from lmjax.model.flops import train_flops
+from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.task import Examples, Task, objective_types
+from lmjax.parallel.mesh import check_divisible, make_mesh
+from lmjax.training.evaluate import EvalSet
+from lmjax.training.optimizer import Hyperparameters
+
+# Rows of the token table come in multiples of this: they divide over a mesh, and fill matrix units.
+VOCAB_MULTIPLE = 64
+
+# What may differ when a workdir is used again: it changes how long a run goes on and what is written down, no step.
+MAY_CHANGE = (
+    "steps",
+    "max_skipped",
+    "evaluation.",
+    "checkpoint.",
+    "logging.",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_dir",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+        config: the config, vocabulary size filled in.
+        workdir: where everything is written.
+        tokenizer: the run's own tokenizer.
+        train_examples: rows to train on.
+        eval_sets: named evaluation sets.
+        task: the objectives.
+        model: the Flax module.
+        mesh: the devices.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    tokenizer: Tokenizer
+    train_examples: Examples
+    eval_sets: tuple[EvalSet, ...]
+    task: Task
+    model: LanguageModel
+    mesh: jax.sharding.Mesh
+
+    @property
+    def hparams(self) -> Hyperparameters:
+        """Returns the numbers that ride beside the state, copied to every device."""
+        c = self.config
+        hparams = Hyperparameters.build(
+            c.optimizer,
+            steps=c.steps,
+            dropout=c.model.dropout_rates(),
+            loss_weights=c.task.loss_weights(),
+        )
+        return jax.device_put(hparams, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+
+    def local_batch(self) -> dict[str, np.ndarray]:
+        """Returns a batch of this process's size, to compile with."""
+        row = self.train_examples(0, np.random.default_rng(0))
+        rows = self.config.batch_size // jax.process_count()
+        return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
+
+    def token_bytes(self) -> np.ndarray:
+        """Returns `[vocab]` int32, UTF-8 bytes of every token; 0 where the model has more rows than the tokenizer."""
+        padding = self.config.model.vocab_size - self.tokenizer.vocab_size
+        return np.pad(self.tokenizer.token_bytes, (0, padding))
+
+    def flops_per_step(self) -> float:
+        """Returns the model FLOPs of one step; the vocabulary projection counts at the predicted positions."""
+        rows = {name: (self.config.batch_size, *x.shape[1:]) for name, x in self.local_batch().items()}
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
+        return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
+
+
+def claim_workdir(workdir: pathlib.Path, config: Config) -> Any:
+    """Returns a lock on the workdir, made if need be; it is free again when the process ends.
+
+    Raises:
+        FlagError: another process writes there, or it is no run's workdir.
+        ConfigMismatchError: it belongs to a run with another config.
+    """
+    known = workdir / "config.json"
+    if known.exists():
+        lines = difference(from_json(known), config, MAY_CHANGE)
+        if lines:
+            raise ConfigMismatchError(
+                f"--workdir={workdir} belongs to another config: {'; '.join(lines[:5])}"
+                f"{' ...' if len(lines) > 5 else ''}; use its config or another --workdir"
+            )
+    elif workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):
+        raise FlagError(f"--workdir={workdir} exists and holds no run of lmjax; choose another or empty it")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as e:
+        raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.close()
+        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
+    except OSError:
+        # Not every network file system has locks; one writer is then up to the user.
+        pass
+    return lock
+
+
+def build(config: Config, workdir: pathlib.Path) -> Run:
+    """Returns the parts of a run: data tokenised, model and mesh checked, nothing compiled yet.
+
+    Raises:
+        FlagError: sizes that do not fit the devices or the tokenizer.
+        DataError: data that cannot be read.
+        ConfigMismatchError: the data is not what the workdir was trained on.
+    """
+    mesh = make_mesh(config.parallel)
+    model_config = config.model
+    check_divisible(
+        mesh,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        sharded={
+            "embed": model_config.embed_dim,
+            "heads": model_config.num_heads,
+            "kv_heads": model_config.kv_heads,
+            "mlp": model_config.mlp_dim,
+            "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
+        },
+    )
+    pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
+    train, evals = open_splits(config.data, pairs=pairs)
+    identity = {
+        "train": corpus_fingerprint(config.data.train),
+        "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
+        "held_out": config.data.held_out,
+        "split": config.data.split,
+        "bad_records": config.data.bad_records,
+        "pairs": pairs,
+    }
+    tokenizer = _tokenizer(config, workdir, train, identity)
+    config = _with_vocabulary(config, tokenizer)
+    _check_identity(workdir, identity | {"tokenizer": tokenizer.fingerprint})
+
+    def store(documents: Any, name: str) -> Store:
+        parts = identity | {"set": name}
+        return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
+
+    task = Task.build(config.task, tokenizer, config.model.architecture)
+    return Run(
+        config=config,
+        workdir=workdir,
+        tokenizer=tokenizer,
+        train_examples=task.examples(store(train, "train"), config.seed),
+        eval_sets=tuple(
+            EvalSet.build(
+                name,
+                task.examples(store(documents, name), 0),
+                batch_size=config.batch_size,
+                max_batches=config.evaluation.batches,
+            )
+            for name, documents in evals.items()
+        ),
+        task=task,
+        model=LanguageModel(config.model, task.heads),
+        mesh=mesh,
+    )
+
+
+def _tokenizer(
+    config: Config, workdir: pathlib.Path, train: Callable[[], Iterator[Document]], identity: dict
+) -> Tokenizer:
+    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training part."""
+    own = workdir / "tokenizer.model"
+    if own.exists():
+        return Tokenizer.load(str(own))
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    else:
+        tokenizer = _trained_tokenizer(config, train, identity)
+    if jax.process_index() == 0:
+        tokenizer.save(str(own))
+    return tokenizer
+
+
+def _trained_tokenizer(config: Config, train: Callable[[], Iterator[Document]], identity: dict) -> Tokenizer:
+    """Returns a tokenizer trained on the training part, or the one that an earlier run trained on the same."""
+    key = json.dumps([identity, config.tokenizer.model_dump()], sort_keys=True)
+    digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
+    if cached.exists():
+        return Tokenizer.load(str(cached))
+    tokenizer = train_tokenizer((d.text for d in train()), config.tokenizer)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(cached))
+    return tokenizer
+
+
+def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    size = config.model.vocab_size or -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if size < tokenizer.vocab_size:
+        raise FlagError(
+            f"--config.model.vocab_size={size} is below the tokenizer's {tokenizer.vocab_size} ids; "
+            "raise it, or leave it 0 to follow the tokenizer"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+
+
+def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
+    """Writes down what the run is trained on; raises ConfigMismatchError if the workdir says otherwise."""
+    path = workdir / "data.json"
+    if path.exists():
+        known = json.loads(path.read_text())
+        changed = [k for k in identity if known.get(k) != identity[k]]
+        if changed:
+            raise ConfigMismatchError(
+                f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
+                "bring the old data back or use another --workdir"
+            )
+    elif jax.process_index() == 0:
+        write_json(path, identity)
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a result depends on beside the config: versions, devices, the command, the commit."""
+    root = pathlib.Path(__file__).parent.parent
+    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+    return {
+        "lmjax": __version__,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+    }

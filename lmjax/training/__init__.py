@@ -1,0 +1,1 @@
+"""Training: the state, one step, the optimizer, the loop, checkpoints and metrics."""

@@ -1,0 +1,125 @@
+"""Checkpoints in a workdir: asynchronous, the newest few and the best one, written and read by orbax."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from types import TracebackType
+from typing import Any
+
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+from pydantic import Field
+
+from lmjax.errors import CheckpointError, SaveError
+from lmjax.schema import Schema
+
+PyTree = Any
+_KEEP = ocp.training.preservation_policies
+
+
+class CheckpointConfig(Schema):
+    """When checkpoints are written and which are kept."""
+
+    every: int = Field(500, ge=0, description="steps between checkpoints; 0: at the end only")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept, beside the best one")
+
+
+def _metric(metrics: dict | None) -> float:
+    """Returns the number that the best checkpoint has least of; one NaN must never count as the best."""
+    value = (metrics or {}).get("loss", math.inf)
+    return value if math.isfinite(value) else math.inf
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. A context manager: leaving it waits for what is being written."""
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        """Opens `workdir/checkpoints`, and clears away what a killed save has left there."""
+        self._path = (workdir / "checkpoints").absolute()
+        best = _KEEP.BestN(get_metric_fn=_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self._path,
+                preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(config.keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as e:
+            raise SaveError(f"--workdir={workdir}: cannot be written to: {e}") from e
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._checkpointer.close()
+        except Exception as e:
+            # An error on the way out must not hide the one that ended the run.
+            if error is None:
+                raise SaveError(f"{self._path}: the last checkpoint could not be written: {e}") from e
+            logging.error("%s: the last checkpoint could not be written: %s", self._path, e)
+
+    @property
+    def steps(self) -> list[int]:
+        """Returns the steps that have a whole checkpoint, in order."""
+        return sorted(c.step for c in self._checkpointer.checkpoints)
+
+    @property
+    def best_step(self) -> int | None:
+        """Returns the step with the least loss among those that were evaluated."""
+        scored = [(_metric(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return min(scored)[1] if scored else None
+
+    def save(self, step: int, state: PyTree, loss: float | None) -> None:
+        """Starts writing the state; returns once it may be donated again.
+
+        Args:
+            step: the number of the checkpoint; one that exists already is left alone.
+            state: the pytree to write.
+            loss: what the best checkpoint has least of, or None if this step was not evaluated.
+
+        Raises:
+            SaveError: this checkpoint, or the one before it, cannot be written.
+        """
+        if step in self.steps:
+            return
+        metrics = None if loss is None else {"loss": loss}
+        try:
+            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, metrics=metrics)
+        except Exception as e:
+            raise SaveError(f"{self._path}: step {step} could not be saved: {e}; make room or mend the disk") from e
+
+    def wait(self) -> None:
+        """Waits until what is being written is on disk; raises SaveError if it could not be."""
+        try:
+            self._checkpointer.wait()
+        except Exception as e:
+            raise SaveError(f"{self._path}: could not be saved: {e}; make room or mend the disk") from e
+
+    def restore(self, abstract: PyTree, step: int | None = None) -> PyTree | None:
+        """Returns the newest state that can be read, or None if there is no checkpoint at all.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+            step: read this checkpoint and no other.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read: a run never starts over in silence.
+        """
+        wanted = self.steps[::-1] if step is None else [step]
+        failures = []
+        for candidate in wanted:
+            try:
+                return self._checkpointer.load_checkpointables(candidate, {"state": abstract})["state"]
+            except Exception as e:
+                # Whatever breaks inside a damaged file, the checkpoint before it may still be whole.
+                failures.append(f"step {candidate}: {type(e).__name__}: {str(e).splitlines()[0][:200]}")
+                logging.error("%s: cannot read %s", self._path, failures[-1])
+        if failures:
+            raise CheckpointError(
+                f"{self._path}: no checkpoint can be read ({'; '.join(failures)}); "
+                "restore one from a copy, or start over in another --workdir"
+            )
+        return None

@@ -1,0 +1,127 @@
+"""Held-out loss: sums over an evaluation set, turned into nats per token, perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from pydantic import Field
+
+from lmjax.data.pipeline import eval_batches
+from lmjax.objectives.task import Examples
+from lmjax.parallel.mesh import to_device
+from lmjax.schema import Schema
+
+PyTree = Any
+
+
+class EvaluationConfig(Schema):
+    """When the run is evaluated, and on how much."""
+
+    every: int = Field(500, ge=0, description="steps between evaluations; 0: only before and after")
+    batches: int = Field(16, ge=1, description="at most this many batches of every evaluation set, always the same")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """A named evaluation set: its examples, and the entropy of its targets as a yardstick.
+
+    Attributes:
+        name: what its metrics are called.
+        examples: the rows.
+        batch_size: rows of a global batch.
+        max_batches: at most this many batches are read.
+        unigram_entropy: nats per target of the best model that knows frequencies only, fitted to these very targets;
+            None if the objective predicts no tokens.
+    """
+
+    name: str
+    examples: Examples
+    batch_size: int
+    max_batches: int
+    unigram_entropy: float | None
+
+    @classmethod
+    def build(cls, name: str, examples: Examples, *, batch_size: int, max_batches: int) -> EvalSet:
+        """Returns the set, with its yardstick."""
+        unmeasured = cls(name, examples, batch_size, max_batches, None)
+        return dataclasses.replace(unmeasured, unigram_entropy=unigram_entropy(unmeasured))
+
+    def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
+        """Returns an iterator over this process's part of the batches, the same rows and corruption every time."""
+        return eval_batches(
+            self.examples,
+            len(self.examples),
+            seed=0,
+            batch_size=self.batch_size,
+            max_batches=self.max_batches,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+
+def unigram_entropy(evaluated: EvalSet) -> float | None:
+    """Returns the entropy in nats of the distribution of the set's targets, or None if there are none."""
+    counts: np.ndarray | None = None
+    for batch in evaluated.batches():
+        if "targets" not in batch:
+            return None
+        found = np.bincount(batch["targets"][batch["weights"] > 0])
+        if counts is None:
+            counts = found
+        else:
+            short, long = sorted((counts, found), key=len)
+            counts = long + np.pad(short, (0, len(long) - len(short)))
+    if counts is None or not counts.sum():
+        return None
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluates parameters on every named set.
+
+    Attributes:
+        sets: the evaluation sets.
+        step: the compiled evaluation step.
+        mesh: the mesh that batches lie on.
+        token_bytes: `[vocab]`, UTF-8 bytes of every token.
+        loss_weights: weight of every objective in the total loss.
+    """
+
+    sets: tuple[EvalSet, ...]
+    step: Callable[..., Any]
+    mesh: jax.sharding.Mesh
+    token_bytes: jax.Array
+    loss_weights: dict[str, float]
+
+    def __call__(self, params: PyTree) -> dict[str, float]:
+        """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on."""
+        return {k: v for s in self.sets for k, v in self._evaluate(s, params).items()}
+
+    def _evaluate(self, evaluated: EvalSet, params: PyTree) -> dict[str, float]:
+        totals: PyTree = None
+        for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
+            sums = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
+            # Sums over a whole set outgrow float32.
+            sums = jax.tree.map(float, sums)
+            totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
+        losses, num_bytes = totals
+        return self._named(f"eval/{evaluated.name}", losses, num_bytes)
+
+    def _named(self, prefix: str, losses: dict[str, Any], num_bytes: float) -> dict[str, float]:
+        metrics = {f"{prefix}/loss": 0.0}
+        for name, s in losses.items():
+            loss = s.loss / max(s.weight, 1.0)
+            metrics[f"{prefix}/loss"] += self.loss_weights[name] * loss
+            metrics[f"{prefix}/{name}/loss"] = loss
+            metrics[f"{prefix}/{name}/accuracy"] = s.correct / max(s.weight, 1.0)
+            if name != "nsp":
+                metrics[f"{prefix}/{name}/perplexity"] = math.exp(min(loss, 700.0))
+                metrics[f"{prefix}/{name}/bits_per_byte"] = s.loss / math.log(2) / max(num_bytes, 1.0)
+        return metrics

@@ -1,0 +1,101 @@
+"""Metrics on their way out: metrics.jsonl and TensorBoard, with the same names; and where the time went."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import resource
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+import jax
+import tensorboardX
+from pydantic import Field
+
+from lmjax.schema import Schema
+
+
+class LoggingConfig(Schema):
+    """What is written down, and how often."""
+
+    every: int = Field(10, ge=1, description="steps between lines of metrics")
+    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+
+
+class MetricsWriter:
+    """Writes one line of numbers per step; a context manager.
+
+    A run that resumes computes the steps after its checkpoint again, bit for bit. Their old lines are taken out first,
+    so that every step stands in the file once.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start_step: int):
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start_step]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in lines))
+            temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = None
+        if config.tensorboard:
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes `metrics` as of `step`."""
+        self._file.write(json.dumps({"step": step} | metrics) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        # A kill can cut the last line short.
+        return float("inf")
+
+
+def read_metrics(workdir: pathlib.Path | str, name: str) -> tuple[list[int], list[float]]:
+    """Returns the steps and values of one metric of a run."""
+    lines = map(json.loads, (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines())
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+class Timers:
+    """Seconds by purpose: input, evaluation, checkpoint, compilation; the rest is training."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(("input", "evaluation", "checkpoint", "compilation"), 0.0)
+
+    @contextlib.contextmanager
+    def time(self, purpose: str) -> Iterator[None]:
+        """Adds the time spent inside to `purpose`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[purpose] += time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """Returns the most bytes in use so far: on the first local device, or by the process where devices do not tell."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

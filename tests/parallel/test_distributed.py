@@ -1,0 +1,70 @@
+"""Two processes train as one: the same batches, the same losses as a single process with two devices."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from lmjax.errors import FlagError
+from lmjax.parallel import distributed
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_flags_go_together():
+    with pytest.raises(FlagError, match="go together"):
+        distributed.initialize("127.0.0.1:1", None, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
+    ],
+)
+def test_a_cluster_is_detected_by_its_variables(variables, several):
+    assert distributed._detected(variables) is several
+
+
+def start(corpus, workdir, *flags, devices):
+    overrides = {
+        "data.held_out": 0.2, "tokenizer.kind": "char", "tokenizer.byte_fallback": "false", "batch_size": 4,
+        "task.length": 32, "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32, "model.num_layers": 1,
+        "parallel.data": 1, "parallel.fsdp": 2, "logging.every": 1, "logging.tensorboard": "false",
+        "evaluation.batches": 1, "checkpoint.every": 2,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lmjax", "train", f"--data={corpus}", f"--workdir={workdir}", "--steps=4"]
+    command += ["--noprogress", *flags, *(f"--config.{k}={v}" for k, v in overrides.items())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def losses(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [v for line in lines for k, v in line.items() if k.endswith("/loss")]
+
+
+def test_two_processes_are_one_run(corpus, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    cluster = ("--num_processes=2", f"--coordinator_address={address}")
+    processes = [start(corpus, tmp_path / "two", *cluster, f"--process_id={i}", devices=1) for i in range(2)]
+    for process in processes:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+    alone = start(corpus, tmp_path / "one", devices=2)
+    output = alone.communicate(timeout=240)[0]
+    assert alone.returncode == 0, output
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert len(losses(tmp_path / "two")) == 12

@@ -1,0 +1,65 @@
+"""Meshes that fit, meshes that do not, and where batches and parameters lie on them."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from lmjax.errors import FlagError
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.axes import RULES
+from lmjax.parallel.mesh import ParallelConfig, batch_shards, check_divisible, make_mesh, to_device
+from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.state import state_maker
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [({}, (8, 1, 1)), ({"fsdp": 4}, (2, 4, 1)), ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2))],
+)
+def test_data_takes_what_the_others_leave(sizes, shape):
+    mesh = make_mesh(ParallelConfig(**sizes))
+    assert tuple(mesh.shape.values()) == shape
+    assert batch_shards(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": 4}, {"tensor": 16}])
+def test_a_mesh_that_does_not_fit_names_the_sizes(sizes):
+    (name, size), *_ = sizes.items()
+    with pytest.raises(FlagError, match=rf"{name}={size}.*8 device\(s\)"):
+        make_mesh(ParallelConfig(**sizes))
+
+
+def test_sizes_that_do_not_divide_are_named():
+    mesh = make_mesh(ParallelConfig(data=2, tensor=4))
+    check_divisible(mesh, batch_size=4, accumulation=2, sharded={"heads": 4, "embed": 7})
+    with pytest.raises(FlagError, match=r"--config.batch_size=6.*multiple of 4"):
+        check_divisible(mesh, batch_size=6, accumulation=2, sharded={})
+    with pytest.raises(FlagError, match=r"--config.parallel.tensor=4.*kv_heads dimension of 2"):
+        check_divisible(mesh, batch_size=4, accumulation=2, sharded={"kv_heads": 2})
+
+
+def test_rows_are_split_over_data_and_fsdp_in_order():
+    mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
+    rows = np.arange(8, dtype=np.int32)
+    array = to_device({"x": rows}, mesh)["x"]
+    np.testing.assert_array_equal(array, rows)
+    assert {tuple(np.asarray(s.data)) for s in array.addressable_shards} == {(0, 1), (2, 3), (4, 5), (6, 7)}
+
+
+def test_parameters_and_optimizer_state_are_really_split():
+    """A rule that matches no parameter would leave every device with a full copy."""
+    config = ModelConfig(
+        architecture="decoder", vocab_size=64, embed_dim=16, num_heads=2, mlp_dim=32, num_layers=2, max_length=16
+    )
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=4, tensor=2))
+    optimizer = OptimizerConfig()
+    hparams = Hyperparameters.build(optimizer, steps=1, dropout=config.dropout_rates(), loss_weights={})
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        make_state, abstract = state_maker(LanguageModel(config), optimizer, hparams, 0, mesh)
+        state = make_state()
+    total = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    local = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert local < 0.25 * total
+    jax.tree.map(lambda x, a: np.testing.assert_equal(x.sharding, a.sharding), state.params, abstract.params)

@@ -1,0 +1,145 @@
+"""The config: what is refused and with which words, what survives JSON, and that no field is a dead knob."""
+
+import ast
+import pathlib
+
+import pydantic
+import pytest
+
+from lmjax.config import Config, default_config, difference, from_json, load_experiment, resolve
+from lmjax.errors import FlagError
+from lmjax.model.presets import PRESETS
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def fields(schema: type[pydantic.BaseModel] = Config):
+    """Yields the name of every field of the tree of configs."""
+    for name, info in schema.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, pydantic.BaseModel):
+            yield from fields(info.annotation)
+        yield name
+
+
+def names_read() -> set[str]:
+    """Returns every attribute that lmjax reads, and every string (fields that are read by name)."""
+    found = set()
+    for path in (ROOT / "lmjax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+READ = names_read()
+
+
+@pytest.mark.parametrize("name", sorted(set(fields())))
+def test_every_field_is_read(name):
+    assert name in READ, f"nothing reads {name}: a knob that turns nothing"
+
+
+def test_the_config_survives_json_and_serves_as_a_key(tmp_path):
+    config = resolve(objective=("mlm", "nsp"), overrides={"steps": "7", "optimizer.clip_norm": "none"})
+    (tmp_path / "config.json").write_text(config.to_json())
+    again = from_json(tmp_path / "config.json")
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.optimizer.clip_norm is None
+    assert again.digest() == config.digest() != default_config().digest()
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture"),
+    [("next_token", "decoder"), ("mlm,nsp", "encoder"), ("span_corruption", "encoder_decoder")],
+)
+def test_the_family_follows_from_the_objective(objective, architecture):
+    assert resolve(objective=tuple(objective.split(","))).model.architecture == architecture
+
+
+def test_architecture_overrides_where_it_makes_sense():
+    assert resolve(objective=("span_corruption",), architecture="decoder").model.architecture == "decoder"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_makes_a_run(preset):
+    objective = {"encoder": "mlm", "decoder": "next_token", "encoder_decoder": "span_corruption"}
+    architecture = PRESETS[preset].architecture
+    assert resolve(objective=(objective[architecture],), preset=preset).model == PRESETS[preset]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model.num_layer": "3"}, ("no field num_layer in model", "did you mean num_layers?")),
+        ({"modle.num_layers": "3"}, ("no field modle in config", "did you mean model?")),
+        ({"steps.more": "3"}, ("steps is a value, not a group",)),
+        ({"model": "3"}, ("model is a group", "num_layers")),
+        ({"model.num_layers": "many"}, ("--config.model.num_layers=many", "integer")),
+        ({"model.num_layers": "0"}, ("--config.model.num_layers=0", "greater than 0")),
+        ({"steps": "-1"}, ("--config.steps=-1", "greater than or equal to 1")),
+        ({"optimizer.learning_rate": "nan"}, ("--config.optimizer.learning_rate=nan", "finite")),
+        ({"optimizer.learning_rate": "1e309"}, ("--config.optimizer.learning_rate", "finite")),
+        ({"optimizer.schedule": "cosin"}, ("--config.optimizer.schedule=cosin", "'constant', 'linear' or 'cosine'")),
+        ({"model.embed_dim": "190"}, ("embed_dim=190", "num_heads=4")),
+        ({"task.length": "4096"}, ("4096", "max_length=512")),
+        ({"accumulation": "3"}, ("--config.batch_size=16", "--config.accumulation=3")),
+        ({"task.mlm.replace_by_mask": "0.95"}, ("replace_by_mask=0.95", "more than 1")),
+        ({"data.held_out": "0"}, ("--config.data.held_out=0", "--eval_data")),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(overrides, words):
+    with pytest.raises(FlagError) as caught:
+        resolve(overrides=overrides)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture", "words"),
+    [
+        ("mlm", "decoder", ("--architecture=decoder", "encoder")),
+        ("next_token", "encoder", ("--architecture=encoder", "decoder")),
+        ("next_token,mlm", None, ("--objective=next_token,mlm", "mlm,nsp")),
+        ("next_tokens", None, ("no objective 'next_tokens'",)),
+    ],
+)
+def test_an_objective_that_the_family_cannot_do_is_refused(objective, architecture, words):
+    with pytest.raises(FlagError) as caught:
+        resolve(objective=tuple(objective.split(",")), architecture=architecture)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+EXPERIMENT = """
+from lmjax.config import default_config
+
+VARIANTS = ("", "wide")
+
+
+def get_config(variant):
+    config = default_config(("mlm",))
+    return config.model_copy(update={"seed": 5 if variant == "wide" else 4})
+"""
+
+
+def test_flags_go_over_an_experiment(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(EXPERIMENT)
+    config = resolve(experiment=f"{path}:wide", overrides={"steps": "3"})
+    assert (config.seed, config.steps, config.task.objective) == (5, 3, ("mlm",))
+    assert resolve(experiment=str(path), objective=("next_token",)).model.architecture == "decoder"
+    with pytest.raises(FlagError, match="no variant 'tall'"):
+        load_experiment(f"{path}:tall")
+
+
+def test_a_missing_experiment_is_named():
+    with pytest.raises(FlagError, match=r"nowhere\.py"):
+        load_experiment("nowhere.py")
+
+
+def test_difference_names_what_differs_and_leaves_out_what_may():
+    old, new = default_config(), resolve(overrides={"steps": "3", "seed": "1"})
+    assert difference(old, new) == ["seed: 0 there, 1 here", "steps: 600 there, 3 here"]
+    assert difference(old, new, ("steps",)) == ["seed: 0 there, 1 here"]

@@ -1,0 +1,62 @@
+"""Evaluation: the yardstick, and numbers that do not depend on how the rows are batched."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from lmjax.model.language_model import init_params
+from lmjax.parallel.mesh import ParallelConfig, make_mesh
+from lmjax.run import build
+from lmjax.training.evaluate import EvalSet, Evaluator, unigram_entropy
+from lmjax.training.step import make_eval_step
+
+
+class Counted:
+    """Four rows whose targets are known: 0 three times, 1 once, and one padded position in each row."""
+
+    def __len__(self):
+        return 4
+
+    def __call__(self, index, rng):
+        targets = np.array([int(index == 3), 7], np.int32)
+        return {"targets": targets, "weights": np.array([1, 0], np.float32)}
+
+
+def test_unigram_entropy_is_that_of_the_weighted_targets():
+    evaluated = EvalSet("x", Counted(), batch_size=3, max_batches=9, unigram_entropy=None)
+    assert unigram_entropy(evaluated) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    return build(tiny("next_token"), tmp_path_factory.mktemp("run"))
+
+
+def evaluate(run, batch_size):
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    sets = (dataclasses.replace(run.eval_sets[0], batch_size=batch_size, max_batches=1000),)
+    step = jax.jit(make_eval_step(run.model, run.task))
+    params = nn.unbox(jax.jit(lambda: init_params(run.model, jax.random.key(0)))())
+    return Evaluator(sets, step, mesh, run.token_bytes(), {"next_token": 1.0})(params)
+
+
+def test_the_batch_size_changes_no_number(run):
+    """Rows that fill up the last batch count for nothing."""
+    rows = len(run.eval_sets[0].examples)
+    assert rows % 5, "the last batch must be filled up for this test to say something"
+    one, five = evaluate(run, 1), evaluate(run, 5)
+    assert five == pytest.approx(one, rel=1e-5)
+
+
+def test_perplexity_and_bits_per_byte_follow_from_the_loss(run):
+    metrics = evaluate(run, 4)
+    prefix = "eval/heldout/next_token"
+    assert metrics[f"{prefix}/perplexity"] == pytest.approx(math.exp(metrics[f"{prefix}/loss"]))
+    store = run.eval_sets[0].examples.rows.store
+    predictions = store.num_tokens + store.num_documents
+    bits = metrics[f"{prefix}/loss"] * predictions / math.log(2)
+    assert metrics[f"{prefix}/bits_per_byte"] == pytest.approx(bits / store.num_bytes, rel=1e-5)

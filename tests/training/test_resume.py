@@ -1,0 +1,202 @@
+"""A run is a function of its config: stopped at any point, it goes on bit for bit."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from lmjax.commands.train import train
+from lmjax.errors import CheckpointError, ConfigMismatchError, FlagError
+from lmjax.run import claim_workdir
+
+STEPS = 12
+EVERY = 4
+
+
+def bits(workdir: pathlib.Path, step: int) -> dict[str, str]:
+    """Returns a digest of every leaf of a checkpoint, PRNG key and counters included."""
+    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer, warnings.catch_warnings():
+        # Orbax warns that it takes the shardings from the checkpoint, which is what is wanted here.
+        warnings.simplefilter("ignore", UserWarning)
+        state = checkpointer.load_checkpointables(step)["state"]
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaves[jax.tree_util.keystr(path)] = hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+    return leaves
+
+
+def losses(workdir: pathlib.Path) -> dict[int, tuple[str, ...]]:
+    """Returns the losses of every step as exact hexadecimal text; a step that stands twice is an error."""
+    found: dict[int, tuple[str, ...]] = {}
+    for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+        names = sorted(name for name in line if name.endswith("loss"))
+        kind = (line["step"], names[0].split("/")[0])
+        assert kind not in found, f"{kind} stands twice"
+        found[kind] = tuple(float(line[name]).hex() for name in names)
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    """Dropout on, accumulation, and few enough rows that 12 steps cross the end of an epoch."""
+    return tiny(
+        "mlm,nsp",
+        accumulation=1,
+        steps=STEPS,
+        checkpoint__every=EVERY,
+        checkpoint__keep=10,
+        evaluation__every=EVERY,
+        data__held_out=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return train(config, workdir, progress=False)
+
+
+def resumed_from(whole: pathlib.Path, step: int, to: pathlib.Path) -> pathlib.Path:
+    """Returns a copy of a workdir as a kill after checkpoint `step` would have left it."""
+    shutil.copytree(whole, to)
+    for checkpoint in (to / "checkpoints").iterdir():
+        if int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    return to
+
+
+@pytest.mark.parametrize("step", [EVERY, 2 * EVERY])
+def test_k_and_k_steps_are_2k_steps(config, whole, tmp_path, step):
+    workdir = train(config, resumed_from(whole, step, tmp_path / "run"), progress=False)
+    assert bits(workdir, STEPS) == bits(whole, STEPS)
+    assert losses(workdir) == losses(whole)
+
+
+def test_the_epoch_ends_on_the_way(config, whole):
+    """Else the test above would not show that the second epoch's order and masks are restored."""
+    from lmjax.run import build
+
+    rows = len(build(config, whole).train_examples)
+    assert EVERY * config.batch_size < rows < STEPS * config.batch_size
+
+
+def test_a_finished_run_is_left_as_it_is(config, whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    train(config, workdir, progress=False)
+    assert losses(workdir) == losses(whole)
+    assert bits(workdir, STEPS) == bits(whole, STEPS)
+
+
+def test_another_seed_is_another_run(config, whole, tmp_path):
+    """The negative control: the digests do see a difference."""
+    other = train(config.model_copy(update={"seed": 1}), tmp_path / "run", progress=False)
+    assert bits(other, STEPS) != bits(whole, STEPS)
+
+
+def test_a_workdir_of_another_config_is_refused(config, whole):
+    with pytest.raises(ConfigMismatchError, match="seed: 0 there, 1 here"):
+        train(config.model_copy(update={"seed": 1}), whole, progress=False)
+
+
+def test_other_data_is_refused(config, whole, corpus, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    identity = json.loads((workdir / "data.json").read_text())
+    (workdir / "data.json").write_text(json.dumps(identity | {"train": "0" * 32}))
+    with pytest.raises(ConfigMismatchError, match="train changed"):
+        train(config, workdir, progress=False)
+
+
+def test_a_second_writer_is_refused(config, tmp_path):
+    with claim_workdir(tmp_path / "run", config), pytest.raises(FlagError, match="another process"):
+        claim_workdir(tmp_path / "run", config)
+
+
+def damage(workdir: pathlib.Path, step: int) -> None:
+    """Cuts every data file of a checkpoint to half of its size."""
+    for path in (workdir / "checkpoints" / str(step) / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, whole, tmp_path):
+    workdir = resumed_from(whole, 2 * EVERY, tmp_path / "run")
+    damage(workdir, 2 * EVERY)
+    train(config, workdir, progress=False)
+    assert bits(workdir, STEPS) == bits(whole, STEPS)
+
+
+def test_when_no_checkpoint_loads_the_run_does_not_start_over(config, whole, tmp_path):
+    workdir = resumed_from(whole, EVERY, tmp_path / "run")
+    damage(workdir, EVERY)
+    with pytest.raises(CheckpointError, match=r"step 4.*another --workdir"):
+        train(config, workdir, progress=False)
+
+
+@pytest.fixture(scope="module")
+def command(corpus):
+    """The command line of a run in a process of its own, on one device."""
+    flags = {
+        "data.held_out": 0.2, "tokenizer.kind": "char", "tokenizer.byte_fallback": "false", "batch_size": 4,
+        "accumulation": 2, "task.length": 32, "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32,
+        "model.num_layers": 2, "model.dropout_rate": 0.1, "checkpoint.every": 5, "logging.every": 1,
+        "logging.tensorboard": "false", "evaluation.batches": 2,
+    }  # fmt: skip
+    overrides = [f"--config.{path}={value}" for path, value in flags.items()]
+    return [sys.executable, "-m", "lmjax", "train", f"--data={corpus}", "--steps=150", "--noprogress", *overrides]
+
+
+def start(command: list[str], workdir: pathlib.Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "PYTHONWARNINGS": "error"}
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    path = workdir / "metrics.jsonl"
+    for _ in range(1200):
+        lines = path.read_text().splitlines() if path.exists() else []
+        if len(lines) > step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came")
+
+
+def test_killed_and_terminated_runs_go_on_bit_for_bit(command, tmp_path):
+    uninterrupted = start(command, tmp_path / "whole")
+    output = uninterrupted.communicate()[0]
+    assert uninterrupted.returncode == 0, output
+
+    broken = tmp_path / "broken"
+    process = start(command, broken)
+    wait_for_step(process, broken, 13)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    process = start(command, broken)
+    wait_for_step(process, broken, 35)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 75, output
+    assert "saved; run the command again" in output
+    assert "Traceback" not in output
+
+    process = start(command, broken)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert bits(broken, 150) == bits(tmp_path / "whole", 150)
+    assert losses(broken) == losses(tmp_path / "whole")
