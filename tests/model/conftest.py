@@ -13,14 +13,6 @@ from lmjax.model.language_model import LanguageModel, init_params
 TINY = {"vocab_size": 64, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, "num_layers": 2, "max_length": 16}
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Compiles these tests' many tiny programs without the optimiser: half the time, the same arithmetic."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def _build(architecture, heads, fields):
     config = ModelConfig(**(TINY | {"architecture": architecture, "rope_theta": 100.0} | dict(fields)))
