@@ -49,5 +49,16 @@ def get_config(variant: str = "") -> Config:
 
 
 def _best(config: Config) -> Config:
-    """Returns a recipe that learns more in the same time."""
-    return config
+    """Returns a recipe that learns more in the same time: longer rows, rotary positions, gated MLPs, a higher rate."""
+    model = config.model.model_copy(
+        update={"norm": "rmsnorm", "mlp": "swiglu", "mlp_dim": 384, "positions": "rope", "max_length": 128}
+    )
+    return config.model_copy(
+        update={
+            "steps": 1500,
+            "batch_size": 8,
+            "task": config.task.model_copy(update={"length": 128}),
+            "model": model,
+            "optimizer": OptimizerConfig(learning_rate=4e-3, warmup_steps=100, final_ratio=0.02, beta2=0.99),
+        }
+    )

@@ -32,6 +32,7 @@ from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
 from lmjax.training.metrics import MetricsWriter, Timers
+from lmjax.training.preemption import StopRequest
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
 
@@ -189,6 +190,8 @@ def _fit(run: Run, *, progress: bool) -> TrainState:
         jax.set_mesh(mesh),
         nn.logical_axis_rules(RULES),
         Checkpoints(run.workdir, config.checkpoint) as checkpoints,
+        # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
+        StopRequest() as stop,
     ):
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
         with timers.time("compilation"):
@@ -238,6 +241,7 @@ def _fit(run: Run, *, progress: bool) -> TrainState:
                 evaluator=evaluator,
                 checkpoints=checkpoints,
                 writer=writer,
+                stop=stop,
                 timers=timers,
                 flops_per_step=run.flops_per_step(),
                 peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),

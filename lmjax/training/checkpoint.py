@@ -37,6 +37,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         """Opens `workdir/checkpoints`, and clears away what a killed save has left there."""
         self._path = (workdir / "checkpoints").absolute()
+        self._unreadable: set[int] = set()
         best = _KEEP.BestN(get_metric_fn=_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         try:
             self._checkpointer = ocp.training.Checkpointer(
@@ -76,18 +77,21 @@ class Checkpoints:
         """Starts writing the state; returns once it may be donated again.
 
         Args:
-            step: the number of the checkpoint; one that exists already is left alone.
+            step: the number of the checkpoint; one that exists already is left alone, unless it could not be read.
             state: the pytree to write.
             loss: what the best checkpoint has least of, or None if this step was not evaluated.
 
         Raises:
             SaveError: this checkpoint, or the one before it, cannot be written.
         """
-        if step in self.steps:
+        broken = step in self._unreadable
+        if step in self.steps and not broken:
             return
         metrics = None if loss is None else {"loss": loss}
         try:
-            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, metrics=metrics)
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": state}, force=True, overwrite=broken, metrics=metrics
+            )
         except Exception as e:
             raise SaveError(f"{self._path}: step {step} could not be saved: {e}; make room or mend the disk") from e
 
@@ -115,6 +119,7 @@ class Checkpoints:
                 return self._checkpointer.load_checkpointables(candidate, {"state": abstract})["state"]
             except Exception as e:
                 # Whatever breaks inside a damaged file, the checkpoint before it may still be whole.
+                self._unreadable.add(candidate)
                 failures.append(f"step {candidate}: {type(e).__name__}: {str(e).splitlines()[0][:200]}")
                 logging.error("%s: cannot read %s", self._path, failures[-1])
         if failures:

@@ -41,6 +41,7 @@ class Loop:
         evaluator: evaluates parameters.
         checkpoints: where states are saved.
         writer: where metrics go; None on all processes but the first.
+        stop: notes that the run was asked to stop.
         timers: where the time went, compilation included.
         flops_per_step: model FLOPs of one step.
         peak_flops: of all devices together, or None if unknown.
@@ -59,6 +60,7 @@ class Loop:
     evaluator: Evaluator
     checkpoints: Checkpoints
     writer: MetricsWriter | None
+    stop: StopRequest
     timers: Timers
     flops_per_step: float
     peak_flops: float | None
@@ -77,7 +79,7 @@ class Loop:
             self._evaluate(state, 0)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         clock = _Clock(start, self)
-        with StopRequest() as stop, self._bar(start) as bar:
+        with self._bar(start) as bar:
             for number in range(start + 1, self.steps + 1):
                 with self.timers.time("input"):
                     batch = to_device(next(self.batches), self.mesh)
@@ -86,7 +88,7 @@ class Loop:
                     # The step just started runs while the one before it is read.
                     self._report(*pending, clock, bar)
                 pending = (number, metrics)
-                stopping = stop.stop_at(number)
+                stopping = self.stop.stop_at(number)
                 evaluating = self._due(number, self.evaluation.every) and not stopping
                 saving = self._due(number, self.checkpoint.every) or stopping
                 if evaluating or saving:

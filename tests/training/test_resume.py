@@ -17,7 +17,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from lmjax.commands.train import train
-from lmjax.errors import CheckpointError, ConfigMismatchError, FlagError
+from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
 from lmjax.run import claim_workdir
 
 STEPS = 12
@@ -86,6 +86,40 @@ def test_k_and_k_steps_are_2k_steps(config, whole, tmp_path, step):
     assert losses(workdir) == losses(whole)
 
 
+def test_every_metric_has_its_name(config, whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    trained = next(line for line in lines if line["step"] == 1 and "train/loss" in line)
+    for name in [
+        "loss",
+        "mlm/loss",
+        "mlm/accuracy",
+        "nsp/loss",
+        "grad_norm",
+        "param_norm",
+        "learning_rate",
+        "tokens_seen",
+        "tokens_per_second",
+        "model_flops_per_second",
+        "peak_share",
+        "peak_memory_bytes",
+        "skipped_updates",
+    ]:
+        assert f"train/{name}" in trained
+    assert {f"time/{name}" for name in ("input", "evaluation", "checkpoint", "compilation")} <= set(trained)
+    assert [line["step"] for line in lines if "eval/heldout/mlm/bits_per_byte" in line] == [0, EVERY, 2 * EVERY, STEPS]
+    # BERT's loss is the sum of both; tokens seen is the sum over the steps so far.
+    assert trained["train/loss"] == pytest.approx(trained["train/mlm/loss"] + trained["train/nsp/loss"])
+    seen = [line["train/tokens_seen"] for line in lines if "train/loss" in line]
+    assert seen == sorted(seen)
+    assert config.batch_size * config.task.length >= seen[0] > 0
+
+
+def test_a_run_that_diverges_for_good_stops_and_says_so(tiny, tmp_path):
+    overrides = {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": "none", "max_skipped": 3, "steps": 30}
+    with pytest.raises(DivergedError, match=r"3 updates in a row.*learning_rate"):
+        train(tiny("next_token", **overrides), tmp_path / "run", progress=False)
+
+
 def test_the_epoch_ends_on_the_way(config, whole):
     """Else the test above would not show that the second epoch's order and masks are restored."""
     from lmjax.run import build
@@ -131,26 +165,6 @@ def damage(workdir: pathlib.Path, step: int) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# Orbax leaves coroutines behind where a read fails.
-leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@leaves_coroutines
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, whole, tmp_path):
-    workdir = resumed_from(whole, 2 * EVERY, tmp_path / "run")
-    damage(workdir, 2 * EVERY)
-    train(config, workdir, progress=False)
-    assert bits(workdir, STEPS) == bits(whole, STEPS)
-
-
-@leaves_coroutines
-def test_when_no_checkpoint_loads_the_run_does_not_start_over(config, whole, tmp_path):
-    workdir = resumed_from(whole, EVERY, tmp_path / "run")
-    damage(workdir, EVERY)
-    with pytest.raises(CheckpointError, match=r"step 4.*another --workdir"):
-        train(config, workdir, progress=False)
-
-
 @pytest.fixture(scope="module")
 def command(corpus):
     """The command line of a run in a process of its own, on one device."""
@@ -182,11 +196,17 @@ def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -
     raise AssertionError(f"step {step} never came")
 
 
-def test_killed_and_terminated_runs_go_on_bit_for_bit(command, tmp_path):
-    uninterrupted = start(command, tmp_path / "whole")
-    output = uninterrupted.communicate()[0]
-    assert uninterrupted.returncode == 0, output
+@pytest.fixture(scope="module")
+def uninterrupted(command, tmp_path_factory):
+    """The workdir of that run, never stopped."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(command, workdir)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return workdir
 
+
+def test_killed_and_terminated_runs_go_on_bit_for_bit(command, uninterrupted, tmp_path):
     broken = tmp_path / "broken"
     process = start(command, broken)
     wait_for_step(process, broken, 13)
@@ -204,5 +224,23 @@ def test_killed_and_terminated_runs_go_on_bit_for_bit(command, tmp_path):
     process = start(command, broken)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert bits(broken, 150) == bits(tmp_path / "whole", 150)
-    assert losses(broken) == losses(tmp_path / "whole")
+    assert bits(broken, 150) == bits(uninterrupted, 150)
+    assert losses(broken) == losses(uninterrupted)
+
+
+def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command, uninterrupted, tmp_path):
+    workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+    damage(workdir, 150)
+    process = start(command, workdir)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "cannot read step 150" in output
+    assert bits(workdir, 150) == bits(uninterrupted, 150)
+
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        damage(workdir, int(checkpoint.name))
+    process = start(command, workdir)
+    output = process.communicate()[0]
+    assert process.returncode == 66, output
+    assert "no checkpoint can be read" in output
+    assert "start over in another --workdir" in output
