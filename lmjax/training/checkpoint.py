@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as stdlib_logging
 import math
 import pathlib
 from types import TracebackType
@@ -31,6 +32,16 @@ def _metric(metrics: dict | None) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def _reason(error: Exception) -> str:
+    """Returns the last line of an error: orbax hands on whole tracebacks of its threads as text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _not_from_orbax(record: stdlib_logging.LogRecord) -> bool:
+    """Drops orbax's log: its threads log the whole traceback of an error that is raised here as one message."""
+    return "orbax" not in record.pathname
+
+
 class Checkpoints:
     """The checkpoints of one workdir. A context manager: leaving it waits for what is being written."""
 
@@ -38,6 +49,7 @@ class Checkpoints:
         """Opens `workdir/checkpoints`, and clears away what a killed save has left there."""
         self._path = (workdir / "checkpoints").absolute()
         self._unreadable: set[int] = set()
+        logging.get_absl_logger().addFilter(_not_from_orbax)
         best = _KEEP.BestN(get_metric_fn=_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         try:
             self._checkpointer = ocp.training.Checkpointer(
@@ -59,8 +71,8 @@ class Checkpoints:
         except Exception as e:
             # An error on the way out must not hide the one that ended the run.
             if error is None:
-                raise SaveError(f"{self._path}: the last checkpoint could not be written: {e}") from e
-            logging.error("%s: the last checkpoint could not be written: %s", self._path, e)
+                raise SaveError(f"{self._path}: the last checkpoint could not be written: {_reason(e)}") from e
+            logging.error("%s: the last checkpoint could not be written: %s", self._path, _reason(e))
 
     @property
     def steps(self) -> list[int]:
@@ -93,14 +105,16 @@ class Checkpoints:
                 step, {"state": state}, force=True, overwrite=broken, metrics=metrics
             )
         except Exception as e:
-            raise SaveError(f"{self._path}: step {step} could not be saved: {e}; make room or mend the disk") from e
+            raise SaveError(
+                f"{self._path}: step {step} could not be saved: {_reason(e)}; make room or mend the disk"
+            ) from e
 
     def wait(self) -> None:
         """Waits until what is being written is on disk; raises SaveError if it could not be."""
         try:
             self._checkpointer.wait()
         except Exception as e:
-            raise SaveError(f"{self._path}: could not be saved: {e}; make room or mend the disk") from e
+            raise SaveError(f"{self._path}: could not be saved: {_reason(e)}; make room or mend the disk") from e
 
     def restore(self, abstract: PyTree, step: int | None = None) -> PyTree | None:
         """Returns the newest state that can be read, or None if there is no checkpoint at all.

@@ -244,3 +244,16 @@ def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command
     assert process.returncode == 66, output
     assert "no checkpoint can be read" in output
     assert "start over in another --workdir" in output
+
+
+def test_a_full_disk_is_one_message_and_never_a_checkpoint(command, uninterrupted, tmp_path):
+    """A limit on the size of files stands for the disk; what the run read and cached before is left alone."""
+    del uninterrupted  # its caches hold all that is larger than a checkpoint
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command]
+    process = start(limited, tmp_path / "run")
+    output = process.communicate()[0]
+    assert process.returncode == 74, output
+    assert "could not be saved" in output
+    assert "File too large" in output
+    assert "Traceback" not in output
+    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
