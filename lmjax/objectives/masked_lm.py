@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
-from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.base import Batch, Features, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 
 
@@ -58,7 +58,7 @@ class FullSentences(PackedPieces, Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(Objective):
+class MaskedLM(TokenPrediction):
     """Predicts the original tokens at masked positions."""
 
     config: MaskedLMConfig
@@ -125,11 +125,6 @@ class MaskedLM(Objective):
                 break
         return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the number of predictions."""
-        return jnp.sum(batch["weights"])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over the masked positions."""
-        hidden = jnp.take_along_axis(outputs.hidden, batch["prediction_positions"][..., None], axis=1)
-        return vocab_loss(hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)
+    def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """Returns `[batch, predictions, embed]`: the states at the masked positions."""
+        return jnp.take_along_axis(hidden, batch["prediction_positions"][..., None], axis=1)

@@ -3,15 +3,13 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
-from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.base import Features, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 
 
@@ -52,7 +50,7 @@ class Windows(PackedPieces, Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class NextToken(Objective):
+class NextToken(TokenPrediction):
     """Predicts every token, and the end of every document, from what stands before it."""
 
     config: NextTokenConfig
@@ -64,11 +62,3 @@ class NextToken(Objective):
         plan = pack(store.lengths + 1, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
         t = self.tokenizer
         return Windows(store, plan, self.length, t.pad_id, t.bos_id, t.eos_id)
-
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the number of predicted tokens."""
-        return jnp.sum(batch["weights"])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over all predicted tokens."""
-        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

@@ -3,16 +3,14 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
-from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.base import Features, Rows
 from lmjax.objectives.rows import PackedPieces, source_target
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 
 
@@ -50,7 +48,7 @@ class PackedPairs(PackedPieces, Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq(Objective):
+class Seq2Seq(TokenPrediction):
     """Predicts the target of a (source, target) pair."""
 
     config: Seq2SeqConfig
@@ -80,11 +78,3 @@ class Seq2Seq(Objective):
         # A pair is never cut in two, so its cost stands for its length.
         plan = pack(places, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
         return PackedPairs(store, plan, self)
-
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the number of target tokens, EOS included."""
-        return jnp.sum(batch["weights"])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over the target tokens."""
-        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)

@@ -7,16 +7,14 @@ alone, so how much room a piece takes in a row is known before anything is drawn
 import dataclasses
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
-from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.base import Features, Rows
 from lmjax.objectives.rows import PackedPieces, source_target
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 
 
@@ -85,7 +83,7 @@ class CorruptedPieces(PackedPieces, Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(Objective):
+class SpanCorruption(TokenPrediction):
     """Predicts the spans that were cut out of a text."""
 
     config: SpanCorruptionConfig
@@ -112,11 +110,3 @@ class SpanCorruption(Objective):
         longest = int(lengths[self.cost(lengths) <= self.length].max(initial=1))
         plan = pack(store.lengths, max_piece=longest, cost=self.cost, capacity=self.length, seed=seed)
         return CorruptedPieces(store, plan, self)
-
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the number of target tokens, sentinels and EOS included."""
-        return jnp.sum(batch["weights"])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over the target tokens."""
-        return vocab_loss(outputs.hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)
