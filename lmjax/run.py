@@ -226,8 +226,13 @@ def _trained_tokenizer(config: Config, train: Callable[[], Iterator[Document]], 
     return tokenizer
 
 
+def vocabulary_rows(config: Config, num_ids: int) -> int:
+    """Returns the rows of the token table: the config's, or if it has none, what a tokenizer of `num_ids` needs."""
+    return config.model.vocab_size or -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    size = config.model.vocab_size or -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    size = vocabulary_rows(config, tokenizer.vocab_size)
     if size < tokenizer.vocab_size:
         raise FlagError(
             f"--config.model.vocab_size={size} is below the tokenizer's {tokenizer.vocab_size} ids; "

@@ -27,7 +27,7 @@ from lmjax.parallel.axes import RULES
 from lmjax.parallel.host import keep_freed_memory
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
-from lmjax.run import Run, build, claim_workdir, environment
+from lmjax.run import Run, build, claim_workdir, environment, vocabulary_rows
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> pathlib.Path | None:
 
 
 def _print_config(config: Config) -> None:
-    size = config.model.vocab_size or config.tokenizer.vocab_size
+    size = vocabulary_rows(config, config.tokenizer.vocab_size)
     heads = tuple(head for o in objective_types(config.task.objective) for head in o.heads)
     model = LanguageModel(config.model.model_copy(update={"vocab_size": size}), heads)
     print(config.to_json())

@@ -9,8 +9,8 @@ from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Features, Rows
-from lmjax.objectives.rows import PackedPieces, source_target
-from lmjax.objectives.token_prediction import TokenPrediction
+from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.token_prediction import SourceToTarget
 from lmjax.schema import Schema
 
 
@@ -37,23 +37,15 @@ class PackedPairs(PackedPieces, Rows):
             source = self.store.tokens(pair, 0, min(int(middle), source_room - 1))
             target = self.store.tokens(pair, int(middle), min(int(end - middle), target_room - 1))
             pairs.append((np.append(source, t.eos_id), np.append(target, t.eos_id)))
-        return source_target(
-            pairs,
-            architecture=o.architecture,
-            length=o.length,
-            target_length=o.target_length,
-            pad_id=t.pad_id,
-            bos_id=t.bos_id,
-        )
+        return o.row(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq(TokenPrediction):
+class Seq2Seq(SourceToTarget):
     """Predicts the target of a (source, target) pair."""
 
     config: Seq2SeqConfig
     name: ClassVar[str] = "seq2seq"
-    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
     wants_pairs: ClassVar[bool] = True
 
     def room(self) -> tuple[int, int]:
@@ -71,10 +63,8 @@ class Seq2Seq(TokenPrediction):
         source_room, target_room = self.room()
         source = np.minimum(middles + 1, source_room)
         target = np.minimum(store.lengths - middles + 1, target_room)
-        if self.architecture == "decoder":
-            places = source + target
-        else:
-            places = np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
         # A pair is never cut in two, so its cost stands for its length.
-        plan = pack(places, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
+        plan = pack(
+            self.places(source, target), max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed
+        )
         return PackedPairs(store, plan, self)

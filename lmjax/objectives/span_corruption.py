@@ -13,8 +13,8 @@ from pydantic import Field
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, Rows
-from lmjax.objectives.rows import PackedPieces, source_target
-from lmjax.objectives.token_prediction import TokenPrediction
+from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.token_prediction import SourceToTarget
 from lmjax.schema import Schema
 
 
@@ -72,35 +72,20 @@ class CorruptedPieces(PackedPieces, Rows):
     def features(self, index: int, rng: np.random.Generator) -> Features:
         """Returns the features of `rows.source_target`."""
         o, t = self.objective, self.objective.tokenizer
-        return source_target(
-            [corrupt(piece, t.sentinel_ids, t.eos_id, o.config, rng) for piece in self.tokens(index)],
-            architecture=o.architecture,
-            length=o.length,
-            target_length=o.target_length,
-            pad_id=t.pad_id,
-            bos_id=t.bos_id,
-        )
+        return o.row([corrupt(piece, t.sentinel_ids, t.eos_id, o.config, rng) for piece in self.tokens(index)])
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(TokenPrediction):
+class SpanCorruption(SourceToTarget):
     """Predicts the spans that were cut out of a text."""
 
     config: SpanCorruptionConfig
     name: ClassVar[str] = "span_corruption"
-    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns the places that pieces of `lengths` tokens take in a row of `length`.
-
-        An encoder-decoder has two rows to fill; the fuller one counts, in places of the encoder's.
-        """
+        """Returns the places that pieces of `lengths` tokens take in a row of `length`, once they are corrupted."""
         noise, spans = noise_counts(lengths, self.config)
-        source, target = lengths - noise + spans + 1, noise + spans + 1
-        if self.architecture == "decoder":
-            places = source + target
-        else:
-            places = np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
+        places = self.places(lengths - noise + spans + 1, noise + spans + 1)
         # A piece with more spans than there are sentinels fits nowhere.
         return np.where(spans > len(self.tokenizer.sentinel_ids), self.length + 1, places)
 
