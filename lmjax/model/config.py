@@ -1,6 +1,7 @@
 """ModelConfig: every choice that makes one published model differ from another, as one frozen value."""
 
-from typing import Literal, Self
+import math
+from typing import Any, Literal, Self
 
 import flax.struct
 import jax
@@ -8,9 +9,13 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
+from lmjax.model.rules import problems
 from lmjax.schema import Schema
 
-GATED_MLPS = ("geglu", "geglu_new", "swiglu")
+GATED_MLPS = ("geglu", "geglu_new", "swiglu", "reglu")
+
+Bias = Literal["query", "key", "value", "out", "up", "gate", "down", "norm", "project_in", "project_out"]
+Positions = Literal["none", "learned", "sinusoidal", "rope", "relative", "alibi"]
 
 
 @flax.struct.dataclass
@@ -25,6 +30,65 @@ class DropoutRates:
     attention: jax.Array | None = None
     mlp: jax.Array | None = None
     output: jax.Array | None = None
+    layer: jax.Array | None = None
+
+
+class RopeConfig(Schema):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), and their reach beyond the length trained at."""
+
+    theta: float = Field(10_000.0, gt=0, description="Base of the wavelengths.")
+    local_theta: float | None = Field(
+        None, gt=0, description="Base, unscaled, in the layers with a window, as Gemma 3; None: as all others."
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of each head that rotates: its first dimensions.")
+    scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = Field(
+        "none",
+        description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); dynamic: a base that grows with"
+        " the row; yarn: Peng et al. 2023, arXiv:2309.00071; llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
+    )
+    factor: float = Field(1.0, ge=1, description="How many times the original length is reached; read with a scaling.")
+    original_length: int | None = Field(None, gt=0, description="Tokens the scaling starts from; None: max_length.")
+    low_frequency: float = Field(1.0, gt=0, description="llama3: fewer turns in the original length are slowed fully.")
+    high_frequency: float = Field(4.0, gt=0, description="llama3: more turns in the original length are left alone.")
+    beta_fast: float = Field(32.0, gt=0, description="yarn: more turns in the original length are left alone.")
+    beta_slow: float = Field(1.0, gt=0, description="yarn: fewer turns in the original length are slowed fully.")
+    attention_factor: float | None = Field(
+        None, gt=0, description="yarn: factor on sines and cosines; None: 0.1 ln(factor) + 1."
+    )
+
+
+class RelativeConfig(Schema):
+    """T5's bias on attention scores by distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1)."""
+
+    buckets: int = Field(32, ge=4, multiple_of=2, description="Rows of the relative-position table.")
+    max_distance: int = Field(128, gt=0, description="Distance from which all relative positions are one.")
+    per_layer: bool = Field(False, description="A table for every layer; off: the layers of a stack share one, as T5.")
+
+
+class MoEConfig(Schema):
+    """A mixture of experts in place of the MLP (Shazeer et al. 2017, arXiv:1701.06538, section 2)."""
+
+    num_experts: int = Field(0, ge=0, description="MLPs to choose from; 0: one dense MLP.")
+    top_k: int = Field(2, gt=0, description="Experts that each token passes through.")
+    mlp_dim: int | None = Field(None, gt=0, description="Width of an expert's hidden layer; None: the model's mlp_dim.")
+    every: int = Field(1, gt=0, description="Layers i with i % every == offset have experts, the others a dense MLP.")
+    offset: int = Field(0, ge=0, description="See every.")
+    normalize: bool = Field(True, description="The gates of the chosen experts add up to one, as in Mixtral.")
+    balance_weight: float = Field(
+        0.01, ge=0, description="Weight of the load-balancing loss (Fedus et al. 2022, arXiv:2101.03961, equation 4)."
+    )
+    z_weight: float = Field(
+        0.001, ge=0, description="Weight of the router's z-loss (Zoph et al. 2022, arXiv:2202.08906, equation 5)."
+    )
+    dispatch: Literal["auto", "dense", "ragged"] = Field(
+        "auto",
+        description="ragged: tokens sorted by expert, none dropped; dense: every expert sees every token, which a mesh"
+        " can split; auto: dense where the mesh has an expert axis.",
+    )
+
+    def loss_weights(self) -> dict[str, float]:
+        """Returns the weight in the loss of each of the router's losses; none without experts."""
+        return {"router_balance": self.balance_weight, "router_z": self.z_weight} if self.num_experts else {}
 
 
 class ModelConfig(Schema):
@@ -43,47 +107,108 @@ class ModelConfig(Schema):
     num_decoder_layers: int | None = Field(
         None, gt=0, description="Layers of an encoder-decoder's decoder; None: num_layers."
     )
+    share_layers: bool = Field(False, description="One layer's parameters for all of a stack, as ALBERT.")
     max_length: int = Field(gt=0, description="Tokens in the longest row; the rows of a learned position table.")
 
+    block: Literal["sequential", "parallel", "parallel_shared"] = Field(
+        "sequential",
+        description="parallel: attention and MLP read one input, each through its norm, as GPT-NeoX;"
+        " parallel_shared: through one norm, as GPT-J and PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2).",
+    )
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every normalisation.")
-    norm_position: Literal["pre", "post"] = Field(
-        "pre", description="pre: x + f(norm(x)), and a norm after the last layer; post: norm(x + f(x)), as in BERT."
+    norm_position: Literal["pre", "post", "sandwich", "output", "none"] = Field(
+        "pre",
+        description="pre: x + f(norm(x)); post: norm(x + f(x)), as BERT; sandwich: x + norm(f(norm(x))), as Gemma 2;"
+        " output: x + norm(f(x)), as OLMo 2. All but post and none end a stack with a norm.",
     )
     norm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance before the square root.")
-    use_bias: bool = Field(True, description="Biases in projections, MLPs and LayerNorms.")
-    mlp: Literal["relu", "gelu", "gelu_new", "silu", "geglu", "geglu_new", "swiglu"] = Field(
+    norm_scale: bool = Field(True, description="Normalisations have a learned scale.")
+    norm_offset: bool = Field(False, description="The learned scale is 1 + w and w starts at 0, as Gemma.")
+    biases: tuple[Bias, ...] = Field(
+        ("query", "key", "value", "out", "up", "gate", "down", "norm", "project_in", "project_out"),
+        description="Layers with a bias; the heads' own layers have one where this is not empty.",
+    )
+    mlp: Literal["relu", "relu2", "gelu", "gelu_new", "silu", "geglu", "geglu_new", "swiglu", "reglu"] = Field(
         "gelu_new",
-        description="Activation; `_new`: GELU by tanh; geglu, geglu_new (T5 v1.1) and swiglu are gated.",
+        description="Activation; `_new`: GELU by tanh; relu2: its square (So et al. 2021, arXiv:2109.08668); geglu,"
+        " geglu_new (T5 v1.1), swiglu and reglu are gated (Shazeer 2020, arXiv:2002.05202).",
     )
-    positions: Literal["none", "learned", "sinusoidal", "rope", "relative"] = Field(
-        "learned", description="How the order of tokens enters; relative: T5's bias on the attention scores."
-    )
-    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
-    relative_buckets: int = Field(32, ge=4, multiple_of=2, description="Rows of the relative-position table.")
-    relative_max_distance: int = Field(128, gt=0, description="Distance from which all relative positions are one.")
-    num_types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
+    moe: MoEConfig = Field(MoEConfig(), description="A mixture of experts in place of the MLP.")
 
+    positions: Positions = Field(
+        "learned",
+        description="How the order of tokens enters; relative: T5's bias on the attention scores; alibi: a fixed one,"
+        " linear in the distance (Press et al. 2022, arXiv:2108.12409).",
+    )
+    decoder_positions: Positions | None = Field(None, description="Of an encoder-decoder's decoder; None: positions.")
+    cross_positions: Literal["none", "rope", "relative", "alibi"] = Field(
+        "none", description="In cross-attention, between the positions of the two sides."
+    )
+    position_offset: int = Field(0, ge=0, description="Unused rows that start a learned table: 2 in RoBERTa and BART.")
+    rope: RopeConfig = Field(RopeConfig(), description="Rotary positions.")
+    relative: RelativeConfig = Field(RelativeConfig(), description="Relative positions.")
+
+    attention_kernel: Literal["auto", "plain", "xla", "cudnn", "splash", "blockwise"] = Field(
+        "auto", description="How attention is computed; auto: by backend, length and what is asked of it."
+    )
+    attention_scale: float | None = Field(
+        None, gt=0, description="Factor on the attention scores; None: head_dim**-0.5; T5: 1."
+    )
+    attention_window: int | None = Field(
+        None, gt=0, description="A token sees those less than this far away (Beltagy et al. 2020, arXiv:2004.05150)."
+    )
+    global_every: int = Field(0, ge=0, description="Layers i with i % global_every == global_offset have no window.")
+    global_offset: int = Field(0, ge=0, description="See global_every: 2 and 1 in Gemma 2, 6 and 5 in Gemma 3.")
+    sink_tokens: int = Field(
+        0, ge=0, description="First tokens that windows do not hide (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
+    )
+    sink_logits: bool = Field(False, description="A learned logit per head beside the keys', as gpt-oss, 2508.10925.")
+    attention_softcap: float | None = Field(
+        None, gt=0, description="Scores are cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118, section 2)."
+    )
+    logit_softcap: float | None = Field(None, gt=0, description="The same for the vocabulary's logits.")
+    qk_norm: Literal["none", "head", "full"] = Field(
+        "none",
+        description="Queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245): each head, as Qwen3, or"
+        " all heads together, as OLMo 2.",
+    )
+
+    embedding_dim: int | None = Field(
+        None, gt=0, description="Width of the embedding tables where it is not embed_dim (ALBERT, arXiv:1909.11942)."
+    )
+    num_types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
     embed_norm: bool = Field(False, description="Normalise the sum of the input embeddings, as BERT does.")
-    embed_scale: bool = Field(False, description="Multiply token embeddings by sqrt(embed_dim), as Vaswani et al. do.")
+    embed_scale: bool = Field(
+        False, description="Multiply token embeddings by the root of their width, as Vaswani et al. do."
+    )
     tie_embeddings: bool = Field(True, description="The token table is also the output projection.")
-    logit_scale: bool = Field(False, description="Multiply tied logits by embed_dim**-0.5, as T5 does.")
+    logit_scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
     output_bias: bool = Field(False, description="A bias for every token's logit.")
-    attention_scale: bool = Field(True, description="Divide attention scores by sqrt(head_dim); T5 does not.")
     mlm_transform: bool = Field(
         False, description="Dense, activation and norm between an encoder and its masked-LM logits, as in BERT."
     )
-
-    initializer: Literal["normal", "scaled", "fan_in"] = Field(
-        "normal",
-        description="normal: std init_std; scaled: also divides what writes to the residual stream by"
-        " sqrt(2 num_layers), as GPT-2; fan_in: std fan_in**-0.5 and unit embeddings, as T5.",
+    generator_size: float = Field(
+        0.25, gt=0, le=1, description="Width of ELECTRA's generator over the model's; read with replaced tokens."
     )
-    init_std: float = Field(0.02, gt=0, description="Standard deviation of the normal and scaled initializers.")
+
+    initializer: Literal["normal", "truncated_normal", "scaled", "depth_scaled", "fan_in", "xavier"] = Field(
+        "normal",
+        description="normal: std init_std; truncated_normal: cut at two of them, as BERT; scaled: also divides what"
+        " writes to the residual stream by sqrt(2 num_layers), as GPT-2; depth_scaled: layer i's by sqrt(2 (i + 1));"
+        " fan_in: std fan_in**-0.5 and unit embeddings, as T5; xavier: uniform (Glorot and Bengio 2010).",
+    )
+    init_std: float = Field(0.02, gt=0, description="Deviation of the (truncated) normal and scaled initializers.")
 
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the input embeddings and on each residual branch.")
     attention_dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the attention probabilities.")
     mlp_dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the MLP's hidden layer, as T5.")
     output_dropout_rate: float = Field(0.0, ge=0, lt=1, description="After the last layer of a stack, as T5.")
+    layer_drop_rate: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Stochastic depth (Huang et al. 2016, arXiv:1603.09382): branches of whole rows, more with depth.",
+    )
 
     scan_layers: bool = Field(True, description="Compile one layer and scan over it; off: every layer in turn.")
     remat: Literal["none", "dots", "full"] = Field(
@@ -95,55 +220,10 @@ class ModelConfig(Schema):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         """Raises ValueError, with the fields, their values and the remedy, for sizes and choices that do not fit."""
-        for broken, message in self._problems():
+        for broken, message in problems(self):
             if broken:
                 raise ValueError(message)
         return self
-
-    def _problems(self) -> tuple[tuple[bool, str], ...]:
-        """Returns every rule between fields as (is it broken?, what to say)."""
-        cross = self.architecture == "encoder_decoder"
-        relative = self.positions == "relative"
-        return (
-            (
-                self.head_dim is None and self.embed_dim % self.num_heads != 0,
-                f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}; change one, or head_dim",
-            ),
-            (
-                self.num_heads % self.kv_heads != 0,
-                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; change one of them",
-            ),
-            (
-                self.positions == "rope" and self.width_of_head % 2 != 0,
-                f"positions=rope rotates pairs and head_dim={self.width_of_head} is odd; use an even head_dim",
-            ),
-            (
-                self.positions == "sinusoidal" and self.embed_dim % 2 != 0,
-                f"positions=sinusoidal needs an even embed_dim, and it is {self.embed_dim}",
-            ),
-            (
-                relative and self.relative_max_distance <= self.relative_buckets // 2,
-                f"relative_max_distance={self.relative_max_distance} must be above half of"
-                f" relative_buckets={self.relative_buckets}: that many distances have a bucket each",
-            ),
-            (
-                self.num_decoder_layers is not None and not cross,
-                f"num_decoder_layers={self.num_decoder_layers} is for architecture=encoder_decoder; with"
-                f" architecture={self.architecture} set num_layers",
-            ),
-            (
-                self.num_types > 0 and cross,
-                f"num_types={self.num_types}: an encoder-decoder has no token types; set num_types=0",
-            ),
-            (
-                self.logit_scale and not self.tie_embeddings,
-                "logit_scale=True scales tied logits; set tie_embeddings=True or logit_scale=False",
-            ),
-            (
-                self.mlm_transform and self.architecture != "encoder",
-                f"mlm_transform=True is for architecture=encoder, not {self.architecture}; set mlm_transform=False",
-            ),
-        )
 
     @property
     def kv_heads(self) -> int:
@@ -156,9 +236,29 @@ class ModelConfig(Schema):
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
+    def rotated_dim(self) -> int:
+        """Dimensions of a head that rotate."""
+        return int(self.width_of_head * self.rope.fraction)
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on the attention scores."""
+        return self.width_of_head**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
     def decoder_layers(self) -> int:
         """Layers of the decoder stack."""
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def table_dim(self) -> int:
+        """Width of the embedding tables."""
+        return self.embed_dim if self.embedding_dim is None else self.embedding_dim
+
+    @property
+    def factorised(self) -> bool:
+        """Whether the embeddings have a width of their own, and projections to and from the model's."""
+        return self.table_dim != self.embed_dim
 
     @property
     def gated_mlp(self) -> bool:
@@ -166,28 +266,82 @@ class ModelConfig(Schema):
         return self.mlp in GATED_MLPS
 
     @property
+    def pre_norm(self) -> bool:
+        """Whether a branch reads its input through a norm."""
+        return self.norm_position in ("pre", "sandwich")
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a stack ends with a norm: where its residual stream is not normalised already."""
+        return self.norm_position not in ("post", "none")
+
+    @property
     def embedding_std(self) -> float:
         """Standard deviation of the embedding tables at the start.
 
         `fan_in` gives tokens unit variance where they enter the stack, and gives a tied table that scales nothing on
-        its way out logits of unit variance instead.
+        its way out logits of unit variance instead; `xavier`, which is for layers, goes with the latter.
         """
-        if self.initializer != "fan_in":
+        if self.initializer not in ("fan_in", "xavier"):
             return self.init_std
-        small = self.embed_scale or (self.tie_embeddings and not self.logit_scale)
-        return self.embed_dim**-0.5 if small else 1.0
-
-    @property
-    def residual_init_scale(self) -> float:
-        """Factor on the initial kernels that write to the residual stream (Radford et al. 2019, section 2.3)."""
-        return (2 * self.num_layers) ** -0.5 if self.initializer == "scaled" else 1.0
+        small = self.embed_scale or (self.tie_embeddings and not self.logit_scale) or self.initializer == "xavier"
+        return self.table_dim**-0.5 if small else 1.0
 
     @property
     def query_init_scale(self) -> float:
         """Factor on the initial query kernel: T5 puts there the 1/sqrt(head_dim) that its scores lack."""
-        return self.width_of_head**-0.5 if self.initializer == "fan_in" and not self.attention_scale else 1.0
+        return self.width_of_head**-0.5 / self.score_scale if self.initializer == "fan_in" else 1.0
+
+    def side_positions(self, decoder: bool) -> str:
+        """Returns how the order of tokens enters the encoder or the decoder."""
+        return self.decoder_positions if decoder and self.decoder_positions is not None else self.positions
+
+    def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
+        """Returns whether a layer has no window; traced if the layer's number is."""
+        if self.attention_window is None or not self.global_every:
+            return self.attention_window is None
+        return layer % self.global_every == self.global_offset
+
+    def has_experts(self, layer: int | jax.Array) -> bool:
+        """Returns whether a layer has experts in place of the MLP; a traced layer is like every other."""
+        if not self.moe.num_experts or self.moe.every == 1:
+            return self.moe.num_experts > 0
+        return layer % self.moe.every == self.moe.offset
+
+    def residual_init_scale(self, layer: int | jax.Array) -> float | jax.Array:
+        """Returns the factor on a layer's initial kernels that write to the residual stream.
+
+        `scaled`: Radford et al. 2019, section 2.3; `depth_scaled`: Zhang et al. 2019, arXiv:1908.11365, section 4.1.
+        """
+        if self.initializer == "depth_scaled":
+            return (2 * (layer + 1)) ** -0.5
+        return (2 * self.num_layers) ** -0.5 if self.initializer == "scaled" else 1.0
 
     def dropout_rates(self) -> DropoutRates:
         """Returns the rates as float32 scalars, None where a rate is 0: what a training step traces."""
-        rates = (self.dropout_rate, self.attention_dropout_rate, self.mlp_dropout_rate, self.output_dropout_rate)
+        rates = (
+            self.dropout_rate,
+            self.attention_dropout_rate,
+            self.mlp_dropout_rate,
+            self.output_dropout_rate,
+            self.layer_drop_rate,
+        )
         return DropoutRates(*(np.float32(rate) if rate else None for rate in rates))
+
+    def generator(self) -> "ModelConfig":
+        """Returns the generator that goes with a replaced-token head: as deep, narrower, the same embedding tables.
+
+        Clark et al. 2020, arXiv:2003.10555, sections 3.2 and 3.3. It is dense, and its output is its token table.
+        """
+        size, heads = self.generator_size, max(1, round(self.num_heads * self.generator_size))
+        fields: dict[str, Any] = {
+            # Even heads, so that rotary positions fit them too.
+            "embed_dim": 2 * heads * max(1, round(self.embed_dim * size / (2 * heads))),
+            "num_heads": heads,
+            "num_kv_heads": None if self.num_kv_heads is None else math.gcd(heads, max(1, round(self.kv_heads * size))),
+            "mlp_dim": max(1, round(self.mlp_dim * size)),
+            "embedding_dim": self.table_dim,
+            "tie_embeddings": True,
+            "moe": MoEConfig(),
+        }
+        return ModelConfig.model_validate(self.model_dump() | fields)

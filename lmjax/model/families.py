@@ -2,10 +2,12 @@
 
 Each takes a batch, a dict of `[batch, length]` arrays, and returns hidden states `[batch, length, embed]`. Fields that
 it does not know (targets, weights) are ignored. `positions` may be left out (0, 1, 2 ...), and so may `segment_ids`
-(the row is one segment; 0 is padding) and `type_ids` (all 0; read only where the config has token types).
+(the row is one segment; 0 is padding), `type_ids` (all 0; read only where the config has token types) and `prefix`
+(all 0; 1 where a decoder's token is seen by the whole of its segment).
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,36 +15,44 @@ import jax.numpy as jnp
 
 from lmjax.errors import FlagError
 from lmjax.model.config import DropoutRates, ModelConfig
-from lmjax.model.layers import Embed, Norm, dropout
+from lmjax.model.layers import Dense, Embed, Norm, dropout
 from lmjax.model.positions import sinusoidal
-from lmjax.model.transformer import Stack
+from lmjax.model.transformer import Sequence, Stack
 from lmjax.parallel import axes
 
 Batch = Mapping[str, jax.Array]
 
 
 class InputEmbedding(nn.Module):
-    """Tokens, positions and token types as vectors; the token table is its owner's, who may share it."""
+    """Tokens, positions and token types as vectors; the token table is its owner's, who may share it.
+
+    Attributes:
+        table: of the tokens.
+        decoder: whether this is the decoder of an encoder-decoder, whose positions may be of another kind.
+    """
 
     config: ModelConfig
     table: Embed
+    decoder: bool = False
 
     @nn.compact
     def __call__(self, batch: Batch, positions: jax.Array, rates: DropoutRates) -> jax.Array:
-        """Returns `[batch, length, embed]`."""
+        """Returns `[batch, length, table width]`."""
         config, tokens = self.config, batch["tokens"]
-        if config.positions == "learned" and tokens.shape[1] > config.max_length:
+        kind = config.side_positions(self.decoder)
+        if kind == "learned" and tokens.shape[1] > config.max_length:
             raise FlagError(
                 f"rows of {tokens.shape[1]} tokens, and max_length={config.max_length} rows in the learned position"
                 " table; raise max_length or shorten the rows"
             )
         x = self.table(tokens)
         if config.embed_scale:
-            x *= config.embed_dim**0.5
-        if config.positions == "learned":
-            x += Embed(config, config.max_length, "positions", name="positions")(positions)
-        elif config.positions == "sinusoidal":
-            x += sinusoidal(positions, config.embed_dim).astype(x.dtype)
+            x *= config.table_dim**0.5
+        if kind == "learned":
+            rows = config.max_length + config.position_offset
+            x += Embed(config, rows, "positions", name="positions")(positions + config.position_offset)
+        elif kind == "sinusoidal":
+            x += sinusoidal(positions, config.table_dim).astype(x.dtype)
         if config.num_types:
             types = batch.get("type_ids", jnp.zeros_like(tokens))
             x += Embed(config, config.num_types, "types", name="types")(types)
@@ -52,40 +62,59 @@ class InputEmbedding(nn.Module):
         return axes.constrain(x, ("act_batch", "act_length", "act_embed"))
 
 
-class Encoder(nn.Module):
+class Side(nn.Module):
+    """Input embeddings and a stack: what an encoder and a decoder have in common.
+
+    Attributes:
+        table: of the tokens.
+        shared_inputs: another model's embeddings of the inputs, to be used here too; None: its own.
+    """
+
+    config: ModelConfig
+    table: Embed
+    shared_inputs: InputEmbedding | None = None
+
+    causal: ClassVar[bool]
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        config, shared = self.config, self.shared_inputs
+        self.inputs = InputEmbedding(config, self.table, self.causal) if shared is None else shared
+        if config.factorised:
+            self.project_in = Dense(config, (config.embed_dim,), ("embedding", "embed"))
+        layers = config.decoder_layers if self.causal else config.num_layers
+        self.stack = Stack(config, layers, self.causal)
+
+    def sequence(self, batch: Batch, rates: DropoutRates) -> Sequence:
+        """Returns what enters the stack."""
+        positions = _positions(batch)
+        x = self.inputs(batch, positions, rates)
+        prefix = batch["prefix"] > 0 if "prefix" in batch else None
+        x = self.project_in(x) if self.config.factorised else x
+        return Sequence(x, positions, batch.get("segment_ids"), prefix)
+
+
+class Encoder(Side):
     """Every token sees every token of its segment (Devlin et al. 2019, arXiv:1810.04805, section 3)."""
 
-    config: ModelConfig
-    table: Embed
+    causal = False
 
-    @nn.compact
     def __call__(self, batch: Batch, rates: DropoutRates) -> jax.Array:
         """Returns `[batch, length, embed]`; reads `tokens positions segment_ids type_ids`."""
-        positions = _positions(batch)
-        x = InputEmbedding(self.config, self.table, name="inputs")(batch, positions, rates)
-        stack = Stack(self.config, self.config.num_layers, causal=False, name="stack")
-        return stack(x, positions, batch.get("segment_ids"), rates)
+        return self.stack(self.sequence(batch, rates), rates)
 
 
-class Decoder(nn.Module):
-    """Every token sees its segment up to itself (Radford et al. 2019, section 2.3), and a memory where there is one."""
+class Decoder(Side):
+    """Every token sees its segment up to itself (Radford et al. 2019, section 2.3), and a memory where there is one.
 
-    config: ModelConfig
-    table: Embed
+    Tokens under `prefix` are seen by all of their segment (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1).
+    """
 
-    @nn.compact
-    def __call__(
-        self,
-        batch: Batch,
-        rates: DropoutRates,
-        memory: jax.Array | None = None,
-        memory_segment_ids: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns `[batch, length, embed]`; reads `tokens positions segment_ids type_ids`."""
-        positions = _positions(batch)
-        x = InputEmbedding(self.config, self.table, name="inputs")(batch, positions, rates)
-        stack = Stack(self.config, self.config.decoder_layers, causal=True, name="stack")
-        return stack(x, positions, batch.get("segment_ids"), rates, memory, memory_segment_ids)
+    causal = True
+
+    def __call__(self, batch: Batch, rates: DropoutRates, memory: Sequence | None = None) -> jax.Array:
+        """Returns `[batch, length, embed]`; reads `tokens positions segment_ids type_ids prefix`."""
+        return self.stack(self.sequence(batch, rates), rates, memory)
 
 
 class EncoderDecoder(nn.Module):
@@ -113,7 +142,9 @@ class EncoderDecoder(nn.Module):
 
     def decode(self, batch: Batch, memory: jax.Array, rates: DropoutRates) -> jax.Array:
         """Returns the decoder's `[batch, length, embed]`, given the encoder's output."""
-        return self.decoder(_side(batch, "decoder_"), rates, memory, batch.get("encoder_segment_ids"))
+        asked = _side(batch, "encoder_")
+        sequence = Sequence(memory, _positions(asked), asked.get("segment_ids"))
+        return self.decoder(_side(batch, "decoder_"), rates, sequence)
 
 
 FAMILIES = {"encoder": Encoder, "decoder": Decoder, "encoder_decoder": EncoderDecoder}

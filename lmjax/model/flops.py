@@ -7,46 +7,65 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 
 
-def forward_flops(model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None) -> int:
+def forward_flops(
+    model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None, *, causal: bool = False
+) -> int:
     """Returns the FLOPs of the matrix products of one forward pass; a multiply and an add are two.
 
-    Attention counts every pair of a query and a key, masked or not: that is what the kernel computes, and the
-    convention of Chowdhery et al. 2022, arXiv:2204.02311, appendix B. Norms, activations, softmax and table
-    look-ups are left out.
+    Attention counts every pair of a query and a key that is not outside a window, masked or not: the convention of
+    Chowdhery et al. 2022, arXiv:2204.02311, appendix B. A mixture of experts counts those that a token passes through.
+    Norms, activations, softmax and table look-ups are left out.
 
     Args:
         model: the architecture and its heads.
         batch: anything with `.shape` under the names of the batch's token fields.
         predictions: positions at which the vocabulary projection runs; None: all of the side that predicts.
+        causal: count the attention of a decoder to itself at half: the pairs that its order leaves.
     """
     config = model.config
     if config.architecture == "encoder_decoder":
         rows, sources = batch["encoder_tokens"].shape
         length = batch["decoder_tokens"].shape[1]
-        total = config.num_layers * _layer(config, sources) * sources
-        total += config.decoder_layers * (_layer(config, length) * length + _cross(config, length, sources))
+        per_row = _stack(config, config.num_layers, sources, decoder=False, half=False)
+        per_row += _stack(config, config.decoder_layers, length, decoder=True, half=causal)
+        per_row += config.decoder_layers * _cross(config, length, sources)
     else:
+        decoder = config.architecture == "decoder"
         rows, length = batch["tokens"].shape
-        total = config.num_layers * _layer(config, length) * length
-    total *= rows
+        per_row = _stack(config, config.num_layers, length, decoder=decoder, half=causal and decoder)
+    total = rows * per_row
     if model.has_vocabulary:
-        width = config.vocab_size + (config.embed_dim if config.mlm_transform else 0)
-        total += 2 * config.embed_dim * width * (rows * length if predictions is None else predictions)
+        total += _vocabulary(config) * (rows * length if predictions is None else predictions)
     if "next_sentence" in model.heads:
         total += 2 * config.embed_dim * (config.embed_dim + 2) * rows
+    if "replaced_token" in model.heads:
+        total += 2 * config.embed_dim * (config.embed_dim + 1) * rows * length
+        total += forward_flops(LanguageModel(config.generator(), ("masked_lm",)), batch, predictions)
     return total
 
 
-def train_flops(model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None) -> int:
+def train_flops(
+    model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None, *, causal: bool = False
+) -> int:
     """Returns the FLOPs of a training step: the backward pass costs twice the forward; recomputation is not counted."""
-    return 3 * forward_flops(model, batch, predictions)
+    return 3 * forward_flops(model, batch, predictions, causal=causal)
 
 
-def _layer(config: ModelConfig, keys: int) -> int:
-    """Returns the FLOPs of self-attention and MLP for one token that faces `keys` keys."""
-    heads, mlps = 2 * (config.num_heads + config.kv_heads) * config.width_of_head, 3 if config.gated_mlp else 2
-    products = 2 * config.num_heads * config.width_of_head * keys
-    return 2 * (config.embed_dim * (heads + mlps * config.mlp_dim) + products)
+def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool, half: bool) -> int:
+    """Returns the FLOPs of the input embeddings and the layers for one row, cross-attention left out."""
+    heads = 2 * (config.num_heads + config.kv_heads) * config.width_of_head
+    mlps, moe = 3 if config.gated_mlp else 2, config.moe
+    total = config.table_dim * config.embed_dim * length if config.factorised else 0
+    for layer in range(layers):
+        keys = length
+        if not config.is_global(layer):
+            keys = min(keys, config.attention_window if decoder else 2 * config.attention_window - 1)
+        pairs = min(length * keys, length * length // 2) if half else length * keys
+        width = mlps * config.mlp_dim
+        if config.has_experts(layer):
+            width = mlps * moe.top_k * (moe.mlp_dim or config.mlp_dim) + moe.num_experts
+        total += config.embed_dim * (heads + width) * length + 2 * config.num_heads * config.width_of_head * pairs
+    return 2 * total
 
 
 def _cross(config: ModelConfig, queries: int, keys: int) -> int:
@@ -54,3 +73,10 @@ def _cross(config: ModelConfig, queries: int, keys: int) -> int:
     asking, asked = 2 * config.num_heads * config.width_of_head, 2 * config.kv_heads * config.width_of_head
     products = 2 * config.num_heads * config.width_of_head * queries * keys
     return 2 * (config.embed_dim * (asking * queries + asked * keys) + products)
+
+
+def _vocabulary(config: ModelConfig) -> int:
+    """Returns the FLOPs of the vocabulary's logits at one position, and of what stands before them."""
+    width = config.table_dim if config.tie_embeddings else config.embed_dim
+    before = config.embed_dim * width if config.mlm_transform or width != config.embed_dim else 0
+    return 2 * (before + width * config.vocab_size)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.config import DropoutRates, ModelConfig
-from lmjax.model.families import FAMILIES, Batch
-from lmjax.model.heads import MaskedLMTransform, NextSentenceHead
+from lmjax.model.families import FAMILIES, Batch, InputEmbedding
+from lmjax.model.heads import MaskedLMTransform, NextSentenceHead, ReplacedTokenHead
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.parallel import axes
 
-HEADS = ("masked_lm", "next_sentence")
+HEADS = ("masked_lm", "next_sentence", "replaced_token")
 
 
 class LanguageModel(nn.Module):
@@ -22,11 +22,14 @@ class LanguageModel(nn.Module):
 
     Attributes:
         config: the architecture.
-        heads: any of "masked_lm", "next_sentence"; encoders only.
+        heads: any of "masked_lm", "next_sentence", "replaced_token"; encoders only. The last brings a generator
+            along, a smaller masked language model that shares the embeddings of the inputs.
+        shared: the token table and the embeddings of the inputs of another model, to be used here too; None: its own.
     """
 
     config: ModelConfig
     heads: tuple[str, ...] = ()
+    shared: tuple[Embed, InputEmbedding] | None = None
 
     def setup(self) -> None:
         """Makes the parts; a part that is never called has no parameters."""
@@ -35,14 +38,24 @@ class LanguageModel(nn.Module):
             raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join(HEADS)}")
         if self.heads and config.architecture != "encoder":
             raise ValueError(f"heads={self.heads} stand on an encoder, and architecture={config.architecture}")
-        self.embedding = Embed(config, config.vocab_size, "vocab")
-        self.backbone = FAMILIES[config.architecture](config, self.embedding)
+        if self.shared is None:
+            self.embedding = Embed(config, config.vocab_size, "vocab")
+            self.backbone = FAMILIES[config.architecture](config, self.embedding)
+        else:
+            self.embedding, inputs = self.shared
+            self.backbone = FAMILIES[config.architecture](config, self.embedding, inputs)
         if "next_sentence" in self.heads:
             self.next_sentence_head = NextSentenceHead(config)
+        if "replaced_token" in self.heads:
+            self.replaced_token_head = ReplacedTokenHead(config)
+            shared = self.embedding, self.backbone.inputs
+            self.generator = LanguageModel(config.generator(), ("masked_lm",), shared)
         if not self.has_vocabulary:
             return
         if config.mlm_transform:
             self.transform = MaskedLMTransform(config)
+        elif config.tie_embeddings and config.factorised:
+            self.project_out = Dense(config, (config.table_dim,), ("embed", "embedding"))
         if not config.tie_embeddings:
             self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
         if config.output_bias:
@@ -75,17 +88,37 @@ class LanguageModel(nn.Module):
         config = self.config
         if not self.has_vocabulary:
             raise ValueError(f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',)")
-        x = self.transform(hidden) if config.mlm_transform else hidden
+        x = hidden
+        if config.mlm_transform:
+            x = self.transform(x)
+        elif config.tie_embeddings and config.factorised:
+            x = self.project_out(x)
         logits = self.embedding.attend(x) if config.tie_embeddings else self.output(x)
         if config.logit_scale:
-            logits *= config.embed_dim**-0.5
+            logits *= config.table_dim**-0.5
         if config.output_bias:
             logits += align(self.output_bias.astype(jnp.float32), logits)
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
         return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
 
     def next_sentence(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits `[batch, 2]` from the first position of `[batch, length, embed]`."""
         return self.next_sentence_head(hidden)
+
+    def replaced_token(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[batch, length]` of having been replaced, for `[batch, length, embed]`."""
+        return self.replaced_token_head(hidden)
+
+    def generator_states(
+        self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
+    ) -> jax.Array:
+        """Returns the generator's hidden states `[batch, length, generator width]`; arguments as of a call."""
+        return self.generator(batch, deterministic=deterministic, dropout_rates=dropout_rates)
+
+    def generator_logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[..., vocab]` for the generator's hidden states, of all positions or a choice."""
+        return self.generator.logits(hidden)
 
     def outputs(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns every output of this model by name, without dropout: what initialisation calls."""
@@ -94,6 +127,9 @@ class LanguageModel(nn.Module):
             result["logits"] = self.logits(result["hidden"])
         if "next_sentence" in self.heads:
             result["next_sentence"] = self.next_sentence(result["hidden"])
+        if "replaced_token" in self.heads:
+            result["replaced_token"] = self.replaced_token(result["hidden"])
+            result["generator_logits"] = self.generator_logits(self.generator_states(batch))
         return result
 
 

@@ -1,6 +1,7 @@
 """Dense, Embed, Norm, MLP and dropout: the parts of a block that know nothing of a sequence."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,10 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.config import ModelConfig
+from lmjax.model.cpu import bfloat16_dot
+from lmjax.model.platform import platform
 from lmjax.parallel import axes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, arXiv:2109.08668, section 3.2
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
@@ -19,16 +23,45 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "geglu": functools.partial(jax.nn.gelu, approximate=False),
     "geglu_new": functools.partial(jax.nn.gelu, approximate=True),
     "swiglu": jax.nn.silu,
+    "reglu": jax.nn.relu,
 }
 
 
+def kernel_init(
+    config: ModelConfig, fan_in: int, fan_out: int, scale: float | jax.Array = 1.0
+) -> nn.initializers.Initializer:
+    """Returns the config's initializer of a kernel.
+
+    Args:
+        config: of the model.
+        fan_in: numbers that each output is a sum over.
+        fan_out: outputs.
+        scale: factor on what it draws; a traced one may differ between scanned layers.
+    """
+    if config.initializer == "truncated_normal":
+        return nn.initializers.truncated_normal(scale * config.init_std)
+    if config.initializer == "xavier":
+        # Glorot and Bengio 2010, equation 16.
+        bound = scale * (6 / (fan_in + fan_out)) ** 0.5
+        return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+    return nn.initializers.normal(scale * (fan_in**-0.5 if config.initializer == "fan_in" else config.init_std))
+
+
+def table_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """Returns the config's initializer of an embedding table."""
+    truncated = config.initializer == "truncated_normal"
+    return (nn.initializers.truncated_normal if truncated else nn.initializers.normal)(config.embedding_std)
+
+
 def dot(x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None) -> jax.Array:
-    """Returns `x` with its last `dims` dimensions contracted with the first of `kernel`.
+    """Returns `x` with its last `dims` dimensions contracted with the first of `kernel`, rounded to the dtype of `x`.
 
     Every product of an activation with a parameter passes here: the one place for a backend's own dot.
     """
+    if x.dtype == jnp.bfloat16 and platform() == "cpu":
+        return bfloat16_dot(x, kernel, dims, out_dtype)
     contracting = (tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims)))
-    return jax.lax.dot_general(x, kernel, (contracting, ((), ())), preferred_element_type=out_dtype)
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (contracting, ((), ())), preferred_element_type=out_dtype)
 
 
 def align(parameter: jax.Array, x: jax.Array) -> jax.Array:
@@ -36,18 +69,22 @@ def align(parameter: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
 
 
-def dropout(x: jax.Array, rate: jax.Array | None, make_rng: Callable[[str], jax.Array]) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: jax.Array | None, make_rng: Callable[[str], jax.Array], *, rows: bool = False
+) -> jax.Array:
     """Returns `x` with each element dropped with probability `rate` and the others scaled by 1 / (1 - rate).
 
     Args:
         x: activations of any shape.
         rate: a traced scalar, or None: `x` itself, and no random number is drawn.
         make_rng: the calling module's own `make_rng`.
+        rows: what is dropped is a whole row of the batch: stochastic depth.
     """
     if rate is None:
         return x
     keep = 1.0 - rate
-    kept = jax.random.bernoulli(make_rng("dropout"), keep, x.shape)
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1) if rows else x.shape
+    kept = jax.random.bernoulli(make_rng("dropout"), keep, shape)
     return jnp.where(kept, x * (1.0 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
@@ -58,14 +95,14 @@ class Dense(nn.Module):
         features: the output dimensions, such as (heads, head_dim).
         axes: an axis name for every dimension of the kernel, the inputs' first.
         init_scale: factor on the initial kernel.
-        use_bias: None: as the config says.
+        use_bias: None: if the config lists the layer's name among its `biases`.
         out_dtype: of the product; None: the compute dtype.
     """
 
     config: ModelConfig
     features: tuple[int, ...]
     axes: tuple[str, ...]
-    init_scale: float = 1.0
+    init_scale: float | jax.Array = 1.0
     use_bias: bool | None = None
     out_dtype: str | None = None
 
@@ -75,12 +112,12 @@ class Dense(nn.Module):
         config = self.config
         dims = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - dims :]
-        fan_in = functools.reduce(int.__mul__, inputs)
-        std = self.init_scale * (fan_in**-0.5 if config.initializer == "fan_in" else config.init_std)
-        init = axes.partitioned(nn.initializers.normal(std), self.axes)
+        init = axes.partitioned(
+            kernel_init(config, math.prod(inputs), math.prod(self.features), self.init_scale), self.axes
+        )
         kernel = self.param("kernel", init, (*inputs, *self.features), jnp.dtype(config.param_dtype))
-        y = dot(x.astype(config.dtype), kernel.astype(config.dtype), dims, self.out_dtype)
-        if config.use_bias if self.use_bias is None else self.use_bias:
+        y = dot(x.astype(config.dtype), kernel, dims, self.out_dtype)
+        if self.name in config.biases if self.use_bias is None else self.use_bias:
             # A bias of the residual stream is a vector too small to be worth sharding with the kernel's `embed`.
             names = tuple("norm" if name == "embed" else name for name in self.axes[dims:])
             init = axes.partitioned(nn.initializers.zeros, names)
@@ -101,20 +138,21 @@ class Embed(nn.Module):
     row_axis: str
 
     def setup(self) -> None:
-        """Makes the table `[rows, embed]`."""
-        init = axes.partitioned(nn.initializers.normal(self.config.embedding_std), (self.row_axis, "embed"))
-        shape = (self.rows, self.config.embed_dim)
+        """Makes the table `[rows, embed]`, or `[rows, embedding]` where the embeddings are factorised."""
+        width_axis = "embedding" if self.config.factorised else "embed"
+        init = axes.partitioned(table_init(self.config), (self.row_axis, width_axis))
+        shape = (self.rows, self.config.table_dim)
         self.table = self.param("table", init, shape, jnp.dtype(self.config.param_dtype))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Returns `[..., embed]` for `[...]`; an id outside the table gives NaN rather than another row."""
+        """Returns `[..., table width]` for `[...]`; an id outside the table gives NaN rather than another row."""
         # Under fsdp the rows are gathered before the look-up: looked up in slices, every activation would have to move.
         table = axes.constrain(self.table, (self.row_axis, "act_embed"))
         return jnp.take(table, ids, axis=0, mode="fill").astype(self.config.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Returns float32 `[..., rows]`: the products of `[..., embed]` with every row."""
-        return dot(x.astype(self.config.dtype), self.table.astype(self.config.dtype).T, out_dtype="float32")
+        """Returns float32 `[..., rows]`: the products of `[..., table width]` with every row."""
+        return dot(x.astype(self.config.dtype), self.table.T, out_dtype="float32")
 
 
 class Norm(nn.Module):
@@ -124,25 +162,32 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `[..., embed]`, normalised in float32 whatever the compute dtype."""
+        """Returns `x`, normalised over its last dimension in float32 whatever the compute dtype."""
         config = self.config
         shape, dtype = x.shape[-1:], jnp.dtype(config.param_dtype)
         y = x.astype(jnp.float32)
         if config.norm == "layernorm":
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
-        scale = self.param("scale", axes.partitioned(nn.initializers.ones, ("norm",)), shape, dtype)
-        y *= align(scale.astype(jnp.float32), y)
-        if config.norm == "layernorm" and config.use_bias:
+        if config.norm_scale:
+            init = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
+            scale = self.param("scale", axes.partitioned(init, ("norm",)), shape, dtype).astype(jnp.float32)
+            y *= align(1.0 + scale if config.norm_offset else scale, y)
+        if config.norm == "layernorm" and "norm" in config.biases:
             bias = self.param("bias", axes.partitioned(nn.initializers.zeros, ("norm",)), shape, dtype)
             y += align(bias.astype(jnp.float32), y)
         return y.astype(config.dtype)
 
 
 class MLP(nn.Module):
-    """The position-wise layer: down(act(up x)), or down(act(gate x) * up x) where the activation is gated."""
+    """The position-wise layer: down(act(up x)), or down(act(gate x) * up x) where the activation is gated.
+
+    Attributes:
+        init_scale: factor on the initial kernel of `down`.
+    """
 
     config: ModelConfig
+    init_scale: float | jax.Array = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout_rate: jax.Array | None) -> jax.Array:
@@ -156,5 +201,5 @@ class MLP(nn.Module):
             hidden = activation(hidden)
         hidden = axes.constrain(hidden, ("act_batch", "act_length", "act_mlp"))
         hidden = dropout(hidden, dropout_rate, self.make_rng)
-        scale = config.residual_init_scale
-        return Dense(config, (config.embed_dim,), ("mlp", "embed"), init_scale=scale, name="down")(hidden)
+        out_axes = ("mlp", "embed")
+        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="down")(hidden)

@@ -1,11 +1,15 @@
-"""How the order of tokens enters: sinusoidal, rotary, and T5's relative bias (learned positions are an `Embed`)."""
+"""How the order of tokens enters: sinusoidal, rotary, T5's bias, ALiBi (learned positions are an `Embed`)."""
+
+import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.model.config import ModelConfig
+from lmjax.model.layers import kernel_init
 from lmjax.parallel import axes
 
 
@@ -14,24 +18,106 @@ def sinusoidal(positions: jax.Array, dim: int) -> jax.Array:
 
     Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
-    angles = _angles(positions, dim, 10_000.0)
+    angles = _angles(positions, 10_000.0 ** -(np.arange(0, dim, 2) / dim))
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, dim)
 
 
-def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Returns `x` with each pair of columns (i, i + head_dim / 2) rotated by position * theta**(-2i / head_dim).
+@flax.struct.dataclass
+class Rotation:
+    """The turns of rotary positions: float32 sines and cosines `[batch or 1, length, rotated / 2]`."""
+
+    sin: jax.Array
+    cos: jax.Array
+
+    @classmethod
+    def build(cls, config: ModelConfig, positions: jax.Array, local: bool = False) -> "Rotation":
+        """Returns the turns at `[batch or 1, length]` positions, counted from the start of each segment.
+
+        Args:
+            config: of the model.
+            positions: where the tokens stand.
+            local: for a layer with a window, which may have wavelengths of its own.
+        """
+        frequencies, factor = rope_frequencies(config, positions.shape[-1], local)
+        angles = _angles(positions, frequencies)
+        return cls(jnp.sin(angles) * factor, jnp.cos(angles) * factor)
+
+
+def rope(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Returns `x` with each pair of columns (i, i + rotated / 2) turned; columns beyond the rotated ones stay.
 
     Su et al. 2021, arXiv:2104.09864, section 3.2.2; the pairing is that of GPT-NeoX and Llama checkpoints.
 
     Args:
         x: queries or keys `[batch, length, heads, head_dim]`.
-        positions: `[batch or 1, length]`, counted from the start of each segment.
-        theta: base of the wavelengths.
+        rotation: the turns at their positions.
     """
-    angles = _angles(positions, x.shape[-1], theta)[:, :, None, :]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    half = rotation.sin.shape[-1]
+    sin, cos = rotation.sin[:, :, None, :], rotation.cos[:, :, None, :]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig, length: int, local: bool = False) -> tuple[np.ndarray, float]:
+    """Returns float64 `[rotated / 2]`, radians per token, and the factor on sines and cosines.
+
+    The definitions are those of the checkpoints in use (transformers, `modeling_rope_utils`), computed while tracing.
+
+    Args:
+        config: of the model.
+        length: tokens of the row, which the dynamic scaling depends on.
+        local: for a layer with a window.
+    """
+    rope, dim = config.rope, config.rotated_dim
+    exponents = np.arange(0, dim, 2) / dim
+    if local and rope.local_theta is not None:
+        return rope.local_theta**-exponents, 1.0
+    original = config.max_length if rope.original_length is None else rope.original_length
+    plain = rope.theta**-exponents
+    if rope.scaling == "linear":
+        return plain / rope.factor, 1.0
+    if rope.scaling == "dynamic":
+        stretch = rope.factor * max(length, original) / original - (rope.factor - 1)
+        return (rope.theta * stretch ** (dim / (dim - 2))) ** -exponents, 1.0
+    if rope.scaling == "yarn":
+        # The dimension that makes so many turns in the original length.
+        low, high = (
+            dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+            for turns in (rope.beta_fast, rope.beta_slow)
+        )
+        low, high = max(math.floor(low), 0), min(math.ceil(high), dim - 1)
+        slowed = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+        factor = 0.1 * math.log(rope.factor) + 1 if rope.attention_factor is None else rope.attention_factor
+        return plain * (1 - slowed) + plain / rope.factor * slowed, factor
+    if rope.scaling == "llama3":
+        turns = original * plain / (2 * math.pi)
+        kept = np.clip((turns - rope.low_frequency) / (rope.high_frequency - rope.low_frequency), 0, 1)
+        return plain * kept + plain / rope.factor * (1 - kept), 1.0
+    return plain, 1.0
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Returns float64 `[heads]`: 2**(-8 i / heads), i from 1 (Press et al. 2022, arXiv:2108.12409, section 3).
+
+    Where heads are no power of two, as in the authors' code: the slopes of the power below, then every other one of
+    the power above.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    below, above = (2.0 ** (-8 * np.arange(1, n + 1) / n) for n in (power, 2 * power))
+    return np.concatenate([below, above[::2][: num_heads - power]])
+
+
+def alibi(num_heads: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns the bias, float32 `[batch or 1, heads, queries, keys]`: minus slope times distance, to either side.
+
+    Args:
+        num_heads: query heads.
+        queries: their positions, `[batch or 1, queries]`.
+        keys: their positions, `[batch or 1, keys]`.
+    """
+    distance = jnp.abs(keys[:, None, :] - queries[:, :, None]).astype(jnp.float32)
+    return -distance[:, None] * jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None]
 
 
 def relative_bucket(distance: np.ndarray, buckets: int, max_distance: int, causal: bool) -> np.ndarray:
@@ -59,25 +145,64 @@ class RelativeBias(nn.Module):
     config: ModelConfig
     causal: bool
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the table `[buckets, heads]`."""
+        config = self.config
+        shape = (config.relative.buckets, config.num_heads)
+        # A score is a sum over the width, and its bias is as large as one of T5's kernels.
+        init = axes.partitioned(kernel_init(config, config.embed_dim, config.num_heads), ("buckets", "heads"))
+        self.table = self.param("table", init, shape, jnp.dtype(config.param_dtype))
+
     def __call__(self, query_length: int, key_length: int) -> jax.Array:
-        """Returns float32 `[1, heads, query_length, key_length]`.
+        """Returns float32 `[1, heads, query_length, key_length]` for the places of one row.
 
         Distances are those of the row: positions advance by one inside a segment, and the mask hides the rest.
         """
-        config = self.config
-        std = config.embed_dim**-0.5 if config.initializer == "fan_in" else config.init_std
-        init = axes.partitioned(nn.initializers.normal(std), ("buckets", "heads"))
-        shape = (config.relative_buckets, config.num_heads)
-        table = self.param("table", init, shape, jnp.dtype(config.param_dtype)).astype(jnp.float32)
-        distances = np.arange(1 - query_length, key_length)
-        bucket = relative_bucket(distances, config.relative_buckets, config.relative_max_distance, self.causal)
-        return _toeplitz(table[bucket].T, query_length)[None]
+        return _toeplitz(self._at(np.arange(1 - query_length, key_length)), query_length)[None]
+
+    def between(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Returns float32 `[batch or 1, heads, queries, keys]` for positions in two different sequences."""
+        # All that is farther shares a bucket.
+        reach = self.config.relative.max_distance
+        distance = jnp.clip(keys[:, None, :] - queries[:, :, None], -reach, reach)
+        return jnp.moveaxis(jnp.take(self._at(np.arange(-reach, reach + 1)), distance + reach, axis=1), 0, 1)
+
+    def _at(self, distances: np.ndarray) -> jax.Array:
+        """Returns float32 `[heads, distances]`."""
+        relative = self.config.relative
+        return self.table.astype(jnp.float32)[
+            relative_bucket(distances, relative.buckets, relative.max_distance, self.causal)
+        ].T
 
 
-def _angles(positions: jax.Array, dim: int, theta: float) -> jax.Array:
-    """Returns float32 `[..., dim / 2]`: positions over wavelengths that grow from 1 to nearly `theta`."""
-    frequencies = theta ** -(jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+def position_bias(
+    config: ModelConfig, kind: str, name: str, *, causal: bool, queries: jax.Array, keys: jax.Array | None = None
+) -> jax.Array | None:
+    """Returns the bias on attention scores, `[batch or 1, heads, queries, keys]`; None where `kind` has none.
+
+    Called by a compact module, which owns the table if there is one.
+
+    Args:
+        config: of the model.
+        kind: how the order of tokens enters.
+        name: of the table.
+        causal: whether only the past is seen.
+        queries: positions `[batch or 1, queries]`.
+        keys: positions `[batch or 1, keys]` in another sequence; None: attention within one row.
+    """
+    length = queries.shape[1]
+    if kind == "relative":
+        relative = RelativeBias(config, causal, name=name)
+        return relative(length, length) if keys is None else relative.between(queries, keys)
+    if kind == "alibi":
+        places = jnp.arange(length)[None]
+        return alibi(config.num_heads, *((places, places) if keys is None else (queries, keys)))
+    return None
+
+
+def _angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    """Returns float32 `[..., frequencies]`: positions times radians per token."""
+    frequencies = jnp.asarray(frequencies, jnp.float32)
     return positions[..., None].astype(jnp.float32) * jax.lax.expand_dims(frequencies, range(positions.ndim))
 
 

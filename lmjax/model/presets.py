@@ -1,120 +1,292 @@
-"""Published models by name, with their sizes, and nano models that train on a laptop."""
+"""Published models by name, with their sizes, and nano models that train on a laptop.
+
+Each family is what its members share and a table of what differs; a config can be had from any by overriding fields.
+"""
+
+from typing import Any
 
 from lmjax.model.config import ModelConfig
 
-BERT_BASE = ModelConfig(  # Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A.2; 30,522 word pieces
-    architecture="encoder",
-    vocab_size=30_522,
-    embed_dim=768,
-    num_heads=12,
-    mlp_dim=3072,
-    num_layers=12,
-    max_length=512,
-    norm="layernorm",
-    norm_position="post",
-    norm_epsilon=1e-12,
-    use_bias=True,
-    mlp="gelu",
-    positions="learned",
-    num_types=2,
-    embed_norm=True,
-    tie_embeddings=True,
-    output_bias=True,
-    mlm_transform=True,
-    initializer="normal",
-    dropout_rate=0.1,
-    attention_dropout_rate=0.1,
-)
 
-GPT2 = ModelConfig(  # Radford et al. 2019, section 2.3 and table 2 (the smallest)
-    architecture="decoder",
-    vocab_size=50_257,
-    embed_dim=768,
-    num_heads=12,
-    mlp_dim=3072,
-    num_layers=12,
-    max_length=1024,
-    norm="layernorm",
-    norm_position="pre",
-    use_bias=True,
-    mlp="gelu_new",
-    positions="learned",
-    tie_embeddings=True,
-    initializer="scaled",
-    dropout_rate=0.1,
-    attention_dropout_rate=0.1,
-)
+def _family(shared: dict[str, Any], **members: dict[str, Any]) -> dict[str, ModelConfig]:
+    """Returns the configs of a family by name: what is shared, then what each member says."""
+    return {name: ModelConfig(**(shared | own)) for name, own in members.items()}
 
-T5_SMALL = ModelConfig(  # Raffel et al. 2020, arXiv:1910.10683, sections 2.1 and 3.7
-    architecture="encoder_decoder",
-    vocab_size=32_128,
-    embed_dim=512,
-    num_heads=8,
-    head_dim=64,
-    mlp_dim=2048,
-    num_layers=6,
-    max_length=512,
-    norm="rmsnorm",
-    norm_position="pre",
-    norm_epsilon=1e-6,
-    use_bias=False,
-    mlp="relu",
-    positions="relative",
-    tie_embeddings=True,
-    logit_scale=True,
-    attention_scale=False,
-    initializer="fan_in",
-    dropout_rate=0.1,
-    attention_dropout_rate=0.1,
-    mlp_dropout_rate=0.1,
-    output_dropout_rate=0.1,
-)
 
-T5_V1_1_SMALL = ModelConfig(  # T5 v1.1: Shazeer 2020, arXiv:2002.05202; pre-trained without dropout
-    architecture="encoder_decoder",
-    vocab_size=32_128,
-    embed_dim=512,
-    num_heads=6,
-    head_dim=64,
-    mlp_dim=1024,
-    num_layers=8,
-    max_length=512,
-    norm="rmsnorm",
-    norm_position="pre",
-    norm_epsilon=1e-6,
-    use_bias=False,
-    mlp="geglu_new",
-    positions="relative",
-    tie_embeddings=False,
-    attention_scale=False,
-    initializer="fan_in",
-)
+def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_dim: int, **others: Any) -> dict[str, Any]:
+    """Returns the fields that give a model its size."""
+    sizes = {"embed_dim": embed_dim, "num_layers": num_layers, "num_heads": num_heads, "mlp_dim": mlp_dim}
+    return sizes | others
 
-# The nano models are unrolled: on a CPU a scan over a few small layers costs a fifth of the speed.
-_NANO = {
-    "vocab_size": 2048,
-    "embed_dim": 128,
-    "num_heads": 4,
-    "mlp_dim": 384,
-    "num_layers": 2,
+
+_DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+
+_BERT = {  # Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A.2; 30,522 word pieces
+    "architecture": "encoder",
+    "vocab_size": 30_522,
+    "max_length": 512,
+    "norm_position": "post",
+    "norm_epsilon": 1e-12,
+    "mlp": "gelu",
+    "num_types": 2,
+    "embed_norm": True,
+    "output_bias": True,
+    "mlm_transform": True,
+    "initializer": "truncated_normal",
+    **_DROPOUT,
+}
+_ENCODERS = {
+    **_family(
+        _BERT,
+        # Turc et al. 2019, arXiv:1908.08962, table 1.
+        bert_tiny=_size(128, 2, 2, 512),
+        bert_mini=_size(256, 4, 4, 1024),
+        bert_small=_size(512, 4, 8, 2048),
+        bert_medium=_size(512, 8, 8, 2048),
+        bert_base=_size(768, 12, 12, 3072),
+        bert_large=_size(1024, 24, 16, 4096),
+    ),
+    **_family(  # Liu et al. 2019, arXiv:1907.11692, section 3 and appendix A; one token type
+        _BERT | {"vocab_size": 50_265, "norm_epsilon": 1e-5, "num_types": 1, "position_offset": 2},
+        roberta_base=_size(768, 12, 12, 3072),
+        roberta_large=_size(1024, 24, 16, 4096),
+    ),
+    **_family(  # Lan et al. 2020, arXiv:1909.11942, table 1; version 2 has no dropout
+        _BERT | {"vocab_size": 30_000, "embedding_dim": 128, "share_layers": True, "mlp": "gelu_new"},
+        albert_base=_size(768, 12, 12, 3072, dropout_rate=0.0, attention_dropout_rate=0.0),
+    ),
+    # Clark et al. 2020, arXiv:2003.10555, table 6.
+    **_family(_BERT, electra_small=_size(256, 12, 4, 1024, embedding_dim=128)),
+    **_family(  # Warner et al. 2024, arXiv:2412.13663, section 2.1 and table 4: 64 tokens to each side
+        {
+            "architecture": "encoder",
+            "vocab_size": 50_368,
+            "max_length": 8192,
+            "biases": (),
+            "mlp": "geglu",
+            "positions": "rope",
+            "rope": {"theta": 160_000.0, "local_theta": 10_000.0},
+            "attention_window": 65,
+            "global_every": 3,
+            "embed_norm": True,
+            "output_bias": True,
+            "mlm_transform": True,
+            "initializer": "truncated_normal",
+        },
+        modernbert_base=_size(768, 22, 12, 1152),
+    ),
+}
+
+_GPT2 = {  # Radford et al. 2019, section 2.3 and table 2
+    "architecture": "decoder",
+    "vocab_size": 50_257,
+    "max_length": 1024,
+    "mlp": "gelu_new",
+    "initializer": "scaled",
+    **_DROPOUT,
+}
+_LLAMA = {  # Touvron et al. 2023, arXiv:2302.13971, section 2.2
+    "architecture": "decoder",
+    "norm": "rmsnorm",
+    "biases": (),
+    "mlp": "swiglu",
+    "positions": "rope",
+    "tie_embeddings": False,
+    "dtype": "bfloat16",
+}
+_QWEN = _LLAMA | {"vocab_size": 151_936, "norm_epsilon": 1e-6, "rope": {"theta": 1_000_000.0}}
+_GEMMA = _LLAMA | {
+    "vocab_size": 256_000,
+    "max_length": 8192,
+    "head_dim": 256,
+    "norm_epsilon": 1e-6,
+    "norm_offset": True,
+    "mlp": "geglu_new",
+    "embed_scale": True,
+    "tie_embeddings": True,
+}
+_DECODERS = {
+    **_family(
+        _GPT2,
+        gpt2=_size(768, 12, 12, 3072),
+        gpt2_medium=_size(1024, 24, 16, 4096),
+        gpt2_large=_size(1280, 36, 20, 5120),
+        gpt2_xl=_size(1600, 48, 25, 6400),
+    ),
+    **_family(  # Black et al. 2022, arXiv:2204.06745, section 2.1; Biderman et al. 2023, arXiv:2304.01373, table 1
+        {
+            "architecture": "decoder",
+            "vocab_size": 50_304,
+            "max_length": 2048,
+            "block": "parallel",
+            "mlp": "gelu",
+            "positions": "rope",
+            "rope": {"fraction": 0.25},
+            "tie_embeddings": False,
+            "initializer": "scaled",
+        },
+        pythia_160m=_size(768, 12, 12, 3072),
+    ),
+    **_family(  # Zhang et al. 2022, arXiv:2205.01068, sections 2.1 and 2.2
+        _GPT2 | {"vocab_size": 50_272, "max_length": 2048, "position_offset": 2, "mlp": "relu", "init_std": 0.006},
+        opt_125m=_size(768, 12, 12, 3072),
+    ),
+    **_family(  # Touvron et al. 2023, arXiv:2307.09288, table 1
+        _LLAMA | {"vocab_size": 32_000},
+        llama2_7b=_size(4096, 32, 32, 11_008, max_length=4096),
+    ),
+    **_family(  # Grattafiori et al. 2024, arXiv:2407.21783, section 3.2 and table 3
+        _LLAMA | {"vocab_size": 128_256, "num_kv_heads": 8, "rope": {"theta": 500_000.0}},
+        llama3_8b=_size(4096, 32, 32, 14_336, max_length=8192),
+        llama3_2_1b=_size(
+            2048,
+            16,
+            32,
+            8192,
+            max_length=131_072,
+            tie_embeddings=True,
+            rope={"theta": 500_000.0, "scaling": "llama3", "factor": 32.0, "original_length": 8192},
+        ),
+    ),
+    **_family(  # Jiang et al. 2023, arXiv:2310.06825, table 1; Jiang et al. 2024, arXiv:2401.04088, table 1
+        _LLAMA | {"vocab_size": 32_000, "num_kv_heads": 8, "max_length": 32_768},
+        mistral_7b=_size(4096, 32, 32, 14_336, attention_window=4096),
+        mixtral_8x7b=_size(4096, 32, 32, 14_336, rope={"theta": 1_000_000.0}, moe={"num_experts": 8, "top_k": 2}),
+    ),
+    **_family(  # Yang et al. 2024, arXiv:2407.10671, table 1
+        _QWEN | {"max_length": 131_072, "biases": ("query", "key", "value"), "tie_embeddings": True},
+        qwen2_0_5b=_size(896, 24, 14, 4864, num_kv_heads=2),
+    ),
+    **_family(  # Yang et al. 2025, arXiv:2505.09388, tables 1 and 2
+        _QWEN | {"max_length": 40_960, "num_kv_heads": 8, "head_dim": 128, "qk_norm": "head"},
+        qwen3_0_6b=_size(1024, 28, 16, 3072, tie_embeddings=True),
+        qwen3_1_7b=_size(2048, 28, 16, 6144, tie_embeddings=True),
+        qwen3_4b=_size(2560, 36, 32, 9728, tie_embeddings=True),
+        qwen3_8b=_size(4096, 36, 32, 12_288),
+        qwen3_30b_a3b=_size(2048, 48, 32, 6144, num_kv_heads=4, moe={"num_experts": 128, "top_k": 8, "mlp_dim": 768}),
+    ),
+    **_family(
+        _GEMMA,
+        # Gemma Team 2024, arXiv:2403.08295, table 1.
+        gemma_2b=_size(2048, 18, 8, 16_384, num_kv_heads=1),
+        # Gemma Team 2024, arXiv:2408.00118, section 2 and table 1.
+        gemma2_2b=_size(
+            2304,
+            26,
+            8,
+            9216,
+            num_kv_heads=4,
+            norm_position="sandwich",
+            attention_window=4096,
+            global_every=2,
+            global_offset=1,
+            attention_softcap=50.0,
+            logit_softcap=30.0,
+        ),
+        # Gemma Team 2025, arXiv:2503.19786, section 2 and table 1.
+        gemma3_1b=_size(
+            1152,
+            26,
+            4,
+            6912,
+            vocab_size=262_144,
+            max_length=32_768,
+            num_kv_heads=1,
+            norm_position="sandwich",
+            qk_norm="head",
+            attention_window=512,
+            global_every=6,
+            global_offset=5,
+            rope={"theta": 1_000_000.0, "local_theta": 10_000.0},
+        ),
+    ),
+    # Abdin et al. 2024, arXiv:2404.14219, section 2; the 4k model.
+    **_family(_LLAMA, phi3_mini=_size(3072, 32, 32, 8192, vocab_size=32_064, max_length=4096, attention_window=2047)),
+    **_family(  # OLMo Team 2025, arXiv:2501.00656, section 2.1 and table 1
+        _LLAMA | {"vocab_size": 100_352, "norm_position": "output", "norm_epsilon": 1e-6, "qk_norm": "full"},
+        olmo2_7b=_size(4096, 32, 32, 11_008, max_length=4096, rope={"theta": 500_000.0}),
+    ),
+    **_family(  # Allal et al. 2025, arXiv:2502.02737, appendix; the first version's 135M
+        _LLAMA | {"vocab_size": 49_152, "max_length": 2048, "tie_embeddings": True},
+        smollm_135m=_size(576, 30, 9, 1536, num_kv_heads=3),
+    ),
+}
+
+_T5 = {  # Raffel et al. 2020, arXiv:1910.10683, sections 2.1 and 3.7
+    "architecture": "encoder_decoder",
+    "vocab_size": 32_128,
+    "head_dim": 64,
     "max_length": 512,
     "norm": "rmsnorm",
-    "use_bias": False,
+    "norm_epsilon": 1e-6,
+    "biases": (),
+    "positions": "relative",
+    "attention_scale": 1.0,
+    "initializer": "fan_in",
+}
+_VASWANI = {  # Vaswani et al. 2017, arXiv:1706.03762, sections 3 and 5 and table 3; equation 2 alone has biases
+    "architecture": "encoder_decoder",
+    "vocab_size": 37_000,
+    "max_length": 1024,
+    "norm_position": "post",
+    "biases": ("up", "down", "norm"),
+    "mlp": "relu",
+    "positions": "sinusoidal",
+    "embed_scale": True,
+    "initializer": "xavier",
+}
+_ENCODER_DECODERS = {
+    **_family(
+        _T5 | _DROPOUT | {"mlp": "relu", "logit_scale": True, "mlp_dropout_rate": 0.1, "output_dropout_rate": 0.1},
+        t5_small=_size(512, 6, 8, 2048),
+        t5_base=_size(768, 12, 12, 3072),
+        t5_large=_size(1024, 24, 16, 4096),
+        t5_3b=_size(1024, 24, 32, 16_384, head_dim=128),
+    ),
+    **_family(  # T5 v1.1: Shazeer 2020, arXiv:2002.05202; pre-trained without dropout
+        _T5 | {"mlp": "geglu_new", "tie_embeddings": False},
+        t5_v1_1_small=_size(512, 8, 6, 1024),
+        t5_v1_1_base=_size(768, 12, 12, 2048),
+        t5_v1_1_large=_size(1024, 24, 16, 2816),
+        t5_v1_1_xl=_size(2048, 24, 32, 5120),
+    ),
+    **_family(  # Lewis et al. 2020, arXiv:1910.13461, section 2.1; RoBERTa's byte pairs
+        {
+            "architecture": "encoder_decoder",
+            "vocab_size": 50_265,
+            "max_length": 1024,
+            "norm_position": "post",
+            "mlp": "gelu",
+            "position_offset": 2,
+            "embed_norm": True,
+            **_DROPOUT,
+        },
+        bart_base=_size(768, 6, 12, 3072),
+        bart_large=_size(1024, 12, 16, 4096),
+    ),
+    **_family(
+        _VASWANI,
+        transformer_base=_size(512, 6, 8, 2048, dropout_rate=0.1),
+        transformer_big=_size(1024, 6, 16, 4096, dropout_rate=0.3),
+    ),
+}
+
+# The nano models are unrolled: on a CPU a scan over a few small layers costs a fifth of the speed.
+_NANO = _size(128, 2, 4, 384) | {
+    "vocab_size": 2048,
+    "max_length": 512,
+    "norm": "rmsnorm",
+    "biases": (),
     "mlp": "swiglu",
     "positions": "rope",
     "initializer": "scaled",
     "scan_layers": False,
 }
-NANO_ENCODER = ModelConfig(architecture="encoder", num_types=2, output_bias=True, **_NANO)
-NANO_DECODER = ModelConfig(architecture="decoder", **_NANO)
-NANO_ENCODER_DECODER = ModelConfig(architecture="encoder_decoder", **_NANO)
+_NANOS = _family(
+    _NANO,
+    nano_encoder={"architecture": "encoder", "num_types": 2, "output_bias": True},
+    nano_decoder={"architecture": "decoder"},
+    nano_encoder_decoder={"architecture": "encoder_decoder"},
+)
 
-PRESETS: dict[str, ModelConfig] = {
-    "bert_base": BERT_BASE,
-    "gpt2": GPT2,
-    "t5_small": T5_SMALL,
-    "t5_v1_1_small": T5_V1_1_SMALL,
-    "nano_encoder": NANO_ENCODER,
-    "nano_decoder": NANO_DECODER,
-    "nano_encoder_decoder": NANO_ENCODER_DECODER,
-}
+PRESETS: dict[str, ModelConfig] = _NANOS | _ENCODERS | _DECODERS | _ENCODER_DECODERS

@@ -7,11 +7,13 @@ Parameter axes:
     kv_heads  key and value heads
     head_dim  width of one head
     mlp       width of the MLP's hidden layer
+    experts   MLPs of a mixture of experts
+    embedding width of the embedding tables where it is not that of the residual stream
     layers    stacked layers under `nn.scan`
     positions rows of a learned position table
     types     rows of a token-type table
     buckets   rows of a relative-position table
-    classes   outputs of a classification head
+    classes   outputs of a classification head, or of a router
     norm      the scale and bias of a normalisation, and other biases of the residual stream's width
 
 Activation axes:
@@ -20,11 +22,13 @@ Activation axes:
     act_embed   width of the residual stream
     act_heads   attention heads
     act_mlp     width of the MLP's hidden layer
+    act_experts MLPs of a mixture of experts
     act_vocab   logits over the vocabulary
 
 Mesh axes:
     data    replicas: the batch is split, parameters are copied
     fsdp    the batch is split, and so are parameters and optimizer state (gathered layer by layer as they are needed)
+    expert  the experts of a mixture are split; every device of the axis sees the same rows
     tensor  heads, MLP and vocabulary are split
 
 Linen treats a name that is not in its rules as "not sharded", silently; here such a name is an error.
@@ -35,7 +39,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("vocab", "tensor"),
@@ -44,6 +48,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
+    ("experts", "expert"),
+    ("embedding", None),
     ("layers", None),
     ("positions", None),
     ("types", None),
@@ -55,6 +61,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_mlp", "tensor"),
+    ("act_experts", "expert"),
     ("act_vocab", "tensor"),
 )
 

@@ -1,6 +1,7 @@
 """The mesh of devices, and how batches lie on it."""
 
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -16,21 +17,24 @@ from lmjax.schema import Schema
 class ParallelConfig(Schema):
     """How many devices each mesh axis spans."""
 
+    kind: Literal["mesh", "pmap"] = Field("mesh", description="pmap: replicas by jax.pmap, the data axis alone")
     data: int = Field(-1, ge=-1, description="replicas that split the batch; -1: all devices that the others leave")
     fsdp: int = Field(1, ge=1, description="devices that split the batch and the parameters")
+    expert: int = Field(1, ge=1, description="devices that split the experts of a mixture")
     tensor: int = Field(1, ge=1, description="devices that split heads, MLP and vocabulary")
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices` (all of them by default); raises FlagError if the axes do not fit them."""
     devices = jax.devices() if devices is None else devices
-    others = config.fsdp * config.tensor
+    others = config.fsdp * config.expert * config.tensor
     data = len(devices) // others if config.data == -1 else config.data
-    sizes = (data, config.fsdp, config.tensor)
+    sizes = (data, config.fsdp, config.expert, config.tensor)
     if data < 1 or math.prod(sizes) != len(devices):
         raise FlagError(
-            f"--config.parallel: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
-            f"{len(devices)} device(s); their product must be {len(devices)} (data=-1 takes what the others leave)"
+            f"--config.parallel: data={config.data} x fsdp={config.fsdp} x expert={config.expert} x "
+            f"tensor={config.tensor} does not fit {len(devices)} device(s); their product must be {len(devices)} "
+            f"(data=-1 takes what the others leave)"
         )
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.model.config import ModelConfig
+from lmjax.model.config import ModelConfig, RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 
 TINY = {"vocab_size": 64, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, "num_layers": 2, "max_length": 16}
@@ -15,7 +15,7 @@ TINY = {"vocab_size": 64, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, "num_l
 
 @functools.cache
 def _build(architecture, heads, fields):
-    config = ModelConfig(**(TINY | {"architecture": architecture, "rope_theta": 100.0} | dict(fields)))
+    config = ModelConfig(**(TINY | {"architecture": architecture, "rope": RopeConfig(theta=100.0)} | dict(fields)))
     model = LanguageModel(config, heads)
     shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     rng = np.random.default_rng(0)

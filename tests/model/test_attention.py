@@ -1,81 +1,102 @@
-"""Attention: who sees whom, the softmax, shared key heads, and queries that may see nothing."""
+"""The attention layer around its kernel: scales, caps, sinks, normalised queries and keys, rotary cross-attention."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.attention import attention_mask, dot_product_attention
+from lmjax.model.attention import Attention, Relation
+from lmjax.model.config import ModelConfig, RopeConfig
+from lmjax.model.kernels import Mask
+from lmjax.model.positions import Rotation
+
+CONFIG = ModelConfig(
+    architecture="decoder",
+    vocab_size=8,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=8,
+    num_layers=1,
+    max_length=8,
+    norm="rmsnorm",
+    attention_kernel="plain",
+)
 
 
-def _inputs(kv_heads=4, queries=3, keys=5):
-    shapes = (2, queries, 4, 8), (2, keys, kv_heads, 8), (2, keys, kv_heads, 8)
-    return [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+def _layer(**fields):
+    """Returns the layer, noisy parameters, and inputs `[1, 5, 16]`."""
+    layer = Attention(CONFIG.model_copy(update=fields))
+    x = jax.random.normal(jax.random.key(0), (1, 5, 16))
+    shapes = nn.unbox(jax.eval_shape(lambda: layer.init(jax.random.key(0), x, x, Relation(Mask()), None)))["params"]
+    rng = np.random.default_rng(0)
+    return layer, jax.tree.map(lambda leaf: rng.normal(0.2, 0.5, leaf.shape).astype(np.float32), shapes), x
 
 
-@jax.jit
-def _attend(query, key, value, bias=None, mask=None, rate=None, scale=0.5):
-    return dot_product_attention(
-        query, key, value, scale=scale, bias=bias, mask=mask, dropout_rate=rate, make_rng=lambda _: jax.random.key(9)
+def _reference(p, x, memory, *, scale=0.5, cap=None, norm="none", angles=None):
+    """One row, one head at a time, in float64; `angles`: of the queries and of the keys, `[length, 2]` each."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), p)
+    x, memory = np.asarray(x[0], np.float64), np.asarray(memory[0], np.float64)
+    query, key, value = (
+        np.einsum("ld,dhe->lhe", source, p[name]["kernel"]) + p[name]["bias"]
+        for name, source in (("query", x), ("key", memory), ("value", memory))
     )
-
-
-def _reference(query, key, value, bias, mask):
-    """One query, one head at a time, in float64."""
-    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    batch, queries, heads, _ = query.shape
-    group = heads // key.shape[2]
-    out = np.zeros(query.shape)
-    for b, q, h in np.ndindex(batch, queries, heads):
-        seen = [k for k in range(key.shape[1]) if mask[b, q, k]]
-        if seen:
-            scores = np.array([0.5 * query[b, q, h] @ key[b, k, h // group] + bias[h, q, k] for k in seen])
-            weights = np.exp(scores - scores.max())
-            out[b, q, h] = (weights / weights.sum()) @ value[b, seen, h // group]
+    if norm != "none":
+        dims = (-1,) if norm == "head" else (-2, -1)
+        query, key = (
+            y / np.sqrt((y**2).mean(dims, keepdims=True) + 1e-5) * p[name]["scale"].reshape(y.shape[-len(dims) :])
+            for name, y in (("query_norm", query), ("key_norm", key))
+        )
+    if angles is not None:
+        query, key = (
+            np.concatenate([(pairs := (y[..., :2] + 1j * y[..., 2:]) * np.exp(1j * a)[:, None]).real, pairs.imag], -1)
+            for y, a in zip((query, key), angles, strict=True)
+        )
+    out = np.zeros((len(x), 16)) + p["out"]["bias"]
+    for h in range(4):
+        scores = query[:, h] @ key[:, h // 2].T * scale
+        scores = scores if cap is None else cap * np.tanh(scores / cap)
+        weights = np.exp(scores)
+        total = weights.sum(-1, keepdims=True) + (np.exp(p["sink_logits"][h]) if "sink_logits" in p else 0.0)
+        out += weights / total @ value[:, h // 2] @ p["out"]["kernel"][h]
     return out
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_is_a_softmax_over_what_is_seen(kv_heads):
-    query, key, value = _inputs(kv_heads)
-    bias = np.asarray(jax.random.normal(jax.random.key(5), (4, 3, 5)))
-    mask = np.array(jax.random.bernoulli(jax.random.key(6), 0.6, (2, 3, 5)))
-    mask[1, 1] = False
-    y = _attend(query, key, value, jnp.asarray(bias)[None], jnp.asarray(mask)[:, None])
-    np.testing.assert_allclose(y, _reference(query, key, value, bias, mask), atol=1e-5)
-    assert not y[1, 1].any(), "a query that may see nothing gets nothing, not the mean of everything"
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {}),
+        ({"attention_scale": 1.5}, {"scale": 1.5}),
+        ({"attention_softcap": 0.7}, {"cap": 0.7}),
+        ({"sink_logits": True}, {}),
+        ({"qk_norm": "head"}, {"norm": "head"}),
+        ({"qk_norm": "full"}, {"norm": "full"}),
+    ],
+)
+def test_the_layer_is_its_formula(fields, arguments):
+    layer, params, x = _layer(**fields)
+    assert params.keys() >= {"query", "key", "value", "out"}
+    y = layer.apply({"params": params}, x, x, Relation(Mask()), None)
+    np.testing.assert_allclose(y[0], _reference(params, x, x, **arguments), atol=1e-4)
+    plain, others = _layer()[0], {k: v for k, v in params.items() if k in ("query", "key", "value", "out")}
+    changed = np.abs(y - plain.apply({"params": others}, x, x, Relation(Mask()), None)).max()
+    assert (changed > 0.01) == bool(fields), "the field does something"
 
 
-def test_a_query_that_sees_nothing_has_finite_gradients_and_leaks_nothing():
-    mask = jnp.zeros((2, 1, 3, 5), bool)
-    gradients = jax.grad(lambda args: jnp.sum(_attend(*args, mask=mask)))(_inputs())
-    for gradient in gradients:
-        np.testing.assert_array_equal(gradient, 0)
+@pytest.mark.parametrize(("kind", "shapes"), [("head", ((4,), (4,))), ("full", ((16,), (8,)))])
+def test_normalised_queries_and_keys_have_the_published_scales(kind, shapes):
+    """Qwen 3 learns one scale for all heads, OLMo 2 one for each number of all heads."""
+    params = _layer(qk_norm=kind)[1]
+    assert (params["query_norm"]["scale"].shape, params["key_norm"]["scale"].shape) == shapes
 
 
-def test_probabilities_are_dropped_and_scaled():
-    query, key, _ = _inputs(queries=200, keys=200)
-    value = jnp.ones((2, 200, 4, 8))
-    y = _attend(query, key, value, rate=jnp.float32(0.25), scale=0.0)
-    assert float(y.mean()) == pytest.approx(1.0, abs=0.01)
-    assert float(y[..., 0].std()) == pytest.approx((0.25 / 0.75 / 200) ** 0.5, rel=0.1)
-
-
-def test_nothing_to_mask_is_none():
-    assert attention_mask(3, 4, causal=False) is None
-
-
-def test_masks_are_predicates_of_place_and_segment():
-    segments = np.array([[1, 1, 2, 0, 0]])
-    seen = np.asarray(attention_mask(5, 5, causal=True, query_segments=segments, key_segments=segments))[0, 0]
-    for q, k in np.ndindex(5, 5):
-        assert bool(seen[q, k]) == (q >= k and segments[0, q] == segments[0, k]), (q, k)
-    np.testing.assert_array_equal(attention_mask(3, 3, causal=True)[0, 0], np.tri(3, dtype=bool))
-
-
-def test_a_missing_segment_id_is_segment_one():
-    keys = jnp.array([[1, 1, 2, 0]])
-    seen = attention_mask(2, 4, causal=False, key_segments=keys)
-    np.testing.assert_array_equal(seen[0, 0], [[True, True, False, False]] * 2)
-    seen = attention_mask(4, 2, causal=False, query_segments=keys)
-    np.testing.assert_array_equal(seen[0, 0], [[True] * 2, [True] * 2, [False] * 2, [False] * 2])
+def test_cross_attention_turns_queries_and_keys_at_their_own_positions():
+    layer, params, x = _layer()
+    memory = jax.random.normal(jax.random.key(1), (1, 3, 16))
+    config = CONFIG.model_copy(update={"positions": "rope", "rope": RopeConfig(theta=100.0)})
+    places = jnp.array([[0, 1, 2, 0, 1]]), jnp.array([[4, 0, 1]])
+    relation = Relation(Mask(), None, *(Rotation.build(config, p) for p in places))
+    angles = [np.asarray(p)[0][:, None] * 100.0 ** -np.array([0.0, 0.5]) for p in places]
+    y = layer.apply({"params": params}, x, memory, relation, None)
+    np.testing.assert_allclose(y[0], _reference(params, x, memory, angles=angles), atol=1e-4)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from lmjax.errors import FlagError
+from lmjax.model.config import RelativeConfig
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.transformer import unstack_layers
 
-POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative"]
+POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative", "alibi"]
 # Row 0 holds B (5 tokens), A (6) and padding; row 1 holds A and C: A has another neighbour, place and segment id.
 LENGTH = 12
 A_IN_ROW_0, A_IN_ROW_1 = slice(5, 11), slice(0, 6)
@@ -56,6 +59,89 @@ def test_a_place_sees_what_its_family_says_and_no_neighbour(build, architecture,
     np.testing.assert_array_equal(influence[:, 32 : 32 + LENGTH] > 0, cross, "cross-attention")
 
 
+OWN = SEGMENTS[0][:, None] == SEGMENTS[0][None, :]
+DISTANCE = np.arange(LENGTH)[:, None] - np.arange(LENGTH)[None, :]
+PREFIX = np.array([1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "seen"),
+    [
+        ("decoder", {"attention_window": 3}, (DISTANCE >= 0) & (DISTANCE < 3)),
+        ("encoder", {"attention_window": 3}, np.abs(DISTANCE) < 3),
+        ("decoder", {"attention_window": 2, "sink_tokens": 1}, (DISTANCE >= 0) & ((DISTANCE < 2) | (PLACES[:1] < 1))),
+    ],
+)
+def test_a_window_hides_what_is_farther(build, architecture, fields, seen):
+    model, params = build(architecture, num_layers=1, **fields)
+    influence = _influence(model, params, _batch(architecture))
+    np.testing.assert_array_equal(influence[:, :LENGTH] > 0, OWN & seen)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_one_layer_in_two_has_no_window(build, scan, offset):
+    """Through a window of two and a global layer, all is seen; through the last layer alone, what it hides is not."""
+    model, params = build("decoder", attention_window=2, global_every=2, global_offset=offset)
+    layers = params["backbone"]["stack"]["layers"]
+    # Without the first layer's attention, what a place sees is what the second layer shows it.
+    layers = layers | {"attention": jax.tree.map(np.copy, layers["attention"])}
+    layers["attention"]["out"]["kernel"][0] = 0
+    params = params | {"backbone": params["backbone"] | {"stack": params["backbone"]["stack"] | {"layers": layers}}}
+    if not scan:
+        params = unstack_layers(params)
+        model = LanguageModel(model.config.model_copy(update={"scan_layers": False}))
+    influence = _influence(model, params, _batch("decoder"))
+    near = (DISTANCE >= 0) & (DISTANCE < 2)
+    np.testing.assert_array_equal(influence[:, :LENGTH] > 0, OWN & (near if offset == 0 else DISTANCE >= 0))
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_a_prefix_is_seen_by_all_of_its_segment(build, architecture):
+    model, params = build(architecture, positions="rope", num_layers=1)
+    name = "prefix" if architecture == "decoder" else "decoder_prefix"
+    batch = _batch(architecture) | {name: np.stack([PREFIX, PREFIX])}
+    influence = _influence(model, params, batch)
+    np.testing.assert_array_equal(influence[:, :LENGTH] > 0, OWN & ((DISTANCE >= 0) | (PREFIX > 0)))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("cross", ["rope", "relative", "alibi"])
+def test_cross_positions_are_those_of_the_documents_not_of_the_row(build, forward, cross, per_layer):
+    relative = RelativeConfig(per_layer=per_layer)
+    model, params = build("encoder_decoder", positions="none", cross_positions=cross, relative=relative)
+    if cross == "relative":
+        owner = params["backbone"]["decoder"]["stack"]
+        assert ("cross_relative_bias" in owner) != per_layer
+        assert ("cross_relative_bias" in owner["layers"]) == per_layer
+    hidden = forward(model, params, _batch("encoder_decoder"))
+    np.testing.assert_allclose(hidden[0, A_IN_ROW_0], hidden[1, A_IN_ROW_1], atol=1e-5)
+    tokens = {"encoder_tokens": np.arange(6)[None], "decoder_tokens": np.arange(6)[None]}
+    forth = forward(model, params, tokens)
+    back = forward(model, params, tokens | {"encoder_tokens": np.arange(6)[None, ::-1]})
+    assert np.abs(forth - back).max() > 0.001, "the order of the memory reaches the decoder"
+
+
+def test_each_side_has_its_own_kind_of_positions(build):
+    _, params = build("encoder_decoder", positions="learned", decoder_positions="relative")
+    assert "positions" in params["backbone"]["encoder"]["inputs"]
+    assert "relative_bias" not in params["backbone"]["encoder"]["stack"]
+    assert "inputs" not in params["backbone"]["decoder"]
+    assert "relative_bias" in params["backbone"]["decoder"]["stack"]
+
+
+def test_an_offset_starts_the_position_table_later(build, forward):
+    """RoBERTa's first token has row 2; read from row 0, every published weight would be two places off."""
+    model, params = build("encoder", position_offset=2)
+    table = params["backbone"]["inputs"]["positions"]["table"]
+    assert table.shape == (18, 16)
+    plain, _ = build("encoder")
+    cut = params["backbone"] | {"inputs": {"positions": {"table": table[2:]}}}
+    tokens = {"tokens": np.arange(16)[None]}
+    expected = forward(plain, params | {"backbone": cut}, tokens)
+    np.testing.assert_allclose(forward(model, params, tokens), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
 def test_another_neighbour_and_another_place_in_the_row_change_nothing(build, forward, architecture, positions):
@@ -79,8 +165,10 @@ def test_a_packed_document_is_the_document_alone(build, forward, architecture):
 def test_order_matters_exactly_where_there_are_positions(build, forward, positions):
     model, params = build("encoder", positions=positions)
     tokens = np.arange(6)[None]
-    forth, back = forward(model, params, {"tokens": tokens}), forward(model, params, {"tokens": tokens[:, ::-1]})
-    assert np.allclose(forth, back[:, ::-1], atol=1e-5) == (positions == "none")
+    # Turned round and not reversed: ALiBi sees distances alone, which a row and its mirror image share.
+    turned = forward(model, params, {"tokens": np.roll(tokens, 2, axis=1)})
+    same = np.allclose(forward(model, params, {"tokens": tokens}), np.roll(turned, -2, axis=1), atol=1e-5)
+    assert same == (positions == "none")
 
 
 def test_a_decoder_segment_with_an_empty_source_sees_no_other_source(build):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.model.config import MoEConfig
 from lmjax.model.flops import forward_flops, train_flops
 from lmjax.model.language_model import HEADS
 
@@ -22,6 +23,7 @@ SIZES = {
     ("architecture", "fields", "shapes"),
     [
         ("encoder", {"mlm_transform": True}, {"tokens": (4, 64)}),
+        ("encoder", {"embedding_dim": 64, "moe": MoEConfig(num_experts=2, dispatch="dense")}, {"tokens": (4, 64)}),
         ("decoder", {"num_kv_heads": 2, "mlp": "swiglu", "head_dim": 48, "positions": "rope"}, {"tokens": (4, 64)}),
         ("encoder_decoder", {"num_decoder_layers": 1}, {"encoder_tokens": (4, 64), "decoder_tokens": (4, 24)}),
     ],
@@ -35,6 +37,36 @@ def test_forward_flops_are_the_compilers(build, architecture, fields, shapes):
     # The compiler also counts norms, softmax and activations: never fewer, and a few percent more.
     assert 0.99 < counted / expected < 1.06
     assert train_flops(model, batch) == 3 * expected
+
+
+def test_an_expert_costs_what_it_computes_not_what_it_could(build):
+    def flops(**moe):
+        return forward_flops(build("decoder", **SIZES, moe=MoEConfig(**moe))[0], {"tokens": np.zeros((4, 64))})
+
+    routers = 2 * 2 * 4 * 64 * 128 * 8
+    assert flops(num_experts=8, top_k=2, mlp_dim=256) == flops() + routers, (
+        "two of half the width, whatever their number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "causal", "keys"),
+    [
+        ("decoder", {}, False, (64, 64)),
+        ("decoder", {}, True, (32, 32)),
+        ("encoder", {}, True, (64, 64)),
+        ("decoder", {"attention_window": 16}, False, (16, 16)),
+        ("encoder", {"attention_window": 16}, False, (31, 31)),
+        ("decoder", {"attention_window": 40, "global_every": 2, "global_offset": 1}, True, (32, 32)),
+        ("decoder", {"attention_window": 16, "global_every": 2, "global_offset": 1}, True, (16, 32)),
+    ],
+)
+def test_pairs_of_queries_and_keys(build, architecture, fields, causal, keys):
+    batch, none = {"tokens": np.zeros((4, 64))}, {"tokens": np.zeros((4 * 64, 1))}
+    model, _ = build(architecture, **(SIZES | fields))
+    without = forward_flops(build(architecture, **SIZES)[0], none) - 2 * 4 * 64 * 4 * 128
+    assert forward_flops(model, batch, causal=causal) - without == 4 * 4 * 64 * 128 * sum(keys)
+    assert train_flops(model, batch, causal=causal) == 3 * forward_flops(model, batch, causal=causal)
 
 
 def test_fewer_predictions_cost_fewer_projections(build):

@@ -24,7 +24,9 @@ def test_heads_that_were_not_asked_for_do_not_exist(build):
     assert set(build("encoder", (), **fields)[1]) == bare
     assert set(build("encoder", ("masked_lm",), **fields)[1]) == bare | vocabulary
     assert set(build("encoder", ("next_sentence",), **fields)[1]) == bare | {"next_sentence_head"}
-    assert set(build("encoder", HEADS, **fields)[1]) == bare | vocabulary | {"next_sentence_head"}
+    assert set(build("encoder", ("replaced_token",), **fields)[1]) == bare | {"replaced_token_head", "generator"}
+    heads = {"next_sentence_head", "replaced_token_head", "generator"}
+    assert set(build("encoder", HEADS, **fields)[1]) == bare | vocabulary | heads
     assert set(build("decoder")[1]) == bare
 
 
@@ -32,7 +34,7 @@ def test_outputs_that_a_model_lacks_are_refused(build):
     model, params = build("encoder")
     with pytest.raises(ValueError, match="masked_lm"):
         model.apply({"params": params}, jnp.ones((1, 16)), method="logits")
-    with pytest.raises(ValueError, match=r"unknown heads.*masked_lm, next_sentence"):
+    with pytest.raises(ValueError, match=r"unknown heads.*masked_lm, next_sentence, replaced_token"):
         init_params(LanguageModel(model.config, ("nsp",)), jax.random.key(0))
     with pytest.raises(ValueError, match="stand on an encoder"):
         init_params(LanguageModel(build("decoder")[0].config, HEADS), jax.random.key(0))
@@ -45,6 +47,74 @@ def test_logits_of_chosen_positions_are_those_of_all(build, tied):
     hidden = jax.random.normal(jax.random.key(0), (2, 6, 16))
     logits = functools.partial(model.apply, {"params": params}, method="logits")
     np.testing.assert_allclose(logits(hidden[1, 2:5]), logits(hidden)[1, 2:5], atol=1e-5)
+
+
+def test_a_soft_cap_bounds_the_logits(build, forward):
+    model, params = build("decoder", output_bias=True)
+    capped = LanguageModel(model.config.model_copy(update={"logit_softcap": 1.0}))
+    logits = forward(model, params, {"tokens": TOKENS}, method="outputs")["logits"]
+    assert np.abs(logits).max() > 2
+    expected = np.tanh(np.asarray(logits, np.float64))
+    outputs = forward(capped, params, {"tokens": TOKENS}, method="outputs")
+    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "back"),
+    [
+        ({"mlm_transform": True}, {"transform"}),
+        ({}, {"project_out"}),
+        ({"tie_embeddings": False}, {"output"}),
+    ],
+)
+def test_factorised_embeddings_are_narrow_tables_and_a_projection(build, forward, fields, back):
+    model, params = build("encoder", ("masked_lm",), embedding_dim=6, embed_norm=True, num_types=2, **fields)
+    assert set(params) == {"embedding", "backbone"} | back
+    inputs = params["backbone"]["inputs"]
+    assert params["embedding"]["table"].shape == (64, 6)
+    assert inputs["positions"]["table"].shape == (16, 6)
+    # The sum of the tables, normalised, then projected: ALBERT's order (Lan et al. 2020, section 3.1).
+    x = params["embedding"]["table"][TOKENS] + inputs["positions"]["table"][None, :6] + inputs["types"]["table"][0]
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * inputs["norm"]["scale"] + inputs["norm"]["bias"]
+    project = params["backbone"]["project_in"]
+    sequence = forward(model, params, {"tokens": TOKENS}, method=_entering)
+    np.testing.assert_allclose(sequence, x @ project["kernel"] + project["bias"], atol=1e-4)
+    outputs = forward(model, params, {"tokens": TOKENS}, method="outputs")
+    if back == {"project_out"}:
+        narrow = np.asarray(outputs["hidden"]) @ params["project_out"]["kernel"] + params["project_out"]["bias"]
+        np.testing.assert_allclose(outputs["logits"], narrow @ params["embedding"]["table"].T, atol=1e-3)
+
+
+def _entering(model, batch):
+    """Returns what enters the stack of a model."""
+    return model.backbone.sequence(batch, DropoutRates()).x
+
+
+def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
+    fields = {"mlm_transform": True, "output_bias": True, "embed_norm": True, "num_types": 2}
+    model, params = build("encoder", ("replaced_token",), **fields)
+    assert set(params["generator"]) == {"backbone", "transform", "output_bias"}
+    assert set(params["generator"]["backbone"]) == {"project_in", "stack"}, "tables and their norm are shared"
+    small = LanguageModel(model.config.generator(), ("masked_lm",))
+    backbone = params["generator"]["backbone"] | {"inputs": params["backbone"]["inputs"]}
+    alone = params["generator"] | {"embedding": params["embedding"], "backbone": backbone}
+    expected = forward(small, alone, {"tokens": TOKENS}, method="outputs")
+    assert expected["hidden"].shape[-1] == 4, "a quarter of the width"
+    outputs = forward(model, params, {"tokens": TOKENS}, method="outputs")
+    np.testing.assert_allclose(outputs["generator_logits"], expected["logits"], atol=1e-5)
+    hidden = model.apply({"params": params}, {"tokens": TOKENS}, method="generator_states")
+    np.testing.assert_allclose(hidden, expected["hidden"], atol=1e-5)
+    logits = model.apply({"params": params}, hidden[1, 2:4], method="generator_logits")
+    np.testing.assert_allclose(logits, expected["logits"][1, 2:4], atol=1e-5, err_msg="of a choice of positions")
+
+
+def test_the_generator_drops_out_too(build):
+    model, params = build("encoder", ("replaced_token",), **RATES)
+    rates = model.config.dropout_rates()
+    args = {"deterministic": False, "dropout_rates": rates, "method": "generator_states"}
+    run = jax.jit(lambda key: model.apply({"params": params}, {"tokens": TOKENS}, rngs={"dropout": key}, **args))
+    assert np.abs(run(jax.random.key(0)) - run(jax.random.key(1))).max() > 0.01
 
 
 def test_the_encoder_decoder_shares_one_token_table(build):
@@ -94,7 +164,7 @@ def test_bfloat16_computes_with_float32_parameters(build, forward):
     outputs = forward(half, params, {"tokens": TOKENS}, method="outputs")
     exact = forward(model, params, {"tokens": TOKENS}, method="outputs")
     assert outputs["hidden"].dtype == jnp.bfloat16
-    for name in ("logits", "next_sentence"):
+    for name in ("logits", "next_sentence", "replaced_token", "generator_logits"):
         assert outputs[name].dtype == jnp.float32
         scale = float(jnp.std(exact[name]))
         np.testing.assert_allclose(outputs[name], exact[name], atol=0.15 * scale, rtol=0, err_msg=name)
@@ -105,7 +175,7 @@ def test_a_mesh_changes_no_value(build, forward):
     init = functools.partial(init_params, model)
     alone = nn.unbox(jax.jit(init)(jax.random.key(0)))
     batch = dict.fromkeys(("encoder_tokens", "decoder_tokens"), np.tile(TOKENS, (2, 1)))
-    mesh = jax.make_mesh((2, 2, 2), axes.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 1, 2), axes.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     specs = nn.get_partition_spec(jax.eval_shape(init, jax.random.key(0)))
     with jax.set_mesh(mesh), nn.logical_axis_rules(axes.RULES):
         shardings = nn.logical_to_mesh_sharding(specs, mesh, axes.RULES)

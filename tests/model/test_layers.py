@@ -27,25 +27,35 @@ def test_dot_contracts_trailing_with_leading_dimensions():
     ("fields", "scale", "std"),
     [
         ({"initializer": "normal"}, 1.0, 0.02),
-        ({"initializer": "scaled"}, CONFIG.model_copy(update={"initializer": "scaled"}).residual_init_scale, 0.005),
+        ({"initializer": "scaled"}, CONFIG.model_copy(update={"initializer": "scaled"}).residual_init_scale(5), 0.005),
+        (
+            {"initializer": "depth_scaled"},
+            CONFIG.model_copy(update={"initializer": "depth_scaled"}).residual_init_scale(1),
+            0.01,
+        ),
+        ({"initializer": "truncated_normal"}, 1.0, 0.02 * 0.8796),  # the deviation of a normal cut at two
         ({"initializer": "fan_in"}, 1.0, 400**-0.5),
-        ({"initializer": "fan_in", "attention_scale": False}, 0.1, 0.1 * 400**-0.5),
+        ({"initializer": "fan_in", "attention_scale": 1.0}, 0.1, 0.1 * 400**-0.5),
+        ({"initializer": "xavier"}, 1.0, (2 / 600) ** 0.5),
     ],
 )
 def test_kernels_start_at_the_published_deviation(fields, scale, std):
     config = CONFIG.model_copy(update=fields)
-    if "attention_scale" in fields:
-        assert config.query_init_scale == scale, "T5's queries carry the 1/sqrt(head_dim) that its scores lack"
-    dense = Dense(config, (200,), ("embed", "mlp"), init_scale=scale)
+    carried = scale if "attention_scale" in fields else 1.0
+    assert config.query_init_scale == carried, "T5's queries carry the 1/sqrt(head_dim) that its scores lack"
+    dense = Dense(config, (200,), ("embed", "mlp"), init_scale=scale, use_bias=False)
     params = nn.unbox(dense.init(jax.random.key(0), jnp.ones((1, 400))))["params"]
     assert float(jnp.std(params["kernel"])) == pytest.approx(std, rel=0.02)
-    assert not params["bias"].any()
+    limits = {"truncated_normal": 0.04, "xavier": 0.1}
+    assert float(jnp.abs(params["kernel"]).max()) <= limits.get(fields["initializer"], math.inf)
 
 
 @pytest.mark.parametrize(
     ("fields", "std"),
     [
         ({"initializer": "normal"}, 0.02),
+        ({"initializer": "truncated_normal"}, 0.02 * 0.8796),
+        ({"initializer": "xavier", "embed_scale": True}, 400**-0.5),
         ({"initializer": "fan_in", "logit_scale": True}, 1.0),
         ({"initializer": "fan_in", "tie_embeddings": False}, 1.0),
         ({"initializer": "fan_in"}, 400**-0.5),
@@ -56,6 +66,18 @@ def test_embeddings_start_with_unit_variance_where_they_act(fields, std):
     embed = Embed(CONFIG.model_copy(update=fields), 100, "vocab")
     table = nn.unbox(embed.init(jax.random.key(0), jnp.zeros((1,), jnp.int32)))["params"]["table"]
     assert float(jnp.std(table)) == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "out", "up", "gate", "down"])
+def test_a_layer_has_a_bias_if_the_config_names_it(name):
+    """Qwen 2 has them on queries, keys and values alone; a bias left on elsewhere would not load its weights."""
+    layers = {
+        n: Dense(CONFIG.model_copy(update={"biases": (n,)}), (3,), ("embed", "mlp"), name=name) for n in (name, "norm")
+    }
+    params = {n: nn.unbox(layer.init(jax.random.key(0), jnp.ones((1, 400))))["params"] for n, layer in layers.items()}
+    assert set(params["norm"]) == {"kernel"}
+    assert set(params[name]) == {"kernel", "bias"}
+    assert not params[name]["bias"].any()
 
 
 def test_an_id_outside_the_table_is_not_another_token():
@@ -77,6 +99,30 @@ def test_norms_are_computed_in_float32(kind):
     assert y.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"biases": ("norm",)}, {"scale", "bias"}),
+        ({"biases": ()}, {"scale"}),
+        ({"biases": (), "norm_scale": False}, set()),
+        ({"norm": "rmsnorm"}, {"scale"}),
+        ({"norm": "rmsnorm", "norm_offset": True}, {"scale"}),
+    ],
+)
+def test_norms_learn_what_the_config_says(fields, expected):
+    config = CONFIG.model_copy(update=fields)
+    x = jax.random.normal(jax.random.key(0), (3, 400))
+    y, variables = Norm(config).init_with_output(jax.random.key(0), x)
+    params = nn.unbox(variables).get("params", {})
+    assert set(params) == expected
+    moved = jax.tree.map(lambda leaf: leaf + 0.5, params)
+    if expected:
+        shift = 0.5 if "bias" in expected else 0.0
+        np.testing.assert_allclose(Norm(config).apply({"params": moved}, x), 1.5 * y + shift, rtol=1e-5, atol=1e-5)
+    if config.norm_offset:
+        assert not params["scale"].any(), "weights of zero are a scale of one: decay pulls towards it"
+
+
 def test_activations_are_those_of_their_names():
     x = np.linspace(-4, 4, 41)
     erf = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
@@ -84,12 +130,14 @@ def test_activations_are_those_of_their_names():
     silu = x / (1 + np.exp(-x))
     expected = {
         "relu": x.clip(0),
+        "relu2": x.clip(0) ** 2,
         "gelu": erf,
         "gelu_new": tanh,
         "silu": silu,
         "geglu": erf,
         "geglu_new": tanh,
         "swiglu": silu,
+        "reglu": x.clip(0),
     }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, y in expected.items():
@@ -102,6 +150,13 @@ def test_dropout_keeps_the_right_fraction_and_the_mean():
     assert float(kept.mean()) == pytest.approx(0.8, abs=0.002)
     np.testing.assert_allclose(y[kept], 2.5, rtol=1e-6)
     assert kept.mean(0).std() == pytest.approx(0.4 / math.sqrt(1000), rel=0.1), "elements are dropped independently"
+
+
+def test_stochastic_depth_drops_whole_rows():
+    y = dropout(jnp.ones((4000, 3, 2)), jnp.float32(0.2), lambda _: jax.random.key(0), rows=True)
+    kept = y[:, 0, 0] != 0
+    np.testing.assert_allclose(y, jnp.broadcast_to(jnp.where(kept, 1.25, 0.0)[:, None, None], y.shape))
+    assert float(kept.mean()) == pytest.approx(0.8, abs=0.03)
 
 
 def test_a_changed_rate_compiles_nothing_and_no_rate_draws_nothing():

@@ -8,8 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.config import ModelConfig
-from lmjax.model.positions import RelativeBias, relative_bucket, rope, sinusoidal
+from lmjax.model.config import ModelConfig, RelativeConfig, RopeConfig
+from lmjax.model.positions import (
+    RelativeBias,
+    Rotation,
+    alibi,
+    alibi_slopes,
+    relative_bucket,
+    rope,
+    rope_frequencies,
+    sinusoidal,
+)
 
 CONFIG = ModelConfig(
     architecture="encoder",
@@ -20,8 +29,7 @@ CONFIG = ModelConfig(
     num_layers=1,
     max_length=8,
     positions="relative",
-    relative_buckets=8,
-    relative_max_distance=12,
+    relative=RelativeConfig(buckets=8, max_distance=12),
 )
 
 
@@ -72,13 +80,57 @@ def test_sinusoidal_is_that_of_the_transformer_paper():
     np.testing.assert_allclose(sinusoidal(jnp.asarray(positions), 6), expected, atol=5e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_relative_bias_between_two_sequences_is_that_of_their_positions(causal):
+    module = RelativeBias(CONFIG, causal)
+    queries, keys = np.array([[0, 1, 0], [40, 2, 3]]), np.array([[3, 0, 1, 2], [0, 1, 99, 5]])
+    bias, variables = module.init_with_output(jax.random.key(0), queries, keys, method="between")
+    table = np.asarray(nn.unbox(variables)["params"]["table"])
+    for b, q, k in np.ndindex(2, 3, 4):
+        bucket = _bucket(int(keys[b, k] - queries[b, q]), 8, 12, causal)
+        np.testing.assert_array_equal(bias[b, :, q, k], table[bucket])
+
+
+def test_alibi_slopes_are_the_papers():
+    np.testing.assert_allclose(alibi_slopes(8), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256])
+    np.testing.assert_allclose(alibi_slopes(1), [1 / 256])
+    # No power of two: eight of the eight-head model, then the first, third, ... of the sixteen-head model.
+    expected = [2.0**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    np.testing.assert_allclose(alibi_slopes(12), expected)
+
+
+def test_alibi_falls_linearly_to_either_side():
+    queries, keys = np.array([[0, 2], [7, 1]]), np.array([[3, 0, 2], [1, 7, 4]])
+    bias = alibi(2, jnp.asarray(queries), jnp.asarray(keys))
+    for b, h, q, k in np.ndindex(2, 2, 2, 3):
+        assert bias[b, h, q, k] == -abs(keys[b, k] - queries[b, q]) * (1 / 16, 1 / 256)[h]
+
+
+def _config(head_dim, max_length=8, **rope):
+    fields = {"positions": "rope", "head_dim": head_dim, "max_length": max_length, "rope": RopeConfig(**rope)}
+    return CONFIG.model_copy(update=fields)
+
+
+def _turned(x, positions, config, **kwargs):
+    return rope(jnp.asarray(x), Rotation.build(config, jnp.asarray(positions), **kwargs))
+
+
 def test_rope_rotates_each_pair_by_its_angle():
     x = np.asarray(jax.random.normal(jax.random.key(0), (1, 4, 2, 6)))
     positions = np.array([[0, 3, 1, 9]])
     pairs = x[..., :3] + 1j * x[..., 3:]
     turned = pairs * np.exp(1j * positions[:, :, None, None] * 100.0 ** -(np.arange(3) / 3))
     expected = np.concatenate([turned.real, turned.imag], axis=-1)
-    np.testing.assert_allclose(rope(jnp.asarray(x), jnp.asarray(positions), 100.0), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_turned(x, positions, _config(6, theta=100.0)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fraction_of_the_head_rotates_and_the_rest_stays():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 4, 2, 8)))
+    positions = np.array([[0, 3, 1, 9]])
+    turned = _turned(x, positions, _config(8, fraction=0.5, theta=100.0))
+    expected = _turned(x[..., :4], positions, _config(4, theta=100.0))
+    np.testing.assert_array_equal(turned[..., :4], expected, "wavelengths are those of the rotated width")
+    np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
 
 
 def test_rope_scores_depend_on_the_distance_alone():
@@ -86,6 +138,69 @@ def test_rope_scores_depend_on_the_distance_alone():
 
     def scores(start):
         positions = jnp.array([[0, 2, 5]]) + start
-        return jnp.einsum("bqhd,bkhd->bqk", rope(query, positions, 100.0), rope(key, positions, 100.0))
+        query_turned, key_turned = (_turned(x, positions, _config(8, theta=100.0)) for x in (query, key))
+        return jnp.einsum("bqhd,bkhd->bqk", query_turned, key_turned)
 
     np.testing.assert_allclose(scores(0), scores(37), atol=1e-4)
+
+
+def test_linear_scaling_is_a_slower_clock():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 3, 1, 8)))
+    slow = _turned(x, np.array([[4, 8, 12]]), _config(8, scaling="linear", factor=4.0))
+    np.testing.assert_allclose(slow, _turned(x, np.array([[1, 2, 3]]), _config(8)), rtol=1e-4, atol=1e-5)
+
+
+def test_dynamic_scaling_changes_the_base_beyond_the_original_length():
+    config = _config(8, scaling="dynamic", factor=2.0, original_length=16)
+    plain, _ = rope_frequencies(_config(8), 16)
+    for length in (8, 16):
+        np.testing.assert_array_equal(rope_frequencies(config, length)[0], plain)
+    # Twice the length: base * (2 * 2 - 1) ** (8 / 6).
+    expected = (10_000 * 3 ** (4 / 3)) ** -(np.arange(0, 8, 2) / 8)
+    np.testing.assert_allclose(rope_frequencies(config, 32)[0], expected, rtol=1e-12)
+
+
+def test_llama3_scaling_leaves_the_fast_and_slows_the_slow():
+    # Grattafiori et al. 2024's numbers: 8,192 tokens, factors 1 and 4, scaled by 8.
+    config = _config(128, theta=500_000.0, scaling="llama3", factor=8.0, original_length=8192)
+    frequencies, factor = rope_frequencies(config, 99)
+    plain = 500_000.0 ** -(np.arange(64) / 64)
+    expected = []
+    for f in plain:
+        wavelength = 2 * math.pi / f
+        if wavelength < 8192 / 4:
+            expected.append(f)
+        elif wavelength > 8192 / 1:
+            expected.append(f / 8)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected.append((1 - smooth) * f / 8 + smooth * f)
+    np.testing.assert_allclose(frequencies, expected, rtol=1e-12)
+    assert factor == 1.0
+    assert 0 < sum(f not in (p, p / 8) for f, p in zip(frequencies, plain, strict=True)) < 20, "some lie between"
+
+
+def test_yarn_ramps_between_the_dimensions_of_its_turns():
+    # 32 and 1 turns in 4,096 tokens at base 10,000 and width 128: dimensions 20.95 and 45.03, widened to 20 and 46.
+    config = _config(128, scaling="yarn", factor=16.0, original_length=4096)
+    frequencies, factor = rope_frequencies(config, 99)
+    plain = 10_000.0 ** -(np.arange(64) / 64)
+    ramp = [0.0] * 21 + [(i - 20) / 26 for i in range(21, 46)] + [1.0] * 18
+    np.testing.assert_allclose(frequencies, [(1 - r) * f + r * f / 16 for r, f in zip(ramp, plain, strict=True)])
+    assert factor == pytest.approx(0.1 * math.log(16) + 1)
+    given = _config(128, scaling="yarn", factor=16.0, attention_factor=1.25, beta_fast=64.0, beta_slow=2.0)
+    assert rope_frequencies(given, 99)[1] == 1.25
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 1, 1, 128)))
+    at_start = _turned(x, np.array([[0]]), given)
+    np.testing.assert_allclose(at_start, 1.25 * x, rtol=1e-6, err_msg="sines and cosines carry the factor")
+    shifted = rope_frequencies(given.model_copy(update={"max_length": 4096}), 99)[0]
+    assert np.flatnonzero(shifted != plain)[0] == 17, "64 turns are made at 16.1"
+    assert np.flatnonzero(np.isclose(shifted, plain / 16, rtol=1e-12))[0] == 41, "and 2 at 40.2"
+
+
+def test_local_layers_have_wavelengths_of_their_own_unscaled():
+    config = _config(8, theta=1e6, local_theta=100.0, scaling="linear", factor=8.0)
+    np.testing.assert_allclose(rope_frequencies(config, 8, local=True)[0], 100.0 ** -(np.arange(4) / 4))
+    np.testing.assert_allclose(rope_frequencies(config, 8)[0], 1e6 ** -(np.arange(4) / 4) / 8)
+    same = _config(8, theta=1e6, scaling="linear", factor=8.0)
+    np.testing.assert_array_equal(rope_frequencies(same, 8, local=True)[0], rope_frequencies(same, 8)[0])

@@ -1,6 +1,7 @@
 """Blocks against a hand-written float64 forward pass; scan, loop and remat compute one and the same thing."""
 
 import functools
+import itertools
 import math
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.model.config import MoEConfig, RelativeConfig, RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.transformer import stack_layers, unstack_layers
 
@@ -123,7 +125,7 @@ MODELS = {
         (),
         {
             "norm": "rmsnorm",
-            "use_bias": False,
+            "biases": (),
             "mlp": "swiglu",
             "positions": "rope",
             "num_kv_heads": 2,
@@ -137,11 +139,11 @@ MODELS = {
         {
             "norm": "rmsnorm",
             "norm_epsilon": 1e-6,
-            "use_bias": False,
+            "biases": (),
             "mlp": "relu",
             "positions": "relative",
             "logit_scale": True,
-            "attention_scale": False,
+            "attention_scale": 1.0,
             "initializer": "fan_in",
         },
     ),
@@ -157,6 +159,58 @@ def test_one_layer_is_the_published_one(build, forward, name):
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     for row, tokens in enumerate(TOKENS):
         np.testing.assert_allclose(outputs["logits"][row], reference(exact, tokens), rtol=1e-4, atol=1e-4)
+
+
+def _any_block(p, tokens, norm_position, block):
+    """One layer of a decoder, its norms and branches as the fields' descriptions say."""
+    layer, norm = p["backbone"]["stack"]["layer_0"], functools.partial(_rmsnorm, epsilon=1e-5)
+    before, after = norm_position in ("pre", "sandwich"), norm_position in ("sandwich", "output")
+    branches = {
+        "attention": lambda x: _attention(layer["attention"], x, x, scale=0.5, causal=True),
+        "mlp": lambda x: np.maximum(x @ layer["mlp"]["up"]["kernel"], 0) @ layer["mlp"]["down"]["kernel"],
+    }
+    x = p["embedding"]["table"][tokens]
+    start = x
+    for name, branch in branches.items():
+        y = start if block != "sequential" else x
+        if before:
+            y = norm(layer["attention_norm" if block == "parallel_shared" else f"{name}_norm"], y)
+        y = branch(y)
+        x = x + (norm(layer[f"{name}_output_norm"], y) if after else y)
+        if norm_position == "post":
+            x = norm(layer[f"{name}_norm"], x)
+    if norm_position not in ("post", "none"):
+        x = norm(p["backbone"]["stack"]["final_norm"], x)
+    return x @ p["embedding"]["table"].T
+
+
+@pytest.mark.parametrize(
+    ("norm_position", "block"),
+    [
+        ("pre", "sequential"),
+        ("post", "sequential"),
+        ("sandwich", "sequential"),
+        ("output", "sequential"),
+        ("none", "sequential"),
+        ("pre", "parallel"),
+        ("sandwich", "parallel"),
+        ("output", "parallel"),
+        ("pre", "parallel_shared"),
+        ("sandwich", "parallel_shared"),
+    ],
+)
+def test_norms_and_branches_stand_where_the_fields_say(build, forward, norm_position, block):
+    fields = {"norm": "rmsnorm", "norm_position": norm_position, "block": block, "biases": ()}
+    model, params = build("decoder", num_layers=1, scan_layers=False, mlp="relu", positions="none", **fields)
+    logits = forward(model, params, {"tokens": TOKENS}, method="outputs")["logits"]
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    expected = np.stack([_any_block(exact, tokens, norm_position, block) for tokens in TOKENS])
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    norms = sum("norm" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    expected = {"pre": 2, "post": 2, "sandwich": 4, "output": 2, "none": 0}[norm_position] - (
+        block == "parallel_shared"
+    )
+    assert norms == expected + (norm_position not in ("post", "none")), "no norm that nothing uses"
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -178,13 +232,100 @@ def _assert_equal_trees(actual, expected, **tolerance):
         np.testing.assert_allclose(found, leaf, err_msg=jax.tree_util.keystr(path), **tolerance)
 
 
-def test_scan_and_loop_are_one_model(build):
-    model, params = build("decoder", positions="relative", num_layers=3)
+VARIED = {
+    "relative": {"positions": "relative"},
+    "relative per layer": {"positions": "relative", "relative": RelativeConfig(per_layer=True)},
+    "windows and bases that alternate": {
+        "positions": "rope",
+        "rope": RopeConfig(theta=100.0, local_theta=3.0),
+        "attention_window": 2,
+        "global_every": 2,
+        "global_offset": 1,
+    },
+    "experts": {"moe": MoEConfig(num_experts=3, dispatch="dense")},
+}
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_scan_and_loop_are_one_model(build, name):
+    model, params = build("decoder", **VARIED[name])
     loop = LanguageModel(model.config.model_copy(update={"scan_layers": False}))
     unrolled = unstack_layers(params)
-    assert set(unrolled["backbone"]["stack"]) >= {"layer_0", "layer_1", "layer_2"}
+    assert set(unrolled["backbone"]["stack"]) >= {"layer_0", "layer_1"}
     expected = _gradients(model, params)
     _assert_equal_trees(stack_layers(_gradients(loop, unrolled)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_local_layers_have_their_own_base(build, forward):
+    fields = VARIED["windows and bases that alternate"] | {"num_layers": 1}
+    model, params = build("decoder", **fields, scan_layers=False)
+    hidden = {}
+    for base in (3.0, 100.0):
+        for offset in (0, 1):
+            rope = RopeConfig(theta=100.0, local_theta=base)
+            config = model.config.model_copy(update={"rope": rope, "global_offset": offset})
+            hidden[base, offset] = forward(LanguageModel(config), params, {"tokens": TOKENS})
+    np.testing.assert_array_equal(hidden[3.0, 0], hidden[100.0, 0], "a global layer has the model's base")
+    assert np.abs(hidden[3.0, 1] - hidden[100.0, 1]).max() > 0.001, "a layer with a window its own"
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_shared_layers_are_one_layer_many_times(build, scan):
+    model, params = build("decoder", share_layers=True, scan_layers=scan)
+    stack = params["backbone"]["stack"]
+    assert set(stack) == {"shared_layer", "final_norm"}
+    copies = {f"layer_{i}": stack["shared_layer"] for i in range(2)} | {"final_norm": stack["final_norm"]}
+    config = model.config.model_copy(update={"share_layers": False, "scan_layers": False})
+    apart = params | {"backbone": params["backbone"] | {"stack": copies}}
+    gradients, expected = _gradients(model, params), _gradients(LanguageModel(config), apart)
+    layers = [expected["backbone"]["stack"].pop(f"layer_{i}") for i in range(2)]
+    expected["backbone"]["stack"]["shared_layer"] = jax.tree.map(lambda *leaves: sum(leaves), *layers)
+    _assert_equal_trees(gradients, expected, rtol=1e-4, atol=1e-5)
+    assert unstack_layers(params).keys() == params.keys()
+    _assert_equal_trees(unstack_layers(params), params, rtol=0)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_depth_scaled_layers_start_smaller_the_deeper_they_are(build, scan):
+    def start(initializer):
+        model, _ = build("decoder", scan_layers=scan, initializer=initializer)
+        params = jax.jit(lambda rng: nn.unbox(init_params(model, rng)))(jax.random.key(0))
+        return params if scan else stack_layers(params)
+
+    kernels, plain = (start(name)["backbone"]["stack"]["layers"] for name in ("depth_scaled", "normal"))
+    for part, name in (("attention", "out"), ("mlp", "down")):
+        ratio = kernels[part][name]["kernel"] / plain[part][name]["kernel"]
+        expected = np.broadcast_to(np.array([2.0, 4.0])[:, None] ** -0.5, (2, ratio[0].size))
+        np.testing.assert_allclose(ratio.reshape(2, -1), expected, rtol=1e-5)
+    np.testing.assert_array_equal(kernels["mlp"]["up"]["kernel"], plain["mlp"]["up"]["kernel"])
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_branches_drop_out_by_row_and_more_with_depth(build, forward, scan):
+    """Of two layers at a rate of almost one, the second never adds anything and the first half of the time."""
+    rows = 64
+    model, params = build("decoder", layer_drop_rate=0.5, scan_layers=scan)
+    rates = model.config.dropout_rates().replace(layer=np.float32(1 - 1e-6))
+    tokens = {"tokens": np.tile(TOKENS[:1], (rows, 1))}
+    args = {"deterministic": False, "dropout_rates": rates, "rngs": {"dropout": jax.random.key(1)}}
+    hidden = jax.jit(lambda params: model.apply({"params": params}, tokens, **args))(params)
+    one, _ = build("decoder", num_layers=1, scan_layers=False)
+    stack = (unstack_layers(params) if scan else params)["backbone"]["stack"]
+    counts = []
+    for attention, mlp in itertools.product((0.0, 2.0), (0.0, 2.0)):
+        layer = stack["layer_0"]
+        layer = layer | {
+            "attention": layer["attention"] | {"out": {k: attention * x for k, x in layer["attention"]["out"].items()}},
+            "mlp": layer["mlp"] | {"down": {k: mlp * x for k, x in layer["mlp"]["down"].items()}},
+        }
+        kept = {"layer_0": layer, "final_norm": stack["final_norm"]}
+        backbone = {"inputs": params["backbone"]["inputs"], "stack": kept}
+        expected = forward(one, {"embedding": params["embedding"], "backbone": backbone}, {"tokens": TOKENS[:1]})
+        counts.append(int((np.abs(hidden - expected).max((1, 2)) < 1e-3).sum()))
+    assert sum(counts) == rows, "every row is one of the four, kept branches doubled"
+    assert min(counts) > 5, "each branch of each row is dropped by itself"
+    exact = forward(model, params, tokens)
+    np.testing.assert_allclose(exact, jnp.broadcast_to(exact[:1], exact.shape), atol=1e-5)
 
 
 @pytest.mark.parametrize(("scan", "remat"), [(True, "full"), (True, "dots"), (False, "full")])

@@ -16,7 +16,12 @@ from lmjax.training.state import state_maker
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
-    [({}, (8, 1, 1)), ({"fsdp": 4}, (2, 4, 1)), ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2))],
+    [
+        ({}, (8, 1, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1, 1)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 1, 2)),
+        ({"data": 2, "expert": 4}, (2, 1, 4, 1)),
+    ],
 )
 def test_data_takes_what_the_others_leave(sizes, shape):
     mesh = make_mesh(ParallelConfig(**sizes))
@@ -24,7 +29,7 @@ def test_data_takes_what_the_others_leave(sizes, shape):
     assert batch_shards(mesh) == shape[0] * shape[1]
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": 4}, {"tensor": 16}])
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": 4}, {"tensor": 16}, {"expert": 5}])
 def test_a_mesh_that_does_not_fit_names_the_sizes(sizes):
     (name, size), *_ = sizes.items()
     with pytest.raises(FlagError, match=rf"{name}={size}.*8 device\(s\)"):

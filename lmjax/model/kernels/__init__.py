@@ -1,0 +1,170 @@
+"""Attention behind one function: `attention` takes every feature, and picks a kernel that has them.
+
+| kernel | runs on | what it is |
+|---|---|---|
+| plain | everything | every score in memory; the reference of the tests |
+| blockwise | everything | queries in blocks, recomputed in the backward pass: memory linear in the length |
+| xla | everything | `jax.nn.dot_product_attention` |
+| cudnn | NVIDIA GPU | cuDNN's flash attention, in 16 bits |
+| splash | TPU | JAX's Pallas kernel, which skips blocks that the mask hides |
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.errors import FlagError
+from lmjax.model.kernels.masks import Mask
+from lmjax.model.kernels.softmax import blockwise, plain
+from lmjax.model.kernels.vendor import cudnn, splash, xla
+from lmjax.model.platform import platform
+
+_FUNCTIONS = {"plain": plain, "blockwise": blockwise, "xla": xla, "cudnn": cudnn, "splash": splash}
+_ARGUMENTS = {
+    "xla": ("mask", "bias", "scale"),
+    "cudnn": ("mask", "bias", "scale"),
+    "splash": ("mask", "scale", "softcap"),
+}
+
+# What a call may ask for that some kernel lacks, in the words of the error.
+FEATURES = {
+    "bias": "a bias on the scores (positions=relative or alibi)",
+    "softcap": "attention_softcap",
+    "sink_logits": "sink_logits=True",
+    "dropout": "dropout of the probabilities (attention_dropout_rate)",
+    "prefix": "a visible prefix",
+    "sink_tokens": "sink_tokens with a window",
+    "traced_window": "a window that differs between scanned layers (scan_layers with global_every)",
+    "uneven_order": "causal order or a window between rows of different lengths (cached decoding)",
+    "length_128": "lengths that are no multiples of 128",
+    "odd_length": "an odd length with a mask or bias",
+    "float32": "float32 (dtype)",
+    "head_dim": "a head_dim that is no multiple of 8, or above 128",
+}
+LACKS = {
+    "plain": frozenset(),
+    "blockwise": frozenset(),
+    "xla": frozenset({"softcap", "sink_logits", "dropout"}),
+    "cudnn": frozenset({"softcap", "sink_logits", "dropout", "float32", "odd_length", "head_dim"}),
+    "splash": frozenset(
+        {"bias", "sink_logits", "dropout", "prefix", "sink_tokens", "traced_window", "uneven_order", "length_128"}
+    ),
+}
+_PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
+# The first that has all features; `plain` stands before `blockwise` on a CPU for short rows alone.
+_PREFERRED = {
+    "cpu": ("blockwise",),
+    "gpu": ("cudnn", "xla", "blockwise"),
+    "cuda": ("cudnn", "xla", "blockwise"),
+    "tpu": ("splash", "xla", "blockwise"),
+}
+# Queries from which `blockwise` is worth its recomputation on a CPU: where it skips keys, faster; elsewhere it is a
+# tenth slower than `plain`, in half the memory.
+_LONG_NARROWED = 256
+_LONG = 512
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask,
+    scale: float,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    sink_logits: jax.Array | None = None,
+    dropout_rate: jax.Array | None = None,
+    make_rng: Callable[[str], jax.Array] | None = None,
+    kernel: str = "auto",
+) -> jax.Array:
+    """Returns `[batch, queries, heads, head_dim]`: values weighted by a softmax, in float32, of scaled scores.
+
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1; with fewer key than query heads, each group of query heads
+    shares one (Ainslie et al. 2023, arXiv:2305.13245, section 2.2). A query that sees no key at all gets zeros, and
+    sends no gradient.
+
+    Args:
+        query: `[batch, queries, heads, head_dim]`.
+        key: `[batch, keys, kv_heads, head_dim]`.
+        value: `[batch, keys, kv_heads, head_dim]`.
+        mask: who sees whom.
+        scale: factor on the scores.
+        bias: float32 `[1 or batch, heads, queries, keys]`, added to the scaled and capped scores; None: nothing.
+        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2); None: not.
+        sink_logits: `[heads]`: one more logit in each softmax, that weighs no value (gpt-oss, arXiv:2508.10925).
+        dropout_rate: of the probabilities; None: no dropout.
+        make_rng: the calling module's own `make_rng`, for dropout.
+        kernel: of the table above, or auto; FlagError says what an explicit one lacks.
+    """
+    asked = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
+    narrowed = mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
+    name = choose(kernel, platform(), asked, query.shape[1], narrowed)
+    arguments = {
+        "mask": mask,
+        "bias": bias,
+        "scale": scale,
+        "softcap": softcap,
+        "sink_logits": sink_logits,
+        "dropout_rate": dropout_rate,
+        "make_rng": make_rng,
+    }
+    return _FUNCTIONS[name](query, key, value, **{each: arguments[each] for each in _ARGUMENTS.get(name, arguments)})
+
+
+def features(
+    query: jax.Array,
+    key: jax.Array,
+    mask: Mask,
+    bias: jax.Array | None,
+    softcap: float | None,
+    sink_logits: jax.Array | None,
+    dropout_rate: jax.Array | None,
+) -> frozenset[str]:
+    """Returns the `FEATURES` that a call of `attention` with these arguments needs."""
+    queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
+    ordered = mask.causal or mask.window is not None
+    masked = mask.segmented or mask.prefix is not None or mask.window is not None or bias is not None
+    found = {
+        "bias": bias is not None,
+        "softcap": softcap is not None,
+        "sink_logits": sink_logits is not None,
+        "dropout": dropout_rate is not None,
+        "prefix": mask.causal and mask.prefix is not None,
+        "sink_tokens": mask.window is not None and mask.sink_tokens > 0,
+        "traced_window": mask.window is not None and not isinstance(mask.window, int),
+        "uneven_order": ordered and (mask.query_offset is not None or queries != keys),
+        "length_128": queries % 128 != 0 or keys % 128 != 0,
+        "odd_length": masked and (queries % 2 != 0 or keys % 2 != 0),
+        "float32": query.dtype not in (jnp.bfloat16, jnp.float16),
+        "head_dim": width % 8 != 0 or width > 128,
+    }
+    return frozenset(name for name, needed in found.items() if needed)
+
+
+def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narrowed: bool) -> str:
+    """Returns the name of the kernel; raises FlagError where an explicit one cannot do what is asked.
+
+    Args:
+        kernel: the config's attention_kernel.
+        platform: cpu, gpu, cuda or tpu; another one gets the kernels that run everywhere.
+        asked: of `FEATURES`.
+        queries: in a row.
+        narrowed: whether the mask spares a block some keys, known while compiling.
+    """
+    if kernel == "auto":
+        if platform == "cpu" and queries < (_LONG_NARROWED if narrowed else _LONG):
+            return "plain"
+        return next(name for name in _PREFERRED.get(platform, ("xla", "blockwise")) if not asked & LACKS[name])
+    if platform not in _PLATFORMS.get(kernel, (platform,)):
+        needs = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[kernel]
+        raise FlagError(
+            f"--config.model.attention_kernel={kernel} needs {needs}, and this is {platform}; use auto or blockwise"
+        )
+    missing = [FEATURES[name] for name in FEATURES if name in asked & LACKS[kernel]]
+    if missing:
+        raise FlagError(
+            f"--config.model.attention_kernel={kernel} cannot do {' and '.join(missing)}; use auto or blockwise"
+        )
+    return kernel

@@ -1,0 +1,109 @@
+"""Who sees whom, as a predicate of places and segments: no array of queries by keys stands until a kernel wants one."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+def _static(default: bool | int) -> bool | int:
+    """Returns a field that belongs to the type of the mask, not to its data."""
+    return flax.struct.field(pytree_node=False, default=default)
+
+
+@flax.struct.dataclass
+class Mask:
+    """The keys that each query sees; `Mask()` hides nothing.
+
+    A token sees its own segment alone, so that packed documents are strangers; padding is segment 0, and sees padding.
+    Order and distance are those of the row, which inside a segment are those of the positions.
+
+    Attributes:
+        causal: a query sees only keys at or before its own place.
+        window: a query sees only keys less than `window` places away (Beltagy et al. 2020, arXiv:2004.05150,
+            section 3.1); an int lets kernels skip what is too far, a traced scalar may differ between scanned layers.
+        sink_tokens: keys whose position in their segment is below it stay visible through the window
+            (Xiao et al. 2024, arXiv:2309.17453, section 3.2).
+        query_segments: `[batch, queries]`; None: the whole row is segment 1.
+        key_segments: `[batch, keys]`; None: the whole row is segment 1.
+        prefix: bool `[batch, keys]`: keys that a causal mask does not hide (Raffel et al. 2020, arXiv:1910.10683,
+            section 3.2.1); the window and the segments still do.
+        key_positions: `[batch or 1, keys]`, for `sink_tokens`; None: the places in the row.
+        query_offset: place of the first query among the keys, for cached decoding; None: 0, and kernels know it.
+    """
+
+    causal: bool = _static(False)
+    window: int | jax.Array | None = None
+    sink_tokens: int = _static(0)
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
+    prefix: jax.Array | None = None
+    key_positions: jax.Array | None = None
+    query_offset: int | jax.Array | None = None
+
+    @property
+    def segmented(self) -> bool:
+        """Whether tokens of one row may be strangers."""
+        return self.query_segments is not None or self.key_segments is not None
+
+    def segments(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the segments of the queries and of the keys, `[batch or 1, length]` each."""
+        one = jnp.ones((1, max(queries, keys)), jnp.int32)
+        return (
+            one[:, :queries] if self.query_segments is None else self.query_segments,
+            one[:, :keys] if self.key_segments is None else self.key_segments,
+        )
+
+    def dense(self, queries: int, keys: int) -> jax.Array | None:
+        """Returns booleans `[batch or 1, 1, queries, keys]`, True where a query sees a key; None: everywhere."""
+        return self.part(0, queries, 0, keys)
+
+    def part(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array | None:
+        """Returns the piece of `dense` with `queries` rows from `row` on and `keys` columns from `column` on."""
+
+        def along_keys(x: jax.Array) -> jax.Array:
+            return jax.lax.slice_in_dim(x, column, column + keys, axis=1)[:, None, None, :]
+
+        seen = None
+        if self.causal or self.window is not None:
+            start = row if self.query_offset is None else row + self.query_offset
+            rows, columns = start + jnp.arange(queries), column + jnp.arange(keys)
+            distance = (rows[:, None] - columns[None])[None, None]
+        if self.causal:
+            seen = distance >= 0
+            if self.prefix is not None:
+                seen |= along_keys(self.prefix)
+        if self.window is not None:
+            near = jnp.abs(distance) < self.window
+            if self.sink_tokens:
+                last = column + keys
+                positions = jnp.arange(last)[None] if self.key_positions is None else self.key_positions
+                near |= along_keys(positions) < self.sink_tokens
+            seen = near if seen is None else seen & near
+        if self.segmented:
+            of_queries, of_keys = self.segments(queries, column + keys)
+            if self.query_segments is not None:
+                of_queries = jax.lax.dynamic_slice_in_dim(of_queries, row, queries, axis=1)
+            same = of_queries[:, None, :, None] == along_keys(of_keys)
+            seen = same if seen is None else seen & same
+        return seen
+
+    def sighted(self, queries: int, keys: int) -> jax.Array | None:
+        """Returns booleans `[batch or 1, queries]`, True where a query sees any key; None: every query does."""
+        in_row = self.query_offset is None and queries <= keys
+        if not self.segmented and (self.window is None or in_row):
+            return None
+        return jnp.any(self.dense(queries, keys), axis=(1, 3))
+
+    def columns(self, start: int, stop: int, keys: int) -> tuple[int, int]:
+        """Returns (first, end) of the keys that the queries from `start` to `stop` can see; at least one key.
+
+        Only what is known while tracing narrows it: causal order, and a window that is an int.
+        """
+        first, end = 0, keys
+        if self.query_offset is None:
+            if self.causal and self.prefix is None:
+                end = min(end, stop)
+            if isinstance(self.window, int) and not self.sink_tokens:
+                first, end = max(first, start - self.window + 1), min(end, stop + self.window - 1)
+        first = min(first, keys - 1)
+        return first, max(end, first + 1)

@@ -1,0 +1,333 @@
+"""Attention written out: over whole rows, and in blocks of queries whose scores are never all in memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.kernels.masks import Mask
+from lmjax.model.layers import dropout
+
+BLOCK = 128  # Queries whose scores stand at once.
+SPANS = 8  # Pieces of a row that are compiled one by one, each with its own range of keys.
+
+
+class Dropout(NamedTuple):
+    """What decides which probabilities are dropped; traced.
+
+    Attributes:
+        rate: None: none are.
+        seed: a random key, or None where `rate` is.
+    """
+
+    rate: jax.Array | None
+    seed: jax.Array | None
+
+    def __call__(self, weights: jax.Array) -> jax.Array:
+        """Returns `weights` with the same elements dropped at every call."""
+        return dropout(weights, self.rate, lambda _: self.seed)
+
+    def fold(self, row: int | jax.Array) -> "Dropout":
+        """Returns the dropout of the block that starts at `row`."""
+        return self if self.rate is None else Dropout(self.rate, jax.random.fold_in(self.seed, row))
+
+
+class _Span(NamedTuple):
+    """Static numbers of neighbouring blocks: first query, queries of a block, blocks, and the range of their keys."""
+
+    start: int
+    size: int
+    count: int
+    first: int
+    end: int
+
+
+class _Plan(NamedTuple):
+    """What is known of a call while tracing: its spans, and what happens to a score."""
+
+    spans: tuple[_Span, ...]
+    scale: float
+    softcap: float | None
+
+
+def plain(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask,
+    bias: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+    sink_logits: jax.Array | None,
+    dropout_rate: jax.Array | None,
+    make_rng: Callable[[str], jax.Array] | None,
+) -> jax.Array:
+    """Returns `attention` with every score of every row in memory at once."""
+    drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    seen = mask.dense(query.shape[2], key.shape[2])
+    scores = _scores(query, key, bias, seen, _Plan((), scale, softcap))
+    return _average(scores, value, sink_logits, drop)[0].astype(value.dtype).swapaxes(1, 2)
+
+
+def blockwise(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask,
+    bias: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+    sink_logits: jax.Array | None,
+    dropout_rate: jax.Array | None,
+    make_rng: Callable[[str], jax.Array] | None,
+) -> jax.Array:
+    """Returns `attention` in blocks of queries, whose scores are computed again in the backward pass.
+
+    Memory is linear in the length (Rabe and Staats 2021, arXiv:2112.05682; the backward pass is that of Dao et al.
+    2022, arXiv:2205.14135, appendix B.2), and keys that no query of a block can see cost nothing. A row is cut into at
+    most `SPANS` spans, each with its own static range of keys; a span of many blocks is a loop over them, so that a
+    long row compiles as fast as a short one.
+    """
+    drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    plan = _Plan(_spans(query.shape[2], key.shape[2], mask), scale, softcap)
+    return _blocks(plan, query, key, value, bias, sink_logits, (mask, drop)).swapaxes(1, 2)
+
+
+def _spans(queries: int, keys: int, mask: Mask) -> tuple[_Span, ...]:
+    """Returns the spans of a row; its last block may be a short one."""
+    blocks, rest = divmod(queries, BLOCK)
+    each = max(1, -(-blocks // SPANS))
+    found = [(i * BLOCK, BLOCK, min(each, blocks - i)) for i in range(0, blocks, each)]
+    found += [(blocks * BLOCK, rest, 1)] if rest else []
+    return tuple(_Span(*span, *mask.columns(span[0], span[0] + span[1] * span[2], keys)) for span in found)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(
+    plan: _Plan,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    sink_logits: jax.Array | None,
+    rest: tuple[Mask, Dropout],
+) -> jax.Array:
+    """Returns `[batch, heads, queries, head_dim]`, from arrays that have heads before length."""
+    return _blocks_forward(plan, query, key, value, bias, sink_logits, rest)[0]
+
+
+def _blocks_forward(plan: _Plan, query: jax.Array, *others: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Returns (`_blocks`, what its gradient needs)."""
+    key, value, bias, sink_logits, (mask, drop) = others
+
+    def block(carry: tuple[jax.Array, ...], span: _Span, row: jax.Array) -> tuple[jax.Array, ...]:
+        q, k, v, b, seen = _cut(span, row, query, key, value, bias, mask)
+        found = _average(_scores(q, k, b, seen, plan), v, sink_logits, drop.fold(row))
+        return tuple(_add(x, piece, row) for x, piece in zip(carry, found, strict=True))
+
+    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    empty = jnp.zeros(query.shape, value.dtype), jnp.zeros((*query.shape[:3], 1), dtype)
+    y, log_total = _each_block(plan.spans, block, empty)
+    return y, (query, *others, y, log_total)
+
+
+def _blocks_backward(plan: _Plan, residuals: tuple[Any, ...], g: jax.Array) -> tuple[Any, ...]:
+    """Returns the gradients of the arguments of `_blocks`, from scores that are computed anew."""
+    query, key, value, bias, sink_logits, (mask, drop), y, log_total = residuals
+    dtype = log_total.dtype
+
+    def block(grads: tuple[Any, ...], span: _Span, row: jax.Array) -> tuple[Any, ...]:
+        q, k, v, b, seen = _cut(span, row, query, key, value, bias, mask)
+        y_part, g_part, total = (_rows(x, row, span.size).astype(dtype) for x in (y, g, log_total))
+        g_part = jnp.where(_blind(total), 0, g_part)
+        scores, of_scores = jax.vjp(lambda q, k, b: _scores(q, k, b, seen, plan), q, k, b)
+        weights = jnp.exp(scores - total)
+        mix = functools.partial(_mix, drop=drop.fold(row))
+        d_weights, d_v = jax.vjp(mix, weights, v)[1](g_part)
+        share = jnp.sum(g_part * y_part, axis=-1, keepdims=True)
+        d_q, d_k, d_b = of_scores(weights * (d_weights - share))
+        d_query, d_key, d_value, d_bias, d_sinks = grads
+        if bias is not None:
+            d_bias = _add(d_bias, d_b, row, span.first)
+        if sink_logits is not None:
+            d_sinks -= jnp.sum(jnp.exp(_per_head(sink_logits, dtype) - total) * share, axis=(0, 2, 3))
+        return _add(d_query, d_q, row), _add(d_key, d_k, span.first), _add(d_value, d_v, span.first), d_bias, d_sinks
+
+    arrays = (query, key, value, bias, sink_logits)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), arrays)
+    grads = _each_block(plan.spans, block, zeros, after=g)
+    return *jax.tree.map(lambda x, grad: grad.astype(x.dtype), arrays, grads), None
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _each_block(
+    spans: tuple[_Span, ...],
+    body: Callable[[Any, _Span, jax.Array], Any],
+    carry: Any,
+    after: jax.Array | None = None,
+) -> Any:
+    """Returns the `carry` after `body(carry, span, row)` of every block, one after the other.
+
+    Blocks that depend on nothing of each other would run side by side, and the scores of all of them stand at once;
+    and XLA would find the scores of the backward pass equal to those of the forward pass, and keep them. So the row of
+    a block is made to depend on what was computed before it (on a CPU an optimization barrier does not hold).
+
+    Args:
+        spans: of the row.
+        body: one block.
+        carry: arrays.
+        after: what must be there before the first block starts.
+    """
+    for span in spans:
+        row = span.start + _nought(jax.tree.leaves((carry, after)))
+        if span.count == 1:
+            carry = body(carry, span, row)
+        else:
+            carry = jax.lax.fori_loop(
+                0, span.count, lambda i, carry, span=span, row=row: body(carry, span, row + i * span.size), carry
+            )
+    return carry
+
+
+@jax.custom_batching.custom_vmap
+def _nought(arrays: list[jax.Array]) -> jax.Array:
+    """Returns int32 0, which XLA cannot know: the smaller of 0 and the bits of a number without its sign."""
+    bits = (jax.lax.bitcast_convert_type(jnp.abs(x[(0,) * x.ndim]).astype(jnp.float32), jnp.int32) for x in arrays)
+    return functools.reduce(jnp.minimum, bits, jnp.int32(0))
+
+
+@_nought.def_vmap
+def _nought_of_many(size: int, batched: list[list[bool]], arrays: list[jax.Array]) -> tuple[jax.Array, bool]:
+    """Returns one 0 for a population of models: rows of their own would make every slice a gather."""
+    return _nought([x[0] if many else x for x, many in zip(arrays, batched[0], strict=True)]), False
+
+
+def _rows(x: jax.Array, row: jax.Array, size: int) -> jax.Array:
+    """Returns `size` rows of `[batch, heads, rows, ...]` from `row` on."""
+    return jax.lax.dynamic_slice_in_dim(x, row, size, axis=2)
+
+
+def _add(x: jax.Array, part: jax.Array, row: int | jax.Array, column: int = 0) -> jax.Array:
+    """Returns `x` with `part` added from `row` and `column` on."""
+    at = tuple(jnp.int32(i) for i in (0, 0, row, column))
+    return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, at, part.shape) + part.astype(x.dtype), at)
+
+
+def _cut(
+    span: _Span, row: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask
+) -> tuple[Any, ...]:
+    """Returns what a block reads of the queries, keys, values, bias and mask."""
+    keys = slice(span.first, span.end)
+    bias = None if bias is None else _rows(bias[..., keys], row, span.size)
+    seen = mask.part(row, span.size, span.first, span.end - span.first)
+    return _rows(query, row, span.size), key[:, :, keys], value[:, :, keys], bias, seen
+
+
+def _scores(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.Array | None, plan: _Plan) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, keys]`: what the softmax takes; the least float where nothing is seen.
+
+    The query heads that share a key head are so many more queries of that head.
+    """
+    batch, heads, queries, _ = query.shape
+    scores = _compare(_grouped(query, key.shape[1]), key).reshape(batch, heads, queries, key.shape[2]) * plan.scale
+    if plan.softcap is not None:
+        scores = plan.softcap * jnp.tanh(scores / plan.softcap)
+    if bias is not None:
+        scores += bias
+    return scores if seen is None else jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+
+
+def _average(
+    scores: jax.Array, value: jax.Array, sink_logits: jax.Array | None, drop: Dropout
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the values weighted by the softmax, float32, and the logarithm of its denominator, `[..., queries, 1]`.
+
+    The denominator divides the result, which is smaller than the scores: so autodiff reduces nothing of their size.
+    """
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    if sink_logits is not None:
+        largest = jnp.maximum(largest, _per_head(sink_logits, scores.dtype))
+    largest = jax.lax.stop_gradient(largest)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sink_logits is not None:
+        total += jnp.exp(_per_head(sink_logits, scores.dtype) - largest)
+    y = _mix(weights, value, drop) / total
+    # A query with nothing to see weighs all keys alike, and would mix in every other document.
+    return jnp.where(_blind(largest), 0, y), largest + jnp.log(total)
+
+
+def _blind(largest: jax.Array) -> jax.Array:
+    """Returns True where the largest of a query's scores, or the logarithm of their total, says it sees nothing."""
+    return largest == jnp.finfo(largest.dtype).min
+
+
+def _per_head(sink_logits: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns `[heads]` in the shape of the scores."""
+    return sink_logits.astype(dtype)[None, :, None, None]
+
+
+def _grouped(x: jax.Array, kv_heads: int) -> jax.Array:
+    """Returns `[batch, kv_heads, group * queries, ...]` of `[batch, heads, queries, ...]`."""
+    return x.reshape(x.shape[0], kv_heads, -1, x.shape[3])
+
+
+def _mix(weights: jax.Array, value: jax.Array, drop: Dropout) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, head_dim]`: values times `[batch, heads, queries, keys]`."""
+    batch, heads, queries, _ = weights.shape
+    weights = _grouped(drop(weights.astype(value.dtype)), value.shape[1])
+    return _combine(weights, value).reshape(batch, heads, queries, value.shape[3])
+
+
+def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns the product of operands of one dtype, summed in float32."""
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _dot_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns `[batch, heads, keys, head_dim]`: `weights` transposed, times `x`.
+
+    Computed as its transpose, which on a CPU costs 0.6 of the product with transposed weights.
+    """
+    return _dot("bhqd,bhqk->bhdk", x, weights).swapaxes(2, 3)
+
+
+@jax.custom_vjp
+def _compare(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, keys]`; its gradients round what comes back to the operands' dtype.
+
+    As fused kernels do: plain autodiff would multiply float32 gradients with bfloat16 operands, at half the speed.
+    """
+    return _dot("bhqd,bhkd->bhqk", query, key)
+
+
+def _compare_backward(operands: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    query, key = operands
+    g = g.astype(query.dtype)
+    return _dot("bhqk,bhkd->bhqd", g, key).astype(query.dtype), _dot_over_queries(g, query).astype(key.dtype)
+
+
+_compare.defvjp(lambda query, key: (_compare(query, key), (query, key)), _compare_backward)
+
+
+@jax.custom_vjp
+def _combine(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, head_dim]`; its gradients are as those of `_compare`."""
+    return _dot("bhqk,bhkd->bhqd", weights, value)
+
+
+def _combine_backward(operands: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights, value = operands
+    g = g.astype(value.dtype)
+    return _dot("bhqd,bhkd->bhqk", g, value).astype(weights.dtype), _dot_over_queries(weights, g).astype(value.dtype)
+
+
+_combine.defvjp(lambda weights, value: (_combine(weights, value), (weights, value)), _combine_backward)

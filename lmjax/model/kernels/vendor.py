@@ -1,0 +1,127 @@
+"""Attention by kernels that JAX ships: XLA's and cuDNN's behind one function, and splash attention on TPU."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
+
+from lmjax.model.kernels.masks import Mask
+from lmjax.parallel import axes
+
+_SPLASH_BLOCKS = (512, 256, 128)  # The largest that divides the length; 128 is the width of a TPU's registers.
+
+
+def xla(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: Mask, bias: jax.Array | None, scale: float
+) -> jax.Array:
+    """Returns `attention` by `jax.nn.dot_product_attention`, which materialises scores and fuses the rest."""
+    return _dot_product_attention(query, key, value, mask, bias, scale, "xla")
+
+
+def cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: Mask, bias: jax.Array | None, scale: float
+) -> jax.Array:
+    """Returns `attention` by cuDNN's flash attention, whose bias has the dtype of the query."""
+    bias = None if bias is None else bias.astype(query.dtype)
+    return _dot_product_attention(query, key, value, mask, bias, scale, "cudnn")
+
+
+def _dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    bias: jax.Array | None,
+    scale: float,
+    implementation: str,
+) -> jax.Array:
+    """Returns `attention`, with causal order and window as flags where they can be: so cuDNN skips what is hidden."""
+    lengths = query.shape[1], key.shape[1]
+    causal = mask.causal and mask.query_offset is None and mask.prefix is None and lengths[0] == lengths[1]
+    windowed = causal and isinstance(mask.window, int) and not mask.sink_tokens
+    others = mask.replace(causal=mask.causal and not causal, window=None if windowed else mask.window)
+    y = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        others.dense(*lengths),
+        scale=scale,
+        is_causal=causal,
+        local_window_size=(mask.window - 1, 0) if windowed else None,
+        implementation=implementation,
+    )
+    return _hide_blind(y, mask, *lengths)
+
+
+def splash(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Returns `attention` by JAX's splash attention, which skips the blocks that the mask hides.
+
+    A Pallas kernel is no operation that XLA could split over a mesh: each device runs it on its own rows and heads.
+
+    Args:
+        query: of `attention`, as the others; lengths are multiples of 128.
+        key: see there.
+        value: see there.
+        mask: see there.
+        scale: see there.
+        softcap: see there.
+        interpret: run it without a TPU, slowly.
+    """
+    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    segments = mask.segments(queries, keys) if mask.segmented else (None, None)
+    segments = [None if x is None else jnp.broadcast_to(x, (batch, x.shape[1])) for x in segments]
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, *segments: jax.Array | None) -> jax.Array:
+        kernel = _splash_kernel(query.shape[2], queries, keys, mask, softcap, interpret)
+        ids = None if segments[0] is None else splash_kernels.SegmentIds(*segments)
+        heads_first = (x.swapaxes(1, 2) for x in (query * scale, key, value))
+        return jax.vmap(kernel)(*heads_first, segment_ids=ids).swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        heads = nn.logical_to_mesh_axes(("act_batch", "act_length", "act_heads", None), axes.RULES)
+        rows = nn.logical_to_mesh_axes(("act_batch", "act_length"), axes.RULES)
+        local = jax.shard_map(local, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
+    return _hide_blind(local(query, key, value, *segments), mask, queries, keys)
+
+
+def _splash_kernel(
+    heads: int, queries: int, keys: int, mask: Mask, softcap: float | None, interpret: bool
+) -> splash_kernels.splash_attention_kernel.SplashAttentionKernel:
+    """Returns the kernel of one row; its segments are its caller's business."""
+    shape = (queries, keys)
+    if mask.window is not None:
+        shown = splash_kernels.LocalMask(shape, (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
+    else:
+        shown = splash_kernels.CausalMask(shape) if mask.causal else splash_kernels.FullMask(shape)
+    block_q, block_kv = (next(size for size in _SPLASH_BLOCKS if length % size == 0) for length in shape)
+    sizes = splash_kernels.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    return splash_kernels.make_splash_mha_single_device(
+        splash_kernels.MultiHeadMask([shown] * heads),
+        block_sizes=sizes,
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+
+
+def _hide_blind(y: jax.Array, mask: Mask, queries: int, keys: int) -> jax.Array:
+    """Returns `y` with zeros for queries that see nothing, where these kernels average over what is hidden."""
+    sighted = mask.sighted(queries, keys)
+    return y if sighted is None else jnp.where(sighted[:, :, None, None], y, jnp.zeros((), y.dtype))

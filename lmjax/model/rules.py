@@ -1,0 +1,153 @@
+"""The rules between the fields of a ModelConfig: what cannot be built, and what to change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmjax.model.config import ModelConfig
+
+Rules = tuple[tuple[bool, str], ...]
+
+
+def problems(config: ModelConfig) -> Rules:
+    """Returns every rule between fields as (is it broken?, what to say)."""
+    return (*_sizes(config), *_positions(config), *_layers(config), *_attention(config), *_ends(config))
+
+
+def _sizes(config: ModelConfig) -> Rules:
+    """Returns the rules on heads and on the number of layers."""
+    return (
+        (
+            config.head_dim is None and config.embed_dim % config.num_heads != 0,
+            f"embed_dim={config.embed_dim} is not a multiple of num_heads={config.num_heads}; change one, or head_dim",
+        ),
+        (
+            config.num_heads % config.kv_heads != 0,
+            f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}; change one of them",
+        ),
+        (
+            config.num_decoder_layers is not None and config.architecture != "encoder_decoder",
+            f"num_decoder_layers={config.num_decoder_layers} is for architecture=encoder_decoder; with"
+            f" architecture={config.architecture} set num_layers",
+        ),
+    )
+
+
+def _positions(config: ModelConfig) -> Rules:
+    """Returns the rules on how the order of tokens enters."""
+    kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
+    rope, relative, cross = config.rope, config.relative, config.architecture == "encoder_decoder"
+    return (
+        (
+            "rope" in kinds and (config.rotated_dim % 2 != 0 or config.rotated_dim == 0),
+            f"positions=rope rotates pairs: rope.fraction={rope.fraction} of head_dim={config.width_of_head} is"
+            f" {config.rotated_dim}; make it even",
+        ),
+        (
+            rope.scaling == "dynamic" and config.rotated_dim < 4,
+            f"rope.scaling=dynamic needs four dimensions that rotate, and there are {config.rotated_dim}; use wider"
+            " heads",
+        ),
+        (
+            rope.scaling == "none" and rope.factor != 1,
+            f"rope.factor={rope.factor} is read with a scaling; set rope.scaling",
+        ),
+        (
+            rope.local_theta is not None and config.attention_window is None,
+            f"rope.local_theta={rope.local_theta} is for layers with a window; set attention_window",
+        ),
+        (
+            "sinusoidal" in kinds and config.table_dim % 2 != 0,
+            f"positions=sinusoidal needs embeddings of even width, and it is {config.table_dim}; change embed_dim",
+        ),
+        (
+            "relative" in kinds and relative.max_distance <= relative.buckets // 2,
+            f"relative.max_distance={relative.max_distance} must be above half of relative.buckets={relative.buckets}:"
+            " that many distances have a bucket each",
+        ),
+        (
+            not cross and (config.decoder_positions is not None or config.cross_positions != "none"),
+            f"decoder_positions={config.decoder_positions} and cross_positions={config.cross_positions} are for"
+            f" architecture=encoder_decoder; with architecture={config.architecture} set positions",
+        ),
+        (
+            config.position_offset > 0 and "learned" not in kinds,
+            f"position_offset={config.position_offset} is for learned tables; with positions={config.positions} set 0",
+        ),
+    )
+
+
+def _layers(config: ModelConfig) -> Rules:
+    """Returns the rules on how a layer is put together and started."""
+    moe = config.moe
+    return (
+        (
+            config.block == "parallel" and config.norm_position == "post",
+            "block=parallel has no single branch that norm_position=post could end; use another norm_position",
+        ),
+        (
+            config.block == "parallel_shared" and not config.pre_norm,
+            f"block=parallel_shared shares the norm before its branches, and norm_position={config.norm_position} has"
+            " none; use pre or sandwich",
+        ),
+        (
+            config.norm_offset and not config.norm_scale,
+            "norm_offset=True is about the learned scale that norm_scale=False leaves out; change one of them",
+        ),
+        (
+            config.share_layers and config.initializer == "depth_scaled",
+            "initializer=depth_scaled starts each layer differently, and share_layers=True has one; change one of them",
+        ),
+        (
+            moe.num_experts > 0 and moe.top_k > moe.num_experts,
+            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}; change one of them",
+        ),
+        (
+            moe.num_experts > 0 and moe.top_k == 1 and moe.normalize,
+            "moe.normalize=True makes the one gate of moe.top_k=1 constant, and the router learns nothing; set"
+            " moe.normalize=False",
+        ),
+        (
+            moe.offset >= moe.every,
+            f"moe.offset={moe.offset} is not below moe.every={moe.every}: no layer would have experts; lower it",
+        ),
+        (
+            moe.num_experts > 0 and moe.every > 1 and (config.scan_layers or config.share_layers),
+            f"moe.every={moe.every} makes layers that differ; set scan_layers=False and share_layers=False",
+        ),
+    )
+
+
+def _attention(config: ModelConfig) -> Rules:
+    """Returns the rules on windows."""
+    return (
+        (
+            config.attention_window is None and (config.global_every > 0 or config.sink_tokens > 0),
+            f"global_every={config.global_every} and sink_tokens={config.sink_tokens} are exceptions from a window; set"
+            " attention_window",
+        ),
+        (
+            config.global_offset >= max(config.global_every, 1),
+            f"global_offset={config.global_offset} is not below global_every={config.global_every}: no layer would be"
+            " global; lower it",
+        ),
+    )
+
+
+def _ends(config: ModelConfig) -> Rules:
+    """Returns the rules on embeddings and outputs."""
+    return (
+        (
+            config.num_types > 0 and config.architecture == "encoder_decoder",
+            f"num_types={config.num_types}: an encoder-decoder has no token types; set num_types=0",
+        ),
+        (
+            config.logit_scale and not config.tie_embeddings,
+            "logit_scale=True scales tied logits; set tie_embeddings=True or logit_scale=False",
+        ),
+        (
+            config.mlm_transform and config.architecture != "encoder",
+            f"mlm_transform=True is for architecture=encoder, not {config.architecture}; set mlm_transform=False",
+        ),
+    )

@@ -1,0 +1,81 @@
+"""The CPU's own product and fence against plain code and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.model import cpu
+
+
+@pytest.fixture(params=[False, True], ids=["rounded", "native"])
+def native(request, monkeypatch):
+    """Both forms of the product, whatever this processor has."""
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: request.param)
+
+
+def rounded(x):
+    return np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), np.float64)
+
+
+def operands(rows, inputs, columns):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(*rows, *inputs)), rng.normal(size=(*inputs, *columns)), rng.normal(size=(*rows, *columns))
+
+
+SHAPES = [((2, 5), (8,), (6,)), ((2, 5), (8,), (4, 3)), ((2, 5), (4, 3), (8,)), ((7,), (8,), (6,))]
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(("rows", "inputs", "columns"), SHAPES)
+def test_the_product_and_its_gradients_are_those_of_rounded_operands(rows, inputs, columns):
+    x, kernel, upstream = operands(rows, inputs, columns)
+    n = len(inputs)
+
+    @jax.jit
+    def run(x, kernel, upstream):
+        y, pull = jax.vjp(lambda x, k: cpu.bfloat16_dot(x, k, n, "float32"), x, kernel)
+        return y, *pull(upstream)
+
+    y, to_x, to_kernel = run(*(jnp.asarray(v, d) for v, d in ((x, "bfloat16"), (kernel, "float32"), (upstream, None))))
+    x, kernel, upstream = rounded(x), rounded(kernel), rounded(upstream)
+    np.testing.assert_allclose(y, np.tensordot(x, kernel, n), rtol=1e-4, atol=1e-5)
+    axes = [range(len(rows), upstream.ndim), range(n, kernel.ndim)]
+    assert to_x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(to_x.astype(jnp.float32), np.tensordot(upstream, kernel, axes), rtol=2**-7, atol=1e-2)
+    # Not rounded: sums over a batch lose what bfloat16 leaves out.
+    assert to_kernel.dtype == jnp.float32
+    expected = np.tensordot(x, upstream, [range(len(rows)), range(len(rows))])
+    np.testing.assert_allclose(to_kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("native")
+def test_the_result_has_the_dtype_that_was_asked_for():
+    x, kernel = jnp.ones((2, 4), jnp.bfloat16), jnp.ones((4, 3))
+    assert cpu.bfloat16_dot(x, kernel, 1, None).dtype == jnp.bfloat16
+    assert cpu.bfloat16_dot(x, kernel, 1, "float32").dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("native")
+def test_the_product_is_the_same_when_its_rows_are_sharded():
+    x, kernel, upstream = (jnp.asarray(v, jnp.float32) for v in operands((8, 5), (8,), (6,)))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    @jax.jit
+    def run(x, kernel, upstream):
+        y, pull = jax.vjp(lambda x, k: cpu.bfloat16_dot(x, k, 1, None), x, kernel)
+        return y, *pull(upstream)
+
+    alone = run(x, kernel, upstream)
+    together = run(jax.device_put(x, split), kernel, jax.device_put(upstream, split))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_fence_changes_no_bit_and_no_gradient(dtype):
+    x = jax.random.normal(jax.random.key(0), (64,)).astype(dtype)
+    positions = jnp.arange(3)[None]
+    assert jnp.array_equal(cpu.fence(x, positions), x)
+    assert jnp.array_equal(jax.vjp(lambda x: cpu.fence(x, positions), x)[1](x)[0], x)
