@@ -1,7 +1,8 @@
 """From row numbers to batches: a batch is a function of the step alone, so the step number is the data position.
 
 Example g = step * batch_size + j is row permutation(seed, epoch)[g mod num_rows] of epoch g div num_rows, made with a
-generator that is a function of (seed, epoch, row). Nothing depends on the number of processes, workers or threads.
+generator that is a function of (seed, epoch, row); where sources are mixed, `mixing.Mixture` says which epoch and row.
+Nothing depends on the number of processes, workers or threads.
 """
 
 import functools
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.data.mixing import Mixture
 from lmjax.errors import DataError, FlagError
 
 Features = dict[str, np.ndarray]
@@ -68,7 +70,7 @@ class Batches:
 
 def batches(
     make_example: MakeExample,
-    num_rows: int,
+    rows: int | Mixture,
     *,
     seed: int,
     batch_size: int,
@@ -85,7 +87,8 @@ def batches(
     Args:
       make_example: from a row number and a generator to the features of one example, each of a fixed shape. With
         `workers` it is pickled.
-      num_rows: rows of an epoch; each epoch has its own order, and a batch may span two epochs.
+      rows: how many rows an epoch has, or the mixture of sources that they come from. Each epoch has its own order, and
+        a batch may span two epochs.
       seed: of the order and of the generators.
       batch_size: examples of the global batch.
       start_step: the first step.
@@ -100,15 +103,16 @@ def batches(
       DataError: there are no rows.
       FlagError: the processes do not divide the batch.
     """
-    share = _share(num_rows, batch_size, process_index, process_count)
-    make_batch = functools.partial(_train_batch, make_example, num_rows, seed, share, shuffle)
+    mixture = _mixture(rows)
+    share = _share(batch_size, process_index, process_count)
+    make_batch = functools.partial(_train_batch, make_example, mixture, seed, share, shuffle)
     stop = _ENDLESS if num_steps is None else start_step + num_steps
     return Batches(make_batch, start_step, stop, workers, prefetch)
 
 
 def eval_batches(
     make_example: MakeExample,
-    num_rows: int,
+    rows: int | Mixture,
     *,
     seed: int,
     batch_size: int,
@@ -119,12 +123,14 @@ def eval_batches(
 ) -> Batches:
     """An iterator over this process's part of the batches with each row once, in order, the same every time.
 
-    The last batch is filled up with examples whose arrays are all zero: no weight, no segment. At most `max_batches`
-    batches are made; the other arguments are those of `batches`.
+    Sources are spread evenly, so that the first batches hold some of each. The last batch is filled up with examples
+    whose arrays are all zero: no weight, no segment. At most `max_batches` batches are made; the other arguments are
+    those of `batches`.
     """
-    share = _share(num_rows, batch_size, process_index, process_count)
-    make_batch = functools.partial(_eval_batch, make_example, num_rows, seed, share)
-    num_batches = -(-num_rows // batch_size)
+    mixture = _mixture(rows)
+    share = _share(batch_size, process_index, process_count)
+    make_batch = functools.partial(_eval_batch, make_example, mixture, seed, share)
+    num_batches = -(-len(mixture) // batch_size)
     return Batches(make_batch, 0, num_batches if max_batches is None else min(num_batches, max_batches), 0, prefetch)
 
 
@@ -142,38 +148,38 @@ class _Share(NamedTuple):
         return range(first, first + local)
 
 
-def _share(num_rows: int, batch_size: int, process_index: int, process_count: int) -> _Share:
-    if num_rows < 1:
+def _mixture(rows: int | Mixture) -> Mixture:
+    mixture = Mixture((rows,), (1.0,)) if isinstance(rows, int) else rows
+    if min(mixture.sizes) < 1:
         raise DataError("the data gives no example; check what --data and --eval_data name, or give more text")
+    return mixture
+
+
+def _share(batch_size: int, process_index: int, process_count: int) -> _Share:
     if batch_size % process_count:
         raise FlagError(f"batch_size: {batch_size} does not divide among {process_count} processes; give a multiple")
     return _Share(batch_size, process_index, process_count)
 
 
 def _train_batch(
-    make_example: MakeExample, num_rows: int, seed: int, share: _Share, shuffle: bool, step: int
+    make_example: MakeExample, mixture: Mixture, seed: int, share: _Share, shuffle: bool, step: int
 ) -> Features:
     examples = []
     for position in share.positions(step):
-        epoch, place = divmod(position, num_rows)
-        row = int(_permutation(seed, epoch, num_rows)[place]) if shuffle else place
+        epoch, row = mixture.row(position, seed, shuffle)
         examples.append(make_example(row, np.random.default_rng((seed, epoch, row))))
     return _stack(examples)
 
 
-def _eval_batch(make_example: MakeExample, num_rows: int, seed: int, share: _Share, step: int) -> Features:
+def _eval_batch(make_example: MakeExample, mixture: Mixture, seed: int, share: _Share, step: int) -> Features:
     examples = []
-    for row in share.positions(step):
-        example = make_example(min(row, num_rows - 1), np.random.default_rng((seed, _EVAL_EPOCH, row)))
-        if row >= num_rows:
+    for place in share.positions(step):
+        row = int(mixture.spread[min(place, len(mixture) - 1)])
+        example = make_example(row, np.random.default_rng((seed, _EVAL_EPOCH, row)))
+        if place >= len(mixture):
             example = {name: np.zeros_like(value) for name, value in example.items()}
         examples.append(example)
     return _stack(examples)
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
 def _stack(examples: list[Features]) -> Features:

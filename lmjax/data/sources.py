@@ -14,7 +14,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 
@@ -25,24 +25,44 @@ from lmjax.errors import DataError, FlagError
 from lmjax.schema import Schema
 
 STDLIB = "stdlib"
+SET_NAME = r"^[A-Za-z0-9_.-]+$"
 
 
-class EvalSet(Schema):
-    """A named evaluation set: its metrics are `eval/NAME/...`."""
+class NamedSet(Schema):
+    """A set of data under a name that its metrics carry; `NAME=PATH` is read as one."""
 
-    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    path: str
+    name: str = pydantic.Field(pattern=SET_NAME)
+    path: str = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value):
+        if not isinstance(value, str):
+            return value
+        name, equals, path = value.partition("=")
+        if not equals:
+            raise ValueError("a set is written NAME=PATH")
+        return {"name": name, "path": path}
 
 
 class DataConfig(Schema):
     """What is read, how it is split, and how it reaches the training step.
 
-    `held_out` and `split` divide `train` where `eval` names no sets of its own. `split="hash"` keeps whole documents
-    together; `split="tail"` cuts the end off each text, so that one long text can be split, as nanoGPT does.
+    `held_out` and `split` divide the training data where `eval` names no sets of its own. `split="hash"` keeps whole
+    documents together; `split="tail"` cuts the end off each text, so that one long text can be split, as nanoGPT does.
     """
 
     train: str = pydantic.Field(STDLIB, min_length=1, description="stdlib, or a path or glob of files")
-    eval: tuple[EvalSet, ...] = ()
+    mixture: tuple[NamedSet, ...] = pydantic.Field(
+        (), description="sets that are read instead of `train`, mixed row by row: NAME=PATH,NAME=PATH"
+    )
+    weights: tuple[Annotated[float, pydantic.Field(ge=0)], ...] = pydantic.Field(
+        (), description="how often each set of the mixture comes; 0, or none given: its number of tokens"
+    )
+    temperature: float = pydantic.Field(
+        1.0, gt=0, description="sets of a mixture come at weight**(1/temperature); the higher, the more evenly"
+    )
+    eval: tuple[NamedSet, ...] = ()
     held_out: float = pydantic.Field(0.05, ge=0.0, le=0.5)
     split: Literal["hash", "tail"] = "hash"
     bad_records: Literal["error", "skip"] = "error"
@@ -52,10 +72,21 @@ class DataConfig(Schema):
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self):
-        names = [item.name for item in self.eval]
-        if len(names) != len(set(names)):
-            raise ValueError(f"two evaluation sets have one name: {names}")
+        for kind, sets in (("evaluation", self.eval), ("training", self.mixture)):
+            names = [item.name for item in sets]
+            if len(names) != len(set(names)):
+                raise ValueError(f"two {kind} sets have one name: {names}")
+        if len(self.weights) not in (0, len(self.mixture)):
+            raise ValueError(
+                f"data.weights={','.join(map(str, self.weights))} are {len(self.weights)}, and the mixture has "
+                f"{len(self.mixture)} sets; give one for each, or none"
+            )
         return self
+
+    @property
+    def train_sets(self) -> dict[str, str]:
+        """The paths of the training sets by name; one that is no mixture is called "train"."""
+        return {item.name: item.path for item in self.mixture} or {"train": self.train}
 
     @property
     def cache_path(self) -> str:
@@ -64,9 +95,9 @@ class DataConfig(Schema):
 
 
 class Splits(NamedTuple):
-    """Functions that read the documents of the training set and of each evaluation set anew."""
+    """Functions that read the documents of each training set and of each evaluation set anew."""
 
-    train: Callable[[], Iterator[Document]]
+    train: dict[str, Callable[[], Iterator[Document]]]
     evals: dict[str, Callable[[], Iterator[Document]]]
 
 
@@ -128,52 +159,73 @@ def corpus_fingerprint(spec: str) -> str:
 
 
 def open_splits(config: DataConfig, *, pairs: bool) -> Splits:
-    """The training set and the evaluation sets: those of `config.eval`, else the held-out part of the training data.
+    """The training sets and the evaluation sets: those of `config.eval`, else the held-out parts of the training sets.
 
     Documents are held out by a hash of their group, which is the same on every machine; a text that occurs twice is on
-    one side. The held-out part is called "heldout"; with `held_out=0` there is none.
+    one side, in a mixture too. The held-out part is called "heldout", in a mixture as its set; with `held_out=0` there
+    is none.
 
     Raises:
-      FlagError: the split cannot be had, or an evaluation set is part of the training data.
+      FlagError: the split cannot be had, or a file is read twice.
       DataError: a path names no file.
     """
     read = functools.partial(read_documents, pairs=pairs, bad_records=config.bad_records)
-    training = _files(config.train)
-    for item in config.eval:
-        shared = training & _files(item.path)
-        if shared:
-            raise FlagError(
-                f"data.eval: {item.name!r} reads {min(shared)!r}, and so does data.train; leave data.eval empty to "
-                "hold a part of the training data out"
-            )
+    _check_files(config)
     whole = config.split == "tail"
+    if whole and not config.eval and (pairs or STDLIB in config.train_sets.values()):
+        raise FlagError('data.split: "tail" cuts running text, not pairs or the stdlib corpus; use data.split=hash')
+    everything = {name: functools.partial(read, path, whole=whole) for name, path in config.train_sets.items()}
     if config.eval:
         sets = {item.name: functools.partial(read, item.path, whole=whole) for item in config.eval}
-        return Splits(functools.partial(read, config.train, whole=whole), sets)
-    if whole and (pairs or config.train == STDLIB):
-        raise FlagError('data.split: "tail" cuts running text, not pairs or the stdlib corpus; use data.split=hash')
-    everything = functools.partial(read, config.train, whole=whole)
+        return Splits(everything, sets)
     if not config.held_out:
         return Splits(everything, {})
     select = _tails if whole else _by_hash
-    sides = {held_out: functools.partial(_side, everything, select, config, held_out) for held_out in (False, True)}
-    return Splits(sides[False], {"heldout": sides[True]})
+
+    def sides(held_out: bool) -> dict[str, Callable[[], Iterator[Document]]]:
+        return {
+            name: functools.partial(_side, reader, select, config.held_out, config.train_sets[name], held_out)
+            for name, reader in everything.items()
+        }
+
+    evals = sides(held_out=True)
+    return Splits(sides(held_out=False), evals if config.mixture else {"heldout": evals["train"]})
+
+
+def _check_files(config: DataConfig) -> None:
+    """Raises FlagError if two sets read one file."""
+    owner = {}
+    for name, path in config.train_sets.items():
+        files_of_set = _files(path)
+        if shared := files_of_set & owner.keys():
+            raise FlagError(
+                f"data.mixture: {name!r} reads {min(shared)!r}, and so does {owner[min(shared)]!r}; give each file to "
+                "one set"
+            )
+        owner |= dict.fromkeys(files_of_set, name)
+    for item in config.eval:
+        if shared := _files(item.path) & owner.keys():
+            raise FlagError(
+                f"data.eval: {item.name!r} reads {min(shared)!r}, and so does "
+                f"data.{'mixture' if config.mixture else 'train'}; leave data.eval empty to hold a part of the "
+                "training data out"
+            )
 
 
 def _files(spec: str) -> set[str]:
     return {STDLIB} if spec == STDLIB else {os.path.realpath(path) for path in files.find_files(spec)}
 
 
-def _side(everything, select, config: DataConfig, held_out: bool) -> Iterator[Document]:
+def _side(everything, select, share: float, path: str, held_out: bool) -> Iterator[Document]:
     """The documents of one side of the split; an empty side is an error."""
     empty = True
-    for document in select(everything(), config.held_out, held_out):
+    for document in select(everything(), share, held_out):
         empty = False
         yield document
     if empty:
         side = "held-out" if held_out else "training"
         raise DataError(
-            f"data.held_out: {config.held_out} of {config.train!r} leaves no document on the {side} side; give more "
+            f"data.held_out: {share} of {path!r} leaves no document on the {side} side; give more "
             "documents, another share, or data.split=tail for one long text"
         )
 

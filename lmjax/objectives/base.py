@@ -4,55 +4,131 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.schema import Schema
 
 Features = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
+
+
+class ObjectiveConfig(Schema):
+    """What every objective's settings begin with."""
+
+    loss_weight: float = 1.0
+    rate: float = Field(1.0, gt=0, description="how often its rows come in a mixture, relative to the others")
+
+    def loss_weights(self, name: str) -> dict[str, float]:
+        """Returns the weight in the loss of every sum of the objective called `name`."""
+        return {name: self.loss_weight}
 
 
 class LossSum(struct.PyTreeNode):
     """A loss as a sum and its weight, so that parts of a batch add up whatever their sizes.
 
     Attributes:
-        loss: float32 scalar, the weighted sum of losses in nats.
+        loss: float32 scalar, the weighted sum of losses in nats: the plain cross entropy, comparable with any other.
         weight: float32 scalar, the sum of the weights (for 0/1 weights, the number of predictions).
-        correct: float32 scalar, the weighted number of predictions whose most likely class is the target.
+        correct: float32 scalar, the weighted number of predictions whose most likely class is the target; None for a
+            loss that predicts nothing.
+        penalty: float32 scalar, what z-loss and label smoothing add to `loss` in training.
     """
 
     loss: jax.Array
     weight: jax.Array
-    correct: jax.Array
+    correct: jax.Array | None
+    penalty: jax.Array
 
     def __add__(self, other: LossSum) -> LossSum:
         """Returns the sums over both parts."""
         return jax.tree.map(jnp.add, self, other)
 
 
-class Outputs(NamedTuple):
-    """What a model hands to the device halves.
+class Penalties(struct.PyTreeNode):
+    """What training adds to the cross entropy over the vocabulary: float32 scalars, None where there is nothing to add.
+
+    They are traced: another value compiles nothing anew.
 
     Attributes:
-        hidden: `[batch, length, embed]`, the final states of the side that predicts.
-        logits: `[..., embed] -> [..., vocab]` float32, the vocabulary head.
-        next_sentence: `[batch, length, embed] -> [batch, 2]` float32, the next-sentence head.
+        z_loss: factor on the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311,
+            section 5), which keeps logits from drifting.
+        label_smoothing: share of the target's probability that goes to all classes alike (Szegedy et al. 2016,
+            arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
     """
 
-    hidden: jax.Array
-    logits: Callable[[jax.Array], jax.Array]
-    next_sentence: Callable[[jax.Array], jax.Array]
+    z_loss: jax.Array | None = None
+    label_smoothing: jax.Array | None = None
+
+
+NO_PENALTIES = Penalties()
+
+
+@dataclasses.dataclass
+class Outputs:
+    """What a model hands to the device halves; what no objective asks for is never computed.
+
+    Attributes:
+        batch: the batch that `hidden` is computed from.
+        call: from an output's name and its argument to the output.
+        key: for what an objective draws on the device.
+        penalties: what is added to the cross entropy over the vocabulary.
+        auxiliary: one entry for every forward pass so far: loss sums and weights that the model itself adds, by name.
+    """
+
+    batch: Batch
+    call: Callable[[str, Any], jax.Array]
+    key: jax.Array
+    penalties: Penalties = NO_PENALTIES
+    auxiliary: list[dict[str, tuple[jax.Array, jax.Array]]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def hidden(self) -> jax.Array:
+        """`[batch, length, embed]`, the final states of the side that predicts; computed once for all objectives."""
+        return self.states(self.batch)
+
+    def states(self, batch: Batch) -> jax.Array:
+        """Returns `[batch, length, embed]`, the final states for a batch other than this one."""
+        return self.call("states", batch)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 `[..., vocab]` for `[..., embed]`: the vocabulary head."""
+        return self.call("logits", hidden)
+
+    def next_sentence(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 `[batch, 2]` for `[batch, length, embed]`: the next-sentence head."""
+        return self.call("next_sentence", hidden)
+
+    def replaced_token(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 `[batch, length]` for `[batch, length, embed]`: ELECTRA's discriminator."""
+        return self.call("replaced_token", hidden)
+
+    def generator_states(self, batch: Batch) -> jax.Array:
+        """Returns `[batch, length, generator embed]`, the states of ELECTRA's generator."""
+        return self.call("generator_states", batch)
+
+    def generator_logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 `[..., vocab]` for `[..., generator embed]`."""
+        return self.call("generator_logits", hidden)
 
 
 class Rows(abc.ABC):
-    """The rows that an objective reads: how many there are, and what row `index` holds. Must pickle."""
+    """The rows that an objective reads: how many there are, and what row `index` holds. Must pickle.
+
+    Attributes:
+        store: the documents that the rows are made of.
+    """
+
+    store: Store
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -76,7 +152,7 @@ class Objective(abc.ABC):
         vocab_chunk: positions of every row whose logits exist at the same time; 0 for all.
     """
 
-    config: object
+    config: ObjectiveConfig
     tokenizer: Tokenizer
     architecture: str
     length: int
@@ -92,15 +168,24 @@ class Objective(abc.ABC):
     def rows(self, store: Store, seed: int) -> Rows:
         """Returns the rows that this objective makes of a store's documents."""
 
+    def sources(self, store: Store, seed: int) -> tuple[Rows, ...]:
+        """Returns the kinds of rows that this objective mixes in equal shares; each reads the whole store."""
+        return (self.rows(store, seed),)
+
     def transform(self, features: Features, rng: np.random.Generator) -> Features:
         """Returns the features of a row after this objective's corruption, if it has one."""
         del rng
         return features
 
     @abc.abstractmethod
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the float32 scalar that the loss sum over `batch` is divided by."""
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns by name the float32 scalar that each loss sum over `batch` is divided by; 0 for an empty batch."""
 
     @abc.abstractmethod
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over `batch`."""
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+        """Returns the sums over `batch` by name: the objective's own, and what else it trains with it."""
+
+    def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
+        """Returns, for each sum that is over tokens, the targets and their weights: what perplexity and bytes need."""
+        del batch
+        return {}

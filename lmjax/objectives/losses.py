@@ -1,32 +1,110 @@
 """Cross entropy over a vocabulary, in float32 and in chunks, and over a few classes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.objectives.base import LossSum
+from lmjax.objectives.base import NO_PENALTIES, LossSum, Penalties
 
 
-def class_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSum:
+@jax.custom_vjp
+def _log_normalizer(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the logarithm of the softmax's denominator, the target's logit, and whether none is larger, all `[...]`.
+
+    Its backward pass writes the gradient in one pass over the exponentials; the general one scatters into an array of
+    zeros first.
+    """
+    return _forward(logits, targets)[0]
+
+
+def _forward(logits: jax.Array, targets: jax.Array) -> tuple[Any, Any]:
+    largest = jnp.max(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    exponentials = jnp.exp(logits - largest[..., None])
+    total = jnp.sum(exponentials, axis=-1)
+    return (jnp.log(total) + largest, picked, picked >= largest), (exponentials, total, targets)
+
+
+def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, None]:
+    exponentials, total, targets = residuals
+    to_normalizer, to_picked = (g[..., None] for g in cotangents[:2])
+    classes = jax.lax.broadcasted_iota(jnp.int32, exponentials.shape, exponentials.ndim - 1)
+    gradient = exponentials * (to_normalizer / total[..., None])
+    gradient += jnp.where(classes == targets[..., None], to_picked, 0.0)
+    # A position that nothing depends on may hold a NaN, and 0 times NaN is NaN.
+    return jnp.where((to_normalizer == 0) & (to_picked == 0), 0.0, gradient), None
+
+
+_log_normalizer.defvjp(_forward, _backward)
+
+
+def class_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, penalties: Penalties = NO_PENALTIES
+) -> LossSum:
     """Returns the cross-entropy sums of `logits`.
+
+    A prediction is correct if no class is likelier than its target: of equals, any will do.
 
     Args:
         logits: float32 `[..., classes]`.
         targets: int `[...]`, below `classes`.
+        weights: float32 `[...]`, or `[..., parts]` for the sums of several parts at once, each `[parts]`. A position of
+            weight 0 is left out, whatever its logits hold.
+        penalties: what is added in training.
+    """
+    logits = logits.astype(jnp.float32)
+    split = weights.ndim > targets.ndim
+    counted = jnp.any(weights > 0, axis=-1) if split else weights > 0
+
+    def weighted(values: jax.Array) -> jax.Array:
+        return jnp.sum((values[..., None] if split else values) * weights, axis=tuple(range(targets.ndim)))
+
+    # Before anything is computed of them: the gradient at a NaN is NaN even where nothing asks for it.
+    normalizer, picked, correct = (jnp.where(counted, x, 0) for x in _log_normalizer(logits, targets))
+    penalty = jnp.zeros(targets.shape, jnp.float32)
+    if penalties.z_loss is not None:
+        penalty += penalties.z_loss * jnp.square(normalizer)
+    if penalties.label_smoothing is not None:
+        mean = jnp.mean(jnp.where(counted[..., None], logits, 0.0), axis=-1)
+        # (1 - s) * (normalizer - picked) + s * (normalizer - mean), less the plain cross entropy.
+        penalty += penalties.label_smoothing * (picked - mean)
+    return LossSum(
+        loss=weighted(normalizer - picked),
+        weight=jnp.sum(weights, axis=tuple(range(targets.ndim))),
+        correct=weighted(correct.astype(jnp.float32)),
+        penalty=weighted(penalty),
+    )
+
+
+def binary_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSum:
+    """Returns the cross-entropy sums of yes/no predictions.
+
+    Args:
+        logits: float32 `[...]`, of yes.
+        targets: bool `[...]`.
         weights: float32 `[...]`; a position of weight 0 is left out, whatever its logits hold.
     """
     counted = weights > 0
-    # Before the softmax, not only behind it: the gradient at a NaN is NaN even where nothing asks for it.
-    logits = jnp.where(counted[..., None], logits.astype(jnp.float32), 0.0)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    correct = jnp.argmax(logits, axis=-1) == targets
+    logits = jnp.where(counted, logits.astype(jnp.float32), 0.0)
     return LossSum(
-        loss=jnp.sum(jnp.where(counted, losses * weights, 0.0)),
+        loss=jnp.sum(weights * jax.nn.softplus(jnp.where(targets, -logits, logits))),
         weight=jnp.sum(weights),
-        correct=jnp.sum(jnp.where(correct, weights, 0.0)),
+        correct=jnp.sum(jnp.where((logits > 0) == targets, weights, 0.0)),
+        penalty=jnp.zeros((), jnp.float32),
     )
+
+
+def split_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """Returns `[chunks, batch, chunk, ...]` for `[batch, length, ...]`, filled up with zeros.
+
+    Chunks are cut from the length, so that the batch dimension stays sharded as it is.
+    """
+    padding = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding)
+    x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return jnp.swapaxes(x, 0, 1)
 
 
 def vocab_loss(
@@ -36,6 +114,7 @@ def vocab_loss(
     weights: jax.Array,
     *,
     chunk: int,
+    penalties: Penalties = NO_PENALTIES,
 ) -> LossSum:
     """Returns the cross-entropy sums over the vocabulary, with few logits in memory at a time.
 
@@ -46,25 +125,19 @@ def vocab_loss(
         hidden: `[batch, length, embed]`.
         logits: the vocabulary head, `[batch, chunk, embed] -> [batch, chunk, vocab]`.
         targets: int `[batch, length]`.
-        weights: float32 `[batch, length]`.
+        weights: float32 `[batch, length]`, or `[batch, length, parts]` for the sums of several parts at once.
         chunk: positions of a row per chunk; 0 or at least `length` takes the row in one piece, with nothing recomputed.
+        penalties: what is added in training.
     """
-    length = hidden.shape[1]
-    if chunk == 0 or chunk >= length:
-        return class_loss(logits(hidden), targets, weights)
-
-    def split(x: jax.Array) -> jax.Array:
-        # Chunks are cut from the length, so that the batch dimension stays sharded as it is.
-        padding = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding)
-        x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-        return jnp.swapaxes(x, 0, 1)
+    if chunk == 0 or chunk >= hidden.shape[1]:
+        return class_loss(logits(hidden), targets, weights, penalties)
 
     @jax.checkpoint
     def add_chunk(sums: LossSum, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[LossSum, None]:
         h, t, w = part
-        return sums + class_loss(logits(h), t, w), None
+        return sums + class_loss(logits(h), t, w, penalties), None
 
-    zero = jnp.zeros((), jnp.float32)
-    sums, _ = jax.lax.scan(add_chunk, LossSum(zero, zero, zero), (split(hidden), split(targets), split(weights)))
+    zero = jnp.zeros(weights.shape[2:], jnp.float32)
+    parts = tuple(split_chunks(x, chunk) for x in (hidden, targets, weights))
+    sums, _ = jax.lax.scan(add_chunk, LossSum(zero, zero, zero, zero), parts)
     return sums

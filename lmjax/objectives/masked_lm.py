@@ -16,16 +16,14 @@ from pydantic import Field, model_validator
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, Rows
+from lmjax.objectives.base import Batch, Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
 from lmjax.objectives.token_prediction import TokenPrediction
-from lmjax.schema import Schema
 
 
-class MaskedLMConfig(Schema):
+class MaskedLMConfig(ObjectiveConfig):
     """Settings of the masked-LM objective."""
 
-    loss_weight: float = 1.0
     mask_rate: float = Field(0.15, gt=0, lt=1, description="share of a row's text tokens that are predicted")
     replace_by_mask: float = Field(0.8, ge=0, le=1, description="share of those that become [MASK]")
     replace_by_random: float = Field(0.1, ge=0, le=1, description="share that become a random token; the rest stay")

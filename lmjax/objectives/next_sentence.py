@@ -11,19 +11,17 @@ from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, ObjectiveConfig, Outputs, Rows
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.rows import pad
-from lmjax.schema import Schema
 
 IS_NEXT, IS_RANDOM = 0, 1
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 
 
-class NextSentenceConfig(Schema):
+class NextSentenceConfig(ObjectiveConfig):
     """Settings of the next-sentence objective."""
 
-    loss_weight: float = 1.0
     random_rate: float = Field(0.5, ge=0, le=1, description="share of the pairs whose B comes from another document")
 
 
@@ -47,12 +45,20 @@ def sentence_groups(store: Store, budget: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SentencePairs(Rows):
-    """One pair a row: A is the beginning of a run of sentences; B its rest, or a run from another document."""
+    """One pair of texts a row, made of runs of sentences.
+
+    Attributes:
+        store: the documents.
+        groups: what `sentence_groups` gives.
+        length: tokens of a row.
+        pad_id: padding.
+        cls_id: in front of the pair.
+        sep_id: behind each text.
+    """
 
     store: Store
     groups: np.ndarray
     length: int
-    random_rate: float
     pad_id: int
     cls_id: int
     sep_id: int
@@ -60,21 +66,13 @@ class SentencePairs(Rows):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def features(self, index: int, rng: np.random.Generator) -> Features:
+    def text(self, document: int, bounds: np.ndarray, first: int, end: int) -> np.ndarray:
+        """Returns the tokens of sentences `first` to `end` - 1 of a document whose segments are `bounds`."""
+        start = int(bounds[first])
+        return self.store.tokens(int(document), start, int(bounds[end]) - start)
+
+    def pair(self, a: np.ndarray, b: np.ndarray, label: int) -> Features:
         """Returns `tokens`, `positions`, `segment_ids`, `type_ids` `[length]` and the label with its weight, `[]`."""
-        document, first, end = self.groups[index]
-        bounds = self.store.segments(document)
-        split = int(rng.integers(first + 1, end))
-        a = self._text(document, bounds, first, split)
-        b = self._text(document, bounds, split, end)
-        room = self.length - SPECIALS
-        # A loses its start and B its end: the seam that the label speaks of stays.
-        most = max(room - len(a), room // 2)
-        label = IS_NEXT
-        if rng.random() < self.random_rate:
-            b, label = self._random_text(document, b[:most], room - len(a), rng), IS_RANDOM
-        b = b[:most]
-        a = a[max(0, len(a) + len(b) - room) :]
         tokens = np.concatenate([[self.cls_id], a, [self.sep_id], b, [self.sep_id]])
         types = np.repeat([0, 1], [len(a) + 2, len(b) + 1])
         return {
@@ -86,9 +84,28 @@ class SentencePairs(Rows):
             "next_sentence_weights": np.float32(1),
         }
 
-    def _text(self, document: int, bounds: np.ndarray, first: int, end: int) -> np.ndarray:
-        start = int(bounds[first])
-        return self.store.tokens(int(document), start, int(bounds[end]) - start)
+
+@dataclasses.dataclass(frozen=True)
+class NextPairs(SentencePairs):
+    """A is the beginning of a run of sentences; B its rest, or a run from another document."""
+
+    random_rate: float
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns the features of `pair`; the label is 1 where B is from another document."""
+        document, first, end = self.groups[index]
+        bounds = self.store.segments(document)
+        split = int(rng.integers(first + 1, end))
+        a = self.text(document, bounds, first, split)
+        b = self.text(document, bounds, split, end)
+        room = self.length - SPECIALS
+        # A loses its start and B its end: the seam that the label speaks of stays.
+        most = max(room - len(a), room // 2)
+        label = IS_NEXT
+        if rng.random() < self.random_rate:
+            b, label = self._random_text(document, b[:most], room - len(a), rng), IS_RANDOM
+        b = b[:most]
+        return self.pair(a[max(0, len(a) + len(b) - room) :], b, label)
 
     def _random_text(self, document: int, true_next: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
         """Returns sentences of another document that differ from the true continuation as far as both go.
@@ -104,7 +121,7 @@ class SentencePairs(Rows):
             start = int(rng.integers(first + 1, end))
             bounds = self.store.segments(other)
             fits = int(np.searchsorted(bounds, bounds[start] + budget, side="right")) - 1
-            text = self._text(other, bounds, start, max(fits, start + 1))
+            text = self.text(other, bounds, start, max(fits, start + 1))
             shared = min(len(text), len(true_next))
             if not np.array_equal(text[:shared], true_next[:shared]):
                 return text
@@ -114,16 +131,30 @@ class SentencePairs(Rows):
         )
 
 
+class PairClassification(Objective):
+    """An objective that tells two kinds of pairs from each other, at the first position."""
+
+    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    heads: ClassVar[tuple[str, ...]] = ("next_sentence",)
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of pairs."""
+        return {self.name: jnp.sum(batch["next_sentence_weights"])}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+        """Returns the sums over the pairs."""
+        logits = outputs.next_sentence(outputs.hidden)
+        return {self.name: class_loss(logits, batch["next_sentence_labels"], batch["next_sentence_weights"])}
+
+
 @dataclasses.dataclass(frozen=True)
-class NextSentence(Objective):
+class NextSentence(PairClassification):
     """Classifies a pair of texts: 0 if B follows A, 1 if it comes from another document."""
 
     config: NextSentenceConfig
     name: ClassVar[str] = "nsp"
-    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
-    heads: ClassVar[tuple[str, ...]] = ("next_sentence",)
 
-    def rows(self, store: Store, seed: int) -> SentencePairs:
+    def rows(self, store: Store, seed: int) -> NextPairs:
         """Returns one pair per run of sentences; raises DataError if there are too few documents to draw from."""
         del seed
         groups = sentence_groups(store, self.length - SPECIALS)
@@ -133,13 +164,4 @@ class NextSentence(Objective):
                 f"the data has {len(np.unique(groups[:, 0]))}: separate documents by blank lines or put one in a file"
             )
         t = self.tokenizer
-        return SentencePairs(store, groups, self.length, self.config.random_rate, t.pad_id, t.cls_id, t.sep_id)
-
-    def weight(self, batch: Batch) -> jax.Array:
-        """Returns the number of pairs."""
-        return jnp.sum(batch["next_sentence_weights"])
-
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over the pairs."""
-        logits = outputs.next_sentence(outputs.hidden)
-        return class_loss(logits, batch["next_sentence_labels"], batch["next_sentence_weights"])
+        return NextPairs(store, groups, self.length, t.pad_id, t.cls_id, t.sep_id, self.config.random_rate)

@@ -7,16 +7,13 @@ import numpy as np
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Features, Rows
+from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
 from lmjax.objectives.token_prediction import TokenPrediction
-from lmjax.schema import Schema
 
 
-class NextTokenConfig(Schema):
+class NextTokenConfig(ObjectiveConfig):
     """Settings of the next-token objective."""
-
-    loss_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

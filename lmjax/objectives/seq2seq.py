@@ -8,16 +8,13 @@ import numpy as np
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Features, Rows
+from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
 from lmjax.objectives.token_prediction import SourceToTarget
-from lmjax.schema import Schema
 
 
-class Seq2SeqConfig(Schema):
+class Seq2SeqConfig(ObjectiveConfig):
     """Settings of the sequence-to-sequence objective."""
-
-    loss_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

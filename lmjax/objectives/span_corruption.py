@@ -5,28 +5,32 @@ alone, so how much room a piece takes in a row is known before anything is drawn
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Features, Rows
+from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
 from lmjax.objectives.token_prediction import SourceToTarget
-from lmjax.schema import Schema
 
 
-class SpanCorruptionConfig(Schema):
+class SpanCorruptionConfig(ObjectiveConfig):
     """Settings of the span-corruption objective."""
 
-    loss_weight: float = 1.0
     noise_density: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are cut out")
     mean_span_length: float = Field(3.0, ge=1, description="mean number of tokens of a cut-out span")
 
 
-def noise_counts(lengths: np.ndarray, config: SpanCorruptionConfig) -> tuple[np.ndarray, np.ndarray]:
+class Spans(Protocol):
+    """How much is cut out; `SpanCorruptionConfig` says what the two mean."""
+
+    noise_density: float
+    mean_span_length: float
+
+
+def noise_counts(lengths: np.ndarray, config: Spans) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of cut-out tokens and of spans for texts of `lengths` (at least 1) tokens."""
     noise = np.clip(np.rint(lengths * config.noise_density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
     spans = np.maximum(np.rint(noise / config.mean_span_length), 1).astype(np.int64)
@@ -40,7 +44,7 @@ def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.nda
 
 
 def corrupt(
-    tokens: np.ndarray, sentinels: np.ndarray, eos_id: int, config: SpanCorruptionConfig, rng: np.random.Generator
+    tokens: np.ndarray, sentinels: np.ndarray, eos_id: int, config: Spans, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the source, whose spans are replaced by sentinels, and the target, sentinel and span in turn.
 
@@ -91,7 +95,4 @@ class SpanCorruption(SourceToTarget):
 
     def rows(self, store: Store, seed: int) -> CorruptedPieces:
         """Returns pieces as long as a row takes once they are corrupted, packed with shorter ones."""
-        lengths = np.arange(1, 2 * (self.length + self.target_length))
-        longest = int(lengths[self.cost(lengths) <= self.length].max(initial=1))
-        plan = pack(store.lengths, max_piece=longest, cost=self.cost, capacity=self.length, seed=seed)
-        return CorruptedPieces(store, plan, self)
+        return CorruptedPieces(store, self.plan(store, self.cost, seed), self)

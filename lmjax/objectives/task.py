@@ -3,89 +3,210 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
+from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.errors import FlagError
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Rows
+from lmjax.errors import DataError, FlagError
+from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Penalties, Rows
+from lmjax.objectives.denoise import Denoise, DenoiseConfig
+from lmjax.objectives.infilling import Infilling, InfillingConfig
 from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from lmjax.objectives.next_sentence import NextSentence, NextSentenceConfig
 from lmjax.objectives.next_token import NextToken, NextTokenConfig
+from lmjax.objectives.prefix_lm import PrefixLM, PrefixLMConfig
+from lmjax.objectives.replaced_token import ReplacedToken, ReplacedTokenConfig
+from lmjax.objectives.sentence_order import SentenceOrder, SentenceOrderConfig
 from lmjax.objectives.seq2seq import Seq2Seq, Seq2SeqConfig
 from lmjax.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    o.name: o for o in (NextToken, MaskedLM, NextSentence, SpanCorruption, Seq2Seq)
-}
+    o.name: o
+    for o in (
+        NextToken, MaskedLM, NextSentence, SpanCorruption, Seq2Seq, PrefixLM, Denoise, Infilling, SentenceOrder,
+        ReplacedToken,
+    )
+}  # fmt: skip
 
-# Objectives that read the same rows; the last one of a combination lays them out.
-COMBINATIONS = (("mlm", "nsp"),)
+# Objectives that read the same rows; the last one of a combination lays them out, and its rate is the combination's.
+COMBINATIONS = (("mlm", "nsp"), ("mlm", "sop"))
 
 
 class TaskConfig(Schema):
     """What is trained on, and the settings of every objective."""
 
-    objective: tuple[str, ...] = Field(("next_token",), description="names joined by commas: mlm,nsp is BERT's pair")
+    objective: tuple[str, ...] = Field(
+        ("next_token",),
+        description="names joined by commas: mlm,nsp and mlm,sop share their rows; others are mixed row by row",
+    )
     length: int = Field(256, ge=8, description="tokens in a row; in an encoder-decoder, of the encoder's")
     target_length: int = Field(64, ge=8, description="tokens in a row of an encoder-decoder's decoder")
     vocab_chunk: int = Field(0, ge=0, description="positions of a row whose logits exist at the same time; 0: all")
+    z_loss: float = Field(0.0, ge=0, description="training adds this times log(softmax's denominator)**2; PaLM's: 1e-4")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
     next_token: NextTokenConfig = NextTokenConfig()
     mlm: MaskedLMConfig = MaskedLMConfig()
     nsp: NextSentenceConfig = NextSentenceConfig()
     span_corruption: SpanCorruptionConfig = SpanCorruptionConfig()
     seq2seq: Seq2SeqConfig = Seq2SeqConfig()
+    prefix_lm: PrefixLMConfig = PrefixLMConfig()
+    denoise: DenoiseConfig = DenoiseConfig()
+    infilling: InfillingConfig = InfillingConfig()
+    sop: SentenceOrderConfig = SentenceOrderConfig()
+    rtd: ReplacedTokenConfig = ReplacedTokenConfig()
 
     def loss_weights(self) -> dict[str, float]:
-        """Returns the weight of every chosen objective in the loss."""
-        return {name: getattr(self, name).loss_weight for name in self.objective}
+        """Returns the weight in the loss of every sum that the chosen objectives give."""
+        return {k: w for name in self.objective for k, w in getattr(self, name).loss_weights(name).items()}
+
+    def penalties(self) -> Penalties:
+        """Returns what training adds to the cross entropy, as float32 scalars; None where it is nothing."""
+        return Penalties(*(np.float32(x) if x else None for x in (self.z_loss, self.label_smoothing)))
 
 
 def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
     """Returns the objectives in the order in which their features are made; raises FlagError for a bad combination."""
+    flag = f"--objective={','.join(names)}"
     for name in names:
         if name not in OBJECTIVES:
-            raise FlagError(f"--objective={','.join(names)}: no objective {name!r}; choose of {', '.join(OBJECTIVES)}")
-    if len(names) != 1 and tuple(sorted(names)) not in COMBINATIONS:
-        known = " ".join(",".join(c) for c in COMBINATIONS)
-        raise FlagError(f"--objective={','.join(names)}: these do not share their rows; together go: {known}")
-    return tuple(OBJECTIVES[name] for name in sorted(names))
+            raise FlagError(f"{flag}: no objective {name!r}; choose of {', '.join(OBJECTIVES)}")
+    if not names or len(set(names)) < len(names):
+        raise FlagError(f"{flag}: give one or several of {', '.join(OBJECTIVES)}, each once")
+    types = tuple(OBJECTIVES[name] for name in sorted(names))
+    if len({t.wants_pairs for t in types}) > 1:
+        pairs = ",".join(t.name for t in types if t.wants_pairs)
+        raise FlagError(f"{flag}: {pairs} reads pairs and the others running text; train one of the two")
+    if {"nsp", "sop"} <= set(names):
+        raise FlagError(f"{flag}: nsp and sop share a head and mean different things by it; leave one out")
+    if not _common(types):
+        families = "; ".join(f"{t.name} needs {' or '.join(t.architectures)}" for t in types)
+        raise FlagError(f"{flag}: no family trains all of these: {families}; leave one out")
+    return types
+
+
+def _common(types: tuple[type[Objective], ...]) -> tuple[str, ...]:
+    return tuple(a for a in types[0].architectures if all(a in t.architectures for t in types))
 
 
 def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the families that can train these objectives, the usual one first."""
-    types = objective_types(names)
-    return tuple(a for a in types[0].architectures if all(a in t.architectures for t in types))
+    """Returns the families that can train these objectives, the usual one of the first first."""
+    objective_types(names)
+    return _common(tuple(OBJECTIVES[name] for name in names))
+
+
+def _groups(objectives: tuple[Objective, ...]) -> tuple[tuple[Objective, ...], ...]:
+    """Returns the objectives in groups that share their rows."""
+    by_name = {o.name: o for o in objectives}
+    shared = [c for c in COMBINATIONS if set(c) <= by_name.keys()]
+    alone = [(name,) for name in by_name if not any(name in c for c in shared)]
+    return tuple(tuple(by_name[name] for name in group) for group in sorted([*shared, *alone]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One kind of rows that examples are made of.
+
+    Attributes:
+        name: the set of data that it reads.
+        group: which group of objectives made it, and transforms it.
+        rows: the rows.
+        rate: how often they come, relative to other sources.
+    """
+
+    name: str
+    group: int
+    rows: Rows
+    rate: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Row `index` of a store as the task's features; what the pipeline calls. Pickles."""
+    """Row `index` of all sources as the task's features; what the pipeline calls. Pickles.
+
+    Where groups of objectives are mixed, every row has all features of all groups, with zeros for what it lacks, and
+    `objective_ids`: the number of its group.
+    """
 
     task: Task
-    rows: Rows
+    sources: tuple[Source, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.mixture)
+
+    @functools.cached_property
+    def mixture(self) -> Mixture:
+        """How the sources are mixed."""
+        for source in self.sources:
+            if not len(source.rows):
+                raise DataError(f"--data: {source.name!r} gives no row of any objective; give it more text")
+        return Mixture(tuple(len(s.rows) for s in self.sources), tuple(s.rate for s in self.sources))
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of the first source."""
+        return self.sources[0].rows
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """The documents by the name of their set."""
+        return {s.name: s.rows.store for s in self.sources}
+
+    def epochs(self, positions: int, seed: int) -> dict[str, float]:
+        """Returns how often each set of data has been read through after `positions` rows."""
+        epochs = dict.fromkeys(self.stores, 0.0)
+        for source, count in zip(self.sources, self.mixture.epochs(positions, seed), strict=True):
+            epochs[source.name] += count
+        return epochs
 
     def __call__(self, index: int, rng: np.random.Generator) -> Features:
         """Returns the features of one row."""
-        features = self.rows.features(index, rng)
-        for objective in self.task.objectives:
+        source, row = self.mixture.source(index)
+        features = self._own(source, row, rng)
+        if len(self.task.groups) == 1:
+            return features
+        whole = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self._shapes.items()}
+        for name, array in features.items():
+            whole[name][tuple(map(slice, array.shape))] = array
+        whole["objective_ids"] = np.int32(self.sources[source].group)
+        return whole
+
+    def _own(self, number: int, row: int, rng: np.random.Generator) -> Features:
+        source = self.sources[number]
+        features = source.rows.features(row, rng)
+        for objective in self.task.groups[source.group]:
             features = objective.transform(features, rng)
         return features
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of every feature of every group; of two that differ, the larger one."""
+        shapes = {}
+        for group in range(len(self.task.groups)):
+            number = next(i for i, s in enumerate(self.sources) if s.group == group)
+            for name, array in self._own(number, 0, np.random.default_rng(0)).items():
+                known = shapes.get(name, (array.shape,))[0]
+                shapes[name] = (tuple(map(max, known, array.shape)), array.dtype)
+        return shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The objectives of a run."""
+    """The objectives of a run.
 
-    objectives: tuple[Objective, ...]
+    Attributes:
+        groups: those that share their rows, together; rows of different groups are mixed.
+    """
+
+    groups: tuple[tuple[Objective, ...], ...]
 
     @classmethod
     def build(cls, config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> Task:
@@ -98,21 +219,72 @@ class Task:
                 f"it needs {' or '.join(architectures(config.objective))}"
             )
         lengths = (config.length, config.target_length, config.vocab_chunk)
-        return cls(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types))
+        return cls(_groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All objectives."""
+        return tuple(o for group in self.groups for o in group)
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Returns the heads that the model needs beside its vocabulary."""
-        return tuple(head for o in self.objectives for head in o.heads)
+        return heads(self.objectives)
 
-    def examples(self, store: Store, seed: int) -> Examples:
-        """Returns the task's view of a store."""
-        return Examples(self, self.objectives[-1].rows(store, seed))
+    def examples(self, store: Store, seed: int, name: str = "train") -> Examples:
+        """Returns the task's view of one store."""
+        return self.mixed_examples({name: (store, 1.0)}, seed)
+
+    def mixed_examples(self, stores: Mapping[str, tuple[Store, float]], seed: int) -> Examples:
+        """Returns the task's view of several stores by name, each with how often it comes relative to the others."""
+        sources = []
+        for name, (store, rate) in stores.items():
+            for number, group in enumerate(self.groups):
+                kinds = group[-1].sources(store, seed)
+                share = rate * group[-1].config.rate / len(kinds)
+                sources += [Source(name, number, rows, share) for rows in kinds]
+        return Examples(self, tuple(sources))
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns, by objective, the weight of the whole batch; at least 1, so that an empty batch has loss 0."""
-        return {o.name: jnp.maximum(o.weight(batch), 1.0) for o in self.objectives}
+        """Returns by name the weight of every loss sum over the whole batch."""
+        return {name: w for o, part in self._parts(batch) for name, w in o.weights(part).items()}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
-        """Returns the sums of every objective."""
-        return {o.name: o.loss(outputs, batch) for o in self.objectives}
+        """Returns by name the sums of every objective."""
+        sums: dict[str, LossSum] = {}
+        predicting = []
+        for objective, part in self._parts(batch):
+            if isinstance(objective, TokenPrediction) and objective.shares_logits:
+                predicting.append((objective, part))
+            else:
+                sums |= objective.losses(outputs, part)
+        if predicting:
+            # Those that are mixed predict at the same places: one pass over the logits serves them all.
+            first = predicting[0][0]
+            weights = jnp.stack([part["weights"] for _, part in predicting], axis=-1)
+            together = first.losses(outputs, {**batch, "weights": weights})[first.name]
+            sums |= {o.name: jax.tree.map(lambda x, i=i: x[i], together) for i, (o, _) in enumerate(predicting)}
+        return sums
+
+    def token_targets(self, batch: Batch | Features) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Returns by name the targets and weights of every sum that is over tokens; of host batches too."""
+        return {name: t for o, part in self._parts(batch) for name, t in o.token_targets(part).items()}
+
+    def _parts(self, batch: Batch | Features) -> list[tuple[Objective, Batch | Features]]:
+        """Returns every objective with its part of the batch: the rows of other groups have no weight in it."""
+        if len(self.groups) == 1:
+            return [(o, batch) for o in self.objectives]
+
+        def own(number: int) -> Batch | Features:
+            rows = batch["objective_ids"] == number
+            return {
+                name: x * rows.reshape(-1, *(1,) * (x.ndim - 1)) if name.endswith("weights") else x
+                for name, x in batch.items()
+            }
+
+        return [(o, part) for number, group in enumerate(self.groups) for part in [own(number)] for o in group]
+
+
+def heads(objectives: tuple[Objective | type[Objective], ...]) -> tuple[str, ...]:
+    """Returns the heads that a model needs for these objectives, each once."""
+    return tuple(dict.fromkeys(head for o in objectives for head in o.heads))

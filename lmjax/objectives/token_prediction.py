@@ -1,32 +1,53 @@
 """The device half of every objective that predicts tokens, `targets` with `weights`, at all positions of a row."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.data.packing import Plan, pack
+from lmjax.data.store import Store
 from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.rows import source_target
 
 
 class TokenPrediction(Objective):
-    """An objective whose loss is the cross entropy of `targets`."""
+    """An objective whose loss is the cross entropy of `targets`.
 
-    def weight(self, batch: Batch) -> jax.Array:
+    Attributes:
+        shares_logits: whether its predictions are the model's own vocabulary logits.
+    """
+
+    shares_logits: ClassVar[bool] = True
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the number of targets."""
-        return jnp.sum(batch["weights"])
+        return {self.name: jnp.sum(batch["weights"])}
 
-    def loss(self, outputs: Outputs, batch: Batch) -> LossSum:
-        """Returns the sums over the targets."""
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+        """Returns the sums over the targets; with weights `[batch, targets, parts]`, those of each part at once."""
         hidden = self.predicting(outputs.hidden, batch)
-        return vocab_loss(hidden, outputs.logits, batch["targets"], batch["weights"], chunk=self.vocab_chunk)
+        sums = vocab_loss(
+            hidden,
+            outputs.logits,
+            batch["targets"],
+            batch["weights"],
+            chunk=self.vocab_chunk,
+            penalties=outputs.penalties,
+        )
+        return {self.name: sums}
 
     def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
         """Returns `[batch, targets, embed]`: the states that predict, out of `[batch, length, embed]`; here all."""
         del batch
         return hidden
+
+    def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
+        """Returns the targets and their weights."""
+        return {self.name: (batch["targets"], batch["weights"])}
 
 
 class SourceToTarget(TokenPrediction):
@@ -42,6 +63,18 @@ class SourceToTarget(TokenPrediction):
         if self.architecture == "decoder":
             return source + target
         return np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
+
+    def plan(self, store: Store, cost: Callable[[np.ndarray], np.ndarray], seed: int) -> Plan:
+        """Returns which pieces of documents share a row: as long as a row takes alone, or shorter ones together.
+
+        Args:
+            store: the documents.
+            cost: from the tokens of pieces to the places that they take in a row of `length`; grows with the tokens.
+            seed: of the plan.
+        """
+        lengths = np.arange(1, 2 * (self.length + self.target_length))
+        longest = int(lengths[cost(lengths) <= self.length].max(initial=1))
+        return pack(store.lengths, max_piece=longest, cost=cost, capacity=self.length, seed=seed)
 
     def row(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Features:
         """Returns the features of pairs that share a row; see `rows.source_target`."""

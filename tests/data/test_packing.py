@@ -93,6 +93,6 @@ def test_no_documents_give_no_rows():
 
 def test_a_hundred_thousand_documents_take_no_time():
     lengths = np.random.default_rng(0).integers(1, 600, 100_000)
-    start = time.monotonic()
+    start = time.process_time()
     pack(lengths, max_piece=512, cost=plain, capacity=512)
-    assert time.monotonic() - start < 5, "planning is no longer linear in the pieces"
+    assert time.process_time() - start < 5, "planning is no longer linear in the pieces"

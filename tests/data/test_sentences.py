@@ -45,6 +45,6 @@ def test_joined_sentences_are_the_text(text):
 
 @pytest.mark.parametrize("unit", [".", ". ", ". (", "\n", " ", "a", '."', ".)", "!?\n", "A. ", "\n \t"])
 def test_the_time_is_linear_on_hostile_texts(unit):
-    start = time.monotonic()
+    start = time.process_time()
     split_sentences(unit * (400_000 // len(unit)))
-    assert time.monotonic() - start < 5, "a quadratic search hangs on long lines"
+    assert time.process_time() - start < 5, "a quadratic search hangs on long lines"

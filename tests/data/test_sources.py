@@ -8,8 +8,15 @@ import pydantic
 import pytest
 
 from lmjax.data import files
-from lmjax.data.sources import DataConfig, EvalSet, corpus_fingerprint, open_splits, read_documents
+from lmjax.data.sources import DataConfig, NamedSet, corpus_fingerprint, open_splits, read_documents
 from lmjax.errors import DataError, FlagError
+
+
+def one_training_set(config, *, pairs):
+    train, evals = open_splits(config, pairs=pairs)
+    assert [*train] == ["train"]
+    return train["train"], evals
+
 
 PAIRS = [("a b", "x y"), ("c, d", 'z "q"'), ("ä", "ö")]
 
@@ -173,7 +180,7 @@ def corpus(write):
 
 
 def test_held_out_texts_are_never_trained_on(corpus):
-    train, evals = open_splits(DataConfig(train=corpus, held_out=0.1), pairs=False)
+    train, evals = one_training_set(DataConfig(train=corpus, held_out=0.1), pairs=False)
     training, held_out = [d.text for d in train()], [d.text for d in evals["heldout"]()]
     assert len(training) + len(held_out) == 2000
     assert not set(training) & set(held_out), "the evaluation would reward memory"
@@ -190,27 +197,27 @@ def test_the_split_is_the_same_on_every_machine(corpus):
 
 def test_white_space_around_a_text_does_not_part_it_from_its_duplicate(write):
     path = write("a.jsonl", json_lines({"text": text} for i in range(300) for text in (f"text {i}", f" text {i}\n")))
-    train, evals = open_splits(DataConfig(train=path, held_out=0.3), pairs=False)
+    train, evals = one_training_set(DataConfig(train=path, held_out=0.3), pairs=False)
     assert not {d.text.strip() for d in train()} & {d.text.strip() for d in evals["heldout"]()}
 
 
 def test_a_source_with_two_targets_is_on_one_side(write):
     rows = [{"source": f"source {i}", "target": f"target {i} {j}"} for i in range(300) for j in range(2)]
-    train, evals = open_splits(DataConfig(train=write("a.jsonl", json_lines(rows)), held_out=0.3), pairs=True)
+    train, evals = one_training_set(DataConfig(train=write("a.jsonl", json_lines(rows)), held_out=0.3), pairs=True)
     assert not {d.segments[0] for d in train()} & {d.segments[0] for d in evals["heldout"]()}
 
 
 def test_the_tail_split_cuts_one_long_text_as_nanogpt_does(write):
     text = "".join(f"Line {i}.\n\n" for i in range(999)) + "ä" * 7
-    train, evals = open_splits(DataConfig(train=write("a.txt", text), held_out=0.1, split="tail"), pairs=False)
+    train, evals = one_training_set(DataConfig(train=write("a.txt", text), held_out=0.1, split="tail"), pairs=False)
     (training,), (held_out,) = list(train()), list(evals["heldout"]())
     assert training.text == text[: int(len(text) * 0.9)]
     assert held_out.text == text[int(len(text) * 0.9) :]
 
 
 def test_named_sets_leave_the_training_data_whole(write, corpus):
-    sets = (EvalSet(name="a", path=write("a.txt", "A.")), EvalSet(name="b", path=write("b.txt", "B.")))
-    train, evals = open_splits(DataConfig(train=corpus, eval=sets), pairs=False)
+    sets = (NamedSet(name="a", path=write("a.txt", "A.")), NamedSet(name="b", path=write("b.txt", "B.")))
+    train, evals = one_training_set(DataConfig(train=corpus, eval=sets), pairs=False)
     assert len(list(train())) == 2000
     assert {name: [d.text for d in read()] for name, read in evals.items()} == {"a": ["A."], "b": ["B."]}
     assert open_splits(DataConfig(train=corpus, held_out=0), pairs=False).evals == {}
@@ -225,16 +232,65 @@ def test_splits_that_cannot_be_had_are_refused(write, corpus):
     with pytest.raises(FlagError, match=r"data\.split"):
         open_splits(DataConfig(split="tail"), pairs=False)
     with pytest.raises(FlagError, match=r"data\.eval: 'x' reads .*one\.txt.* and so does data\.train"):
-        open_splits(DataConfig(train=one, eval=(EvalSet(name="x", path=one.replace("one", "on?")),)), pairs=False)
+        open_splits(DataConfig(train=one, eval=(NamedSet(name="x", path=one.replace("one", "on?")),)), pairs=False)
     with pytest.raises(DataError, match="no file matches"):
         open_splits(DataConfig(train=corpus + "x"), pairs=False)
 
 
 def test_bad_configs_are_refused():
     with pytest.raises(pydantic.ValidationError, match="one name"):
-        DataConfig(eval=(EvalSet(name="x", path="a"), EvalSet(name="x", path="b")))
+        DataConfig(eval=(NamedSet(name="x", path="a"), NamedSet(name="x", path="b")))
     with pytest.raises(pydantic.ValidationError, match="pattern"):
-        EvalSet(name="a/b", path="x")
+        NamedSet(name="a/b", path="x")
+
+
+@pytest.fixture
+def mixture(write):
+    """Two sets of 400 texts; every tenth text is in both."""
+    texts = {name: [f"text {i} of {'both' if i % 10 == 0 else name}." for i in range(400)] for name in ("a", "b")}
+    paths = {name: write(f"{name}.jsonl", json_lines({"text": t} for t in found)) for name, found in texts.items()}
+    return DataConfig(mixture=tuple(f"{name}={path}" for name, path in paths.items()), held_out=0.3)
+
+
+def test_each_set_of_a_mixture_is_held_out_under_its_own_name(mixture):
+    train, evals = open_splits(mixture, pairs=False)
+    assert [*train] == [*evals] == ["a", "b"]
+    training, held_out = ({name: {d.text for d in read()} for name, read in side.items()} for side in (train, evals))
+    for name in ("a", "b"):
+        assert len(training[name]) + len(held_out[name]) == 400
+    assert not (training["a"] | training["b"]) & (held_out["a"] | held_out["b"]), "a text of both sets is on both sides"
+
+
+def test_a_set_is_split_alike_alone_and_in_a_mixture(mixture):
+    """So its tokenised store, and its held-out loss, are the same whatever it is mixed with."""
+    alone, evals = one_training_set(DataConfig(train=mixture.mixture[0].path, held_out=0.3), pairs=False)
+    train, mixed = open_splits(mixture, pairs=False)
+    assert [d.text for d in alone()] == [d.text for d in train["a"]()]
+    assert [d.text for d in evals["heldout"]()] == [d.text for d in mixed["a"]()]
+
+
+def test_sets_are_written_as_name_and_path():
+    config = DataConfig(mixture=("lib=stdlib", "x=a=b.txt"), weights=("2", "0.5"))
+    assert config.train_sets == {"lib": "stdlib", "x": "a=b.txt"}
+    assert config.weights == (2.0, 0.5)
+    assert DataConfig.model_validate_json(config.model_dump_json()) == config
+    assert DataConfig(train="a.txt").train_sets == {"train": "a.txt"}
+
+
+def test_mixtures_that_cannot_be_had_are_refused(write):
+    one = write("one.txt", "A single text.")
+    with pytest.raises(FlagError, match=r"data\.mixture: 'b' reads .*one\.txt.*, and so does 'a'"):
+        open_splits(DataConfig(mixture=(f"a={one}", f"b={one}")), pairs=False)
+    with pytest.raises(FlagError, match=r"data\.eval: 'x' reads .*one\.txt.* and so does data\.mixture"):
+        open_splits(DataConfig(mixture=(f"a={one}",), eval=(f"x={one}",)), pairs=False)
+    for fields, message in (
+        ({"mixture": ("a=x", "a=y")}, "two training sets have one name"),
+        ({"mixture": ("a=x", "b=y"), "weights": (1,)}, "data.weights=1.0 are 1, and the mixture has 2 sets; give one"),
+        ({"mixture": ("x.txt",)}, "a set is written NAME=PATH"),
+        ({"mixture": ("a=x",), "weights": (-1,)}, "greater than or equal to 0"),
+    ):
+        with pytest.raises(pydantic.ValidationError, match=message):
+            DataConfig(**fields)
 
 
 def test_the_cache_folder_comes_from_the_config_then_the_environment(monkeypatch):

@@ -60,7 +60,7 @@ def test_pairs_are_sources_without_their_docstrings(few):
 def test_a_docstring_and_the_source_that_holds_it_are_on_one_side(few):
     for pairs in (False, True):
         train, evals = open_splits(DataConfig(held_out=0.4), pairs=pairs)
-        training, held_out = ({d.group for d in read()} for read in (train, evals["heldout"]))
+        training, held_out = ({d.group for d in read()} for read in (train["train"], evals["heldout"]))
         assert training
         assert held_out
         assert not training & held_out
@@ -68,7 +68,7 @@ def test_a_docstring_and_the_source_that_holds_it_are_on_one_side(few):
 
 def test_texts_and_pairs_hold_out_the_same_modules(few):
     sides = [open_splits(DataConfig(held_out=0.4), pairs=pairs) for pairs in (False, True)]
-    trained = {d.group for d in sides[0].train()}
+    trained = {d.group for d in sides[0].train["train"]()}
     assert not trained & {d.group for d in sides[1].evals["heldout"]()}, "a tokenizer of texts saw held-out pairs"
 
 

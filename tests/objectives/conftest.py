@@ -3,12 +3,15 @@
 import hashlib
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lmjax.data.documents import Document
 from lmjax.data.store import build_store
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
+from lmjax.objectives.base import Outputs
 from lmjax.objectives.task import Task, TaskConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -93,6 +96,46 @@ def sentences():
 def corpus(sentences, make_store):
     """The store of `sentences`."""
     return make_store(sentences)
+
+
+@pytest.fixture(scope="session")
+def outputs_of():
+    """Returns a function from a batch and outputs by name, arrays or functions of their argument, to Outputs."""
+
+    def make(batch, **outputs) -> Outputs:
+        def call(name, argument):
+            output = outputs[name]
+            return output(argument) if callable(output) else output
+
+        return Outputs(batch, call, jax.random.key(0))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_outputs(tokenizer, outputs_of):
+    """Returns a function from a batch to the outputs of a model that sees each token alone, quick to run."""
+    rng = np.random.default_rng(0)
+    table, head, pair, yes = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((tokenizer.vocab_size, 6), (6, tokenizer.vocab_size), (6, 2), (6,))
+    )
+
+    def states(batch):
+        return table[batch.get("decoder_tokens", batch.get("tokens"))]
+
+    def make(batch) -> Outputs:
+        return outputs_of(
+            batch,
+            states=states,
+            logits=lambda h: h @ head,
+            next_sentence=lambda h: h[:, 0] @ pair,
+            replaced_token=lambda h: h @ yes,
+            generator_states=states,
+            generator_logits=lambda h: -(h @ head),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

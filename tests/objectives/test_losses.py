@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objectives.losses import class_loss, vocab_loss
+from lmjax.objectives.base import Penalties
+from lmjax.objectives.losses import binary_loss, class_loss, vocab_loss
 
 class_sums = jax.jit(class_loss)
 BATCH, LENGTH, EMBED, VOCAB = 3, 10, 5, 11
@@ -125,3 +126,74 @@ def test_rows_of_padding_add_nothing(case):
     expected, expected_gradients = sums_and_gradients(hidden, kernel, targets, weights, 4)
     np.testing.assert_allclose(sums, expected, rtol=1e-6)
     np.testing.assert_allclose(gradients[1], expected_gradients[1], rtol=1e-5, atol=1e-6)
+
+
+def test_of_equals_any_is_correct_and_less_is_not():
+    logits = jnp.array([[2.0, 2.0, 1.0]] * 3)
+    for target, correct in ((0, 1), (1, 1), (2, 0)):
+        assert class_sums(logits, jnp.full(3, target), jnp.array([1.0, 0, 0])).correct == correct
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_parts_have_the_sums_that_each_has_alone(case, chunk):
+    """Objectives that are mixed share one pass over the logits."""
+    hidden, kernel, targets, weights = case
+    shares = np.random.default_rng(2).integers(0, 3, weights.shape)
+    parts = np.stack([weights * (shares == i) for i in range(3)], axis=-1)
+    together = jax.jit(lambda h, w: vocab_loss(h, lambda x: x @ kernel, targets, w, chunk=chunk))(hidden, parts)
+    for i in range(3):
+        alone, _ = reference(hidden, kernel, targets, parts[..., i])
+        np.testing.assert_allclose([together.loss[i], together.weight[i], together.correct[i]], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("penalties", [(0.1, None), (None, 0.2), (0.1, 0.2)])
+def test_penalties_are_those_of_the_papers(case, penalties, chunk):
+    """PaLM's z-loss is z * log(Z)^2; a smoothed target is (1 - s) * one-hot + s / classes; gradients too."""
+    hidden, kernel, targets, weights = case
+    z, s = (p or 0.0 for p in penalties)
+
+    def total(h):
+        sums = vocab_loss(h, lambda x: x @ kernel, targets, weights, chunk=chunk, penalties=Penalties(*penalties))
+        return sums.loss + sums.penalty, sums
+
+    (value, sums), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(hidden)
+    logits = hidden.astype(np.float64) @ kernel.astype(np.float64)
+    log_z = np.log(np.exp(logits).sum(-1, keepdims=True))
+    goal = (1 - s) * np.eye(VOCAB)[targets] + s / VOCAB
+    losses = -(goal * (logits - log_z)).sum(-1) + z * log_z[..., 0] ** 2
+    np.testing.assert_allclose(value, (weights * losses).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.loss, reference(hidden, kernel, targets, weights)[0][0], rtol=1e-5)
+    p = np.exp(logits - log_z)
+    d_logits = weights[..., None] * (p - goal + 2 * z * log_z * p)
+    np.testing.assert_allclose(gradient, d_logits @ kernel.T, rtol=1e-4, atol=1e-5)
+
+
+def test_penalties_leave_positions_without_weight_out():
+    logits = jnp.full((2, VOCAB), jnp.nan).at[0].set(0.0)
+    targets, weights = jnp.zeros(2, jnp.int32), jnp.array([1.0, 0.0])
+
+    def total(x):
+        sums = class_loss(x, targets, weights, Penalties(jnp.float32(0.1), jnp.float32(0.1)))
+        return sums.loss + sums.penalty
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_binary_loss_is_the_cross_entropy_of_two_classes(bad):
+    logits = jnp.array([2.0, -1.0, 0.5, bad])
+    targets = jnp.array([True, True, False, True])
+    weights = jnp.array([1.0, 2.0, 1.0, 0.0])
+    (_, sums), gradient = jax.value_and_grad(
+        lambda x: (binary_loss(x, targets, weights).loss, binary_loss(x, targets, weights)), has_aux=True
+    )(logits)
+    both = class_sums(jnp.stack([jnp.zeros(3), logits[:3]], -1), targets[:3].astype(jnp.int32), weights[:3])
+    for a, b in zip(jax.tree.leaves(sums), jax.tree.leaves(both), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    p = 1 / (1 + np.exp(-np.asarray(logits[:3], np.float64)))
+    np.testing.assert_allclose(gradient[:3], weights[:3] * (p - targets[:3]), rtol=1e-5)
+    assert gradient[3] == 0

@@ -10,16 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.pipeline import batches, eval_batches
+from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
-from lmjax.model.config import ModelConfig
+from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
-from lmjax.objectives.base import Outputs
+from lmjax.objectives.base import NO_PENALTIES
 from lmjax.objectives.task import COMBINATIONS, OBJECTIVES, Task, TaskConfig, architectures, objective_types
+from lmjax.training.step import forward
 
 LENGTH, TARGET_LENGTH = 24, 16
-CASES = [(",".join(n), a) for n in [*((o,) for o in OBJECTIVES), *COMBINATIONS] for a in architectures(n)]
+MIXTURES = (
+    "next_token,prefix_lm,denoise",
+    "mlm,nsp,rtd",
+    "span_corruption,prefix_lm,infilling",
+)
+NAMES = [*OBJECTIVES, *map(",".join, COMBINATIONS), *MIXTURES]
+CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
+BINARY = ("nsp", "sop", "rtd")
 
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
@@ -90,9 +98,10 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
     assert changed == (objective not in ("next_token", "seq2seq"))
-    with batches(examples, len(examples), seed=0, batch_size=2, shuffle=False) as iterator:
+    with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
-    assert equal(examples(1, rng_of(1)), {name: array[1] for name, array in stacked.items()})
+    _, row = examples.mixture.row(1, seed=0, shuffle=False)
+    assert equal(examples(row, rng_of(row)), {name: array[1] for name, array in stacked.items()})
 
 
 @every_case
@@ -107,8 +116,8 @@ def test_plan_is_that_of_its_seed(case, small, rng_of):
 def tiny_model(architecture, heads, vocab_size):
     """Returns a model and small random parameters, drawn in numpy: compiling an initialisation takes seconds."""
     config = ModelConfig(
-        architecture=architecture, vocab_size=vocab_size, embed_dim=16, num_heads=2, mlp_dim=16, num_layers=2,
-        max_length=LENGTH, mlp="relu", use_bias=False, num_types=2 if architecture == "encoder" else 0,
+        architecture=architecture, vocab_size=vocab_size, embed_dim=16, num_heads=4, mlp_dim=16, num_layers=1,
+        max_length=LENGTH, mlp="relu", biases=(), scan_layers=False, num_types=2 if architecture == "encoder" else 0,
     )  # fmt: skip
     model = LanguageModel(config, heads)
     rng = np.random.default_rng(0)
@@ -117,24 +126,28 @@ def tiny_model(architecture, heads, vocab_size):
     return model, params
 
 
+def padded_batch(examples, rng_of):
+    """Returns two rows of every source and two rows of padding."""
+    rows = sorted({int(i) for i in (*examples.mixture.offsets[:-1], *examples.mixture.offsets[:-1] + 1)})
+    features = [examples(i, rng_of(i)) for i in rows]
+    features += 2 * [jax.tree.map(np.zeros_like, features[0])]
+    return {name: np.stack([f[name] for f in features]) for name in features[0]}
+
+
 @every_case
-def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer):
+def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer, rng_of):
     """The loss of a random model is about log(classes), and it has a gradient; padding rows may hold anything."""
     _, architecture, examples = case
     task = examples.task
     model, params = tiny_model(architecture, task.heads, tokenizer.vocab_size)
-    with eval_batches(examples, 2, seed=0, batch_size=4) as iterator:
-        padded = next(iterator)
-    assert all(array[:2].any() or name == "next_sentence_labels" for name, array in padded.items())
-    assert all(not array[2:].any() for array in padded.values())
+    padded = padded_batch(examples, rng_of)
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled for two calls
     def run(params, batch):
         def loss(params):
-            def head(method):
-                return lambda h: model.apply({"params": params}, h, method=method)
-
-            outputs = Outputs(model.apply({"params": params}, batch), head("logits"), head("next_sentence"))
+            outputs = forward(
+                model, params, batch, key=jax.random.key(0), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
+            )
             sums = task.losses(outputs, batch)
             return sum(s.loss / whole[name] for name, s in sums.items()), sums
 
@@ -143,11 +156,13 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer)
         return gradient, sums, whole
 
     gradient, sums, whole = run(params, padded)
-    assert set(sums) == set(whole) == {o.name for o in task.objectives}
+    assert set(sums) == set(whole) == set(TaskConfig(objective=tuple(case[0].split(","))).loss_weights())
     for name, s in sums.items():
-        np.testing.assert_allclose(s.loss / whole[name], np.log(2 if name == "nsp" else tokenizer.vocab_size), rtol=0.1)
+        classes = 2 if name in BINARY else tokenizer.vocab_size
+        np.testing.assert_allclose(s.loss / whole[name], np.log(classes), rtol=0.1)
         assert s.weight == whole[name] > 1
         assert 0 <= s.correct <= s.weight
+        assert s.penalty == 0
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(g).all()
         assert np.any(g), f"{jax.tree_util.keystr(path)} has no gradient"
@@ -155,21 +170,47 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer)
     poisoned = {name: array.copy() for name, array in padded.items()}
     for name, array in poisoned.items():
         if name.endswith("tokens") or name in ("targets", "next_sentence_labels"):
-            array[2:] = 1
+            array[-2:] = 1
     for first, second in zip(*map(jax.tree.leaves, (run(params, poisoned), (gradient, sums, whole))), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [",".join(n) for n in [*((o,) for o in OBJECTIVES), *COMBINATIONS]])
-def test_an_empty_batch_has_weight_one(name, make_task, small, rng_of):
+@every_case
+def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_outputs):
+    """Accumulation and the mesh divide the work; what rtd draws depends on the batch, and its own sum on that."""
+    _, _, examples = case
+    task = examples.task
+    batch = padded_batch(examples, rng_of)
+    half = len(batch["tokens" if "tokens" in batch else "decoder_tokens"]) // 2
+    parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, half), slice(half, None))]
+    compute = jax.jit(lambda b: (task.losses(toy_outputs(b), b), task.weights(b), task.token_targets(b)))
+    whole, *halves = jax.device_get([compute(b) for b in (batch, *parts)])
+    for name, expected in whole[0].items():
+        if name != "rtd":
+            total = halves[0][0][name] + halves[1][0][name]
+            for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+        assert halves[0][1][name] + halves[1][1][name] == whole[1][name] == expected.weight
+    for name, (_, weights) in whole[2].items():
+        assert weights.sum() == whole[1][name], "perplexity and bytes are those of other targets than the loss"
+    assert set(whole[2]) == set(whole[0]) - set(BINARY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_has_no_weight_and_no_loss(name, make_task, small, rng_of, toy_outputs):
     task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH)
     f = task.examples(small[task.objectives[-1].wants_pairs], 0)(0, rng_of(0))
     empty = {k: jnp.zeros((2, *v.shape), v.dtype) for k, v in f.items()}
-    assert [float(w) for w in task.weights(empty).values()] == [1.0] * len(task.objectives)
+    assert not any(float(w) for w in task.weights(empty).values())
+    assert not any(float(x) for x in jax.tree.leaves(jax.jit(lambda b: task.losses(toy_outputs(b), b))(empty)))
 
 
 def test_names_in_any_order_make_the_same_task(make_task):
     assert objective_types(("nsp", "mlm")) == objective_types(("mlm", "nsp"))
+    names = ("prefix_lm", "next_token", "denoise")
+    for order in itertools.permutations(names):
+        task = make_task(",".join(order), "decoder")
+        assert [o.name for o in task.objectives] == sorted(names)
     assert (
         make_task("nsp,mlm", "encoder").heads == make_task("mlm,nsp", "encoder").heads == ("masked_lm", "next_sentence")
     )
@@ -181,17 +222,24 @@ def test_loss_weights_are_those_of_the_chosen_objectives():
 
 
 @pytest.mark.parametrize(
-    "names", [n for n in itertools.combinations_with_replacement(OBJECTIVES, 2) if n not in COMBINATIONS], ids=",".join
+    ("names", "message"),
+    [
+        ("mlm,next_token", "no family trains all of these: mlm needs encoder; next_token needs decoder; leave one out"),
+        ("infilling,next_token", "no family trains all of these"),
+        ("seq2seq,span_corruption", "seq2seq reads pairs and the others running text; train one of the two"),
+        ("mlm,nsp,sop", "nsp and sop share a head and mean different things by it; leave one out"),
+        ("mlm,nsp,mlm", "give one or several of next_token, .*, each once"),
+        ("", "no objective ''"),
+    ],
 )
-def test_objectives_that_share_no_rows_are_refused(names, tokenizer):
-    with pytest.raises(FlagError, match=f"--objective={','.join(names)}: .*together go: mlm,nsp"):
-        Task.build(TaskConfig(objective=names), tokenizer, "encoder")
+def test_what_cannot_be_trained_together_is_refused(names, message, tokenizer):
+    with pytest.raises(FlagError, match=f"^--objective={names}: .*{message}"):
+        Task.build(TaskConfig(objective=tuple(names.split(","))), tokenizer, "encoder")
 
 
-@pytest.mark.parametrize("names", [("mlm", "nsp", "mlm"), ()])
-def test_odd_numbers_of_objectives_are_refused(names, tokenizer):
-    with pytest.raises(FlagError, match="--objective="):
-        Task.build(TaskConfig(objective=names), tokenizer, "encoder")
+def test_no_objective_is_refused(tokenizer):
+    with pytest.raises(FlagError, match="--objective=: give one or several"):
+        Task.build(TaskConfig(objective=()), tokenizer, "encoder")
 
 
 def test_unknown_objective_names_what_there_is(tokenizer):
@@ -201,7 +249,7 @@ def test_unknown_objective_names_what_there_is(tokenizer):
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [(n, a) for n in [*OBJECTIVES, "mlm,nsp"] for a in FAMILIES if (n, a) not in CASES],
+    [(n, a) for n in NAMES for a in FAMILIES if (n, a) not in CASES],
     ids=str,
 )
 def test_a_family_that_cannot_is_refused(name, architecture, tokenizer):
@@ -211,3 +259,87 @@ def test_a_family_that_cannot_is_refused(name, architecture, tokenizer):
         FlagError, match=f"--architecture={architecture} cannot train --objective={name}; it needs {remedy}"
     ):
         Task.build(TaskConfig(objective=names), tokenizer, architecture)
+
+
+MIXED = ("prefix_lm", "denoise", "next_token")
+
+
+@pytest.fixture(scope="module")
+def mixed(corpus, make_task):
+    """Returns the examples of three objectives at rates 1, 2 and 0.5, and those of each alone, by name."""
+    rates = {"prefix_lm": {"rate": 1}, "denoise": {"rate": 2}, "next_token": {"rate": 0.5}}
+    alone = {name: make_task(name, "decoder", length=32).examples(corpus, 0) for name in MIXED}
+    return make_task(",".join(MIXED), "decoder", length=32, **rates).examples(corpus, 0), alone
+
+
+def test_rows_come_at_the_rates_that_were_asked_for(mixed):
+    examples, _ = mixed
+    rows = [examples.mixture.row(g, seed=0)[1] for g in range(4096)]
+    names = [o.name for o in examples.task.objectives]
+    found = [examples.sources[examples.mixture.source(row)[0]] for row in rows]
+    counts = {name: sum(names[s.group] == name for s in found) for name in names}
+    assert all(abs(counts[name] - 4096 * share) < 20 for name, share in zip(MIXED, (2 / 7, 4 / 7, 1 / 7), strict=True))
+
+
+def test_a_mixed_row_is_the_row_of_its_objective(mixed, rng_of):
+    examples, alone = mixed
+    for source, first in zip(examples.sources, examples.mixture.offsets[:-1], strict=True):
+        name = examples.task.groups[source.group][0].name
+        own = alone[name].sources[
+            examples.sources.index(source) - [s.group for s in examples.sources].index(source.group)
+        ]
+        row, plain = examples(int(first) + 2, rng_of(2)), own.rows.features(2, rng_of(2))
+        assert row["objective_ids"] == source.group
+        for feature, array in row.items():
+            if feature in plain:
+                np.testing.assert_array_equal(array, plain[feature])
+            else:
+                assert feature == "objective_ids" or not array.any()
+
+
+def test_each_objective_of_a_mixture_has_the_loss_that_it_has_alone(mixed, rng_of, toy_outputs):
+    examples, alone = mixed
+    rows = range(0, len(examples), 17)
+    batch = {}
+    for i in rows:
+        for name, array in examples(i, rng_of(i)).items():
+            batch.setdefault(name, []).append(array)
+    batch = {name: jnp.stack(arrays) for name, arrays in batch.items()}
+    sums = jax.jit(lambda b: examples.task.losses(toy_outputs(b), b))(batch)
+    for group, (objective,) in enumerate(examples.task.groups):
+        own = jax.tree.map(lambda x, g=group: x[np.asarray(batch["objective_ids"]) == g], batch)
+        task = alone[objective.name].task
+        expected = jax.jit(lambda b, t=task: t.losses(toy_outputs(b), b))(own)[objective.name]
+        assert expected.weight > 100
+        for a, b in zip(jax.tree.leaves(sums[objective.name]), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_a_mixture_computes_its_logits_once(mixed, rng_of, toy_outputs):
+    examples, _ = mixed
+    batch = jax.tree.map(lambda x: x[None], examples(0, rng_of(0)))
+    outputs, calls = toy_outputs(batch), []
+    call = outputs.call
+    outputs.call = lambda name, x: calls.append(name) or call(name, x)
+    examples.task.losses(outputs, batch)
+    assert sorted(calls) == ["logits", "states"]
+
+
+def test_features_of_different_sizes_share_the_larger_one(make_task, small, rng_of):
+    """Two mask rates, of mlm and rtd: a row with room for fewer predictions is filled up with none."""
+    task = make_task("mlm,rtd", "encoder", length=LENGTH, mlm={"mask_rate": 0.1}, rtd={"mask_rate": 0.4})
+    examples = task.examples(small[False], 0)
+    f = examples(0, rng_of(0))
+    assert f["targets"].shape == f["prediction_positions"].shape == f["weights"].shape == (10,)
+    assert not f["weights"][3:].any()
+    assert not f["replaced_token_weights"].any(), "rtd has a loss on a row of mlm"
+
+
+def test_epochs_count_how_often_the_data_was_read(mixed, corpus):
+    examples, _ = mixed
+    places = sum(examples.mixture.places)
+    epochs = examples.epochs(3 * places + 5, seed=0)
+    counts = np.zeros(len(examples.sources))
+    for g in range(3 * places + 5):
+        counts[examples.mixture.source(examples.mixture.row(g, seed=0)[1])[0]] += 1
+    assert epochs == {"train": pytest.approx((counts / examples.mixture.sizes).sum())}

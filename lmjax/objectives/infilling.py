@@ -1,0 +1,100 @@
+"""Text infilling (BART: Lewis et al. 2020, arXiv:1910.13461, section 2.2): the whole text from one with holes.
+
+A hole is one mask token, whatever was there: how much is missing is for the model to find out. Sentences can also be
+shuffled.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from lmjax.data.store import Store
+from lmjax.objectives.base import Features, ObjectiveConfig, Rows
+from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.span_corruption import random_partition
+from lmjax.objectives.token_prediction import SourceToTarget
+
+
+class InfillingConfig(ObjectiveConfig):
+    """Settings of the text-infilling objective."""
+
+    mask_rate: float = Field(0.3, gt=0, lt=1, description="share of the tokens that are taken out")
+    mean_span_length: float = Field(3.0, gt=0, description="mean of the Poisson distribution of a span's tokens")
+    permute_sentences: bool = Field(False, description="shuffle the sentences of the source, as BART does too")
+
+
+def span_lengths(count: int, mean: float, rng: np.random.Generator) -> np.ndarray:
+    """Returns lengths drawn from a Poisson distribution until they add up to `count`; the last one is cut to fit.
+
+    Spans without length, where a mask is put in and nothing is taken out, are as many as the tokens taken out allow: a
+    source never outgrows its text.
+    """
+    lengths = np.zeros(0, np.int64)
+    while lengths.sum() < count:
+        lengths = np.concatenate([lengths, rng.poisson(mean, 1 + int(2 * count / mean))])
+    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), count)) + 1]
+    lengths[-1] -= lengths.sum() - count
+    empty = np.flatnonzero(lengths == 0)
+    return np.delete(lengths, empty[max(0, count - (len(lengths) - len(empty))) :])
+
+
+def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns `tokens` with one mask for every span that was taken out; at most as many as they were.
+
+    No two masks stand side by side, but where so few tokens are left that they must.
+    """
+    lengths = span_lengths(max(1, round(len(tokens) * config.mask_rate)), config.mean_span_length, rng)
+    kept = len(tokens) - int(lengths.sum())
+    if kept < len(lengths) - 1:
+        # Too few are left to stand between the masks: spans without length go, then spans are joined.
+        lengths = random_partition(int(lengths.sum()), min(int((lengths > 0).sum()), kept + 1), rng)
+    lengths = rng.permutation(lengths)
+    # What is kept before the first span and behind the last one may be empty: each part there is drawn one too long.
+    between = random_partition(kept + 2, len(lengths) + 1, rng)
+    between[[0, -1]] -= 1
+    starts = np.cumsum(between[:-1]) + np.cumsum(lengths) - lengths
+    keep = np.ones(len(tokens) + 1, bool)
+    keep[-1] = False
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        keep[start : start + length] = False
+    # A mask is put in front of the first token behind its span.
+    masked = np.insert(np.append(tokens, 0), starts + lengths, mask_id)
+    return masked[np.insert(keep, starts + lengths, True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PunchedPieces(PackedPieces, Rows):
+    """Packed pieces of documents, each with holes of its own."""
+
+    objective: "Infilling"
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns the features of `rows.source_target`."""
+        o, t = self.objective, self.objective.tokenizer
+        pairs = []
+        for document, start, length in self.bounds(index):
+            text = self.store.tokens(document, start, length)
+            source = self._permuted(document, start, text, rng) if o.config.permute_sentences else text
+            source = punch(source, o.config, t.mask_id, rng)
+            pairs.append((np.append(source, t.eos_id), np.append(text, t.eos_id)))
+        return o.row(pairs)
+
+    def _permuted(self, document: int, start: int, text: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        cuts = self.store.segments(document) - start
+        sentences = np.split(text, cuts[(cuts > 0) & (cuts < len(text))])
+        return np.concatenate([sentences[i] for i in rng.permutation(len(sentences))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Infilling(SourceToTarget):
+    """Predicts a whole text from one with holes."""
+
+    config: InfillingConfig
+    name: ClassVar[str] = "infilling"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+
+    def rows(self, store: Store, seed: int) -> PunchedPieces:
+        """Returns packed pieces; each pays for its whole text and an EOS on both sides."""
+        return PunchedPieces(store, self.plan(store, lambda n: self.places(n + 1, n + 1), seed), self)

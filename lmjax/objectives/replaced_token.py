@@ -1,0 +1,94 @@
+"""Replaced-token detection (ELECTRA: Clark et al. 2020, arXiv:2003.10555, section 3.1).
+
+A small generator learns masked language modelling and fills the masks in; the model that is wanted, the discriminator,
+tells for every token whether it is the original. Both learn in one step; no gradient goes through the filled-in tokens.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+from lmjax.objectives.base import Batch, Features, LossSum, Outputs
+from lmjax.objectives.losses import binary_loss, split_chunks, vocab_loss
+from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
+
+
+class ReplacedTokenConfig(MaskedLMConfig):
+    """Settings of replaced-token detection; the masks are those of the generator's masked LM."""
+
+    replace_by_mask: float = Field(1.0, ge=0, le=1, description="share of the masked tokens that become [MASK]")
+    replace_by_random: float = Field(0.0, ge=0, le=1, description="share that become a random token; the rest stay")
+    discriminator_weight: float = Field(50.0, gt=0, description="weight of the discriminator beside the generator")
+
+    def loss_weights(self, name: str) -> dict[str, float]:
+        """Returns the weights of the discriminator's sum and of the generator's."""
+        return {name: self.loss_weight * self.discriminator_weight, f"{name}_generator": self.loss_weight}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacedToken(MaskedLM):
+    """Detects the tokens that a generator put in. Its sums are the discriminator's, and the generator's own."""
+
+    config: ReplacedTokenConfig
+    name: ClassVar[str] = "rtd"
+    heads: ClassVar[tuple[str, ...]] = ("replaced_token",)
+    shares_logits: ClassVar[bool] = False
+
+    @property
+    def generator(self) -> str:
+        """Returns the name of the generator's sums."""
+        return f"{self.name}_generator"
+
+    def transform(self, features: Features, rng: np.random.Generator) -> Features:
+        """Returns the features of the masked LM, and `replaced_token_weights` `[length]`: 1 at every token."""
+        present = (features["segment_ids"] > 0).astype(np.float32)
+        return {**super().transform(features, rng), "replaced_token_weights": present}
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the number of tokens, and of masked ones."""
+        return {self.name: jnp.sum(batch["replaced_token_weights"]), self.generator: jnp.sum(batch["weights"])}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+        """Returns the sums over all tokens, and the generator's over the masked ones."""
+        hidden = self.predicting(outputs.generator_states(batch), batch)
+        targets, weights = batch["targets"], batch["weights"]
+        generator = vocab_loss(
+            hidden, outputs.generator_logits, targets, weights, chunk=self.vocab_chunk, penalties=outputs.penalties
+        )
+        guesses = self._sample(outputs, hidden)
+        filled, original = (_put(batch, values) for values in (guesses, targets))
+        states = outputs.states({**batch, "tokens": filled})
+        # A guess that hits the token counts as original.
+        discriminator = binary_loss(outputs.replaced_token(states), filled != original, batch["replaced_token_weights"])
+        return {self.name: discriminator, self.generator: generator}
+
+    def _sample(self, outputs: Outputs, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, predictions]`: tokens drawn from the generator, with no gradient."""
+        hidden = jax.lax.stop_gradient(hidden)
+        chunk = min(self.vocab_chunk, hidden.shape[1]) or hidden.shape[1]
+        parts = split_chunks(hidden, chunk)
+
+        def draw(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+            logits, key = jax.lax.stop_gradient(outputs.generator_logits(part[0])), part[1]
+            return jax.random.categorical(key, logits, axis=-1)
+
+        if len(parts) == 1:
+            return draw((hidden, outputs.key))
+        drawn = jax.lax.map(draw, (parts, jax.random.split(outputs.key, len(parts))))
+        return jnp.swapaxes(drawn, 0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
+
+    def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
+        """Returns the generator's targets and their weights."""
+        return {self.generator: (batch["targets"], batch["weights"])}
+
+
+def _put(batch: Batch, values: jax.Array) -> jax.Array:
+    """Returns the batch's tokens with `values` `[batch, predictions]` at the masked positions."""
+    places, tokens = batch["prediction_positions"], batch["tokens"]
+    # Predictions that a row lacks stand at position 0, where a token must stay as it is.
+    values = jnp.where(batch["weights"] > 0, values, jnp.take_along_axis(tokens, places, axis=1))
+    return jnp.put_along_axis(tokens, places, values.astype(tokens.dtype), axis=1, inplace=False)
