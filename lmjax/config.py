@@ -30,13 +30,17 @@ from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.metrics import LoggingConfig
 from lmjax.training.optimizer import OptimizerConfig
+from lmjax.training.stages import StagesConfig
 
 
 class Config(Schema):
     """One run."""
 
     seed: int = Field(0, ge=0, description="of parameters, order, corruption and dropout")
-    steps: int = Field(1000, ge=1, description="updates")
+    steps: int = Field(1000, ge=1, description="updates; not read where there are minutes")
+    minutes: float | None = Field(
+        None, gt=0, description="the run, and its schedule, ends after this time instead of after steps; none: steps"
+    )
     max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
     batch_size: int = Field(16, ge=1, description="rows of a step, over all devices and microbatches")
     accumulation: int = Field(1, ge=1, description="microbatches that a step is computed in, one after the other")
@@ -45,6 +49,7 @@ class Config(Schema):
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    stages: StagesConfig = StagesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -59,21 +64,23 @@ class Config(Schema):
                 f"--architecture={model.architecture} cannot train --objective={','.join(task.objective)}; "
                 f"it needs {' or '.join(can)}"
             )
-        longest = max(task.length, task.target_length if model.architecture == "encoder_decoder" else 0)
+        target = task.target_length if model.architecture == "encoder_decoder" else 0
+        longest = max(task.length, *self.stages.length, target)
         if longest > model.max_length:
             raise FlagError(
                 f"--config.task.length: rows of {longest} tokens do not fit --config.model.max_length="
                 f"{model.max_length}; shorten the rows or raise max_length"
             )
-        if self.batch_size % self.accumulation:
-            raise FlagError(
-                f"--config.batch_size={self.batch_size} does not divide by "
-                f"--config.accumulation={self.accumulation}; take a multiple"
-            )
+        for size in (self.batch_size, *self.stages.batch_size):
+            if size % self.accumulation:
+                raise FlagError(
+                    f"--config.batch_size={size} does not divide by "
+                    f"--config.accumulation={self.accumulation}; take a multiple"
+                )
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
-        if "nsp" in task.objective and model.num_types not in (0, 2):
-            raise FlagError(f"--config.model.num_types={model.num_types}: nsp tells A from B by 2 types (or 0: none)")
+        if {"nsp", "sop"} & set(task.objective) and model.num_types not in (0, 2):
+            raise FlagError(f"--config.model.num_types={model.num_types}: pairs are told apart by 2 types (or 0: none)")
         return self
 
     def digest(self) -> str:
@@ -95,6 +102,8 @@ def from_json(path: pathlib.Path) -> Config:
 
 # Steps, rows of a batch and learning rate with which the nano models learn most in two minutes on two CPU cores.
 NANO_RUNS = {"encoder": (600, 16, 4e-3), "decoder": (600, 16, 4e-3), "encoder_decoder": (900, 8, 3e-3)}
+# Tokens of the nano encoder-decoder's targets, where they are not the short ones of span corruption.
+NANO_TARGETS = {"prefix_lm": 96, "denoise": 96, "infilling": 128}
 
 
 def default_config(objective: tuple[str, ...] = ("next_token",), architecture: str | None = None) -> Config:
@@ -105,7 +114,9 @@ def default_config(objective: tuple[str, ...] = ("next_token",), architecture: s
     return Config(
         steps=steps,
         batch_size=batch_size,
-        task=TaskConfig(objective=objective, length=128, target_length=48),
+        task=TaskConfig(
+            objective=objective, length=128, target_length=max(NANO_TARGETS.get(name, 48) for name in objective)
+        ),
         model=PRESETS[f"nano_{chosen}"].model_copy(update={"vocab_size": 0}),
         tokenizer=TokenizerConfig(vocab_size=2048),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=40),
@@ -153,10 +164,15 @@ def resolve(
         _assign(values, path, value)
     for path, text in (overrides or {}).items():
         _assign(values, path, _parsed(values, path, text))
-    try:
-        return Config.model_validate(values)
-    except pydantic.ValidationError as e:
-        raise FlagError(_explain(e)) from e
+    return _validated(values)
+
+
+def replace(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Returns the config with other values, typed, by dotted path; validated as a whole, as a command line's is."""
+    values = config.model_dump()
+    for path, value in fields.items():
+        _assign(values, path, value)
+    return _validated(values)
 
 
 def load_experiment(spec: str) -> Config:
@@ -190,6 +206,13 @@ def difference(old: Config, new: Config, may_change: tuple[str, ...] = ()) -> li
     return [f"{p}: {left.get(p)!r} there, {right.get(p)!r} here" for p in paths]
 
 
+def _validated(values: dict) -> Config:
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as e:
+        raise FlagError(_explain(e)) from e
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Returns nested dicts as one, by dotted path."""
     if not isinstance(values, dict):
@@ -221,12 +244,12 @@ def _assign(values: dict, path: str, value: Any) -> None:
 
 
 def _parsed(values: dict, path: str, text: str) -> Any:
-    """Returns the text of a flag as what pydantic can validate: lists split at commas, `none` as None."""
+    """Returns the text of a flag as what pydantic can validate: lists split at commas, `none` as None or no list."""
     parent, name = _parent(values, path)
     if isinstance(parent[name], dict):
         raise FlagError(f"--config.{path}={text}: {name} is a group; set one of {', '.join(sorted(parent[name]))}")
     if isinstance(parent[name], list | tuple):
-        return [part for part in text.split(",") if part]
+        return [] if text.lower() == "none" else [part for part in text.split(",") if part]
     return None if text.lower() == "none" else text
 
 

@@ -12,7 +12,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from lmjax import __version__
 from lmjax.config import Config, difference, from_json, write_json
 from lmjax.data.documents import Document
+from lmjax.data.mixing import set_rates
 from lmjax.data.sources import corpus_fingerprint, open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
@@ -29,16 +30,23 @@ from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.task import Examples, Task, objective_types
+from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.optimizer import Hyperparameters
+from lmjax.training.stages import Stage
 
 # Rows of the token table come in multiples of this: they divide over a mesh, and fill matrix units.
 VOCAB_MULTIPLE = 64
 
-# What may differ when a workdir is used again: it changes how long a run goes on and what is written down, no step.
+# Far apart, so that the seeds of one run's stages are not those of the next seed's run.
+_STAGE_SEED = 1_000_003
+
+# What may differ when a workdir is used again: how long a run goes on and what is written down. It changes no step
+# but through the schedule, which ends with the run.
 MAY_CHANGE = (
     "steps",
+    "minutes",
     "max_skipped",
     "evaluation.",
     "checkpoint.",
@@ -57,9 +65,8 @@ class Run:
         config: the config, vocabulary size filled in.
         workdir: where everything is written.
         tokenizer: the run's own tokenizer.
-        train_examples: rows to train on.
+        stages: what is trained on, in this order: rows, their number in a step, the objectives.
         eval_sets: named evaluation sets.
-        task: the objectives.
         model: the Flax module.
         mesh: the devices.
     """
@@ -67,11 +74,20 @@ class Run:
     config: Config
     workdir: pathlib.Path
     tokenizer: Tokenizer
-    train_examples: Examples
+    stages: tuple[Stage, ...]
     eval_sets: tuple[EvalSet, ...]
-    task: Task
     model: LanguageModel
     mesh: jax.sharding.Mesh
+
+    @property
+    def task(self) -> Task:
+        """Returns the objectives, at the run's own length."""
+        return self.stages[-1].task
+
+    @property
+    def train_examples(self) -> Examples:
+        """Returns the rows to train on, at the run's own length."""
+        return self.stages[-1].examples
 
     @property
     def hparams(self) -> Hyperparameters:
@@ -81,24 +97,19 @@ class Run:
             c.optimizer,
             steps=c.steps,
             dropout=c.model.dropout_rates(),
-            loss_weights=c.task.loss_weights(),
+            loss_weights=c.task.loss_weights() | c.model.moe.loss_weights(),
+            penalties=c.task.penalties(),
         )
         return jax.device_put(hparams, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
-
-    def local_batch(self) -> dict[str, np.ndarray]:
-        """Returns a batch of this process's size, to compile with."""
-        row = self.train_examples(0, np.random.default_rng(0))
-        rows = self.config.batch_size // jax.process_count()
-        return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
 
     def token_bytes(self) -> np.ndarray:
         """Returns `[vocab]` int32, UTF-8 bytes of every token; 0 where the model has more rows than the tokenizer."""
         padding = self.config.model.vocab_size - self.tokenizer.vocab_size
         return np.pad(self.tokenizer.token_bytes, (0, padding))
 
-    def flops_per_step(self) -> float:
+    def flops_per_step(self, stage: Stage) -> float:
         """Returns the model FLOPs of one step; the vocabulary projection counts at the predicted positions."""
-        rows = {name: (self.config.batch_size, *x.shape[1:]) for name, x in self.local_batch().items()}
+        rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
         return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
 
@@ -144,24 +155,28 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         DataError: data that cannot be read.
         ConfigMismatchError: the data is not what the workdir was trained on.
     """
+    pmap.check(config.parallel)
     mesh = make_mesh(config.parallel)
     model_config = config.model
-    check_divisible(
-        mesh,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        sharded={
-            "embed": model_config.embed_dim,
-            "heads": model_config.num_heads,
-            "kv_heads": model_config.kv_heads,
-            "mlp": model_config.mlp_dim,
-            "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
-        },
-    )
+    for batch_size in (config.batch_size, *config.stages.batch_size):
+        check_divisible(
+            mesh,
+            batch_size=batch_size,
+            accumulation=config.accumulation,
+            sharded={
+                "embed": model_config.embed_dim,
+                "heads": model_config.num_heads,
+                "kv_heads": model_config.kv_heads,
+                "mlp": model_config.mlp_dim,
+                "experts": model_config.moe.num_experts or 1,
+                "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
+            },
+        )
     pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
     train, evals = open_splits(config.data, pairs=pairs)
+    prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
     identity = {
-        "train": corpus_fingerprint(config.data.train),
+        "train": prints if config.data.mixture else prints["train"],
         "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
         "held_out": config.data.held_out,
         "split": config.data.split,
@@ -172,35 +187,59 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     config = _with_vocabulary(config, tokenizer)
     _check_identity(workdir, identity | {"tokenizer": tokenizer.fingerprint})
 
-    def store(documents: Any, name: str) -> Store:
-        parts = identity | {"set": name}
+    def store(documents: Any, name: str, part_of: str | None = None) -> Store:
+        # A set of a mixture is the same store whatever it is mixed with.
+        own = {"train": prints[part_of]} if part_of in prints else {}
+        parts = identity | own | {"set": name}
         return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
 
     task = Task.build(config.task, tokenizer, config.model.architecture)
+    stores = {name: store(documents, "train", name) for name, documents in train.items()}
+    tokens = [s.num_tokens for s in stores.values()]
+    rates = set_rates(config.data.weights, tokens, config.data.temperature)
+    rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
     return Run(
         config=config,
         workdir=workdir,
         tokenizer=tokenizer,
-        train_examples=task.examples(store(train, "train"), config.seed),
+        stages=_stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed)),
         eval_sets=tuple(
             EvalSet.build(
                 name,
-                task.examples(store(documents, name), 0),
+                task.examples(store(documents, "heldout" if name in prints else name, name), 0, name),
                 batch_size=config.batch_size,
                 max_batches=config.evaluation.batches,
             )
             for name, documents in evals.items()
         ),
-        task=task,
         model=LanguageModel(config.model, task.heads),
         mesh=mesh,
     )
 
 
+def _stages(config: Config, tokenizer: Tokenizer, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
+    """Returns the stages of a run, each with its own rows in an order of its own; mostly there is one.
+
+    Args:
+        config: the config.
+        tokenizer: the run's tokenizer.
+        examples: from a task and a seed to the rows to train on.
+    """
+    stages = []
+    spans = config.stages.spans(config.batch_size, config.task.length)
+    for number, (begin, end, batch_size, length) in enumerate(spans):
+        task_config = config.task.model_copy(update={"length": length})
+        task = Task.build(task_config, tokenizer, config.model.architecture)
+        # The last stage's order is that of a run without stages; no other repeats it.
+        seed = config.seed + _STAGE_SEED * (len(spans) - 1 - number)
+        stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
+    return tuple(stages)
+
+
 def _tokenizer(
-    config: Config, workdir: pathlib.Path, train: Callable[[], Iterator[Document]], identity: dict
+    config: Config, workdir: pathlib.Path, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
 ) -> Tokenizer:
-    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training part."""
+    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training parts."""
     own = workdir / "tokenizer.model"
     if own.exists():
         return Tokenizer.load(str(own))
@@ -213,14 +252,16 @@ def _tokenizer(
     return tokenizer
 
 
-def _trained_tokenizer(config: Config, train: Callable[[], Iterator[Document]], identity: dict) -> Tokenizer:
-    """Returns a tokenizer trained on the training part, or the one that an earlier run trained on the same."""
+def _trained_tokenizer(
+    config: Config, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
+) -> Tokenizer:
+    """Returns a tokenizer trained on the training parts, or the one that an earlier run trained on the same."""
     key = json.dumps([identity, config.tokenizer.model_dump()], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
     if cached.exists():
         return Tokenizer.load(str(cached))
-    tokenizer = train_tokenizer((d.text for d in train()), config.tokenizer)
+    tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     cached.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(cached))
     return tokenizer

@@ -34,6 +34,8 @@ def test_help_lists_commands_and_flags(lmjax):
     assert code == 0
     for word in ("--objective", "span_corruption", "--architecture=encoder|decoder", "--eval_data", "bert_base"):
         assert word in out
+    for word in ("--optimizer=adafactor|adam|", "--schedule=constant|", "--parallel=mesh|pmap", "--minutes"):
+        assert word in out
     assert lmjax("tokenizer", "--help")[0] == 0
 
 
@@ -76,6 +78,20 @@ def test_print_config_shows_json_and_parameters_and_makes_nothing(lmjax, tmp_pat
         (("train", "--data=folder"), 65, ("folder",)),
         (("train", "--eval_data=a=empty.txt", "--eval_data=a=empty.txt"), 64, ("'a'",)),
         (("train", "--num_processes=2"), 64, ("--coordinator_address",)),
+        (("train", "--optimizer=adamx"), 64, ("--optimizer", "adamw", "muon")),
+        (("train", "--steps=5", "--minutes=1"), 64, ("--steps=5 and --minutes=1.0", "give one")),
+        (("train", "--optimizer=schedule_free"), 64, ("--config.optimizer", "schedule=constant")),
+        (("train", "--parallel=pmap", "--config.parallel.fsdp=2"), 64, ("--parallel=pmap", "fsdp=2")),
+        (
+            (
+                "train",
+                "--print_config",
+                "--config.optimizer.group_patterns=embeding",
+                "--config.optimizer.group_factors=0",
+            ),
+            64,
+            ("'embeding' matches no parameter", "embedding/table"),
+        ),
         (("train", "--workdir=full"), 64, ("--workdir=full", "no run of lmjax")),
         (("tokenizer", "--data=empty.txt"), 65, ("empty.txt",)),
         (("tokenizer", "--output=empty.txt"), 64, ("--output=empty.txt exists",)),

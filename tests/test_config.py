@@ -63,6 +63,23 @@ def test_architecture_overrides_where_it_makes_sense():
     assert resolve(objective=("span_corruption",), architecture="decoder").model.architecture == "decoder"
 
 
+def test_lists_of_patterns_and_stages_are_flags():
+    overrides = {
+        "optimizer.group_patterns": "embedding,.*norm.*",
+        "optimizer.group_factors": "0.1,0",
+        "stages.until": "100,300",
+        "stages.batch_size": "4,8",
+        "optimizer.schedule": "joined",
+        "optimizer.schedules": "constant,cosine",
+        "optimizer.shares": "0.8,0.2",
+    }
+    config = resolve(overrides=overrides)
+    assert config.optimizer.group_patterns == ("embedding", ".*norm.*")
+    assert config.optimizer.group_factors == (0.1, 0.0)
+    assert config.stages.until == (100, 300)
+    assert config.optimizer.shares == (0.8, 0.2)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_makes_a_run(preset):
     objective = {"encoder": "mlm", "decoder": "next_token", "encoder_decoder": "span_corruption"}
@@ -82,7 +99,13 @@ def test_every_preset_makes_a_run(preset):
         ({"steps": "-1"}, ("--config.steps=-1", "greater than or equal to 1")),
         ({"optimizer.learning_rate": "nan"}, ("--config.optimizer.learning_rate=nan", "finite")),
         ({"optimizer.learning_rate": "1e309"}, ("--config.optimizer.learning_rate", "finite")),
-        ({"optimizer.schedule": "cosin"}, ("--config.optimizer.schedule=cosin", "'constant', 'linear' or 'cosine'")),
+        ({"optimizer.schedule": "cosin"}, ("--config.optimizer.schedule=cosin", "'cosine'", "'wsd'", "'joined'")),
+        ({"optimizer.name": "sdg"}, ("--config.optimizer.name=sdg", "'sgd'")),
+        ({"optimizer.group_patterns": "embedding,norm"}, ("group_patterns has 2 and group_factors 0",)),
+        ({"optimizer.schedules": "constant,cosine"}, ("schedule=cosine", "as many shares")),
+        ({"stages.until": "5,3"}, ("--config.stages", "must rise")),
+        ({"stages.until": "5", "stages.length": "1024"}, ("1024", "max_length=512")),
+        ({"minutes": "0"}, ("--config.minutes=0", "greater than 0")),
         ({"model.embed_dim": "190"}, ("embed_dim=190", "num_heads=4")),
         ({"task.length": "4096"}, ("4096", "max_length=512")),
         ({"accumulation": "3"}, ("--config.batch_size=16", "--config.accumulation=3")),
@@ -102,7 +125,7 @@ def test_what_cannot_work_is_refused_in_words(overrides, words):
     [
         ("mlm", "decoder", ("--architecture=decoder", "encoder")),
         ("next_token", "encoder", ("--architecture=encoder", "decoder")),
-        ("next_token,mlm", None, ("--objective=next_token,mlm", "mlm,nsp")),
+        ("next_token,mlm", None, ("--objective=next_token,mlm", "mlm needs encoder")),
         ("next_tokens", None, ("no objective 'next_tokens'",)),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from lmjax.data.sources import SET_NAME
 from lmjax.errors import FlagError
 from lmjax.objectives.task import OBJECTIVES
 
@@ -32,19 +33,36 @@ class _Objectives(flags.ArgumentParser):
 
 def define_objective(values: flags.FlagValues) -> None:
     """Defines --objective."""
-    help_text = f"what is trained: {', '.join(OBJECTIVES)}; mlm,nsp together is BERT's (default: next_token)"
+    help_text = (
+        f"what is trained: {', '.join(OBJECTIVES)}; names joined by commas are trained together: mlm,nsp and mlm,sop "
+        "on the same rows, others row by row, as often as --config.task.NAME.rate says (default: next_token)"
+    )
     flags.DEFINE(_Objectives(), "objective", None, help_text, values)
 
 
 def define_data(values: flags.FlagValues) -> None:
     """Defines --data."""
-    flags.DEFINE_string(
+    flags.DEFINE_multi_string(
         "data",
-        None,
-        "training text: a file or a quoted glob of text, JSONL, CSV or TSV, also gzipped (default: the standard "
-        "library of this Python)",
+        [],
+        "training text: a file or a quoted glob of text, JSONL, CSV or TSV, also gzipped; or NAME=PATH, which may be "
+        "repeated: a mixture of sets, as often as --config.data.weights=2,1 says, else as their tokens; "
+        "--config.data.temperature evens them out (default: stdlib, the standard library of this Python)",
         flag_values=values,
     )
+
+
+def data_fields(specs: Sequence[str]) -> dict[str, object]:
+    """Returns the fields of the config that --data sets: a path, or named sets."""
+    if not specs:
+        return {}
+    named = [spec for spec in specs if "=" in spec and re.match(SET_NAME, spec.partition("=")[0])]
+    if not named and len(specs) == 1:
+        return {"data.train": specs[0], "data.mixture": ()}
+    if len(named) < len(specs):
+        odd = next(spec for spec in specs if spec not in named)
+        raise FlagError(f"--data={odd}: of several sets each has a name; write --data=NAME={odd}")
+    return {"data.mixture": tuple(specs)}
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -8,6 +8,7 @@ import jax
 
 from lmjax.inference.showcase import showcase
 from lmjax.model.parameters import count_parameters
+from lmjax.objectives.task import architectures
 from lmjax.run import Run
 from lmjax.training.state import TrainState
 
@@ -15,11 +16,12 @@ from lmjax.training.state import TrainState
 def opening_report(run: Run, state: TrainState) -> str:
     """Returns a few lines on what is about to be trained."""
     c, step = run.config, int(state.step)
-    tokens = run.train_examples.rows.store.num_tokens
+    tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
+    data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
     resumed = f", resumed at step {step}" if step else ""
     return (
         f"{c.model.architecture.replace('_', '-')}, {count_parameters(state.params) / 1e6:.2f} M parameters, "
-        f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {c.data.train}, "
+        f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}"
     )
 
@@ -43,43 +45,42 @@ def _table(run: Run) -> list[str]:
     }
     lines = [f"{'':<40}{'step ' + str(before['step']):>12}{'step ' + str(after['step']):>12}"]
     for evaluated in run.eval_sets:
-        for objective in run.task.objectives:
-            prefix = f"eval/{evaluated.name}/{objective.name}/"
+        for name in run.config.task.loss_weights():
+            prefix = f"eval/{evaluated.name}/{name}/"
             for key, label in labels.items():
                 if prefix + key in after:
-                    row = f"{evaluated.name} {objective.name} {label}"
+                    row = f"{evaluated.name} {name} {label}"
                     lines.append(f"{row:<40}{before[prefix + key]:>12.4f}{after[prefix + key]:>12.4f}")
-        if evaluated.unigram_entropy is not None:
-            row = f"{evaluated.name} unigram entropy (nats), a yardstick"
-            lines.append(f"{row:<52}{evaluated.unigram_entropy:>12.4f}")
+            if name in evaluated.unigram_entropy:
+                row = f"{evaluated.name} {name} unigram entropy, a yardstick"
+                lines.append(f"{row:<52}{evaluated.unigram_entropy[name]:>12.4f}")
     return lines
 
 
-def final_report(run: Run, state: TrainState) -> str:
-    """Returns the table of held-out losses, a sample, and where to go from here."""
+def final_report(run: Run, state: TrainState, ending: str = "") -> str:
+    """Returns the table of held-out losses, a sample, and where to go from here; `ending` says why it ended early."""
     parts = ["", *_table(run)]
+    if ending:
+        parts += ["", ending]
     if jax.process_count() == 1:
         # Samples come from one device's copy: a row of one cannot be split over a mesh.
-        params = jax.device_get(state.params)
+        params = jax.device_get(state.evaluation_params())
         pairs = any(o.wants_pairs for o in run.task.objectives)
         sample = showcase(run.model, params, run.tokenizer, run.eval_sets[0].examples.rows.store, pairs)
         parts += ["", sample] if sample else []
     skipped = int(state.skipped)
     if skipped:
         parts += ["", f"{skipped} update(s) were not finite and were left out"]
+    if state.spikes is not None:
+        parts += ["", f"{int(state.spikes.left_out)} update(s) were spikes and were left out"]
     board = f"tensorboard --logdir={run.workdir}  (pip install tensorboard)"
     parts += ["", f"workdir      {run.workdir}", f"TensorBoard  {board}", "", "next:"]
     return "\n".join(parts + [f"  {command}" for command in _next_commands(run)])
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Returns three commands worth trying."""
-    others = {
-        "next_token": ("mlm,nsp", "span_corruption"),
-        "mlm": ("span_corruption", "next_token"),
-        "nsp": ("mlm,nsp", "span_corruption"),
-        "span_corruption": ("mlm,nsp", "seq2seq"),
-        "seq2seq": ("span_corruption", "mlm,nsp"),
-    }[run.config.task.objective[0]]
+    """Returns three commands worth trying: the other two families, and a longer run."""
+    names = ("next_token", "mlm,nsp", "span_corruption")
+    others = [n for n in names if architectures(tuple(n.split(",")))[0] != run.config.model.architecture]
     longer = f"lmjax train --objective={','.join(run.config.task.objective)} --steps={4 * run.config.steps}"
     return [*(f"lmjax train --objective={name}" for name in others), longer]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from lmjax.commands.flags import define_data, help_text, parse
+from lmjax.commands.flags import data_fields, define_data, help_text, parse
 from lmjax.config import resolve
 from lmjax.data.sources import open_splits
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
@@ -44,16 +44,17 @@ def main(argv: Sequence[str]) -> Tokenizer | None:
     if not output.parent.is_dir():
         raise FlagError(f"--output={output}: there is no folder {output.parent}; make it first")
     fields = {
-        "data.train": values["data"].value,
+        **data_fields(values["data"].value),
         "tokenizer.vocab_size": values["vocab_size"].value,
         "tokenizer.kind": values["kind"].value,
     }
     config = resolve(overrides=overrides, fields={k: v for k, v in fields.items() if v is not None})
     train, evals = open_splits(config.data, pairs=False)
-    tokenizer = train_tokenizer((d.text for d in train()), config.tokenizer)
+    tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     tokenizer.save(str(output))
     print(f"{output}: {tokenizer.vocab_size} pieces")
-    for name, documents in {"train": train, **evals}.items():
+    named = [*train.items(), *((f"held out of {name}" if name in train else name, e) for name, e in evals.items())]
+    for name, documents in named:
         num_bytes = num_tokens = 0
         for document in documents():
             text = document.text

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 from absl import flags
 
-from lmjax.commands.flags import define_data, define_objective, help_text, parse
-from lmjax.commands.report import final_report, opening_report
+from lmjax.commands.fit import fit
+from lmjax.commands.flags import data_fields, define_data, define_objective, help_text, parse
+from lmjax.commands.report import final_report
 from lmjax.config import Config, resolve, write_json
-from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import parameter_table
 from lmjax.model.presets import PRESETS
-from lmjax.objectives.task import objective_types
+from lmjax.objectives.task import heads, objective_types
 from lmjax.parallel import distributed
-from lmjax.parallel.axes import RULES
-from lmjax.parallel.host import keep_freed_memory
-from lmjax.parallel.mesh import to_device
-from lmjax.parallel.peak import peak_flops
-from lmjax.run import Run, build, claim_workdir, environment, vocabulary_rows
-from lmjax.training.checkpoint import Checkpoints
-from lmjax.training.evaluate import Evaluator
-from lmjax.training.loop import Loop
-from lmjax.training.metrics import MetricsWriter, Timers
-from lmjax.training.preemption import StopRequest
-from lmjax.training.state import TrainState, state_maker
-from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.run import build, claim_workdir, environment, vocabulary_rows
+from lmjax.training.groups import check_groups
+from lmjax.training.optimizers import OPTIMIZERS
+from lmjax.training.schedules import SCHEDULES
 
 DESCRIPTION = """
 lmjax train: trains an encoder, a decoder or an encoder-decoder. The family follows from the objective.
@@ -42,6 +31,7 @@ lmjax train: trains an encoder, a decoder or an encoder-decoder. The family foll
   lmjax train                                              next-token prediction on the embedded corpus
   lmjax train --objective=mlm,nsp --config.model.num_layers=6
   lmjax train --objective=span_corruption --data='texts/*.txt' --steps=5000
+  lmjax train --minutes=15 --optimizer=muon --schedule=wsd
   lmjax train --config=experiments/tinyshakespeare.py --data=input.txt
 
 Every field of the config is a flag: --config.a.b=value; --print_config shows them all. The same command again resumes.
@@ -57,6 +47,9 @@ def _flags() -> flags.FlagValues:
     enums = {
         "architecture": (["encoder", "decoder", "encoder_decoder"], "the family, where the objective leaves a choice"),
         "preset": (sorted(PRESETS), "a model of published size, or nano"),
+        "optimizer": (sorted(OPTIMIZERS), "what makes updates of gradients"),
+        "schedule": ([*sorted(SCHEDULES), "joined"], "how the learning rate goes on after the warm-up"),
+        "parallel": (["mesh", "pmap"], "a mesh of data, fsdp and tensor axes, or plain replicas (default: mesh)"),
     }
     for name, (choices, text) in enums.items():
         flags.DEFINE_enum(name, None, choices, text, flag_values=values)
@@ -75,6 +68,12 @@ def _flags() -> flags.FlagValues:
     }
     for name, text in integers.items():
         flags.DEFINE_integer(name, None, text, flag_values=values)
+    flags.DEFINE_float(
+        "minutes",
+        None,
+        "train for this time instead of for a number of steps: the schedule is planned from the measured speed",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "eval_data",
         [],
@@ -109,10 +108,23 @@ def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
     return sets
 
 
+# Flags that stand for one field of the config.
+_FIELDS = {
+    "steps": "steps",
+    "minutes": "minutes",
+    "seed": "seed",
+    "optimizer": "optimizer.name",
+    "schedule": "optimizer.schedule",
+    "parallel": "parallel.kind",
+}
+
+
 def _resolve(values: flags.FlagValues, overrides: dict[str, str]) -> Config:
-    given = {name: values[name].value for name in ("steps", "seed", "data")}
-    fields: dict[str, Any] = {"steps": given["steps"], "seed": given["seed"], "data.train": given["data"]}
+    fields: dict[str, Any] = {path: values[name].value for name, path in _FIELDS.items()}
     fields = {path: value for path, value in fields.items() if value is not None}
+    fields |= data_fields(values["data"].value)
+    if {"steps", "minutes"} <= fields.keys():
+        raise FlagError(f"--steps={fields['steps']} and --minutes={fields['minutes']}: give one; either ends the run")
     if values["eval_data"].value:
         fields["data.eval"] = _eval_sets(values["eval_data"].value)
     return resolve(
@@ -146,10 +158,12 @@ def main(argv: Sequence[str]) -> pathlib.Path | None:
 
 def _print_config(config: Config) -> None:
     size = vocabulary_rows(config, config.tokenizer.vocab_size)
-    heads = tuple(head for o in objective_types(config.task.objective) for head in o.heads)
-    model = LanguageModel(config.model.model_copy(update={"vocab_size": size}), heads)
+    needed = heads(objective_types(config.task.objective))
+    model = LanguageModel(config.model.model_copy(update={"vocab_size": size}), needed)
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    check_groups(config.optimizer, params)
     print(config.to_json())
-    print(parameter_table(jax.eval_shape(lambda: init_params(model, jax.random.key(0)))))
+    print(parameter_table(params))
 
 
 def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pathlib.Path:
@@ -161,96 +175,15 @@ def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pa
     first = jax.process_index() == 0
     lock = claim_workdir(workdir, config) if first else None
     try:
-        _cache_compilations(config)
+        cache_compilations(config.data.cache_path)
         run = build(config, workdir)
         if first:
             write_json(workdir / "config.json", config.to_json())
             write_json(workdir / "env.json", environment())
-        state = _fit(run, progress=progress and first)
+        state, ending = fit(run, progress=progress and first)
         if first:
-            print(final_report(run, state))
+            print(final_report(run, state, ending))
     finally:
         if lock is not None:
             lock.close()
     return workdir
-
-
-def _cache_compilations(config: Config) -> None:
-    """Keeps compiled programs for later runs, unless jax was told where to keep them."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(config.data.cache_path) / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _fit(run: Run, *, progress: bool) -> TrainState:
-    """Returns the state after the last step."""
-    config, mesh, hparams = run.config, run.mesh, run.hparams
-    timers = Timers()
-    with (
-        jax.set_mesh(mesh),
-        nn.logical_axis_rules(RULES),
-        Checkpoints(run.workdir, config.checkpoint) as checkpoints,
-        # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
-        StopRequest() as stop,
-    ):
-        make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
-        with timers.time("compilation"):
-            step = jax.jit(
-                make_train_step(run.model, run.task, config.optimizer, config.accumulation),
-                donate_argnums=0,
-                out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), None),
-            )
-            compiled = step.lower(abstract, to_device(run.local_batch(), mesh), hparams).compile()
-            restored = checkpoints.restore(abstract)
-            state = make_state() if restored is None else restored
-        start = int(state.step)
-        if progress:
-            print(opening_report(run, state), file=sys.stderr)
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        evaluator = Evaluator(
-            sets=run.eval_sets,
-            step=jax.jit(make_eval_step(run.model, run.task)),
-            mesh=mesh,
-            token_bytes=jax.device_put(run.token_bytes(), replicated),
-            loss_weights=config.task.loss_weights(),
-        )
-        stream = batches(
-            run.train_examples,
-            len(run.train_examples),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            num_steps=max(config.steps - start, 0),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-        )
-        peak = peak_flops()
-        with stream, _writer(run, start) as writer:
-            return Loop(
-                steps=config.steps,
-                max_skipped=config.max_skipped,
-                evaluation=config.evaluation,
-                checkpoint=config.checkpoint,
-                logging=config.logging,
-                step=compiled,
-                hparams=hparams,
-                batches=stream,
-                mesh=mesh,
-                evaluator=evaluator,
-                checkpoints=checkpoints,
-                writer=writer,
-                stop=stop,
-                timers=timers,
-                flops_per_step=run.flops_per_step(),
-                peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),
-                progress=progress,
-            ).run(state)
-
-
-def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
-    """Returns the writer of metrics in the first process, and nothing in the others."""
-    if jax.process_index():
-        return contextlib.nullcontext()
-    return MetricsWriter(run.workdir, run.config.logging, start)

@@ -1,7 +1,11 @@
-"""What is special to the CPU as a device."""
+"""What a process sets up before it uses a device: compiled programs that are kept, and malloc's habits on a CPU."""
 
 import ctypes
+import os
+import pathlib
 import sys
+
+import jax
 
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -19,3 +23,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
             mallopt(option, value)
+
+
+def cache_compilations(folder: str) -> None:
+    """Keeps compiled programs for later runs in a part of `folder`, unless jax was told where to keep them."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(folder) / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

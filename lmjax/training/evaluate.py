@@ -24,6 +24,8 @@ class EvaluationConfig(Schema):
 
     every: int = Field(500, ge=0, description="steps between evaluations; 0: only before and after")
     batches: int = Field(16, ge=1, description="at most this many batches of every evaluation set, always the same")
+    patience: int = Field(0, ge=0, description="stop after this many evaluations without a better loss; 0: never")
+    min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,27 +37,27 @@ class EvalSet:
         examples: the rows.
         batch_size: rows of a global batch.
         max_batches: at most this many batches are read.
-        unigram_entropy: nats per target of the best model that knows frequencies only, fitted to these very targets;
-            None if the objective predicts no tokens.
+        unigram_entropy: for each loss that is over tokens, nats per target of the best model that knows frequencies
+            only, fitted to these very targets.
     """
 
     name: str
     examples: Examples
     batch_size: int
     max_batches: int
-    unigram_entropy: float | None
+    unigram_entropy: dict[str, float]
 
     @classmethod
     def build(cls, name: str, examples: Examples, *, batch_size: int, max_batches: int) -> EvalSet:
         """Returns the set, with its yardstick."""
-        unmeasured = cls(name, examples, batch_size, max_batches, None)
+        unmeasured = cls(name, examples, batch_size, max_batches, {})
         return dataclasses.replace(unmeasured, unigram_entropy=unigram_entropy(unmeasured))
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """Returns an iterator over this process's part of the batches, the same rows and corruption every time."""
         return eval_batches(
             self.examples,
-            len(self.examples),
+            self.examples.mixture,
             seed=0,
             batch_size=self.batch_size,
             max_batches=self.max_batches,
@@ -64,22 +66,16 @@ class EvalSet:
         )
 
 
-def unigram_entropy(evaluated: EvalSet) -> float | None:
-    """Returns the entropy in nats of the distribution of the set's targets, or None if there are none."""
-    counts: np.ndarray | None = None
+def unigram_entropy(evaluated: EvalSet) -> dict[str, float]:
+    """Returns the entropy in nats of the distribution of the set's targets, for each loss that is over tokens."""
+    counts: dict[str, np.ndarray] = {}
     for batch in evaluated.batches():
-        if "targets" not in batch:
-            return None
-        found = np.bincount(batch["targets"][batch["weights"] > 0])
-        if counts is None:
-            counts = found
-        else:
-            short, long = sorted((counts, found), key=len)
-            counts = long + np.pad(short, (0, len(long) - len(short)))
-    if counts is None or not counts.sum():
-        return None
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
+        for name, (targets, weights) in evaluated.examples.task.token_targets(batch).items():
+            found = np.bincount(targets[weights > 0])
+            short, long = sorted((counts.get(name, found[:0]), found), key=len)
+            counts[name] = long + np.pad(short, (0, len(long) - len(short)))
+    shares = {name: count[count > 0] / count.sum() for name, count in counts.items() if count.sum()}
+    return {name: float(-(p * np.log(p)).sum()) for name, p in shares.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +100,11 @@ class Evaluator:
         """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on."""
         return {k: v for s in self.sets for k, v in self._evaluate(s, params).items()}
 
+    def compile(self, params: PyTree) -> None:
+        """Evaluates one batch and forgets it: what follows takes the time of an evaluation and no more."""
+        with self.sets[0].batches(jax.process_index(), jax.process_count()) as batches:
+            jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
+
     def _evaluate(self, evaluated: EvalSet, params: PyTree) -> dict[str, float]:
         totals: PyTree = None
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
@@ -114,14 +115,14 @@ class Evaluator:
         losses, num_bytes = totals
         return self._named(f"eval/{evaluated.name}", losses, num_bytes)
 
-    def _named(self, prefix: str, losses: dict[str, Any], num_bytes: float) -> dict[str, float]:
+    def _named(self, prefix: str, losses: dict[str, Any], num_bytes: dict[str, float]) -> dict[str, float]:
         metrics = {f"{prefix}/loss": 0.0}
         for name, s in losses.items():
             loss = s.loss / max(s.weight, 1.0)
             metrics[f"{prefix}/loss"] += self.loss_weights[name] * loss
             metrics[f"{prefix}/{name}/loss"] = loss
             metrics[f"{prefix}/{name}/accuracy"] = s.correct / max(s.weight, 1.0)
-            if name != "nsp":
+            if name in num_bytes:
                 metrics[f"{prefix}/{name}/perplexity"] = math.exp(min(loss, 700.0))
-                metrics[f"{prefix}/{name}/bits_per_byte"] = s.loss / math.log(2) / max(num_bytes, 1.0)
+                metrics[f"{prefix}/{name}/bits_per_byte"] = s.loss / math.log(2) / max(num_bytes[name], 1.0)
         return metrics

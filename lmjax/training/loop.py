@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +12,15 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from lmjax.errors import DivergedError, PreemptedError
-from lmjax.parallel.mesh import to_device
+from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Evaluator
 from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, peak_memory
 from lmjax.training.optimizer import Hyperparameters
 from lmjax.training.preemption import StopRequest
+from lmjax.training.stages import Course, OpenStage
 from lmjax.training.state import TrainState, read_tokens
+from lmjax.training.stopping import EarlyStopping
 
 Metrics = dict[str, float]
 
@@ -29,21 +30,20 @@ class Loop:
     """What the loop needs, built by the caller.
 
     Attributes:
-        steps: updates of the whole run.
+        steps: updates of the whole run; a budget changes it.
         max_skipped: updates in a row that may be non-finite before the run gives up.
         evaluation: when to evaluate.
         checkpoint: when to save.
         logging: when to write metrics down.
-        step: the compiled training step.
         hparams: the numbers that ride beside the state.
-        batches: this process's part of every batch, from the state's step on.
-        mesh: the mesh that batches lie on.
+        course: the stages: compiled steps, and this process's part of every batch.
+        budget: plans the steps by the clock; None: they are given.
+        stopping: tells when the held-out loss no longer falls.
         evaluator: evaluates parameters.
         checkpoints: where states are saved.
         writer: where metrics go; None on all processes but the first.
         stop: notes that the run was asked to stop.
         timers: where the time went, compilation included.
-        flops_per_step: model FLOPs of one step.
         peak_flops: of all devices together, or None if unknown.
         progress: whether a progress bar is shown.
     """
@@ -53,18 +53,18 @@ class Loop:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     logging: LoggingConfig
-    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     hparams: Hyperparameters
-    batches: Iterator[dict[str, np.ndarray]]
-    mesh: jax.sharding.Mesh
+    course: Course
+    budget: Budget | None
+    stopping: EarlyStopping
     evaluator: Evaluator
     checkpoints: Checkpoints
     writer: MetricsWriter | None
     stop: StopRequest
     timers: Timers
-    flops_per_step: float
     peak_flops: float | None
     progress: bool = True
+    _spikes: int = 0
 
     def run(self, state: TrainState) -> TrainState:
         """Returns the last state.
@@ -74,30 +74,39 @@ class Loop:
             DivergedError: too many updates in a row were not finite.
             SaveError: a checkpoint could not be written.
         """
-        start = int(state.step)
-        if start == 0:
+        number = int(state.step)
+        if self.budget is not None:
+            self._follow(self.budget.total)
+        if number < self.steps and not self.stopping.reached:
+            with self.timers.time("compilation"):
+                self.evaluator.compile(state.evaluation_params())
+        if number == 0:
             self._evaluate(state, 0)
+        self._spikes = 0 if state.spikes is None else int(state.spikes.left_out)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        clock = _Clock(start, self)
-        with self._bar(start) as bar:
-            for number in range(start + 1, self.steps + 1):
+        clock = _Clock(number, self.timers, self.peak_flops)
+        with self._bar(number) as bar:
+            while number < self.steps and not self.stopping.reached:
+                stage = self._stage(number)
+                number += 1
                 with self.timers.time("input"):
-                    batch = to_device(next(self.batches), self.mesh)
-                state, metrics = self.step(state, batch, self.hparams)
+                    batch = stage.place(next(stage.batches))
+                state, metrics = stage.step(state, batch, self.hparams)
                 if pending is not None:
                     # The step just started runs while the one before it is read.
                     self._report(*pending, clock, bar)
-                pending = (number, metrics)
+                pending = (number, metrics | {"flops": stage.flops_per_step})
                 stopping = self.stop.stop_at(number)
+                self._plan(number, stopping, bar)
                 evaluating = self._due(number, self.evaluation.every) and not stopping
                 saving = self._due(number, self.checkpoint.every) or stopping
                 if evaluating or saving:
                     # What a checkpoint follows must be written down before it: a resumed run does not do it again.
                     self._report(*pending, clock, bar)
                     pending = None
-                evaluation = self._evaluate(state, number) if evaluating else None
-                if saving:
-                    self._save(number, state, evaluation)
+                loss = self._evaluate(state, number) if evaluating else None
+                if saving or self.stopping.reached:
+                    self._save(number, state, loss)
                 if stopping:
                     self.checkpoints.wait()
                     raise PreemptedError(f"stopped at step {number} of {self.steps}, saved; run the command again")
@@ -105,33 +114,63 @@ class Loop:
             self.checkpoints.wait()
         return state
 
+    def _stage(self, number: int) -> OpenStage:
+        """Returns the stage of the update after `number` of them; a new one has a speed of its own."""
+        changes = self.course.changes(number)
+        stage = self.course.at(number)
+        if changes and self.budget is not None:
+            self.budget.forget(number)
+        return stage
+
+    def _plan(self, number: int, stopping: bool, bar: tqdm) -> None:
+        """Plans the rest of a run by the clock when it is time, and before whatever is saved."""
+        saving = stopping or self._due(number, self.checkpoint.every)
+        if self.budget is not None and (saving or self.budget.due(number)):
+            self._follow(self.budget.plan(number))
+            bar.total = self.steps
+
+    def _follow(self, steps: int) -> None:
+        """Makes the run, and its schedule, `steps` long."""
+        self.steps = steps
+        total = jax.device_put(np.float32(steps), self.hparams.total_steps.sharding)
+        self.hparams = self.hparams.replace(total_steps=total)
+
     def _bar(self, start: int) -> tqdm:
-        return tqdm(total=self.steps, initial=start, unit="step", disable=not self.progress, dynamic_ncols=True)
+        total = None if self.steps >= UNPLANNED else self.steps
+        return tqdm(total=total, initial=start, unit="step", disable=not self.progress, dynamic_ncols=True)
 
     def _due(self, number: int, every: int) -> bool:
         return number == self.steps or (every > 0 and number % every == 0)
 
-    def _evaluate(self, state: TrainState, number: int) -> Metrics:
+    def _evaluate(self, state: TrainState, number: int) -> float:
+        """Returns the first set's loss, after noting it and all others."""
+        params = state.evaluation_params()
         with self.timers.time("evaluation"):
-            metrics = self.evaluator(state.params)
+            metrics = self.evaluator(params)
         if self.writer is not None:
             self.writer.write(number, metrics)
-        return metrics
+        loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
+        self.stopping.add(loss)
+        return loss
 
-    def _save(self, number: int, state: TrainState, evaluation: Metrics | None) -> None:
-        first = f"eval/{self.evaluator.sets[0].name}/loss"
+    def _save(self, number: int, state: TrainState, loss: float | None) -> None:
         with self.timers.time("checkpoint"):
-            self.checkpoints.save(number, state, None if evaluation is None else evaluation[first])
+            self.checkpoints.save(number, state, loss)
 
     def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
         """Shows and writes the metrics of a step that has ended."""
         values: dict[str, Any] = jax.device_get(metrics)
         tokens_seen = read_tokens(values.pop("tokens_seen"))
         in_a_row = int(values.pop("skipped_in_a_row"))
-        clock.add(int(values.pop("tokens")))
+        clock.add(int(values.pop("tokens")), values.pop("flops"))
         bar.update()
         if in_a_row:
             absl_logging.warning("step %d: the update is not finite and was left out (%d in a row)", number, in_a_row)
+        if (spikes := int(values.get("skipped_spikes", 0))) > self._spikes:
+            absl_logging.warning(
+                "step %d: a gradient norm of %.3g is a spike; the update was left out", number, values["grad_norm"]
+            )
+        self._spikes = spikes
         if in_a_row >= self.max_skipped:
             raise DivergedError(
                 f"step {number}: {in_a_row} updates in a row were not finite; lower --config.optimizer.learning_rate, "
@@ -149,6 +188,7 @@ class Loop:
             self.writer.write(
                 number,
                 {f"train/{name}": value for name, value in numbers.items()}
+                | {f"data/{name}/epochs": epochs for name, epochs in self.course.epochs(number).items()}
                 | {f"time/{name}": seconds for name, seconds in self.timers.seconds.items()},
             )
 
@@ -156,29 +196,30 @@ class Loop:
 class _Clock:
     """Speeds since the last reading, without the time lost to evaluation, checkpoints and compilation."""
 
-    def __init__(self, step: int, loop: Loop):
-        self._loop = loop
-        self._step, self._tokens, self._time, self._lost = step, 0, time.perf_counter(), self._losses()
+    def __init__(self, step: int, timers: Timers, peak_flops: float | None):
+        self._timers, self._peak_flops = timers, peak_flops
+        self._start(step)
 
-    def _losses(self) -> float:
-        return sum(v for k, v in self._loop.timers.seconds.items() if k != "input")
+    def _start(self, step: int) -> None:
+        self._step, self._tokens, self._flops = step, 0, 0.0
+        self._time, self._lost = time.perf_counter(), self._timers.beside_training
 
-    def add(self, tokens: int) -> None:
-        """Counts the tokens of a step."""
+    def add(self, tokens: int, flops: float) -> None:
+        """Counts the tokens and the model FLOPs of a step."""
         self._tokens += tokens
+        self._flops += flops
 
     def read(self, step: int) -> Metrics:
         """Returns speeds and peak memory, and starts anew."""
-        now, lost = time.perf_counter(), self._losses()
-        seconds = max(now - self._time - (lost - self._lost), 1e-9)
-        flops = self._loop.flops_per_step * (step - self._step) / seconds
+        lost = self._timers.beside_training - self._lost
+        seconds = max(time.perf_counter() - self._time - lost, 1e-9)
         speeds = {
             "tokens_per_second": self._tokens / seconds,
             "steps_per_second": (step - self._step) / seconds,
-            "model_flops_per_second": flops,
+            "model_flops_per_second": self._flops / seconds,
             "peak_memory_bytes": float(peak_memory()),
         }
-        if self._loop.peak_flops:
-            speeds["peak_share"] = flops / self._loop.peak_flops
-        self._step, self._tokens, self._time, self._lost = step, 0, now, lost
+        if self._peak_flops:
+            speeds["peak_share"] = self._flops / seconds / self._peak_flops
+        self._start(step)
         return speeds

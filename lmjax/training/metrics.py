@@ -28,16 +28,12 @@ class MetricsWriter:
     """Writes one line of numbers per step; a context manager.
 
     A run that resumes computes the steps after its checkpoint again, bit for bit. Their old lines are taken out first,
-    so that every step stands in the file once.
+    so that every step stands in the file once; a run that starts over leaves no line.
     """
 
     def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start_step: int):
         self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start_step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-            temporary.replace(self._path)
+        keep_lines(self._path, start_step)
         self._file = self._path.open("a")
         self._board = None
         if config.tensorboard:
@@ -62,6 +58,17 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, step)
 
 
+def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
+    """Returns the lines of a file of steps that a run from `start_step` has behind it, and takes the others out."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text().splitlines() if start_step and _step_of(line) <= start_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in lines))
+    temporary.replace(path)
+    return lines
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -78,10 +85,16 @@ def read_metrics(workdir: pathlib.Path | str, name: str) -> tuple[list[int], lis
 
 
 class Timers:
-    """Seconds by purpose: input, evaluation, checkpoint, compilation; the rest is training."""
+    """Seconds by purpose, and how often: input, evaluation, checkpoint, compilation; the rest is training."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(("input", "evaluation", "checkpoint", "compilation"), 0.0)
+        self.counts = dict.fromkeys(self.seconds, 0)
+
+    @property
+    def beside_training(self) -> float:
+        """Seconds in which no step was computed."""
+        return sum(seconds for purpose, seconds in self.seconds.items() if purpose != "input")
 
     @contextlib.contextmanager
     def time(self, purpose: str) -> Iterator[None]:
@@ -91,6 +104,7 @@ class Timers:
             yield
         finally:
             self.seconds[purpose] += time.perf_counter() - start
+            self.counts[purpose] += 1
 
 
 def peak_memory() -> int:

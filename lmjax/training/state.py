@@ -12,7 +12,10 @@ from flax import struct
 
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.parallel.axes import RULES
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig, make_optimizer
+from lmjax.training.groups import check_groups, names_of
+from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.optimizers import averaged_iterate, make_optimizer
+from lmjax.training.spikes import SpikeState
 
 PyTree = Any
 
@@ -28,6 +31,8 @@ class TrainState(struct.PyTreeNode):
         tokens_seen: uint32 `[2]`, low and high word of the number of tokens read.
         skipped: int32, updates that were not finite and were left out.
         skipped_in_a_row: int32, how many of these were the latest.
+        average: float32, the exponential average of the parameters, or None: none is kept.
+        spikes: what the guard against spikes remembers, or None: there is none.
     """
 
     step: jax.Array
@@ -37,22 +42,35 @@ class TrainState(struct.PyTreeNode):
     tokens_seen: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    average: PyTree | None = None
+    spikes: SpikeState | None = None
+
+    def evaluation_params(self) -> PyTree:
+        """Returns the parameters to evaluate and to use: averaged, where the run averages them."""
+        return averaged_iterate(self.opt_state, self.params) if self.average is None else self.average
 
 
 def init_state(model: LanguageModel, config: OptimizerConfig, hparams: Hyperparameters, key: jax.Array) -> TrainState:
-    """Returns the state before the first step, parameters boxed with their axis names."""
+    """Returns the state before the first step, parameters and their average boxed with their axis names."""
     init_key, run_key = jax.random.split(key)
     params = init_params(model, init_key)
     step = jnp.zeros((), jnp.int32)
     return TrainState(
         step=step,
         params=params,
-        opt_state=make_optimizer(config, hparams, step).init(params),
+        opt_state=make_optimizer(config, hparams, step).init(as_float32(_unboxed(params))),
         key=run_key,
         tokens_seen=jnp.zeros(2, jnp.uint32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
+        average=None if config.ema_decay is None else as_float32(params),
+        spikes=None if config.spike_factor is None else SpikeState.zero(),
     )
+
+
+def as_float32(tree: PyTree) -> PyTree:
+    """Returns the arrays in float32: what optimizers keep and compute, whatever parameters are stored in."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def add_tokens(tokens_seen: jax.Array, count: jax.Array) -> jax.Array:
@@ -73,15 +91,35 @@ def state_maker(
     """Returns a function that makes the first state on the mesh, and that state's shapes, dtypes and shardings.
 
     A run that resumes needs only the latter: nothing is initialised to be thrown away.
+
+    Raises:
+        FlagError: a group of parameters that the model does not have.
     """
 
     def init() -> TrainState:
         return init_state(model, config, hparams, jax.random.key(seed))
 
     boxed = jax.eval_shape(init)
+    plain = _unboxed(boxed)
+    check_groups(config, plain.params)
     shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _unboxed(boxed), shardings)
+    shardings = shardings.replace(opt_state=_beside_parameters(plain, shardings))
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, shardings)
     return jax.jit(lambda: _unboxed(init()), out_shardings=shardings), abstract
+
+
+def _beside_parameters(state: TrainState, shardings: TrainState) -> PyTree:
+    """Returns the optimizer state's shardings: what stands under a parameter's path in its shape lies as it does."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    places = jax.tree.leaves(shardings.params)
+    known = {(names_of(path), leaf.shape): place for (path, leaf), place in zip(leaves, places, strict=True)}
+
+    def place(path: tuple, leaf: jax.Array, default: jax.sharding.Sharding) -> jax.sharding.Sharding:
+        names = names_of(path)
+        found = (known.get((names[i:], leaf.shape)) for i in range(len(names)))
+        return next(filter(None, found), default)
+
+    return jax.tree_util.tree_map_with_path(place, state.opt_state, shardings.opt_state)
 
 
 def _unboxed(tree: PyTree) -> PyTree:

@@ -11,13 +11,22 @@ import optax
 
 from lmjax.model.config import DropoutRates
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import Batch, LossSum, Outputs
+from lmjax.model.moe import AUXILIARY, LOSSES, auxiliary_sums, auxiliary_weight
+from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum, Outputs, Penalties
 from lmjax.objectives.task import Task
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig, learning_rate, make_optimizer
-from lmjax.training.state import TrainState, add_tokens
+from lmjax.parallel.pmap import over_replicas, replica_key
+from lmjax.training.groups import zero_frozen
+from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.optimizers import hutchinson, make_optimizer
+from lmjax.training.schedules import learning_rate
+from lmjax.training.spikes import judge
+from lmjax.training.state import TrainState, add_tokens, as_float32
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+
+# The outputs that are forward passes, by the method of the model that makes them.
+STATES = {"states": "__call__", "generator_states": "generator_states"}
 
 
 def forward(
@@ -25,18 +34,49 @@ def forward(
     params: PyTree,
     batch: Batch,
     *,
-    dropout_rates: DropoutRates | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array,
+    dropout_rates: DropoutRates,
+    penalties: Penalties,
 ) -> Outputs:
-    """Returns what the objectives read; dropout is on if a key is given."""
+    """Returns what the objectives read; `key` is for dropout and for what objectives draw."""
     variables = {"params": params}
-    rngs = {} if key is None else {"dropout": key}
-    hidden = model.apply(variables, batch, deterministic=key is None, dropout_rates=dropout_rates, rngs=rngs)
-    return Outputs(
-        hidden=hidden,
-        logits=lambda h: model.apply(variables, h, method="logits"),
-        next_sentence=lambda h: model.apply(variables, h, method="next_sentence"),
-    )
+
+    def call(name: str, x: Any) -> jax.Array:
+        if name not in STATES:
+            return model.apply(variables, x, method=name)
+        hidden, left = model.apply(
+            variables,
+            x,
+            deterministic=not jax.tree.leaves(dropout_rates),
+            dropout_rates=dropout_rates,
+            rngs={"dropout": key},
+            method=STATES[name],
+            mutable=[AUXILIARY],
+        )
+        outputs.auxiliary.append(auxiliary_sums(left.get(AUXILIARY, {})))
+        return hidden
+
+    # Folded, so that what is drawn repeats no mask of dropout.
+    outputs = Outputs(batch, call, jax.random.fold_in(key, 1), penalties)
+    return outputs
+
+
+def auxiliary_losses(outputs: Outputs) -> dict[str, LossSum]:
+    """Returns the sums of the routers' losses by name, a mean over the forward passes; none without experts."""
+    passes = [sums for sums in outputs.auxiliary if sums]
+    if not passes:
+        return {}
+    means = jax.tree.map(lambda *x: sum(x) / len(x), *passes)
+    zero = jnp.zeros((), jnp.float32)
+    return {name: LossSum(loss, weight, None, zero) for name, (loss, weight) in means.items()}
+
+
+def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | None) -> dict[str, jax.Array]:
+    """Returns by name the weight of every loss over the whole batch; at least 1, so that an empty batch has loss 0."""
+    weights = task.weights(batch)
+    if model.config.moe.num_experts:
+        weights |= dict.fromkeys(LOSSES, auxiliary_weight(model.config, batch))
+    return jax.tree.map(lambda w: jnp.maximum(w, 1.0), over_replicas(weights, axis))
 
 
 def microbatches(batch: Batch, count: int) -> Batch:
@@ -54,27 +94,39 @@ def count_tokens(batch: Batch) -> jax.Array:
 
 
 def loss_and_gradients(
-    model: LanguageModel, task: Task, state: TrainState, batch: Batch, hparams: Hyperparameters, accumulation: int
+    model: LanguageModel,
+    task: Task,
+    state: TrainState,
+    batch: Batch,
+    hparams: Hyperparameters,
+    accumulation: int,
+    axis: str | None = None,
 ) -> tuple[dict[str, LossSum], PyTree]:
     """Returns the loss sums of every objective over the batch, and the gradient of the batch's loss in float32.
 
-    The loss is the sum over objectives of loss_weight * loss sum / weight of the whole batch, so microbatches, packing
-    and the mesh divide the work and leave the gradient as it is.
+    The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so microbatches,
+    packing and the mesh divide the work and leave the gradient as it is. Inside `jax.pmap`, whose axis is named,
+    `batch` is one replica's part, and weights, sums and gradients are those of all replicas together.
     """
-    whole = task.weights(batch)
-    key = jax.random.fold_in(state.key, state.step)
-    dropped = bool(jax.tree.leaves(hparams.dropout))
+    whole = whole_weights(model, task, batch, axis)
+    key = replica_key(jax.random.fold_in(state.key, state.step), axis)
 
     def loss(params: PyTree, part: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, LossSum]]:
-        part_key = jax.random.fold_in(key, index) if dropped else None
-        outputs = forward(model, params, part, dropout_rates=hparams.dropout, key=part_key)
-        sums = task.losses(outputs, part)
-        return sum(hparams.loss_weights[name] * s.loss / whole[name] for name, s in sums.items()), sums
+        outputs = forward(
+            model,
+            params,
+            part,
+            key=jax.random.fold_in(key, index),
+            dropout_rates=hparams.dropout,
+            penalties=hparams.penalties,
+        )
+        sums = task.losses(outputs, part) | auxiliary_losses(outputs)
+        return sum(hparams.loss_weights[n] * (s.loss + s.penalty) / whole[n] for n, s in sums.items()), sums
 
     gradient = jax.grad(loss, has_aux=True)
     if accumulation == 1:
         grads, sums = gradient(state.params, batch, jnp.zeros((), jnp.int32))
-        return sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        return over_replicas((sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)), axis)
 
     def add(carry: PyTree, part: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
         grads, sums = gradient(state.params, *part)
@@ -84,68 +136,119 @@ def loss_and_gradients(
     shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     (grads, sums), _ = jax.lax.scan(add, zeros, parts)
-    return sums, grads
+    return over_replicas((sums, grads), axis)
 
 
 def make_train_step(
-    model: LanguageModel, task: Task, config: OptimizerConfig, accumulation: int
+    model: LanguageModel, task: Task, config: OptimizerConfig, accumulation: int, axis: str | None = None
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
-    """Returns the function that makes one update; an update that is not finite changes nothing but its counters."""
+    """Returns the function that makes one update; one that is not finite, or a spike, changes nothing but counters.
+
+    With `axis` it is for `jax.pmap` along this axis, and its batch is one replica's part.
+    """
 
     def train_step(state: TrainState, batch: Batch, hparams: Hyperparameters) -> tuple[TrainState, Metrics]:
-        sums, grads = loss_and_gradients(model, task, state, batch, hparams, accumulation)
-        grad_norm = optax.tree.norm(grads)
-        optimizer = make_optimizer(config, hparams, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        def gradient(params: PyTree) -> tuple[dict[str, LossSum], PyTree]:
+            at = state.replace(params=params)
+            sums, grads = loss_and_gradients(model, task, at, batch, hparams, accumulation, axis)
+            return sums, zero_frozen(config, grads)
 
+        sums, grads = gradient(state.params)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.all(jnp.stack([jnp.isfinite(s.loss) for s in sums.values()]))
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        tokens = count_tokens(batch)
-        state = state.replace(
+        good, spikes = finite, None
+        if state.spikes is not None:
+            spike, spikes = judge(state.spikes, grad_norm, finite, hparams)
+            good = finite & ~spike
+        tokens = over_replicas(count_tokens(batch), axis)
+        state = _updated(state, grads, good, config, hparams, lambda params: gradient(params)[1]).replace(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
             tokens_seen=add_tokens(state.tokens_seen, tokens),
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            spikes=spikes,
         )
         metrics = loss_metrics(sums, hparams.loss_weights) | {
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(state.params),
             "learning_rate": learning_rate(config, hparams, state.step - 1),
             "tokens": tokens,
             "tokens_seen": state.tokens_seen,
             "skipped_updates": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
-        return state, metrics
+        return state, metrics if spikes is None else metrics | {"skipped_spikes": spikes.left_out}
 
     return train_step
 
 
+def _updated(
+    state: TrainState,
+    grads: PyTree,
+    good: jax.Array,
+    config: OptimizerConfig,
+    hparams: Hyperparameters,
+    gradient: Callable[[PyTree], PyTree],
+) -> TrainState:
+    """Returns the state with new parameters, average and optimizer state, or, if the update is not good, the old ones.
+
+    Args:
+        state: the state before.
+        grads: the gradients.
+        good: bool, whether the update counts.
+        config: the optimizer.
+        hparams: its numbers.
+        gradient: the gradients at other parameters, for optimizers that look at the curvature.
+    """
+    params = as_float32(state.params)
+    # No microbatch has this number, so nothing else draws with this key.
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2**31)
+    optimizer = make_optimizer(config, hparams, state.step)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, params, curvature=lambda: hutchinson(gradient, params, key)
+    )
+    new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state}
+    if state.average is not None:
+        # A young average forgets faster, or it would long remember the first parameters.
+        age = state.step.astype(jnp.float32)
+        share = 1 - jnp.minimum(hparams.ema_decay, (1 + age) / (10 + age))
+        new["average"] = jax.tree.map(lambda a, p: a + share * (p - a), state.average, new["params"])
+    old = {name: getattr(state, name) for name in new}
+    return state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
+
+
 def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -> Metrics:
-    """Returns the weighted loss, and each objective's own loss (nats per prediction) and accuracy."""
+    """Returns the weighted loss, and each objective's own loss (nats per prediction) and accuracy.
+
+    `loss` is what is minimised, z-loss, label smoothing and the routers' losses included; `NAME/loss` is the plain
+    cross entropy, as evaluation reports it.
+    """
     metrics: Metrics = {"loss": jnp.zeros((), jnp.float32)}
     for name, s in sums.items():
         weight = jnp.maximum(s.weight, 1.0)
-        metrics["loss"] += loss_weights[name] * s.loss / weight
+        metrics["loss"] += loss_weights[name] * (s.loss + s.penalty) / weight
         metrics[f"{name}/loss"] = s.loss / weight
-        metrics[f"{name}/accuracy"] = s.correct / weight
+        if s.correct is not None:
+            metrics[f"{name}/accuracy"] = s.correct / weight
     return metrics
 
 
 def make_eval_step(
     model: LanguageModel, task: Task
-) -> Callable[[PyTree, Batch, jax.Array], tuple[dict[str, LossSum], jax.Array]]:
-    """Returns the function that sums losses over a batch, without dropout, and the UTF-8 bytes of its targets."""
+) -> Callable[[PyTree, Batch, jax.Array], tuple[dict[str, LossSum], dict[str, jax.Array]]]:
+    """Returns the function that sums losses over a batch, without dropout or penalties.
 
-    def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], jax.Array]:
-        sums = task.losses(forward(model, params, batch), batch)
-        if "targets" not in batch:
-            return sums, jnp.zeros((), jnp.float32)
-        return sums, jnp.sum(jnp.where(batch["weights"] > 0, token_bytes[batch["targets"]], 0), dtype=jnp.float32)
+    Beside the sums it returns, for each that is over tokens, the UTF-8 bytes of its targets.
+    """
+
+    def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:
+        outputs = forward(
+            model, params, batch, key=jax.random.key(0), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
+        )
+        num_bytes = {
+            name: jnp.sum(jnp.where(weights > 0, token_bytes[targets], 0), dtype=jnp.float32)
+            for name, (targets, weights) in task.token_targets(batch).items()
+        }
+        return task.losses(outputs, batch), num_bytes
 
     return eval_step

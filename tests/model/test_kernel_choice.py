@@ -13,9 +13,9 @@ from lmjax.model.kernels import Mask, attention, choose
     ("platform", "asked", "queries", "narrowed", "expected"),
     [
         ("cpu", "float32", 128, True, "plain"),
-        ("cpu", "float32", 256, True, "blockwise"),
-        ("cpu", "float32", 256, False, "plain"),
-        ("cpu", "bias dropout softcap sink_logits", 512, False, "blockwise"),
+        ("cpu", "float32", 1024, True, "blockwise"),
+        ("cpu", "float32", 1024, False, "plain"),
+        ("cpu", "bias dropout softcap sink_logits", 4096, False, "blockwise"),
         ("gpu", "", 1024, True, "cudnn"),
         ("gpu", "float32", 1024, True, "xla"),
         ("gpu", "dropout", 1024, True, "blockwise"),

@@ -16,10 +16,19 @@ from lmjax.training.step import make_eval_step
 
 
 class Counted:
-    """Four rows whose targets are known: 0 three times, 1 once, and one padded position in each row."""
+    """Four rows whose targets are known: 0 three times, 1 once, and one padded position in each row.
 
-    def __len__(self):
-        return 4
+    They are their own task, with two losses: one over all targets, one over none.
+    """
+
+    mixture = 4
+
+    @property
+    def task(self):
+        return self
+
+    def token_targets(self, batch):
+        return {"all": (batch["targets"], batch["weights"]), "none": (batch["targets"], 0 * batch["weights"])}
 
     def __call__(self, index, rng):
         targets = np.array([int(index == 3), 7], np.int32)
@@ -27,8 +36,8 @@ class Counted:
 
 
 def test_unigram_entropy_is_that_of_the_weighted_targets():
-    evaluated = EvalSet("x", Counted(), batch_size=3, max_batches=9, unigram_entropy=None)
-    assert unigram_entropy(evaluated) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    evaluated = EvalSet("x", Counted(), batch_size=3, max_batches=9, unigram_entropy={})
+    assert unigram_entropy(evaluated) == pytest.approx({"all": -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))})
 
 
 @pytest.fixture(scope="module")

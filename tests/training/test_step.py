@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.base import Penalties
 from lmjax.parallel.axes import RULES
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.run import build
+from lmjax.training.optimizer import Hyperparameters
 from lmjax.training.state import add_tokens, read_tokens, state_maker
 from lmjax.training.step import loss_and_gradients, make_eval_step, make_train_step
 
@@ -113,6 +116,51 @@ def test_a_non_finite_update_changes_only_its_counters(one_device):
     assert all(moved)
 
 
+@pytest.fixture(scope="module")
+def guarded(one_device):
+    """A compiled step with an average of the parameters and a guard against spikes, and the state after two steps."""
+    run, _, _, batch, _ = one_device
+    config = run.config.optimizer.model_copy(update={"ema_decay": 0.99, "spike_factor": 3.0, "spike_warmup": 2})
+    hparams = Hyperparameters.build(config, steps=10, dropout=run.hparams.dropout, loss_weights={"next_token": 1.0})
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    make_state, _ = state_maker(run.model, config, hparams, 0, mesh)
+    step = jax.jit(make_train_step(run.model, run.task, config, 1))
+    state = make_state()
+    states = [state := step(state, batch, hparams)[0] for _ in range(2)]
+    return step, states, batch, hparams
+
+
+def test_the_average_follows_the_parameters(guarded):
+    _, (before, after), _, _ = guarded
+    share = 1 - (1 + 1) / (10 + 1)  # a young average forgets faster than its decay says
+    expected = jax.tree.map(lambda a, p: a + share * (p - a), before.average, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.average, expected)
+    jax.tree.map(np.testing.assert_array_equal, after.evaluation_params(), after.average)
+
+
+def test_a_spike_changes_only_its_counter(guarded):
+    step, (_, state), batch, hparams = guarded
+    after, metrics = step(state, batch, hparams.replace(loss_weights={"next_token": jnp.float32(100.0)}))
+    for name in ("params", "opt_state", "average"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+    assert (int(after.step), int(after.skipped), int(metrics["skipped_spikes"])) == (3, 0, 1)
+    assert int(metrics["skipped_in_a_row"]) == 0, "a spike is not a step towards giving up"
+    usual, metrics = step(after, batch, hparams)
+    assert int(metrics["skipped_spikes"]) == 1
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (usual.params, after.params)), strict=True))
+
+
+def test_parameters_in_bfloat16_keep_the_type_of_every_part_of_the_state(runs):
+    """Else the second step would be another program, and a compiled one would refuse its own state."""
+    run = runs["next_token"]
+    model = LanguageModel(run.config.model.model_copy(update={"param_dtype": "bfloat16"}))
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    _, abstract = state_maker(model, run.config.optimizer, run.hparams, 0, mesh)
+    step = make_train_step(model, run.task, run.config.optimizer, 1)
+    after, _ = jax.eval_shape(step, abstract, real_batch(run), run.hparams)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, abstract)
+
+
 def test_other_numbers_compile_nothing_anew(one_device):
     _, step, state, batch, hparams = one_device
     first, _ = step(state, batch, hparams)
@@ -150,8 +198,63 @@ def test_evaluation_counts_bytes_of_weighted_targets_only(one_device):
     run, _, state, batch, _ = one_device
     token_bytes = np.arange(run.config.model.vocab_size, dtype=np.int32)
     sums, num_bytes = jax.jit(make_eval_step(run.model, run.task))(state.params, batch, token_bytes)
-    assert float(num_bytes) == np.asarray(batch["targets"])[np.asarray(batch["weights"]) > 0].sum()
+    assert float(num_bytes["next_token"]) == np.asarray(batch["targets"])[np.asarray(batch["weights"]) > 0].sum()
     assert float(sums["next_token"].weight) == np.asarray(batch["weights"]).sum()
+
+
+def test_penalties_are_minimised_and_reported_apart(one_device):
+    """The loss holds them; each objective's own loss is the plain cross entropy, as evaluation reports it."""
+    run, step, state, batch, hparams = one_device
+    _, plain = step(state, batch, hparams)
+    step = jax.jit(make_train_step(run.model, run.task, run.config.optimizer, 1))
+    on = hparams.replace(penalties=Penalties(jnp.float32(0.1), jnp.float32(0.2)))
+    _, metrics = step(state, batch, on)
+    assert metrics["next_token/loss"] == pytest.approx(float(plain["next_token/loss"]), rel=1e-5)
+    assert metrics["loss"] > plain["loss"] + 0.1
+    assert abs(metrics["grad_norm"] - plain["grad_norm"]) > 1e-3, "what is reported is not minimised"
+    compiled = step._cache_size()
+    step(state, batch, on.replace(penalties=Penalties(jnp.float32(0.3), jnp.float32(0.0))))
+    assert step._cache_size() == compiled
+    evaluate = jax.jit(make_eval_step(run.model, run.task))
+    sums, _ = evaluate(state.params, batch, np.zeros(run.config.model.vocab_size, np.int32))
+    assert sums["next_token"].penalty == 0
+
+
+@pytest.fixture(scope="module")
+def experts(tiny, tmp_path_factory):
+    """A run whose layers have experts, without dropout, and a state on one device."""
+    off = {"model__dropout_rate": 0, "model__attention_dropout_rate": 0}
+    options = {"model__moe__num_experts": 4, "model__moe__top_k": 2, "model__moe__balance_weight": 0.5}
+    run = build(tiny("next_token", **off, **options), tmp_path_factory.mktemp("experts"))
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    hparams = jax.device_put(jax.device_get(run.hparams), jax.devices()[0])
+    make_state, _ = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)
+    return run, make_state(), to_device(real_batch(run), mesh), hparams
+
+
+def test_router_losses_are_in_the_loss_once(experts):
+    run, state, batch, hparams = experts
+    _, metrics = jax.jit(make_train_step(run.model, run.task, run.config.optimizer, 1))(state, batch, hparams)
+    assert float(hparams.loss_weights["router_balance"]) == 0.5
+    total = sum(hparams.loss_weights[n] * metrics[f"{n}/loss"] for n in ("next_token", "router_balance", "router_z"))
+    assert metrics["loss"] == pytest.approx(float(total), rel=1e-6)
+    assert 0.9 < metrics["router_balance/loss"] < 1.5, "1 is perfect balance"
+    assert "router_balance/accuracy" not in metrics
+    sums, _ = jax.jit(make_eval_step(run.model, run.task))(state.params, batch, np.zeros(64, np.int32))
+    assert set(sums) == {"next_token"}, "a held-out loss is that of the text alone"
+
+
+def test_accumulation_counts_router_losses_once(experts):
+    """The z-loss is a mean over tokens: the same in four parts as in one, in the sums and in the gradient."""
+    run, state, batch, hparams = experts
+    only = hparams.replace(loss_weights={n: jnp.float32(n == "router_z") for n in hparams.loss_weights})
+    (whole, grads), (parts, parts_grads) = (
+        jax.jit(lambda s, b, n=n: loss_and_gradients(run.model, run.task, s, b, only, n))(state, batch) for n in (1, 4)
+    )
+    for a, b in zip(jax.tree.leaves(parts["router_z"]), jax.tree.leaves(whole["router_z"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert any(np.any(g != 0) for g in jax.tree.leaves(grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts_grads, grads)
 
 
 def test_tokens_are_counted_past_32_bits():

@@ -59,10 +59,10 @@ _PREFERRED = {
     "cuda": ("cudnn", "xla", "blockwise"),
     "tpu": ("splash", "xla", "blockwise"),
 }
-# Queries from which `blockwise` is worth its recomputation on a CPU: where it skips keys, faster; elsewhere it is a
-# tenth slower than `plain`, in half the memory.
-_LONG_NARROWED = 256
-_LONG = 512
+# Queries from which `blockwise` is worth its recomputation on a CPU, for its memory: where it skips keys it is as fast
+# as `plain` from here on, elsewhere up to twice as slow.
+_LONG_NARROWED = 1024
+_LONG = 4096
 
 
 def attention(

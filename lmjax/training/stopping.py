@@ -1,0 +1,40 @@
+"""Early stopping: a run ends once its held-out loss has stopped falling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from lmjax.training.evaluate import EvaluationConfig
+
+
+class EarlyStopping:
+    """Counts the evaluations since the last one that was better (Prechelt 1998, section 2, strips counted alone).
+
+    It is rebuilt from the losses in metrics.jsonl, so a run that resumes stops where it would have stopped.
+    """
+
+    def __init__(self, config: EvaluationConfig, losses: Iterable[float] = ()):
+        """Takes up where a run with these losses stands."""
+        self._config = config
+        self._best, self._since = math.inf, 0
+        for loss in losses:
+            self.add(loss)
+
+    def add(self, loss: float) -> None:
+        """Notes a held-out loss; one that is not finite is no improvement."""
+        if loss < self._best - self._config.min_delta:
+            self._best, self._since = loss, 0
+        else:
+            self._since += 1
+
+    @property
+    def reached(self) -> bool:
+        """Whether the run ends."""
+        return 0 < self._config.patience <= self._since
+
+    def __str__(self) -> str:
+        return (
+            f"the held-out loss has not fallen below {self._best:.4f} by more than {self._config.min_delta:g} in "
+            f"{self._since} evaluations (--config.evaluation.patience={self._config.patience})"
+        )

@@ -1,0 +1,122 @@
+"""A budget of time: plans come true on a machine whose speed changes, and a run that resumes has the time left."""
+
+import json
+
+import pytest
+
+from lmjax.commands.train import train
+from lmjax.training import budget as budget_module
+from lmjax.training.budget import UNPLANNED, Budget
+from lmjax.training.metrics import Timers, read_metrics
+
+
+class Machine:
+    """A clock that a simulated run moves."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(budget_module.time, "perf_counter", lambda: self.now)
+        self.timers = Timers()
+
+    def spend(self, purpose, seconds):
+        self.now += seconds
+        self.timers.seconds[purpose] += seconds
+        self.timers.counts[purpose] += 1
+
+    def budget(self, path, seconds=600.0, step=0):
+        result = Budget(seconds, path / "plan.jsonl", evaluation_every=100, checkpoint_every=250, timers=self.timers)
+        result.open(step)
+        return result
+
+    def run(self, budget, step, seconds_per_step, until=None):
+        """Returns the last step of a run whose speed is a function of the step; saves and evaluates as planned."""
+        while step < min(budget.total, until or UNPLANNED):
+            step += 1
+            self.now += seconds_per_step(step)
+            saving = step % budget.checkpoint_every == 0
+            if budget.due(step) or saving:
+                budget.plan(step)
+            if step % 100 == 0 or step == budget.total:
+                self.spend("evaluation", 4.0)
+            if saving or step == budget.total:
+                self.spend("checkpoint", 1.0)
+        return step
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return Machine(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [lambda step: 0.2, lambda step: 0.4 if step % 400 > 200 else 0.2, lambda step: 0.1 if step < 1000 else 0.3],
+    ids=["even", "swings", "slows"],
+)
+def test_a_run_ends_with_its_budget_whatever_the_speed(machine, tmp_path, speed):
+    budget = machine.budget(tmp_path)
+    machine.spend("compilation", 30.0)
+    last = machine.run(budget, 0, speed)
+    assert machine.now - 1000 == pytest.approx(600, rel=0.03)
+    assert last == budget.total
+
+
+def test_the_first_plan_is_right_where_the_speed_is_even(machine, tmp_path):
+    """Compilation is time that is gone, and no step's time: 570 seconds are left."""
+    budget = machine.budget(tmp_path)
+    machine.spend("compilation", 30.0)
+    machine.spend("evaluation", 4.0)
+    machine.run(budget, 0, lambda step: 0.2, until=5)
+    expected = 5 + (600 - 30 - 4 - 1.0 - 4) / (0.2 + 4 / 100)  # no checkpoint was seen yet
+    assert budget.total == pytest.approx(expected, abs=2)
+
+
+def plans(path):
+    return [json.loads(line) for line in (path / "plan.jsonl").read_text().splitlines()]
+
+
+def test_plans_are_written_down_and_few(machine, tmp_path):
+    budget = machine.budget(tmp_path)
+    machine.run(budget, 0, lambda step: 0.2)
+    lines = plans(tmp_path)
+    assert 40 < len(lines) < 80
+    assert lines[-1]["total"] == budget.total
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+def test_a_resumed_run_has_the_time_that_its_checkpoint_left(machine, tmp_path):
+    machine.run(machine.budget(tmp_path), 0, lambda step: 0.2, until=1100)
+    used = next(line["seconds"] for line in plans(tmp_path) if line["step"] == 1000)
+    machine.now += 86_400
+    resumed = machine.budget(tmp_path, step=1000)
+    assert 1000 < resumed.total < UNPLANNED, "until it has measured, it keeps the last plan"
+    began = machine.now
+    machine.run(resumed, 1000, lambda step: 0.2)
+    assert used + machine.now - began == pytest.approx(600, rel=0.02)
+    steps = [line["step"] for line in plans(tmp_path)]
+    assert steps == sorted(set(steps)), "plans of steps that were lost stand beside the new ones"
+
+
+def test_a_new_stage_is_measured_anew(machine, tmp_path):
+    budget = machine.budget(tmp_path)
+    machine.run(budget, 0, lambda step: 0.05, until=300)
+    budget.forget(300)
+    machine.run(budget, 300, lambda step: 0.2, until=305)
+    line = plans(tmp_path)[-1]
+    assert (line["step"], line["step_seconds"]) == (305, pytest.approx(0.2))
+
+
+def test_a_real_run_ends_in_time_with_its_schedule_finished(tiny, tmp_path):
+    """Most of these seconds are compilation; what is left of them is planned to its last step."""
+    config = tiny(
+        minutes=0.5, evaluation__every=100, checkpoint__every=200, optimizer__schedule="linear", model__num_layers=1
+    )
+    workdir = train(config, tmp_path / "run", progress=False)
+    lines = plans(workdir)
+    assert lines[-1]["seconds"] == pytest.approx(30, rel=0.1)
+    steps, rates = read_metrics(workdir, "train/learning_rate")
+    assert steps[-1] == lines[-1]["total"]
+    assert rates[-1] == pytest.approx(config.optimizer.final_ratio * config.optimizer.learning_rate, rel=0.1)
+    before = (workdir / "metrics.jsonl").read_text()
+    train(config, workdir, progress=False)
+    assert (workdir / "metrics.jsonl").read_text() == before, "a finished run trained on"

@@ -1,0 +1,48 @@
+"""How a run ends early, and that all it may remember survives a kill."""
+
+import json
+
+import pytest
+
+from lmjax.commands.train import train
+from lmjax.training.metrics import read_metrics
+from tests.runs import bits, losses, resumed_from
+
+
+def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys):
+    config = tiny(
+        steps=20, model__num_layers=1, evaluation__every=2, evaluation__patience=2, evaluation__min_delta=10,
+        checkpoint__every=3,
+    )  # fmt: skip
+    workdir = train(config, tmp_path / "run", progress=False)
+    assert "stopped at step 4: the held-out loss has not fallen below" in capsys.readouterr().out
+    assert read_metrics(workdir, "eval/heldout/loss")[0] == [0, 2, 4]
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "4"}
+    before = bits(workdir, 4), losses(workdir)
+    train(config, workdir, progress=False)
+    assert (bits(workdir, 4), losses(workdir)) == before
+    # Killed after step 3, it takes one step, evaluates as it did, and stops again.
+    again = train(config, resumed_from(workdir, 3, tmp_path / "again"), progress=False)
+    assert (bits(again, 4), losses(again)) == before
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    """All that an optimizer may keep: matrices and others, an average, a guard, groups."""
+    return tiny(
+        "mlm,nsp", steps=6, checkpoint__every=3, checkpoint__keep=10, evaluation__every=3, optimizer__name="muon",
+        optimizer__ema_decay=0.9, optimizer__spike_factor=1.5, optimizer__spike_warmup=1, optimizer__layer_decay=0.9,
+        optimizer__group_patterns="table,scale", optimizer__group_factors="0.5,0", optimizer__schedule="wsd",
+    )  # fmt: skip
+
+
+def test_averages_guards_and_groups_go_on_bit_for_bit(config, tmp_path):
+    whole = train(config, tmp_path / "whole", progress=False)
+    workdir = train(config, resumed_from(whole, 3, tmp_path / "run"), progress=False)
+    found = bits(workdir, 6)
+    assert found == bits(whole, 6)
+    assert losses(workdir) == losses(whole)
+    assert any("average" in name for name in found)
+    assert any("spikes" in name for name in found)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert "train/skipped_spikes" in next(line for line in lines if "train/loss" in line)
