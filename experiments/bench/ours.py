@@ -1,0 +1,115 @@
+"""A worker with lmjax's own training step, exactly as `lmjax train` compiles it; dropout off."""
+
+import argparse
+
+from worker import serve
+from workloads import WORKLOADS, Workload, random_tokens
+
+from lmjax.parallel.host import cache_compilations, keep_freed_memory
+
+
+def features(workload: Workload, vocab_size: int) -> dict:
+    """Returns the batch as lmjax's objectives make it."""
+    import numpy as np
+
+    tokens = random_tokens(workload, vocab_size)
+
+    def side(values: np.ndarray, prefix: str = "") -> dict:
+        positions = np.broadcast_to(np.arange(values.shape[1], dtype=np.int32), values.shape)
+        return {
+            f"{prefix}tokens": values,
+            f"{prefix}positions": positions,
+            f"{prefix}segment_ids": np.ones_like(values),
+        }
+
+    source = tokens["source"]
+    if workload.target_length:
+        target = tokens["target"]
+        shifted = np.pad(target[:, :-1], ((0, 0), (1, 0)))
+        batch = side(source, "encoder_") | side(shifted, "decoder_") | {"targets": target}
+    elif workload.mask_rate:
+        masked = tokens["masked"]
+        inputs = source.copy()
+        np.put_along_axis(inputs, masked, 4, axis=1)
+        targets = np.take_along_axis(source, masked, axis=1)
+        batch = side(inputs) | {"prediction_positions": masked.astype(np.int32), "targets": targets}
+    else:
+        batch = side(source) | {"targets": np.roll(source, -1, axis=1)}
+    return batch | {"weights": np.ones(batch["targets"].shape, np.float32)}
+
+
+def build(workload: Workload, dtype: str, fields: dict[str, str]):
+    """Returns the function that runs steps, and the facts of the benchmark's first line."""
+    import flax.linen as nn
+    import jax
+
+    from lmjax.config import resolve
+    from lmjax.model.flops import train_flops
+    from lmjax.model.language_model import LanguageModel
+    from lmjax.model.parameters import count_parameters
+    from lmjax.objectives.task import Task
+    from lmjax.parallel.axes import RULES
+    from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
+    from lmjax.parallel.peak import peak_flops
+    from lmjax.training.optimizer import Hyperparameters
+    from lmjax.training.state import state_maker
+    from lmjax.training.step import make_train_step
+
+    objective = "seq2seq" if workload.target_length else "mlm" if workload.mask_rate else "next_token"
+    off = ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "output_dropout_rate")
+    overrides = {f"model.{name}": "0" for name in off} | {"model.dtype": dtype, "batch_size": str(workload.batch)}
+    overrides |= {"task.length": str(workload.length), "task.target_length": str(workload.target_length or 8)}
+    config = resolve(
+        objective=(objective,),
+        preset=workload.preset,
+        overrides=overrides | {"batch_size": str(workload.batch)} | fields,
+    )
+    cache_compilations(config.data.cache_path)
+    task = Task.build(config.task, None, config.model.architecture)
+    model = LanguageModel(config.model, task.heads)
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    batch = features(workload, config.model.vocab_size)
+    hparams = Hyperparameters.build(
+        config.optimizer, steps=1000, dropout=config.model.dropout_rates(), loss_weights=config.task.loss_weights()
+    )
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        make_state, abstract = state_maker(model, config.optimizer, hparams, 0, mesh)
+        step = jax.jit(make_train_step(model, task, config.optimizer, 1), donate_argnums=0)
+        on_device = to_device(batch, mesh)
+        compiled = step.lower(abstract, on_device, hparams).compile()
+        state = make_state()
+    predictions = batch["targets"].size
+    causal = config.model.architecture == "decoder"
+    facts = {
+        "parameters": count_parameters(abstract.params),
+        "tokens_per_step": sum(x.size for name, x in batch.items() if name.endswith("segment_ids")),
+        "flops_per_step": train_flops(model, batch, predictions),
+        "flops_per_step_causal": train_flops(model, batch, predictions, causal=causal),
+        "temporary_bytes": getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
+        "peak_flops": peak_flops(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+    def run(steps: int) -> float:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = compiled(state, on_device, hparams)
+        return float(metrics["loss"])
+
+    return run, facts
+
+
+def main() -> None:
+    """Serves the workload that the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workload", required=True, choices=WORKLOADS)
+    parser.add_argument("--dtype", required=True)
+    parser.add_argument("--field", action="append", default=[])
+    args = parser.parse_args()
+    keep_freed_memory()
+    fields = dict(field.split("=", 1) for field in args.field)
+    serve(lambda: build(WORKLOADS[args.workload], args.dtype, fields))
+
+
+if __name__ == "__main__":
+    main()

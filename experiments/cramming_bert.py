@@ -1,0 +1,52 @@
+"""A BERT in as little time as there is (Geiping and Goldstein 2022, arXiv:2212.14034, sections 4.2 to 4.4).
+
+What they found to pay within a fixed time: no biases, pre-norm, gated MLPs, no dropout, masked words alone, rows of
+128, a batch that grows, a learning rate that rises and falls in one triangle over the time there is. At the width that
+two CPU cores can train in a quarter of an hour.
+
+    lmjax train --config=experiments/cramming_bert.py --minutes=15
+
+Hardware: two CPU cores. Time and result: see experiments/README.md.
+"""
+
+from lmjax.config import Config
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.model.config import ModelConfig
+from lmjax.objectives.task import TaskConfig
+from lmjax.training.checkpoint import CheckpointConfig
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.optimizer import OptimizerConfig
+from lmjax.training.stages import StagesConfig
+
+
+def get_config(variant: str = "") -> Config:
+    """Returns the recipe."""
+    del variant
+    return Config(
+        minutes=15,
+        batch_size=32,
+        task=TaskConfig(objective=("mlm",), length=128),
+        stages=StagesConfig(until=(300, 900), batch_size=(8, 16)),
+        model=ModelConfig(
+            architecture="encoder",
+            vocab_size=0,
+            embed_dim=192,
+            num_heads=6,
+            mlp_dim=512,
+            num_layers=4,
+            max_length=128,
+            norm="rmsnorm",
+            biases=(),
+            mlp="geglu",
+            positions="rope",
+            initializer="scaled",
+            output_bias=True,
+            scan_layers=False,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, schedule="linear", warmup_steps=200, final_ratio=0.0, beta2=0.98, weight_decay=0.01
+        ),
+        evaluation=EvaluationConfig(every=500),
+        checkpoint=CheckpointConfig(every=500),
+    )

@@ -1,0 +1,52 @@
+r"""Captions from German to English, Multi30k (Elliott et al. 2016, arXiv:1605.00459): 29,000 pairs.
+
+A Transformer of width 128 with 4 layers on each side, the size that Wu et al. 2021 (arXiv:2105.14462, section 3.1)
+found best for this corpus. The files of the corpus hold a sentence a line; lmjax reads pairs from one table:
+
+    (printf 'source\ttarget\n'; paste <(zcat train.de.gz) <(zcat train.en.gz)) > train.tsv
+    (printf 'source\ttarget\n'; paste <(zcat val.de.gz) <(zcat val.en.gz)) > val.tsv
+    (printf 'source\ttarget\n'; paste <(zcat test_2016_flickr.de.gz) <(zcat test_2016_flickr.en.gz)) > test.tsv
+    lmjax train --config=experiments/multi30k.py --data=train.tsv --eval_data=val=val.tsv --eval_data=test=test.tsv
+
+Hardware: two CPU cores. Time and result: see experiments/README.md.
+"""
+
+from lmjax.config import Config
+from lmjax.data.sources import DataConfig
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.model.config import ModelConfig
+from lmjax.objectives.task import TaskConfig
+from lmjax.training.checkpoint import CheckpointConfig
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.optimizer import OptimizerConfig
+
+
+def get_config(variant: str = "") -> Config:
+    """Returns the recipe."""
+    del variant
+    return Config(
+        steps=2_400,
+        batch_size=16,
+        task=TaskConfig(objective=("seq2seq",), length=128, target_length=128, label_smoothing=0.1),
+        model=ModelConfig(
+            architecture="encoder_decoder",
+            vocab_size=0,
+            embed_dim=128,
+            num_heads=4,
+            mlp_dim=256,
+            num_layers=4,
+            max_length=128,
+            norm="rmsnorm",
+            biases=(),
+            mlp="swiglu",
+            positions="rope",
+            initializer="scaled",
+            dropout_rate=0.1,
+            scan_layers=False,
+        ),
+        data=DataConfig(train="train.tsv"),
+        tokenizer=TokenizerConfig(vocab_size=4096),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=200, final_ratio=0.02, beta2=0.98),
+        evaluation=EvaluationConfig(every=300, batches=100),
+        checkpoint=CheckpointConfig(every=600),
+    )

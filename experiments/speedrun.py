@@ -1,0 +1,57 @@
+"""The best decoder within 15 CPU minutes on the embedded corpus: two cores for seven and a half minutes.
+
+Each variant adds one change to the one before it, so that a table of them shows what each brings. The first is GPT-2's
+choices at the size of the default run; the last is the recipe.
+
+    lmjax train --config=experiments/speedrun.py:gpt2 --minutes=7.5
+    lmjax train --config=experiments/speedrun.py --minutes=7.5
+
+Hardware: two CPU cores. Time and results: see experiments/README.md.
+"""
+
+from lmjax.config import Config, replace
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.model.config import ModelConfig
+from lmjax.objectives.task import TaskConfig
+from lmjax.training.checkpoint import CheckpointConfig
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.optimizer import OptimizerConfig
+
+# What each step of the way changes, in this order.
+STEPS = {
+    "gpt2": {},
+    "rate": {"optimizer.learning_rate": 4e-3},
+    "block": {"model.norm": "rmsnorm", "model.biases": (), "model.mlp": "swiglu", "model.mlp_dim": 384},
+    "rope": {"model.positions": "rope"},
+    "muon": {"optimizer.name": "muon"},
+}
+VARIANTS = ("", "gpt2", "rate", "block", "rope", "muon")
+
+
+def get_config(variant: str = "") -> Config:
+    """Returns the recipe, or the step of the way to it that `variant` names."""
+    config = Config(
+        minutes=7.5,
+        batch_size=16,
+        task=TaskConfig(objective=("next_token",), length=128),
+        model=ModelConfig(
+            architecture="decoder",
+            vocab_size=0,
+            embed_dim=128,
+            num_heads=4,
+            mlp_dim=512,
+            num_layers=4,
+            max_length=128,
+            initializer="scaled",
+            scan_layers=False,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=2048),
+        optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=100, final_ratio=0.02),
+        evaluation=EvaluationConfig(every=500, batches=32),
+        checkpoint=CheckpointConfig(every=500),
+    )
+    for name, fields in STEPS.items():
+        config = replace(config, fields)
+        if name == variant:
+            break
+    return config

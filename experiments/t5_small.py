@@ -1,0 +1,50 @@
+"""T5-small from nothing (Raffel et al. 2020, arXiv:1910.10683, sections 3.1.1, 3.1.2 and 3.1.4).
+
+2^16 tokens a step (128 rows of 512, targets of 114), 2^19 steps, Adafactor at 0.01 with an inverse square root schedule
+after 10,000 steps, no dropout.
+
+    lmjax train --config=experiments/t5_small.py --data='c4/*.jsonl.gz'
+    lmjax train --config=experiments/t5_small.py:ul2 --data='c4/*.jsonl.gz'    # a mixture of denoisers instead
+
+Hardware: published on TPU pods. Result: not run here; the tests step it at nano width.
+"""
+
+from lmjax.config import Config, replace
+from lmjax.data.sources import DataConfig
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.model.presets import PRESETS
+from lmjax.objectives.task import TaskConfig
+from lmjax.training.checkpoint import CheckpointConfig
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.optimizer import OptimizerConfig
+
+VARIANTS = ("", "ul2")
+
+_NO_DROPOUT = ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "output_dropout_rate")
+
+
+def get_config(variant: str = "") -> Config:
+    """Returns the recipe of T5, or, as `ul2`, with the objectives of Tay et al. 2023 (arXiv:2205.05131)."""
+    config = Config(
+        steps=2**19,
+        batch_size=128,
+        task=TaskConfig(objective=("span_corruption",), length=512, target_length=114),
+        model=PRESETS["t5_small"].model_copy(
+            update={"vocab_size": 0, "dtype": "bfloat16"} | dict.fromkeys(_NO_DROPOUT, 0.0)
+        ),
+        data=DataConfig(workers=8),
+        tokenizer=TokenizerConfig(kind="unigram", vocab_size=32_000),
+        optimizer=OptimizerConfig(
+            name="adafactor",
+            learning_rate=0.01,
+            schedule="rsqrt",
+            warmup_steps=10_000,
+            weight_decay=0.0,
+            clip_norm=None,
+        ),
+        evaluation=EvaluationConfig(every=5_000, batches=64),
+        checkpoint=CheckpointConfig(every=5_000),
+    )
+    if variant == "":
+        return config
+    return replace(config, {"task.objective": ("denoise",), "task.target_length": 512})
