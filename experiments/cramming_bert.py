@@ -6,7 +6,7 @@ two CPU cores can train in a quarter of an hour.
 
     lmjax train --config=experiments/cramming_bert.py --minutes=15
 
-Hardware: two CPU cores. Time and result: see experiments/README.md.
+Hardware: two CPU cores. Result: not run yet.
 """
 
 from lmjax.config import Config

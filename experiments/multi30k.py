@@ -8,7 +8,7 @@ found best for this corpus. The files of the corpus hold a sentence a line; lmja
     (printf 'source\ttarget\n'; paste <(zcat test_2016_flickr.de.gz) <(zcat test_2016_flickr.en.gz)) > test.tsv
     lmjax train --config=experiments/multi30k.py --data=train.tsv --eval_data=val=val.tsv --eval_data=test=test.tsv
 
-Hardware: two CPU cores. Time and result: see experiments/README.md.
+Hardware: two CPU cores. Result: not run yet.
 """
 
 from lmjax.config import Config

@@ -6,7 +6,7 @@ choices at the size of the default run; the last is the recipe.
     lmjax train --config=experiments/speedrun.py:gpt2 --minutes=7.5
     lmjax train --config=experiments/speedrun.py --minutes=7.5
 
-Hardware: two CPU cores. Time and results: see experiments/README.md.
+Hardware: two CPU cores. Result: not run yet.
 """
 
 from lmjax.config import Config, replace
