@@ -193,16 +193,17 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         parts = identity | own | {"set": name}
         return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
 
-    task = Task.build(config.task, tokenizer, config.model.architecture)
     stores = {name: store(documents, "train", name) for name, documents in train.items()}
     tokens = [s.num_tokens for s in stores.values()]
     rates = set_rates(config.data.weights, tokens, config.data.temperature)
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
+    stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
+    task = stages[-1].task
     return Run(
         config=config,
         workdir=workdir,
         tokenizer=tokenizer,
-        stages=_stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed)),
+        stages=stages,
         eval_sets=tuple(
             EvalSet.build(
                 name,

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
-from lmjax.objectives.span_corruption import corrupt, noise_counts
+from lmjax.objectives.span_corruption import corrupt, noise_counts, noise_tokens
 from lmjax.objectives.token_prediction import SourceToTarget
 
 MODES = ("R", "S", "X")
@@ -71,7 +71,7 @@ class Denoiser:
         """Returns the number of cut-out tokens and of sentinels for texts of `lengths` (at least 1) tokens."""
         if self.mean_span_length:
             return noise_counts(lengths, self)
-        noise = np.clip(np.rint(lengths * self.noise_density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
+        noise = noise_tokens(lengths, self.noise_density)
         return noise, np.zeros_like(noise)
 
     def apply(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
-from lmjax.objectives.span_corruption import random_partition
+from lmjax.objectives.span_corruption import random_gaps, random_partition
 from lmjax.objectives.token_prediction import SourceToTarget
 
 
@@ -51,9 +51,7 @@ def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.ran
         # Too few are left to stand between the masks: spans without length go, then spans are joined.
         lengths = random_partition(int(lengths.sum()), min(int((lengths > 0).sum()), kept + 1), rng)
     lengths = rng.permutation(lengths)
-    # What is kept before the first span and behind the last one may be empty: each part there is drawn one too long.
-    between = random_partition(kept + 2, len(lengths) + 1, rng)
-    between[[0, -1]] -= 1
+    between = random_gaps(kept, len(lengths), rng)
     starts = np.cumsum(between[:-1]) + np.cumsum(lengths) - lengths
     keep = np.ones(len(tokens) + 1, bool)
     keep[-1] = False

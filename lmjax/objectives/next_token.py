@@ -1,13 +1,13 @@
 """Next-token prediction: every token from those before it (Radford et al. 2018, section 3.1)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Features, ObjectiveConfig, Rows
+from lmjax.objectives.base import Features, Objective, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
 from lmjax.objectives.token_prediction import TokenPrediction
 
@@ -24,6 +24,13 @@ class Windows(PackedPieces, Rows):
     pad_id: int
     bos_id: int
     eos_id: int
+
+    @classmethod
+    def of(cls, objective: Objective, store: Store, seed: int) -> Self:
+        """Returns windows of at most the objective's `length` targets, packed so that rows are full."""
+        length, t = objective.length, objective.tokenizer
+        plan = pack(store.lengths + 1, max_piece=length, cost=lambda n: n, capacity=length, seed=seed)
+        return cls(store, plan, length, t.pad_id, t.bos_id, t.eos_id)
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
         """Returns `tokens`, `targets`, `weights`, `positions` and `segment_ids`, each `[length]`."""
@@ -56,6 +63,4 @@ class NextToken(TokenPrediction):
 
     def rows(self, store: Store, seed: int) -> Windows:
         """Returns windows of at most `length` targets, packed so that rows are full."""
-        plan = pack(store.lengths + 1, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
-        t = self.tokenizer
-        return Windows(store, plan, self.length, t.pad_id, t.bos_id, t.eos_id)
+        return Windows.of(self, store, seed)

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.next_token import Windows
@@ -81,6 +80,4 @@ class PrefixLM(SourceToTarget):
         """Returns packed pieces of documents."""
         if self.architecture == "encoder_decoder":
             return SplitPieces(store, self.plan(store, self.cost, seed), self)
-        plan = pack(store.lengths + 1, max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed)
-        t = self.tokenizer
-        return PrefixWindows(store, plan, self.length, t.pad_id, t.bos_id, t.eos_id)
+        return PrefixWindows.of(self, store, seed)

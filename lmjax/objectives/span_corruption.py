@@ -30,9 +30,14 @@ class Spans(Protocol):
     mean_span_length: float
 
 
+def noise_tokens(lengths: np.ndarray, density: float) -> np.ndarray:
+    """Returns the number of cut-out tokens of texts of `lengths` (at least 1) tokens: at least one, never all."""
+    return np.clip(np.rint(lengths * density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
+
+
 def noise_counts(lengths: np.ndarray, config: Spans) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of cut-out tokens and of spans for texts of `lengths` (at least 1) tokens."""
-    noise = np.clip(np.rint(lengths * config.noise_density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
+    noise = noise_tokens(lengths, config.noise_density)
     spans = np.maximum(np.rint(noise / config.mean_span_length), 1).astype(np.int64)
     return noise, np.minimum(spans, np.maximum(lengths - noise, 1))
 
@@ -41,6 +46,14 @@ def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.nda
     """Returns `parts` positive lengths that add up to `total`, all such partitions equally likely."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def random_gaps(kept: int, spans: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns `[spans + 1]` lengths that add up to `kept`: what is kept before, between and behind the spans."""
+    # The first and the last may be empty: each is drawn one too long.
+    gaps = random_partition(kept + 2, spans + 1, rng)
+    gaps[[0, -1]] -= 1
+    return gaps
 
 
 def corrupt(
@@ -53,10 +66,7 @@ def corrupt(
     """
     noise, spans = (int(n[0]) for n in noise_counts(np.array([len(tokens)]), config))
     assert spans <= len(sentinels), "more spans than sentinels"
-    kept = len(tokens) - noise
-    # What is kept before the first span and behind the last one may be empty: each part there is drawn one too long.
-    kept_lengths = random_partition(kept + 2, spans + 1, rng)
-    kept_lengths[[0, -1]] -= 1
+    kept_lengths = random_gaps(len(tokens) - noise, spans, rng)
     cut_lengths = random_partition(noise, spans, rng)
     source, target, position = [], [], 0
     for sentinel, keep, cut in zip(sentinels, kept_lengths, cut_lengths, strict=False):
