@@ -5,7 +5,7 @@ import argparse
 from worker import serve
 from workloads import WORKLOADS, Workload, random_tokens
 
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.parallel.host import cache_compilations, in_turn, keep_freed_memory
 
 
 def features(workload: Workload, vocab_size: int) -> dict:
@@ -39,7 +39,7 @@ def features(workload: Workload, vocab_size: int) -> dict:
 
 
 def build(workload: Workload, dtype: str, fields: dict[str, str]):
-    """Returns the function that runs steps, and the facts of the benchmark's first line."""
+    """Returns the function that runs steps, and the one that finds out the facts of the benchmark's first line."""
     import flax.linen as nn
     import jax
 
@@ -78,23 +78,26 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
         on_device = to_device(batch, mesh)
         compiled = step.lower(abstract, on_device, hparams).compile()
         state = make_state()
-    predictions = batch["targets"].size
-    causal = config.model.architecture == "decoder"
-    facts = {
-        "parameters": count_parameters(abstract.params),
-        "tokens_per_step": sum(x.size for name, x in batch.items() if name.endswith("segment_ids")),
-        "flops_per_step": train_flops(model, batch, predictions),
-        "flops_per_step_causal": train_flops(model, batch, predictions, causal=causal),
-        "temporary_bytes": getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
-        "peak_flops": peak_flops(),
-        "device": jax.devices()[0].device_kind,
-    }
+    one_step = in_turn(compiled)
 
     def run(steps: int) -> float:
         nonlocal state
         for _ in range(steps):
-            state, metrics = compiled(state, on_device, hparams)
+            state, metrics = one_step(state, on_device, hparams)
         return float(metrics["loss"])
+
+    def facts() -> dict:
+        predictions = batch["targets"].size
+        causal = config.model.architecture == "decoder"
+        return {
+            "parameters": count_parameters(abstract.params),
+            "tokens_per_step": sum(x.size for name, x in batch.items() if name.endswith("segment_ids")),
+            "flops_per_step": train_flops(model, batch, predictions),
+            "flops_per_step_causal": train_flops(model, batch, predictions, causal=causal),
+            "temporary_bytes": getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
+            "peak_flops": peak_flops(),
+            "device": jax.devices()[0].device_kind,
+        }
 
     return run, facts
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 
-def serve(build: Callable[[], tuple[Callable[[int], float], dict[str, Any]]]) -> None:
+def serve(build: Callable[[], tuple[Callable[[int], float], Callable[[], dict[str, Any]]]]) -> None:
     """Answers requests on stdin with what `build` makes: a function that runs n steps and returns the last loss.
 
     Args:
-        build: returns that function and facts about what was built.
+        build: returns that function, and one that finds out facts about what was built, which nobody waits for.
     """
     # What libraries print must not disturb the protocol.
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -28,7 +28,8 @@ def serve(build: Callable[[], tuple[Callable[[int], float], dict[str, Any]]]) ->
     run, facts = build()
     built = time.perf_counter()
     loss = run(1)
-    answer(build_seconds=built - start, first_step_seconds=time.perf_counter() - built, first_loss=loss, **facts)
+    stepped = time.perf_counter()
+    answer(build_seconds=built - start, first_step_seconds=stepped - built, first_loss=loss, **facts())
     for line in sys.stdin:
         if not line.strip():
             break

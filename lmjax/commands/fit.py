@@ -13,6 +13,7 @@ from lmjax.commands.report import opening_report
 from lmjax.data.pipeline import batches
 from lmjax.parallel import pmap
 from lmjax.parallel.axes import RULES
+from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
 from lmjax.run import Run
@@ -108,7 +109,7 @@ def _open_stage(run: Run, stage: Stage, step: int, abstract: TrainState, hparams
         place = lambda batch: to_device(batch, mesh)  # noqa: E731
     return OpenStage(
         end=stage.end,
-        step=parallel_step.lower(abstract, place(stage.local_batch()), hparams).compile(),
+        step=in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams).compile()),
         place=place,
         batches=batches(
             stage.examples,
