@@ -38,8 +38,10 @@ setup(
         "orbax-checkpoint>=0.12",
         "protobuf>=5",
         "pydantic>=2.14",
+        "safetensors>=0.8",
         "sentencepiece>=0.2.2",
         "tensorboardX>=2.6.5",
+        "tokenizers>=0.23",
         "tqdm>=4.67",
     ],
     extras_require={
@@ -47,6 +49,8 @@ setup(
         "viz": VIZ,
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # The tests that compare with transformers: install torch's CPU build first.
+        "parity": ["torch==2.13.0", "transformers>=5.23"],
     },
     entry_points={"console_scripts": ["lmjax=lmjax.cli:main"]},
 )

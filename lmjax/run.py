@@ -22,10 +22,12 @@ import numpy as np
 from lmjax import __version__
 from lmjax.config import Config, difference, from_json, write_json
 from lmjax.data.documents import Document
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
 from lmjax.data.sources import corpus_fingerprint, open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
@@ -73,7 +75,7 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
-    tokenizer: Tokenizer
+    tokenizer: Vocabulary
     stages: tuple[Stage, ...]
     eval_sets: tuple[EvalSet, ...]
     model: LanguageModel
@@ -218,7 +220,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     )
 
 
-def _stages(config: Config, tokenizer: Tokenizer, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
+def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
     """Returns the stages of a run, each with its own rows in an order of its own; mostly there is one.
 
     Args:
@@ -239,17 +241,17 @@ def _stages(config: Config, tokenizer: Tokenizer, examples: Callable[[Task, int]
 
 def _tokenizer(
     config: Config, workdir: pathlib.Path, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
-) -> Tokenizer:
+) -> Vocabulary:
     """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training parts."""
-    own = workdir / "tokenizer.model"
-    if own.exists():
-        return Tokenizer.load(str(own))
+    for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
+        if own.exists():
+            return load_tokenizer(str(own))
     if config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
+        tokenizer = load_tokenizer(config.tokenizer.path)
     else:
         tokenizer = _trained_tokenizer(config, train, identity)
     if jax.process_index() == 0:
-        tokenizer.save(str(own))
+        tokenizer.save_in(workdir)
     return tokenizer
 
 
@@ -273,7 +275,7 @@ def vocabulary_rows(config: Config, num_ids: int) -> int:
     return config.model.vocab_size or -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
     size = vocabulary_rows(config, tokenizer.vocab_size)
     if size < tokenizer.vocab_size:
         raise FlagError(
@@ -302,7 +304,7 @@ def environment() -> dict[str, Any]:
     """Returns what a result depends on beside the config: versions, devices, the command, the commit."""
     root = pathlib.Path(__file__).parent.parent
     commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "numpy")
     return {
         "lmjax": __version__,
         "commit": commit.stdout.strip() or None,

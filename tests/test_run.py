@@ -2,12 +2,16 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from lmjax.commands.train import train
-from lmjax.errors import ConfigMismatchError
+from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.run import build
 from tests.runs import bits, losses, resumed_from
 
@@ -110,3 +114,26 @@ def test_a_set_that_changed_is_refused(config, whole, sets):
             build(config, whole)
     finally:
         path.write_text(text)
+
+
+def test_a_run_keeps_the_tokenizer_of_a_checkpoint_and_reads_it_back_bit_for_bit(tiny, tmp_path):
+    """The checkpoint's folder may be gone when the run goes on."""
+    source, workdir = tmp_path / "checkpoint", tmp_path / "run"
+    source.mkdir()
+    workdir.mkdir()
+    characters = {c: i for i, c in enumerate(["<|endoftext|>", *sorted(ByteLevel.alphabet())])}
+    fast = Tokenizer(BPE(characters, []))
+    fast.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    fast.save(str(source / "tokenizer.json"))
+    (source / "config.json").write_text('{"model_type": "gpt2"}')
+    config = tiny("next_token", tokenizer__path=source)
+    first = build(config, workdir)
+    shutil.rmtree(source)
+    again = build(config, workdir)
+    assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert again.train_examples.stores["train"].path == first.train_examples.stores["train"].path
+    assert again.tokenizer.bos_id == 0, "which token begins a text is known from the checkpoint alone"
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(FlagError, match=r"no (classifier|mask)"):
+        build(tiny("mlm", tokenizer__path=workdir), other).stages[-1].local_batch()

@@ -14,7 +14,7 @@ Every tokenizer that lmjax trains begins with the same ids:
 | the rest | learned | text |
 
 The symbols are control symbols, so text that spells "[MASK]" is never read as one. A loaded `.model` keeps its own ids,
-and the symbols that it lacks come after them.
+and the symbols that it lacks come after them. (The tokenizer of a checkpoint is read by `fast_tokenizer`, as it is.)
 
 A trained tokenizer with byte fallback gives back exactly the text that it read: nothing is normalised, nothing is put
 in front, no white space is dropped. The exceptions: U+2581, with which SentencePiece itself writes a space, comes back
@@ -29,14 +29,13 @@ import random
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import pydantic
 import sentencepiece
 
+from lmjax.data.vocabulary import Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
 from lmjax.schema import Schema
 
@@ -48,6 +47,7 @@ _SPACE = "\u2581"
 _TRAINING_THREADS = 4  # fixed: the sums of the EM steps, and so the model, depend on it
 _CHUNK_CHARS = 16_384  # the unit of sampling
 _LINE_CHARS = 1_000  # SentencePiece leaves out training lines of more than 4192 bytes
+_SCORE_STEPS = 512
 _ENCODE_CHARS = 65_536  # longer texts are encoded in parts, so that the lattice stays small
 
 
@@ -58,50 +58,34 @@ class TokenizerConfig(Schema):
     of the text decide and it is not used. `sample_bytes` bounds the text that training sees, drawn from all documents.
     """
 
-    path: str = pydantic.Field("", description="a SentencePiece .model to load; empty: one is trained")
+    path: str = pydantic.Field(
+        "", description="a .model, a tokenizer.json or a folder with one to load; empty: one is trained"
+    )
     kind: Literal["unigram", "bpe", "char"] = "bpe"
     vocab_size: int = pydantic.Field(4096, gt=0)
     byte_fallback: bool = True
     sample_bytes: int = pydantic.Field(10_000_000, gt=0)
 
 
-class Tokenizer:
-    """Text to token ids and back; the ids of the special symbols; what each token stands for.
+class Tokenizer(Vocabulary):
+    """A SentencePiece model; `Vocabulary` says what its attributes are.
 
-    Picklable: it is rebuilt from the bytes of its model.
-
-    Attributes:
-      vocab_size: number of ids.
-      pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id: ids of the special symbols.
-      sentinel_ids: `[100]` int32, of `<extra_id_0>` and on.
-      special_ids: frozenset of every id that is not text.
-      is_text: `[vocab_size]` bool, whether the token stands for text.
-      text_ids: int32, the ids of all tokens that do.
-      token_bytes: `[vocab_size]` int32, UTF-8 bytes that the token stands for: 0 for a special one, 1 for a byte piece.
-      word_start: `[vocab_size]` bool, whether the token begins a word (or is white space, punctuation or special): a
-        word is such a token and those after it up to the next, for whole-word masking.
-      fingerprint: hex digest of the model.
+    Picklable: it is rebuilt from the bytes of its model, `proto`.
     """
 
     def __init__(self, proto: bytes):
-        self._proto = proto
+        self.proto = proto
         self._model = model = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        self.vocab_size = model.get_piece_size()
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (
-            model.pad_id(),
-            model.unk_id(),
-            model.bos_id(),
-            model.eos_id(),
+        roles = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id(), "eos": model.eos_id()}
+        roles |= {role: model.piece_to_id(piece) for role, piece in (("cls", CLS), ("sep", SEP), ("mask", MASK))}
+        ids = range(model.get_piece_size())
+        super().__init__(
+            [_piece_bytes(model, i) for i in ids],
+            [i for i in ids if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)],
+            roles,
+            [model.piece_to_id(piece) for piece in SENTINELS],
         )
-        self.cls_id, self.sep_id, self.mask_id = (model.piece_to_id(piece) for piece in (CLS, SEP, MASK))
-        self.sentinel_ids = np.array([model.piece_to_id(piece) for piece in SENTINELS], np.int32)
-        ids = range(self.vocab_size)
-        self.special_ids = frozenset(i for i in ids if model.is_control(i) or model.is_unknown(i) or model.is_unused(i))
-        self.is_text = np.array([i not in self.special_ids for i in ids], np.bool_)
-        self.text_ids = np.flatnonzero(self.is_text).astype(np.int32)
-        pieces = [_piece_bytes(model, i) for i in ids]
-        self.token_bytes = np.array([len(piece) for piece in pieces], np.int32)
-        self.word_start = np.array([_starts_word(piece) for piece in pieces], np.bool_)
+        self._line_feed = model.piece_to_id("\n") if splits_lines(parsed(proto)) else None
         self.fingerprint = hashlib.blake2b(proto, digest_size=16).hexdigest()
 
     @classmethod
@@ -132,31 +116,39 @@ class Tokenizer:
 
     def save(self, path: str) -> None:
         """Writes the model to `path`; a killed write leaves no half of it there."""
-        target = pathlib.Path(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        temporary.write_bytes(self._proto)
-        temporary.replace(target)
+        write_whole(pathlib.Path(path), self.proto)
 
-    def encode(self, text: str) -> list[int]:
-        """The token ids of `text`, without special symbols."""
-        return self.encode_batch([text])[0]
+    def save_in(self, folder: pathlib.Path) -> None:
+        """Writes `tokenizer.model` into `folder`."""
+        self.save(str(folder / "tokenizer.model"))
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text, without special symbols, computed by `threads` threads."""
-        parts, counts = [], []
-        for text in texts:
-            cut = list(_chunks(text, _ENCODE_CHARS))
-            parts += cut
-            counts.append(len(cut))
+        """The token ids of each text, without special symbols, computed by `threads` threads.
+
+        Where a line feed is a token whatever stands around it, the lines are encoded one by one: sums of scores then
+        stay small, and so exact, in a unigram model.
+        """
+        apart = self._line_feed is not None
+        lines = [[list(_chunks(line, _ENCODE_CHARS)) for line in (t.split("\n") if apart else [t])] for t in texts]
+        parts = [part for text in lines for line in text for part in line]
         encoded = iter(self._model.encode(parts, num_threads=threads)) if parts else iter(())
-        return [_joined([next(encoded) for _ in range(count)]) for count in counts]
+        found = []
+        for text in lines:
+            ids = []
+            for number, line in enumerate(text):
+                if number:
+                    ids.append(self._line_feed)
+                for _ in line:
+                    ids += next(encoded)
+            found.append(ids)
+        return found
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special symbols leave nothing, bytes that are not UTF-8 become U+FFFD."""
         return self._model.decode([int(i) for i in ids])
 
     def __reduce__(self):
-        return Tokenizer, (self._proto,)
+        return Tokenizer, (self.proto,)
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
@@ -201,7 +193,19 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         )
     except RuntimeError as error:
         raise _size_error(str(error), config) from error
-    return Tokenizer(buffer.getvalue())
+    return Tokenizer(_with_round_scores(buffer.getvalue()) if config.kind == "unigram" else buffer.getvalue())
+
+
+def _with_round_scores(proto: bytes) -> bytes:
+    """The model with its scores in steps of 1/512 nat.
+
+    Many ways to cut a run of spaces have the same score. With steps, the sums over a line are exact in float32 as in
+    float64 (up to 32,768 nats), so ties stay ties, and every implementation breaks them alike.
+    """
+    model = parsed(proto)
+    for piece in model.pieces:
+        piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
+    return model.SerializeToString(deterministic=True)
 
 
 def _size_error(message: str, config: TokenizerConfig) -> Exception:
@@ -257,37 +261,8 @@ def _training_lines(text: str) -> Iterator[str]:
     return (part for line in text.split("\n") for part in _chunks(line, _LINE_CHARS))
 
 
-def _joined(parts: list[list[int]]) -> list[int]:
-    return parts[0] if len(parts) == 1 else [token for part in parts for token in part]
-
-
-def _piece_bytes(model: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
-    """What the token stands for; empty for one that is not text."""
-    piece = model.id_to_piece(token)
-    if model.is_byte(token):
-        return bytes([int(piece[1:-1], 16)])
-    if model.is_control(token) or model.is_unknown(token) or model.is_unused(token):
-        return b""
-    return piece.replace(_SPACE, " ").encode()
-
-
-def _starts_word(piece: bytes) -> bool:
-    """Whether a new word begins at this piece.
-
-    Words are runs of letters, digits and underscores with the white space before them; every other character begins one
-    of its own, and so do ideographs, as BERT's basic tokenizer has it (Devlin et al. 2018, arXiv:1810.04805, A.1). A
-    lone byte is judged by the characters that it can begin.
-    """
-    if not piece:
-        return True
-    first = piece.decode(errors="ignore")[:1]
-    if not first:
-        return piece[0] >= 0xE0  # of three or four bytes: ideographs, symbols, emoji
-    return not (first.isalnum() or first == "_") or "\u3040" <= first <= "\u9fff" or first >= "\U00020000"
-
-
-def _with_special_pieces(proto: bytes) -> bytes:
-    """The model with every special symbol in it as a control symbol.
+def parsed(proto: bytes) -> Any:
+    """The protocol buffer of a SentencePiece model.
 
     Raises:
       ValueError: the bytes are not a whole model.
@@ -303,6 +278,35 @@ def _with_special_pieces(proto: bytes) -> bytes:
     # The settings stand behind the pieces: a file that was cut between two pieces lacks them.
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise ValueError("not a whole SentencePiece model")
+    return model
+
+
+def splits_lines(model: Any) -> bool:
+    """Whether a line feed is a token of a parsed model whatever stands around it, and nothing is normalised."""
+    spec = model.normalizer_spec
+    if spec.precompiled_charsmap or spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        return False
+    with_one = [(p.piece, p.type) for p in model.pieces if "\n" in p.piece]
+    return with_one == [("\n", model.SentencePiece.USER_DEFINED)]
+
+
+def _piece_bytes(model: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+    """What the token stands for; empty for one that is not text."""
+    piece = model.id_to_piece(token)
+    if model.is_byte(token):
+        return bytes([int(piece[1:-1], 16)])
+    if model.is_control(token) or model.is_unknown(token) or model.is_unused(token):
+        return b""
+    return piece.replace(_SPACE, " ").encode()
+
+
+def _with_special_pieces(proto: bytes) -> bytes:
+    """The model with every special symbol in it as a control symbol.
+
+    Raises:
+      ValueError: the bytes are not a whole model.
+    """
+    model = parsed(proto)
     known = {piece.piece: piece for piece in model.pieces}
     control = model.SentencePiece.CONTROL
     spec = model.trainer_spec

@@ -114,7 +114,7 @@ def restored(model: LanguageModel, params: PyTree, tokenizer: Tokenizer, source:
     """Returns at most `count` ids that an encoder-decoder writes for `source`, the likeliest one at each step."""
     decoder = np.full((1, count + 1), tokenizer.pad_id, np.int32)
     batch = {"encoder_tokens": jnp.asarray(source[None], jnp.int32), "decoder_tokens": jnp.asarray(decoder)}
-    allowed = {tokenizer.eos_id, *tokenizer.sentinel_ids.tolist()}
+    allowed = {tokenizer.eos_id, *tokenizer.sentinels}
     banned = [i for i in not_text(model, tokenizer) if i not in allowed]
     written = extend(model, params, batch, field="decoder_tokens", start=1, temperature=0, top_k=1, banned=banned)
     return until(written[0, 1:], tokenizer.eos_id)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lmjax.data import tokenizer as module
 from lmjax.data.tokenizer import NUM_SENTINELS, Tokenizer, TokenizerConfig, train_tokenizer
 from lmjax.errors import DataError, FlagError
+from tests.texts import sentencepiece_model
 
 SAMPLES = [
     "",
@@ -141,6 +142,27 @@ def test_a_loaded_model_gets_the_symbols_that_it_lacks_after_its_own(tmp_path):
     assert new == set(range(size, size + 103))
     assert tokenizer.vocab_size == size + 103
     assert tokenizer.mask_id not in tokenizer.encode("hello [MASK]"), "text spells a symbol of a loaded model"
+
+
+def test_equally_good_ways_to_cut_a_line_stay_so_wherever_the_line_stands(text):
+    """Sums of scores are exact, or rounding would cut the same run of spaces in another way in another line."""
+    tokenizer = train_tokenizer([inspect.getsource(textwrap)], TokenizerConfig(kind="unigram", vocab_size=600))
+    assert all(piece.score * 512 == int(piece.score * 512) for piece in module.parsed(tokenizer.proto).pieces)
+    lines = [f"{'x' * n}{' ' * m}y" for n in (0, 100, 1000) for m in range(40)]
+    alone = [tokenizer.encode(line) for line in lines]
+    together = tokenizer.encode("\n".join([text, *lines]))
+    ends = np.flatnonzero(np.array(together) == 107)[-len(lines) :]
+    assert [part.tolist()[1:] for part in np.split(together, ends)[1:]] == alone
+    spaces = [tokenizer.encode(f"{' ' * 35}y"), tokenizer.encode(f"{'x' * 1000}{' ' * 35}y")]
+    assert spaces[1][-len(spaces[0]) :] == spaces[0]
+
+
+def test_lines_are_encoded_apart_only_where_no_other_token_holds_a_line_feed(tmp_path):
+    path = tmp_path / "theirs.model"
+    symbols = {"user_defined_symbols": ["\n", "\n\n"], "normalization_rule_name": "identity", "add_dummy_prefix": False}
+    path.write_bytes(sentencepiece_model(model_type="bpe", vocab_size=400, remove_extra_whitespaces=False, **symbols))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    assert Tokenizer.load(str(path)).encode("a\n\nb\nc") == theirs.encode("a\n\nb\nc")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])

@@ -1,0 +1,235 @@
+"""Tokenizers of Hugging Face checkpoints, loaded as they are: the ids are those of transformers, and none is added.
+
+A folder holds `tokenizer.json`, or older files from which `tokenizer_files` builds one. Everything is data, parsed by
+the tokenizers library: no code of a checkpoint runs. Text that spells a special token is read as that token, as
+transformers reads it; a tokenizer that lmjax trained never does that.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from lmjax.data.special_tokens import parse_object, read_bounded, settings_of, special_names
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.tokenizer_files import MODEL_FILES, build
+from lmjax.data.vocabulary import ROLES, Vocabulary, write_whole
+from lmjax.errors import FlagError
+
+TOKENIZER, SPECIAL = "tokenizer.json", "special_tokens.json"
+# What is kept of a folder, byte for byte, beside the tokenizer.
+SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_SENTINEL = re.compile(r"<extra_id_(\d{1,6})>")
+
+
+class FastTokenizer(Vocabulary):
+    """The tokenizer of a `tokenizer.json`; `Vocabulary` says what its attributes are.
+
+    Picklable: it is rebuilt from `files` and `names`.
+
+    What a token stands for, by the kind of its tokenizer: a byte-level token, its bytes; a token with U+2581, its text
+    with spaces there; a byte piece, one byte. WordPiece keeps no white space, so its counts are an estimate: a token
+    that begins with a letter or a digit stands for its characters and for one space in front of them, any other (of
+    punctuation, an ideograph, or with "##" in front) for its characters alone.
+
+    Attributes:
+      files: name -> content; `tokenizer.json`, and those of `SIDE_FILES` that stood beside it.
+      names: `bos_token` and so on -> the token; `extra_special_tokens` -> a list of tokens; `tokenizer_class`.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], names: Mapping[str, Any]):
+        self.files, self.names = dict(files), dict(names)
+        content = json.loads(files[TOKENIZER])
+        self._fast = fast = tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
+        fast.no_padding()
+        fast.no_truncation()
+        vocab = fast.get_vocab(with_added_tokens=True)
+        named = {role: names[f"{role}_token"] for role in ROLES if names.get(f"{role}_token") in vocab}
+        extra = [token for token in names["extra_special_tokens"] if token in vocab]
+        # As in transformers, what is named as special is found in text too. None of these is new: no id is added.
+        fast.add_special_tokens(sorted({*named.values(), *extra}))
+        roles = {role: vocab[token] for role, token in named.items()}
+        added = {token["id"]: token["special"] for token in content.get("added_tokens") or ()}
+        special = {i for i, is_special in added.items() if is_special} | {vocab[token] for token in extra}
+        special |= set(roles.values())
+        numbers = {int(m[1]): i for token, i in vocab.items() if (m := _SENTINEL.fullmatch(token))}
+        sentinels = [numbers[n] for n in range(len(numbers)) if n in numbers]
+        special |= set(sentinels)
+        pieces = [b""] * (1 + max(vocab.values()))
+        stands_for = _meaning(content)
+        for token, i in vocab.items():
+            pieces[i] = token.encode() if i in added else stands_for(token)
+        special |= set(range(len(pieces))) - set(vocab.values())
+        prefix = content["model"].get("continuing_subword_prefix") or ""
+        continues = [i for token, i in vocab.items() if prefix and i not in special and token.startswith(prefix)]
+        super().__init__(pieces, special, roles, sentinels, continues)
+        digest = hashlib.blake2b(files[TOKENIZER], digest_size=16)
+        digest.update(json.dumps(self.names, sort_keys=True).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text; None if there is no such token."""
+        return self._fast.token_to_id(token)
+
+    def save_in(self, folder: pathlib.Path) -> None:
+        """Writes `tokenizer.json`, the files that stood beside it and `special_tokens.json` into `folder`."""
+        for name in (n for n in self.files if n != TOKENIZER):
+            write_whole(folder / name, self.files[name])
+        write_whole(folder / SPECIAL, json.dumps(self.names, indent=1).encode())
+        # Last: where it is, the others are.
+        write_whole(folder / TOKENIZER, self.files[TOKENIZER])
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """The token ids of each text; by as many threads as the library takes if `threads` is more than 1."""
+        if threads == 1:
+            return [self._fast.encode(text, add_special_tokens=False).ids for text in texts]
+        return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special symbols leave nothing, and the white space is what the pipeline makes it."""
+        return self._fast.decode([i for i in map(int, ids) if i not in self.special_ids], skip_special_tokens=False)
+
+    def __reduce__(self):
+        return FastTokenizer, (self.files, self.names)
+
+
+def load_tokenizer(path: str) -> Tokenizer | FastTokenizer:
+    """The tokenizer of a `.model`, of a `tokenizer.json`, or of a folder: a checkpoint's or a run's.
+
+    A `.model` gets the special symbols that it lacks after its own ids, for training from nothing. The tokenizer of a
+    checkpoint gets none, because its model has no rows for them.
+
+    Raises:
+      FlagError: a file is absent, damaged or of a kind that is not read.
+    """
+    place = pathlib.Path(path).expanduser()
+    if place.is_dir():
+        return _load_folder(place)
+    if place.suffix != ".json":
+        return Tokenizer.load(path)
+    return _load_json(place, beside=place.name == TOKENIZER)
+
+
+def _load_folder(folder: pathlib.Path) -> Tokenizer | FastTokenizer:
+    if (folder / TOKENIZER).exists():
+        return _load_json(folder / TOKENIZER, beside=True)
+    settings = settings_of(folder)
+    model = next((folder / name for name in MODEL_FILES if (folder / name).exists()), None)
+    if model and not settings:
+        return Tokenizer.load(str(model))
+    return _checked(folder, build(folder, model, settings), settings)
+
+
+def _load_json(path: pathlib.Path, *, beside: bool) -> FastTokenizer:
+    """The tokenizer of a `tokenizer.json`, with the files beside it or without."""
+    content = read_bounded(path)
+    saved = path.with_name(SPECIAL)
+    if beside and saved.exists():
+        # A workdir's: config.json is not a checkpoint's there.
+        names = _saved_names(saved)
+        return _checked(path, content, {}, names)
+    settings = settings_of(path.parent) if beside else {}
+    return _checked(path, content, settings)
+
+
+def _saved_names(path: pathlib.Path) -> dict[str, Any]:
+    names = parse_object(path, read_bounded(path))
+    extra = names.get("extra_special_tokens")
+    single = [v for k, v in names.items() if k != "extra_special_tokens"]
+    if not isinstance(extra, list) or not all(isinstance(text, str) for text in [*extra, *single]):
+        raise FlagError(f"tokenizer.path: {str(path)!r} names no special tokens; take the workdir's own again")
+    return names
+
+
+def _checked(
+    path: pathlib.Path, content: bytes, settings: Mapping[str, Any], names: Mapping[str, Any] | None = None
+) -> FastTokenizer:
+    """The tokenizer of the content of a `tokenizer.json`, after a process of its own has survived it.
+
+    Raises:
+      FlagError: it is not a whole tokenizer, or its ids are not what it says.
+    """
+    data = parse_object(path, content)
+    try:
+        subprocess.run([sys.executable, "-c", _TRIAL], input=content, check=True, capture_output=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        raise FlagError(
+            f"tokenizer.path: {str(path)!r} is not a tokenizer.json that the tokenizers library can read"
+            f"{f' ({said[-1][:200]})' if said else ''}; copy or save it again"
+        ) from error
+    pieces = data["model"]["vocab"]
+    vocab = dict(pieces) if isinstance(pieces, dict) else {piece: i for i, (piece, _) in enumerate(pieces)}
+    added = {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
+    vocab |= added
+    largest = max(vocab.values(), default=-1)
+    if not 0 <= largest < 2 * len(vocab) + _HOLES:
+        raise FlagError(
+            f"tokenizer.path: {str(path)!r} holds {len(vocab)} tokens and ids up to {largest}; save it again"
+        )
+    folder = path if path.is_dir() else path.parent
+    beside = [name for name in SIDE_FILES if (settings or names) and (folder / name).exists()]
+    kept = {name: read_bounded(folder / name) for name in beside}
+    tokenizer = FastTokenizer({TOKENIZER: content, **kept}, names or special_names(data, settings, vocab))
+    moved = next((token for token, i in added.items() if tokenizer.token_id(token) != i), None)
+    if moved is not None:
+        raise FlagError(
+            f"tokenizer.path: {str(path)!r} gives {moved!r} the id {added[moved]}, which is not the next free one; "
+            "save it again"
+        )
+    return tokenizer
+
+
+_HOLES = 1000
+_TRIAL = (
+    "import sys, tokenizers; t = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read().decode()); t.no_padding(); "
+    "t.no_truncation(); t.decode(t.encode('a b\\u00e9').ids); t.decode(list(t.get_vocab().values()))"
+)
+
+
+def _meaning(content: Mapping[str, Any]) -> Any:
+    """The function from a token that is not an added one to the bytes that it stands for."""
+    model = content["model"]
+    if '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
+        return _byte_level
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        return functools.partial(_word_piece, prefix=prefix)
+    return functools.partial(_spaced, byte_fallback=bool(model.get("byte_fallback")))
+
+
+def _byte_level(token: str) -> bytes:
+    byte_of = _alphabet()
+    return token.translate(byte_of).encode("latin-1") if byte_of.keys() >= set(map(ord, token)) else token.encode()
+
+
+@functools.cache
+def _alphabet() -> dict[int, int]:
+    """The byte that each character of a byte-level token stands for, as numbers (Radford et al. 2019, section 2.2).
+
+    A byte that is a visible character of Latin-1 stands for itself; the others are written from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {b: b for b in visible} | {0x100 + n: b for n, b in enumerate(hidden)}
+
+
+def _word_piece(token: str, prefix: str) -> bytes:
+    if token.startswith(prefix):
+        return token.removeprefix(prefix).encode()
+    ideograph = "\u3040" <= token[:1] <= "\u9fff" or token[:1] >= "\U00020000"
+    return (" " * (token[:1].isalnum() and not ideograph) + token).encode()
+
+
+def _spaced(token: str, byte_fallback: bool) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(token) if byte_fallback else None
+    return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()

@@ -1,0 +1,200 @@
+"""Which token of a checkpoint's tokenizer is which: what its files say, else what transformers takes for granted.
+
+Names are Hugging Face's. Every file is read as data, whole and of a bounded size, or refused by its name.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax.data.vocabulary import ROLES
+from lmjax.errors import FlagError
+
+_MAX_BYTES = 100_000_000  # the largest published ones have a third of it
+_END = "<|endoftext|>"
+
+
+def _named(**tokens: str) -> dict[str, str]:
+    return {f"{role}_token": token for role, token in tokens.items()}
+
+
+_BERT = _named(unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]", mask="[MASK]")
+_ROBERTA = _named(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
+_GPT2 = _named(bos=_END, eos=_END, unk=_END)
+_LLAMA = _named(unk="<unk>", bos="<s>", eos="</s>")
+_ALBERT = _named(bos="[CLS]", eos="[SEP]", unk="<unk>", sep="[SEP]", pad="<pad>", cls="[CLS]", mask="[MASK]")
+
+# The special tokens of a tokenizer class whose files name none; what their files do name counts before it.
+_CLASSES = {
+    "BertTokenizer": _BERT,
+    "DistilBertTokenizer": _BERT,
+    "ElectraTokenizer": _BERT,
+    "RobertaTokenizer": _ROBERTA,
+    "BartTokenizer": _ROBERTA,
+    "XLMRobertaTokenizer": _ROBERTA,
+    "CamembertTokenizer": _ROBERTA,
+    "MBartTokenizer": _ROBERTA,
+    "DebertaV2Tokenizer": _BERT | _named(bos="[CLS]", eos="[SEP]"),
+    "AlbertTokenizer": _ALBERT,
+    "GPT2Tokenizer": _GPT2,
+    "GPTNeoXTokenizer": _GPT2 | _named(pad="<|padding|>"),
+    "Qwen2Tokenizer": _named(unk=_END, eos=_END, pad=_END),
+    "LlamaTokenizer": _LLAMA,
+    "GemmaTokenizer": _named(unk="<unk>", bos="<bos>", eos="<eos>", pad="<pad>", mask="<mask>"),
+    "T5Tokenizer": _named(eos="</s>", unk="<unk>", pad="<pad>"),
+    "PegasusTokenizer": _named(pad="<pad>", eos="</s>", unk="<unk>", mask="<mask_2>"),
+}
+
+# The class of a model whose tokenizer_config.json names none.
+CLASS_OF_MODEL = {
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "bart": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+    "mbart": "MBartTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+    "albert": "AlbertTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "opt": "GPT2Tokenizer",
+    "phi": "GPT2Tokenizer",
+    "gpt_neox": "GPTNeoXTokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "llama": "LlamaTokenizer",
+    "gemma": "GemmaTokenizer",
+    "gemma2": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "t5": "T5Tokenizer",
+    "mt5": "T5Tokenizer",
+    "pegasus": "PegasusTokenizer",
+}
+
+# What the tokens of a tokenizer.json that stands alone are usually called.
+_USUAL = {
+    "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "unk": ("[UNK]", "<unk>"),
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", _END),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", _END),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
+}
+
+
+_TYPES = {
+    "tokenizer_class": (str,),
+    "added_tokens_decoder": (dict,),
+    "additional_special_tokens": (list, dict),
+    "extra_special_tokens": (list, dict),
+    "extra_ids": (int,),
+    "do_lower_case": (bool,),
+    "strip_accents": (bool,),
+    "tokenize_chinese_chars": (bool,),
+    "keep_accents": (bool,),
+    "add_prefix_space": (bool,),
+    "legacy": (bool,),
+}
+
+
+def read_bounded(path: pathlib.Path) -> bytes:
+    """The content of a file of a size that a tokenizer may have."""
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise FlagError(
+                f"tokenizer.path: {str(path)!r} has {size:,} bytes, and no tokenizer has more than {_MAX_BYTES:,}; "
+                "name the tokenizer's own file"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise FlagError(
+            f"tokenizer.path: cannot read {str(path)!r} ({error.strerror}); name a .model, a tokenizer.json or a "
+            "folder with one of them"
+        ) from error
+
+
+def parse_object(path: pathlib.Path, content: bytes) -> dict[str, Any]:
+    """The JSON object that is the content of a file."""
+    try:
+        found = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise FlagError(
+            f"tokenizer.path: {str(path)!r} ({len(content)} bytes) is not whole JSON ({error}); copy it again"
+        ) from error
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise FlagError(f"tokenizer.path: {str(path)!r} holds a {kind} and no JSON object; copy it again")
+    return found
+
+
+def settings_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint says of its tokenizer, as one `tokenizer_config.json`; empty in a folder that is none.
+
+    `special_tokens_map.json` counts only beside an old `tokenizer_config.json`, without `added_tokens_decoder`, as in
+    transformers. A begin-of-text token that has no name is the one with which config.json lets the decoder begin.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        path = folder / name
+        return parse_object(path, read_bounded(path)) if path.exists() else {}
+
+    model, settings, named = (read(n) for n in ("config.json", "tokenizer_config.json", "special_tokens_map.json"))
+    if "model_type" not in model and not settings and not named:
+        return {}
+    if "added_tokens_decoder" not in settings:
+        settings |= named
+        settings["added_tokens_decoder"] = {i: token for token, i in read("added_tokens.json").items()}
+    for field, kinds in _TYPES.items():
+        if settings.get(field) is not None and not isinstance(settings[field], kinds):
+            raise FlagError(
+                f"tokenizer.path: {field} is {str(settings[field])[:80]!r} in the tokenizer_config.json of "
+                f"{str(folder)!r}; it must be {' or '.join(k.__name__ for k in kinds)}"
+            )
+    of_model = model.get("tokenizer_class") or CLASS_OF_MODEL.get(str(model.get("model_type")), "")
+    kind = str(settings.get("tokenizer_class") or of_model).removesuffix("Fast")
+    start = model.get("decoder_start_token_id", model.get("bos_token_id"))
+    given = {**_CLASSES.get(kind, {}), **settings}
+    return {**given, "tokenizer_class": kind, "start_id": start, "folder": str(folder)}
+
+
+def content_of(settings: Mapping[str, Any], field: str, token: Any) -> str | None:
+    """The text of a token, which is given as a string or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise FlagError(
+            f"tokenizer.path: {field} is {token!r} in the tokenizer_config.json or special_tokens_map.json of "
+            f"{settings.get('folder')!r}; it must be a token's text"
+        )
+    return text
+
+
+def special_names(content: Mapping[str, Any], settings: Mapping[str, Any], vocab: Mapping[str, int]) -> dict[str, Any]:
+    """The names of the special tokens that a tokenizer has: those that the checkpoint gives, else the usual ones.
+
+    Args:
+      content: of `tokenizer.json`.
+      settings: of `settings_of`; empty for a `tokenizer.json` alone.
+      vocab: token -> id.
+    """
+    model = content["model"]
+    names = {f: content_of(settings, f, settings[f]) for f in (f"{role}_token" for role in ROLES) if f in settings}
+    if not settings:
+        for role, usual in _USUAL.items():
+            names[f"{role}_token"] = next((token for token in usual if token in vocab), None)
+    unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
+    names["unk_token"] = names.get("unk_token") or unknown
+    start = settings.get("start_id")
+    if names.get("bos_token") is None and isinstance(start, int):
+        names["bos_token"] = next((token for token, i in vocab.items() if i == start), None)
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = extra.values() if isinstance(extra, dict) else extra
+    extra = [content_of(settings, "extra_special_tokens", token) for token in extra]
+    return {
+        **{field: name for field, name in names.items() if name in vocab},
+        "extra_special_tokens": [token for token in extra if token in vocab],
+        "tokenizer_class": settings.get("tokenizer_class", ""),
+    }
