@@ -121,6 +121,7 @@ class ModelConfig(Schema):
         description="pre: x + f(norm(x)); post: norm(x + f(x)), as BERT; sandwich: x + norm(f(norm(x))), as Gemma 2;"
         " output: x + norm(f(x)), as OLMo 2. All but post and none end a stack with a norm.",
     )
+    first_norm: bool = Field(True, description="Off: the first attention reads what embed_norm gave, as ModernBERT.")
     norm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance before the square root.")
     norm_scale: bool = Field(True, description="Normalisations have a learned scale.")
     norm_offset: bool = Field(False, description="The learned scale is 1 + w and w starts at 0, as Gemma.")
@@ -144,6 +145,7 @@ class ModelConfig(Schema):
     cross_positions: Literal["none", "rope", "relative", "alibi"] = Field(
         "none", description="In cross-attention, between the positions of the two sides."
     )
+    sinusoidal_halves: bool = Field(False, description="Sines before all cosines, as Marian; off: in turn.")
     position_offset: int = Field(0, ge=0, description="Unused rows that start a learned table: 2 in RoBERTa and BART.")
     rope: RopeConfig = Field(RopeConfig(), description="Rotary positions.")
     relative: RelativeConfig = Field(RelativeConfig(), description="Relative positions.")
@@ -181,12 +183,19 @@ class ModelConfig(Schema):
     embed_scale: bool = Field(
         False, description="Multiply token embeddings by the root of their width, as Vaswani et al. do."
     )
+    num_labels: int = Field(2, gt=0, description="Classes of a classifier or a tagger.")
     tie_embeddings: bool = Field(True, description="The token table is also the output projection.")
     logit_scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
     output_bias: bool = Field(False, description="A bias for every token's logit.")
     mlm_transform: bool = Field(
         False, description="Dense, activation and norm between an encoder and its masked-LM logits, as in BERT."
     )
+    classifier_layer: Literal["tanh", "relu", "gelu", "transform"] = Field(
+        "tanh",
+        description="An encoder's classifier is Dense, this, Dense: relu in DistilBERT, gelu in ELECTRA; transform: the"
+        " masked LM's activation and norm, and in taggers and spans too, as ModernBERT (arXiv:2412.13663).",
+    )
+    classifier_pooling: Literal["first", "mean"] = Field("first", description="Of an encoder's row: [CLS], or a mean.")
     generator_size: float = Field(
         0.25, gt=0, le=1, description="Width of ELECTRA's generator over the model's; read with replaced tokens."
     )

@@ -52,7 +52,7 @@ class InputEmbedding(nn.Module):
             rows = config.max_length + config.position_offset
             x += Embed(config, rows, "positions", name="positions")(positions + config.position_offset)
         elif kind == "sinusoidal":
-            x += sinusoidal(positions, config.table_dim).astype(x.dtype)
+            x += sinusoidal(positions, config.table_dim, config.sinusoidal_halves).astype(x.dtype)
         if config.num_types:
             types = batch.get("type_ids", jnp.zeros_like(tokens))
             x += Embed(config, config.num_types, "types", name="types")(types)

@@ -40,8 +40,9 @@ def forward_flops(
         total += 2 * config.embed_dim * (config.embed_dim + 2) * rows
     if "replaced_token" in model.heads:
         total += 2 * config.embed_dim * (config.embed_dim + 1) * rows * length
+    if "generator" in model.heads:
         total += forward_flops(LanguageModel(config.generator(), ("masked_lm",)), batch, predictions)
-    return total
+    return total + rows * _labels(model, length)
 
 
 def train_flops(
@@ -73,6 +74,18 @@ def _cross(config: ModelConfig, queries: int, keys: int) -> int:
     asking, asked = 2 * config.num_heads * config.width_of_head, 2 * config.kv_heads * config.width_of_head
     products = 2 * config.num_heads * config.width_of_head * queries * keys
     return 2 * (config.embed_dim * (asking * queries + asked * keys) + products)
+
+
+def _labels(model: LanguageModel, length: int) -> int:
+    """Returns the FLOPs of the pooler, the classifier, the tagger and the span for one row."""
+    config, heads = model.config, model.heads
+    decoder, layer = config.architecture == "decoder", config.classifier_layer == "transform"
+    width = config.embed_dim
+    total = width if "pooler" in heads else 0
+    total += config.num_labels + (0 if decoder else width) if "classifier" in heads else 0
+    for name, classes in (("tagger", config.num_labels), ("span", 2)):
+        total += length * (classes + (width if layer else 0)) if name in heads else 0
+    return 2 * width * total
 
 
 def _vocabulary(config: ModelConfig) -> int:

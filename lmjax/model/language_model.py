@@ -8,22 +8,23 @@ import jax.numpy as jnp
 
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.families import FAMILIES, Batch, InputEmbedding
-from lmjax.model.heads import MaskedLMTransform, NextSentenceHead, ReplacedTokenHead
+from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.parallel import axes
 
-HEADS = ("masked_lm", "next_sentence", "replaced_token")
+HEADS = ("masked_lm", "next_sentence", "replaced_token", "generator", "pooler", "classifier", "tagger", "span")
 
 
 class LanguageModel(nn.Module):
     """A language model of any family.
 
-    Decoders and encoder-decoders always have vocabulary logits; an encoder has the outputs that `heads` lists.
+    Encoder-decoders always have vocabulary logits, and decoders do unless they have a classifier in their place; an
+    encoder has the outputs that `heads` lists.
 
     Attributes:
         config: the architecture.
-        heads: any of "masked_lm", "next_sentence", "replaced_token"; encoders only. The last brings a generator
-            along, a smaller masked language model that shares the embeddings of the inputs.
+        heads: of an encoder, any of HEADS; of a decoder, none or "classifier". "generator" is ELECTRA's, a smaller
+            masked language model that shares the embeddings of the inputs; "span" gives an answer's start and end.
         shared: the token table and the embeddings of the inputs of another model, to be used here too; None: its own.
     """
 
@@ -36,8 +37,12 @@ class LanguageModel(nn.Module):
         config = self.config
         if unknown := set(self.heads) - set(HEADS):
             raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join(HEADS)}")
-        if self.heads and config.architecture != "encoder":
-            raise ValueError(f"heads={self.heads} stand on an encoder, and architecture={config.architecture}")
+        allowed = {"encoder": HEADS, "decoder": ("classifier",)}.get(config.architecture, ())
+        if not set(self.heads) <= set(allowed):
+            raise ValueError(
+                f"heads={self.heads} stand on an encoder, a classifier alone on a decoder too; and"
+                f" architecture={config.architecture}"
+            )
         if self.shared is None:
             self.embedding = Embed(config, config.vocab_size, "vocab")
             self.backbone = FAMILIES[config.architecture](config, self.embedding)
@@ -48,12 +53,25 @@ class LanguageModel(nn.Module):
             self.next_sentence_head = NextSentenceHead(config)
         if "replaced_token" in self.heads:
             self.replaced_token_head = ReplacedTokenHead(config)
+        if "generator" in self.heads:
             shared = self.embedding, self.backbone.inputs
             self.generator = LanguageModel(config.generator(), ("masked_lm",), shared)
-        if not self.has_vocabulary:
-            return
+        if "pooler" in self.heads:
+            self.pooler_head = PoolerHead(config)
+        if "classifier" in self.heads:
+            self.classifier_head = ClassifierHead(config)
+        if "tagger" in self.heads:
+            self.tagger_head = TokenHead(config, config.num_labels)
+        if "span" in self.heads:
+            self.span_head = TokenHead(config, 2)
+        if self.has_vocabulary:
+            self._make_vocabulary()
+
+    def _make_vocabulary(self) -> None:
+        """Makes what stands between hidden states and vocabulary logits."""
+        config = self.config
         if config.mlm_transform:
-            self.transform = MaskedLMTransform(config)
+            self.transform = Transform(config, config.table_dim if config.tie_embeddings else config.embed_dim)
         elif config.tie_embeddings and config.factorised:
             self.project_out = Dense(config, (config.table_dim,), ("embed", "embedding"))
         if not config.tie_embeddings:
@@ -65,7 +83,7 @@ class LanguageModel(nn.Module):
     @property
     def has_vocabulary(self) -> bool:
         """Whether this model has vocabulary logits."""
-        return self.config.architecture != "encoder" or "masked_lm" in self.heads
+        return "masked_lm" in self.heads if self.config.architecture == "encoder" else "classifier" not in self.heads
 
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
@@ -87,7 +105,9 @@ class LanguageModel(nn.Module):
         """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
         config = self.config
         if not self.has_vocabulary:
-            raise ValueError(f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',)")
+            raise ValueError(
+                f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',), a decoder with none"
+            )
         x = hidden
         if config.mlm_transform:
             x = self.transform(x)
@@ -110,6 +130,28 @@ class LanguageModel(nn.Module):
         """Returns float32 logits `[batch, length]` of having been replaced, for `[batch, length, embed]`."""
         return self.replaced_token_head(hidden)
 
+    def pooler(self, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, embed]`, BERT's vector of a row, from the first position of `[batch, length, embed]`."""
+        return self.pooler_head(hidden)
+
+    def classifier(self, hidden: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+        """Returns float32 logits `[batch, num_labels]` of the rows of `[batch, length, embed]`.
+
+        Args:
+            hidden: of an encoder, whose first position or mean is read, or a decoder, whose last token is.
+            segment_ids: `[batch, length]`, 0 for padding; None: there is none.
+        """
+        return self.classifier_head(hidden, segment_ids)
+
+    def tagger(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[batch, length, num_labels]` for `[batch, length, embed]`."""
+        return self.tagger_head(hidden)
+
+    def span(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns float32 logits `[batch, length]` of an answer's first token, and of its last."""
+        start, end = jnp.moveaxis(self.span_head(hidden), -1, 0)
+        return start, end
+
     def generator_states(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
     ) -> jax.Array:
@@ -122,14 +164,19 @@ class LanguageModel(nn.Module):
 
     def outputs(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns every output of this model by name, without dropout: what initialisation calls."""
-        result = {"hidden": self(batch)}
+        hidden = self(batch)
+        result = {"hidden": hidden}
         if self.has_vocabulary:
-            result["logits"] = self.logits(result["hidden"])
-        if "next_sentence" in self.heads:
-            result["next_sentence"] = self.next_sentence(result["hidden"])
-        if "replaced_token" in self.heads:
-            result["replaced_token"] = self.replaced_token(result["hidden"])
+            result["logits"] = self.logits(hidden)
+        for name in ("next_sentence", "replaced_token", "pooler", "tagger"):
+            if name in self.heads:
+                result[name] = getattr(self, name)(hidden)
+        if "generator" in self.heads:
             result["generator_logits"] = self.generator_logits(self.generator_states(batch))
+        if "classifier" in self.heads:
+            result["classifier"] = self.classifier(hidden, batch.get("segment_ids"))
+        if "span" in self.heads:
+            result["start"], result["end"] = self.span(hidden)
         return result
 
 

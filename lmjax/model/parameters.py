@@ -7,21 +7,27 @@ import flax.linen as nn
 import jax
 
 
+def is_box(x: Any) -> bool:
+    """Returns whether `x` is an array, or a shape, with axis names around it."""
+    return isinstance(x, nn.Partitioned)
+
+
+def unboxed(tree: Any) -> Any:
+    """Returns the tree without boxes; `nn.unbox` would also constrain each array, which shapes cannot be."""
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
+
+
 def count_parameters(params: Any) -> int:
     """Returns the number of scalars in `params`: arrays or shapes, boxed or plain."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(params)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(unboxed(params)))
 
 
 def parameter_table(params: Any) -> str:
     """Returns a text table with a row for every parameter (path, shape, axis names, count) and the total."""
-
-    def is_box(leaf: Any) -> bool:
-        return isinstance(leaf, nn.Partitioned)
-
     rows = [("parameter", "shape", "axes", "count")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box):
         names = leaf.names if is_box(leaf) else ()
-        shape = nn.unbox(leaf).shape
+        shape = unboxed(leaf).shape
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         rows.append((name, " x ".join(map(str, shape)), " ".join(map(str, names)), f"{math.prod(shape):,}"))
     rows.append(("total", "", "", f"{count_parameters(params):,}"))

@@ -13,12 +13,20 @@ from lmjax.model.layers import kernel_init
 from lmjax.parallel import axes
 
 
-def sinusoidal(positions: jax.Array, dim: int) -> jax.Array:
+def sinusoidal(positions: jax.Array, dim: int, halves: bool = False) -> jax.Array:
     """Returns float32 `[..., dim]`: sines in even columns and cosines in odd ones, for positions `[...]`.
 
     Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+
+    Args:
+        positions: where the tokens stand.
+        dim: width.
+        halves: the sines are the first half of the columns and the cosines the second, as in Marian
+            (Junczys-Dowmunt et al. 2018, arXiv:1804.00344) and Pegasus.
     """
     angles = _angles(positions, 10_000.0 ** -(np.arange(0, dim, 2) / dim))
+    if halves:
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, dim)
 
 

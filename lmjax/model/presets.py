@@ -56,7 +56,7 @@ _ENCODERS = {
         albert_base=_size(768, 12, 12, 3072, dropout_rate=0.0, attention_dropout_rate=0.0),
     ),
     # Clark et al. 2020, arXiv:2003.10555, table 6.
-    **_family(_BERT, electra_small=_size(256, 12, 4, 1024, embedding_dim=128)),
+    **_family(_BERT, electra_small=_size(256, 12, 4, 1024, embedding_dim=128, classifier_layer="gelu")),
     **_family(  # Warner et al. 2024, arXiv:2412.13663, section 2.1 and table 4: 64 tokens to each side
         {
             "architecture": "encoder",
@@ -69,9 +69,13 @@ _ENCODERS = {
             "attention_window": 65,
             "global_every": 3,
             "embed_norm": True,
+            "first_norm": False,
             "output_bias": True,
             "mlm_transform": True,
+            "classifier_layer": "transform",
+            "classifier_pooling": "mean",
             "initializer": "truncated_normal",
+            "scan_layers": False,
         },
         modernbert_base=_size(768, 22, 12, 1152),
     ),

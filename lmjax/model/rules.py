@@ -72,6 +72,10 @@ def _positions(config: ModelConfig) -> Rules:
             f" architecture=encoder_decoder; with architecture={config.architecture} set positions",
         ),
         (
+            config.sinusoidal_halves and "sinusoidal" not in kinds,
+            f"sinusoidal_halves=True is for sinusoidal positions; with positions={config.positions} set it to False",
+        ),
+        (
             config.position_offset > 0 and "learned" not in kinds,
             f"position_offset={config.position_offset} is for learned tables; with positions={config.positions} set 0",
         ),
@@ -90,6 +94,14 @@ def _layers(config: ModelConfig) -> Rules:
             config.block == "parallel_shared" and not config.pre_norm,
             f"block=parallel_shared shares the norm before its branches, and norm_position={config.norm_position} has"
             " none; use pre or sandwich",
+        ),
+        (
+            not config.first_norm
+            and (not config.pre_norm or config.block != "sequential" or config.scan_layers or config.share_layers),
+            f"first_norm=False leaves out the norm before the first layer's attention, which block={config.block} with"
+            f" norm_position={config.norm_position}, scan_layers={config.scan_layers} and"
+            f" share_layers={config.share_layers} lacks or shares; set block=sequential, norm_position=pre,"
+            " scan_layers=False and share_layers=False",
         ),
         (
             config.norm_offset and not config.norm_scale,
@@ -149,5 +161,11 @@ def _ends(config: ModelConfig) -> Rules:
         (
             config.mlm_transform and config.architecture != "encoder",
             f"mlm_transform=True is for architecture=encoder, not {config.architecture}; set mlm_transform=False",
+        ),
+        (
+            config.architecture != "encoder"
+            and (config.classifier_layer, config.classifier_pooling) != ("tanh", "first"),
+            f"classifier_layer={config.classifier_layer} and classifier_pooling={config.classifier_pooling} are for"
+            f" architecture=encoder, not {config.architecture}; set tanh and first",
         ),
     )

@@ -125,7 +125,7 @@ class Block(nn.Module):
         total = x
         for name, branch in branches.items():
             read = x
-            if config.pre_norm:
+            if config.pre_norm and (config.first_norm or name != "attention" or layer > 0):
                 read = Norm(config, name=f"{name}_norm")(x) if shared is None else shared
             y = branch(read)
             if config.norm_position in ("sandwich", "output"):
@@ -249,6 +249,19 @@ class Stack(nn.Module):
             metadata_params=_LAYERS,
         )
         return scan(make(_SHARED if config.share_layers else _SCANNED), x, jnp.arange(self.num_layers))[0]
+
+
+def layer_paths(path: str) -> Callable[[int], str] | None:
+    """Returns the path in an unrolled model, by layer, of a parameter that a scanned one stacks; None if it does not.
+
+    Args:
+        path: names joined by slashes.
+    """
+    names = path.split("/")
+    if _SCANNED not in names:
+        return None
+    place = names.index(_SCANNED)
+    return lambda layer: "/".join([*names[:place], f"{_UNROLLED}{layer}", *names[place + 1 :]])
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

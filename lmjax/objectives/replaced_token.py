@@ -35,7 +35,7 @@ class ReplacedToken(MaskedLM):
 
     config: ReplacedTokenConfig
     name: ClassVar[str] = "rtd"
-    heads: ClassVar[tuple[str, ...]] = ("replaced_token",)
+    heads: ClassVar[tuple[str, ...]] = ("replaced_token", "generator")
     shares_logits: ClassVar[bool] = False
 
     @property

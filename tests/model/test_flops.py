@@ -23,6 +23,7 @@ SIZES = {
     ("architecture", "fields", "shapes"),
     [
         ("encoder", {"mlm_transform": True}, {"tokens": (4, 64)}),
+        ("encoder", {"classifier_layer": "transform", "num_labels": 64}, {"tokens": (4, 64)}),
         ("encoder", {"embedding_dim": 64, "moe": MoEConfig(num_experts=2, dispatch="dense")}, {"tokens": (4, 64)}),
         ("decoder", {"num_kv_heads": 2, "mlp": "swiglu", "head_dim": 48, "positions": "rope"}, {"tokens": (4, 64)}),
         ("encoder_decoder", {"num_decoder_layers": 1}, {"encoder_tokens": (4, 64), "decoder_tokens": (4, 24)}),

@@ -1,11 +1,12 @@
-"""Heads compute what BERT's appendix says, from the right position."""
+"""Heads compute what their papers say, from the right position, whatever padding a row has."""
 
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from lmjax.model.config import ModelConfig
-from lmjax.model.heads import MaskedLMTransform, NextSentenceHead, ReplacedTokenHead
+from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 
 CONFIG = ModelConfig(
     architecture="encoder",
@@ -30,9 +31,10 @@ def test_next_sentence_reads_the_first_position_alone():
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
-def test_next_sentence_logits_are_float32_under_bfloat16():
+@pytest.mark.parametrize("head", [NextSentenceHead, lambda config: TokenHead(config, 4), ClassifierHead])
+def test_logits_are_float32_under_bfloat16(head):
     hidden = jax.random.normal(jax.random.key(0), (3, 5, 16), "bfloat16")
-    logits, _ = NextSentenceHead(CONFIG).init_with_output(jax.random.key(1), hidden)
+    logits, _ = head(CONFIG).init_with_output(jax.random.key(1), hidden)
     assert logits.dtype == np.float32
     assert (logits != logits.astype("bfloat16").astype("float32")).any(), "not rounded on the way"
 
@@ -50,16 +52,93 @@ def test_a_replaced_token_is_told_from_its_own_place():
 def test_the_heads_have_biases_where_the_model_has_any():
     for biases in ((), ("query",)):
         config = CONFIG.model_copy(update={"biases": biases})
-        for head in (MaskedLMTransform, NextSentenceHead, ReplacedTokenHead):
-            shapes = nn.unbox(head(config).init(jax.random.key(0), np.zeros((1, 2, 16))))["params"]
+        for head in (Transform(config, 16), NextSentenceHead(config), ReplacedTokenHead(config), PoolerHead(config)):
+            shapes = nn.unbox(head.init(jax.random.key(0), np.zeros((1, 2, 16))))["params"]
             layers = [leaf for name, leaf in shapes.items() if name != "norm"]
             assert all(("bias" in layer) == bool(biases) for layer in layers), head
 
 
-def test_masked_lm_transform_is_dense_activation_norm():
-    transform = MaskedLMTransform(CONFIG.model_copy(update={"dtype": "float32"}))
+def test_a_transform_is_dense_activation_norm():
+    transform = Transform(CONFIG.model_copy(update={"dtype": "float32"}), 16)
     hidden = jax.random.normal(jax.random.key(0), (7, 16))
     y, variables = transform.init_with_output(jax.random.key(1), hidden)
     x = np.maximum(np.asarray(hidden @ nn.unbox(variables)["params"]["dense"]["kernel"], np.float64), 0)
     x -= x.mean(-1, keepdims=True)
     np.testing.assert_allclose(y, x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5), atol=1e-4)
+
+
+HIDDEN = np.asarray(jax.random.normal(jax.random.key(0), (3, 5, 16)))
+# A whole row of two packed texts, one padded on the right, one padded on the left.
+SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
+
+
+def _head(head, *args, **fields):
+    """Returns what a float32 head gives, and its parameters, none of which is zero."""
+    module = head(CONFIG.model_copy(update={"dtype": "float32", "num_labels": 3} | fields))
+    shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(1), *args)))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
+    return module.apply({"params": params}, *args), params
+
+
+def _layer(x, params):
+    return x @ params["kernel"] + params["bias"]
+
+
+def test_the_pooler_is_a_tanh_layer_over_the_first_position():
+    pooled, p = _head(PoolerHead, HIDDEN)
+    np.testing.assert_allclose(pooled, np.tanh(_layer(HIDDEN[:, 0], p["pooler"])), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["tanh", "relu", "gelu"])
+def test_an_encoders_classifier_is_a_layer_and_labels_over_the_first_position(layer):
+    activation = {"tanh": np.tanh, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}[layer]
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_layer=layer)
+    expected = _layer(np.asarray(activation(_layer(HIDDEN[:, 0], p["dense"]))), p["classifier"])
+    assert (logits.shape, logits.dtype) == ((3, 3), np.float32)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_mean_is_over_the_tokens_and_not_over_the_padding():
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_pooling="mean")
+    means = np.stack([HIDDEN[0].mean(0), HIDDEN[1, :2].mean(0), HIDDEN[2, 2:].mean(0)])
+    np.testing.assert_allclose(logits, _layer(np.tanh(_layer(means, p["dense"])), p["classifier"]), atol=1e-5)
+    whole, _ = _head(ClassifierHead, HIDDEN, None, classifier_pooling="mean")
+    np.testing.assert_allclose(whole[0], logits[0], atol=1e-5, err_msg="without segment_ids there is no padding")
+
+
+def test_a_decoders_classifier_reads_the_last_token_through_one_matrix():
+    """It alone has seen the whole row; the tokens before it, and padding after it, have not."""
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, architecture="decoder")
+    assert list(p) == ["classifier"]
+    assert list(p["classifier"]) == ["kernel"]
+    last = np.stack([HIDDEN[0, 4], HIDDEN[1, 1], HIDDEN[2, 4]])
+    np.testing.assert_allclose(logits, last @ p["classifier"]["kernel"], atol=1e-5)
+    whole, _ = _head(ClassifierHead, HIDDEN, None, architecture="decoder")
+    np.testing.assert_allclose(whole, HIDDEN[:, 4] @ p["classifier"]["kernel"], atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["tanh", "transform"])
+def test_a_token_head_reads_every_token_alone(layer):
+    logits, p = _head(lambda config: TokenHead(config, 4), HIDDEN, classifier_layer=layer)
+    x = HIDDEN
+    if layer == "transform":
+        x = np.maximum(_layer(HIDDEN, p["transform"]["dense"]), 0)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        x = x * p["transform"]["norm"]["scale"] + p["transform"]["norm"]["bias"]
+    assert (logits.shape, logits.dtype) == ((3, 5, 4), np.float32)
+    np.testing.assert_allclose(logits, _layer(x, p["classifier"]), atol=1e-4)
+
+
+def test_a_classifier_through_the_transform_has_what_a_tagger_has():
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_layer="transform")
+    tags, same = _head(lambda config: TokenHead(config, 3), HIDDEN, classifier_layer="transform")
+    assert jax.tree.map(np.shape, p) == jax.tree.map(np.shape, same)
+    np.testing.assert_allclose(logits, tags[:, 0], atol=1e-5)
+
+
+def test_labels_have_a_bias_on_an_encoder_without_any():
+    """As ModernBERT, whose layers have none."""
+    _, p = _head(ClassifierHead, HIDDEN, SEGMENTS, biases=())
+    assert list(p["dense"]) == ["kernel"]
+    assert sorted(p["classifier"]) == ["bias", "kernel"]

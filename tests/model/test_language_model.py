@@ -24,10 +24,16 @@ def test_heads_that_were_not_asked_for_do_not_exist(build):
     assert set(build("encoder", (), **fields)[1]) == bare
     assert set(build("encoder", ("masked_lm",), **fields)[1]) == bare | vocabulary
     assert set(build("encoder", ("next_sentence",), **fields)[1]) == bare | {"next_sentence_head"}
-    assert set(build("encoder", ("replaced_token",), **fields)[1]) == bare | {"replaced_token_head", "generator"}
-    heads = {"next_sentence_head", "replaced_token_head", "generator"}
+    for name in ("replaced_token", "pooler", "classifier", "tagger", "span"):
+        assert set(build("encoder", (name,), **fields)[1]) == bare | {f"{name}_head"}
+    assert set(build("encoder", ("generator",), **fields)[1]) == bare | {"generator"}
+    others = ("next_sentence", "replaced_token", "pooler", "classifier", "tagger", "span")
+    heads = {f"{name}_head" for name in others} | {"generator"}
     assert set(build("encoder", HEADS, **fields)[1]) == bare | vocabulary | heads
     assert set(build("decoder")[1]) == bare
+    decoder = {"tie_embeddings": False}
+    assert set(build("decoder", **decoder)[1]) == bare | {"output"}
+    assert set(build("decoder", ("classifier",), **decoder)[1]) == bare | {"classifier_head"}, "no vocabulary beside it"
 
 
 def test_outputs_that_a_model_lacks_are_refused(build):
@@ -38,6 +44,38 @@ def test_outputs_that_a_model_lacks_are_refused(build):
         init_params(LanguageModel(model.config, ("nsp",)), jax.random.key(0))
     with pytest.raises(ValueError, match="stand on an encoder"):
         init_params(LanguageModel(build("decoder")[0].config, HEADS), jax.random.key(0))
+    model, params = build("decoder", ("classifier",))
+    with pytest.raises(ValueError, match="a decoder with none"):
+        model.apply({"params": params}, jnp.ones((1, 16)), method="logits")
+    with pytest.raises(ValueError, match="encoder_decoder"):
+        init_params(LanguageModel(build("encoder_decoder")[0].config, ("classifier",)), jax.random.key(0))
+
+
+def test_outputs_are_what_the_methods_give(build, forward):
+    model, params = build("encoder", HEADS, num_labels=3)
+    batch = {"tokens": TOKENS, "segment_ids": np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]])}
+    outputs = forward(model, params, batch, method="outputs")
+    run = functools.partial(model.apply, {"params": params}, outputs["hidden"])
+    for name in ("pooler", "tagger"):
+        np.testing.assert_allclose(outputs[name], run(method=name), atol=1e-5)
+    np.testing.assert_allclose(outputs["classifier"], run(batch["segment_ids"], method="classifier"), atol=1e-5)
+    start, end = run(method="span")
+    np.testing.assert_allclose((outputs["start"], outputs["end"]), (start, end), atol=1e-5)
+    assert outputs["start"].shape == TOKENS.shape
+    assert np.abs(start - end).max() > 0.01
+
+
+def test_padding_changes_no_label(build, forward):
+    """On the right of an encoder's row; on either side of a decoder's, whose last token is read."""
+    for architecture, sides in (("encoder", (0,)), ("decoder", (0, 2))):
+        model, params = build(architecture, ("classifier",), num_layers=1)
+        alone = forward(model, params, {"tokens": TOKENS}, method="outputs")["classifier"]
+        for before in sides:
+            around = ((0, 0), (before, 2))
+            batch = {"tokens": np.pad(TOKENS, around), "segment_ids": np.pad(np.ones_like(TOKENS), around)}
+            batch["positions"] = np.pad(np.tile(np.arange(6), (2, 1)), around)
+            padded = forward(model, params, batch, method="outputs")["classifier"]
+            np.testing.assert_allclose(padded, alone, atol=1e-5, err_msg=f"{architecture}, {before} before")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -93,7 +131,7 @@ def _entering(model, batch):
 
 def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
     fields = {"mlm_transform": True, "output_bias": True, "embed_norm": True, "num_types": 2}
-    model, params = build("encoder", ("replaced_token",), **fields)
+    model, params = build("encoder", ("generator",), **fields)
     assert set(params["generator"]) == {"backbone", "transform", "output_bias"}
     assert set(params["generator"]["backbone"]) == {"project_in", "stack"}, "tables and their norm are shared"
     small = LanguageModel(model.config.generator(), ("masked_lm",))
@@ -110,7 +148,7 @@ def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
 
 
 def test_the_generator_drops_out_too(build):
-    model, params = build("encoder", ("replaced_token",), **RATES)
+    model, params = build("encoder", ("generator",), **RATES)
     rates = model.config.dropout_rates()
     args = {"deterministic": False, "dropout_rates": rates, "method": "generator_states"}
     run = jax.jit(lambda key: model.apply({"params": params}, {"tokens": TOKENS}, rngs={"dropout": key}, **args))
@@ -156,9 +194,9 @@ def test_each_rate_reaches_its_place_in_every_row(build):
 
 
 def test_bfloat16_computes_with_float32_parameters(build, forward):
-    fields = {"num_types": 2, "mlm_transform": True}
-    model, params = build("encoder", HEADS, **fields)
-    half = LanguageModel(model.config.model_copy(update={"dtype": "bfloat16"}), HEADS)
+    fields, heads = {"num_types": 2, "mlm_transform": True}, HEADS[:4]
+    model, params = build("encoder", heads, **fields)
+    half = LanguageModel(model.config.model_copy(update={"dtype": "bfloat16"}), heads)
     fresh = jax.eval_shape(lambda: init_params(half, jax.random.key(0)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(fresh)} == {"float32"}
     outputs = forward(half, params, {"tokens": TOKENS}, method="outputs")

@@ -78,6 +78,9 @@ def test_sinusoidal_is_that_of_the_transformer_paper():
         angle = positions / 10_000 ** (2 * i / 6)
         expected[..., 2 * i], expected[..., 2 * i + 1] = np.sin(angle), np.cos(angle)
     np.testing.assert_allclose(sinusoidal(jnp.asarray(positions), 6), expected, atol=5e-5)
+    # Marian's: the same columns, the sines first.
+    halves = sinusoidal(jnp.asarray(positions), 6, halves=True)
+    np.testing.assert_allclose(halves, expected[..., [0, 2, 4, 1, 3, 5]], atol=5e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -25,8 +25,7 @@ ENCODERS_WITH_POOLER = {  # BertModel, RobertaModel, AlbertModel: embeddings, la
 }
 ENCODERS_ALONE = {  # ElectraModel, ModernBertModel: neither has a pooler
     "electra_small": 13_483_008,
-    # 149,014,272 are published, whose first layer reads the normed embeddings without the norm that all others have.
-    "modernbert_base": 149_014_272 + 768,
+    "modernbert_base": 149_014_272,
 }
 ENCODERS_WITH_MASKED_LM = {"roberta_base": 124_697_433, "bert_base": 109_514_298}  # RobertaForMaskedLM, BertForMaskedLM
 WITH_VOCABULARY = {  # ...ForCausalLM, ...ForConditionalGeneration

@@ -213,6 +213,22 @@ def test_norms_and_branches_stand_where_the_fields_say(build, forward, norm_posi
     assert norms == expected + (norm_position not in ("post", "none")), "no norm that nothing uses"
 
 
+def test_a_first_layer_without_its_norm_reads_the_normed_embeddings(build, forward):
+    """Where the embeddings end as the norm would leave them, it is the model that has one."""
+    fields = {"embed_norm": True, "scan_layers": False, "norm_epsilon": 1e-12}
+    model, params = build("encoder", **fields)
+    lacking, _ = build("encoder", first_norm=False, **fields)
+    width = model.config.embed_dim
+    plain = {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)}
+    params = jax.tree.map(lambda leaf: leaf, params)
+    params["backbone"]["inputs"]["norm"] = params["backbone"]["stack"]["layer_0"]["attention_norm"] = plain
+    expected = forward(model, params, {"tokens": TOKENS})
+    del params["backbone"]["stack"]["layer_0"]["attention_norm"]
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(lacking, jax.random.key(0))))
+    assert jax.tree.structure(shapes) == jax.tree.structure(params), "the other layers have theirs"
+    np.testing.assert_allclose(forward(lacking, params, {"tokens": TOKENS}), expected, rtol=1e-4, atol=1e-4)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _gradients(model, params, rates=None):
     """Returns the gradients of a loss over the model's hidden states, with dropout where there are rates."""
