@@ -14,6 +14,7 @@ from lmjax.errors import FlagError, UserError
 COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
     "tokenizer": "train a tokenizer alone",
+    "convert": "bring Hugging Face checkpoints in, and trained models out",
 }
 
 

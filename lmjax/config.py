@@ -44,6 +44,9 @@ class Config(Schema):
     max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
     batch_size: int = Field(16, ge=1, description="rows of a step, over all devices and microbatches")
     accumulation: int = Field(1, ge=1, description="microbatches that a step is computed in, one after the other")
+    init_from: str = Field(
+        "", description="a workdir or a Hugging Face folder whose parameters training starts from; empty: from nothing"
+    )
     task: TaskConfig = TaskConfig()
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -131,6 +134,7 @@ def resolve(
     objective: tuple[str, ...] | None = None,
     architecture: str | None = None,
     preset: str | None = None,
+    model: ModelConfig | None = None,
     overrides: Mapping[str, str] | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> Config:
@@ -141,6 +145,7 @@ def resolve(
         objective: replaces the objectives.
         architecture: replaces the family; None: it follows from the objective.
         preset: replaces the whole model, by name.
+        model: replaces the whole model.
         overrides: values by dotted path, as text, from `--config.a.b=value`.
         fields: values by dotted path, already typed, from other flags.
 
@@ -155,10 +160,12 @@ def resolve(
     if objective is not None:
         values["task"]["objective"] = objective
     if preset is not None:
-        values["model"] = PRESETS[preset].model_dump()
+        model = PRESETS[preset]
+    if model is not None:
+        values["model"] = model.model_dump()
     if architecture is not None:
         values["model"]["architecture"] = architecture
-    elif preset is None and values["model"]["architecture"] not in architectures(tuple(values["task"]["objective"])):
+    elif model is None and values["model"]["architecture"] not in architectures(tuple(values["task"]["objective"])):
         values["model"]["architecture"] = architectures(tuple(values["task"]["objective"]))[0]
     for path, value in (fields or {}).items():
         _assign(values, path, value)

@@ -15,10 +15,10 @@ LAYERS = (
     ("parallel.axes",),
     ("data", "model"),
     ("objectives",),
-    ("parallel", "training", "inference"),
+    ("parallel", "training", "inference", "interop"),
     ("analysis",),
     ("config",),
-    ("run",),
+    ("run", "pretrained"),
     ("commands", "cli", "__main__"),
 )
 

@@ -8,14 +8,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from absl import logging
 
 from lmjax.commands.report import opening_report
 from lmjax.data.pipeline import batches
+from lmjax.errors import FlagError
+from lmjax.interop.checkpoint import abstract_params, flat
 from lmjax.parallel import pmap
 from lmjax.parallel.axes import RULES
 from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
+from lmjax.pretrained import open_pretrained
 from lmjax.run import Run
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
@@ -49,7 +53,7 @@ def fit(run: Run, *, progress: bool) -> tuple[TrainState, str]:
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
         with timers.time("compilation"):
             restored = checkpoints.restore(abstract)
-            state = make_state() if restored is None else restored
+            state = make_state(_given(run)) if restored is None else restored
         start = int(state.step)
         if progress:
             print(opening_report(run, state), file=sys.stderr)
@@ -85,6 +89,33 @@ def fit(run: Run, *, progress: bool) -> tuple[TrainState, str]:
                 progress=progress,
             ).run(state)
     return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
+
+
+def _given(run: Run) -> dict[str, Any] | None:
+    """Returns the parameters, by the part of the model, that the config says to start from; None: it names none.
+
+    Raises:
+        FlagError: they are another model's.
+    """
+    if not run.config.init_from:
+        return None
+    source = open_pretrained(run.config.init_from)
+    wanted = abstract_params(run.model.config, run.model.heads)
+    there = abstract_params(
+        source.config.model_copy(update={"scan_layers": run.config.model.scan_layers}), source.heads
+    )
+    ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
+    parts = wanted.keys() & there.keys()
+    for path in sorted(ours.keys() | theirs.keys()):
+        if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
+            raise FlagError(
+                f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
+                f"{ours.get(path, 'absent')} in this model; leave the model to --init_from"
+            )
+    params = source.params(run.model.config, run.mesh)
+    if new := sorted(wanted.keys() - parts):
+        logging.warning("--init_from=%s: starts anew, as it is not there: %s", run.config.init_from, ", ".join(new))
+    return {part: params[part] for part in parts}
 
 
 def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:

@@ -20,6 +20,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.objectives.task import heads, objective_types
 from lmjax.parallel import distributed
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.pretrained import open_pretrained
 from lmjax.run import build, claim_workdir, environment, vocabulary_rows
 from lmjax.training.groups import check_groups
 from lmjax.training.optimizers import OPTIMIZERS
@@ -32,6 +33,7 @@ lmjax train: trains an encoder, a decoder or an encoder-decoder. The family foll
   lmjax train --objective=mlm,nsp --config.model.num_layers=6
   lmjax train --objective=span_corruption --data='texts/*.txt' --steps=5000
   lmjax train --minutes=15 --optimizer=muon --schedule=wsd
+  lmjax train --init_from=gpt2/ --data=input.txt             a checkpoint of Hugging Face, or a workdir, goes on
   lmjax train --config=experiments/tinyshakespeare.py --data=input.txt
 
 Every field of the config is a flag: --config.a.b=value; --print_config shows them all. The same command again resumes.
@@ -56,6 +58,8 @@ def _flags() -> flags.FlagValues:
     strings = {
         "config": "an experiment: FILE.py or FILE.py:variant. It is Python and runs: use files that you trust",
         "workdir": "where everything is written (default: runs/OBJECTIVE-DIGEST_OF_THE_CONFIG)",
+        "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its numbers, "
+        "with its model and its tokenizer",
         "coordinator_address": "HOST:PORT of process 0, to train in several processes",
     }
     for name, text in strings.items():
@@ -127,11 +131,20 @@ def _resolve(values: flags.FlagValues, overrides: dict[str, str]) -> Config:
         raise FlagError(f"--steps={fields['steps']} and --minutes={fields['minutes']}: give one; either ends the run")
     if values["eval_data"].value:
         fields["data.eval"] = _eval_sets(values["eval_data"].value)
+    objective, source = values["objective"].value, None
+    if values["init_from"].value:
+        if values["preset"].value:
+            raise FlagError(f"--preset={values['preset'].value}: --init_from brings its own model; give one of them")
+        source = open_pretrained(values["init_from"].value)
+        fields |= {"init_from": str(source.folder), "tokenizer.path": str(source.folder)}
+        if objective is None and values["config"].value is None:
+            objective = (source.objective,)
     return resolve(
         experiment=values["config"].value,
-        objective=values["objective"].value,
+        objective=objective,
         architecture=values["architecture"].value,
         preset=values["preset"].value,
+        model=source and source.config.model_copy(update={"param_dtype": "float32"}),
         overrides=overrides,
         fields=fields,
     )

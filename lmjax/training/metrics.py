@@ -112,4 +112,9 @@ def peak_memory() -> int:
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]
+    return peak_host_memory()
+
+
+def peak_host_memory() -> int:
+    """Returns the most bytes that the process has had in the host's memory, what was mapped from files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

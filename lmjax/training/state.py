@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.parameters import is_box, unboxed
 from lmjax.parallel.axes import RULES
 from lmjax.training.groups import check_groups, names_of
 from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
@@ -50,15 +51,33 @@ class TrainState(struct.PyTreeNode):
         return averaged_iterate(self.opt_state, self.params) if self.average is None else self.average
 
 
-def init_state(model: LanguageModel, config: OptimizerConfig, hparams: Hyperparameters, key: jax.Array) -> TrainState:
-    """Returns the state before the first step, parameters and their average boxed with their axis names."""
+def init_state(
+    model: LanguageModel,
+    config: OptimizerConfig,
+    hparams: Hyperparameters,
+    key: jax.Array,
+    given: Mapping[str, PyTree] | None = None,
+) -> TrainState:
+    """Returns the state before the first step, parameters and their average boxed with their axis names.
+
+    Args:
+        model: what is trained.
+        config: of the optimizer.
+        hparams: of the run.
+        key: the run's.
+        given: parameters of some of the model's parts, by the part's name, that start from these values.
+    """
     init_key, run_key = jax.random.split(key)
     params = init_params(model, init_key)
+    for part, values in (given or {}).items():
+        boxed = jax.tree.flatten(params[part], is_leaf=is_box)
+        arrays = jax.tree.leaves(values)
+        params[part] = boxed[1].unflatten(b.replace_boxed(x) for b, x in zip(boxed[0], arrays, strict=True))
     step = jnp.zeros((), jnp.int32)
     return TrainState(
         step=step,
         params=params,
-        opt_state=make_optimizer(config, hparams, step).init(as_float32(_unboxed(params))),
+        opt_state=make_optimizer(config, hparams, step).init(as_float32(unboxed(params))),
         key=run_key,
         tokens_seen=jnp.zeros(2, jnp.uint32),
         skipped=jnp.zeros((), jnp.int32),
@@ -87,25 +106,26 @@ def read_tokens(tokens_seen: jax.Array) -> int:
 
 def state_maker(
     model: LanguageModel, config: OptimizerConfig, hparams: Hyperparameters, seed: int, mesh: jax.sharding.Mesh
-) -> tuple[Callable[[], TrainState], TrainState]:
+) -> tuple[Callable[..., TrainState], TrainState]:
     """Returns a function that makes the first state on the mesh, and that state's shapes, dtypes and shardings.
 
-    A run that resumes needs only the latter: nothing is initialised to be thrown away.
+    A run that resumes needs only the latter: nothing is initialised to be thrown away. The function takes the `given`
+    parameters of `init_state`.
 
     Raises:
         FlagError: a group of parameters that the model does not have.
     """
 
-    def init() -> TrainState:
-        return init_state(model, config, hparams, jax.random.key(seed))
+    def init(given: Mapping[str, PyTree] | None = None) -> TrainState:
+        return init_state(model, config, hparams, jax.random.key(seed), given)
 
     boxed = jax.eval_shape(init)
-    plain = _unboxed(boxed)
+    plain = unboxed(boxed)
     check_groups(config, plain.params)
     shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     shardings = shardings.replace(opt_state=_beside_parameters(plain, shardings))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain, shardings)
-    return jax.jit(lambda: _unboxed(init()), out_shardings=shardings), abstract
+    return jax.jit(lambda given=None: unboxed(init(given)), out_shardings=shardings), abstract
 
 
 def _beside_parameters(state: TrainState, shardings: TrainState) -> PyTree:
@@ -120,10 +140,3 @@ def _beside_parameters(state: TrainState, shardings: TrainState) -> PyTree:
         return next(filter(None, found), default)
 
     return jax.tree_util.tree_map_with_path(place, state.opt_state, shardings.opt_state)
-
-
-def _unboxed(tree: PyTree) -> PyTree:
-    """Returns the tree without boxes; `nn.unbox` would also constrain each array, which shapes cannot be."""
-    return jax.tree.map(
-        lambda x: x.value if isinstance(x, nn.Partitioned) else x, tree, is_leaf=lambda x: isinstance(x, nn.Partitioned)
-    )

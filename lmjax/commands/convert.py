@@ -1,0 +1,178 @@
+"""`lmjax convert`: Hugging Face checkpoints in and out."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from lmjax.commands.flags import help_text, parse
+from lmjax.config import Config, default_config, replace, write_json
+from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.errors import FlagError
+from lmjax.interop.export import choose_family, export
+from lmjax.interop.families import FAMILIES
+from lmjax.interop.shards import SHARD_BYTES
+from lmjax.interop.tokenizer_export import export_tokenizer
+from lmjax.model.parameters import count_parameters
+from lmjax.pretrained import ORIGIN, Pretrained, open_pretrained, storage_mesh
+from lmjax.run import claim_workdir, environment
+from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.metrics import peak_host_memory
+
+DESCRIPTION = f"""
+lmjax convert: brings a Hugging Face checkpoint into a workdir, and a trained model out into a folder that
+`AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load. Reads safetensors and JSON, never code.
+
+  lmjax convert --from=gpt2/ --workdir=runs/gpt2           a folder (or a name of the hub) in
+  lmjax convert --workdir=runs/mine --to=mine-hf/          a run out: its newest checkpoint, or --step
+  lmjax convert --from=llama/ --to=half/ --dtype=bfloat16  from folder to folder
+  lmjax train --init_from=runs/gpt2 --data=input.txt       train on from either
+
+Families: {", ".join(sorted(FAMILIES))}.
+"""
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    strings = {
+        "from": "a folder of Hugging Face, or a name on its hub",
+        "workdir": "with --from, the workdir to make; else the run to write out",
+        "to": "the new folder for a checkpoint of Hugging Face",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_enum(
+        "family",
+        None,
+        sorted(FAMILIES),
+        "with --to, the model_type to write (default: the one it came from, else the first that can express the model)",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16", "float16"], "with --to, of the tensors (default: as stored)", values
+    )
+    flags.DEFINE_integer("step", None, "of the checkpoint to write out (default: the newest)", flag_values=values)
+    flags.DEFINE_float(
+        "shard_gb", SHARD_BYTES / 1e9, "with --to, most gigabytes of one file", 0.001, flag_values=values
+    )
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> pathlib.Path | None:
+    """Returns the workdir or folder that was made."""
+    values = _flags()
+    overrides = parse(values, argv)
+    if values["help"].value:
+        print(help_text(values, DESCRIPTION))
+        return None
+    if overrides:
+        raise FlagError(f"--config.{next(iter(overrides))}: convert has no config; what a model is, its folder says")
+    given = {name: values[name].value for name in ("from", "workdir", "to") if values[name].value}
+    if len(given) != 2:
+        raise FlagError(
+            "lmjax convert needs two of --from=FOLDER, --workdir=DIR and --to=FOLDER: "
+            f"where from and where to; {', '.join(f'--{name}' for name in given) or 'none'} given"
+        )
+    start = time.perf_counter()
+    source = open_pretrained(given.get("from") or given["workdir"], values["step"].value)
+    if "to" in given:
+        target = pathlib.Path(given["to"])
+        lines = _write_out(source, target, values)
+    else:
+        target = pathlib.Path(given["workdir"])
+        lines = _bring_in(source, target)
+    lines["time"] = f"{time.perf_counter() - start:.1f} s"
+    lines["host memory"] = f"{peak_host_memory() / 2**30:.2f} GiB at its peak"
+    if source.largest_file:
+        lines["largest file"] = f"{source.largest_file / 2**30:.2f} GiB, read tensor by tensor"
+    next_command = lines.pop("next")
+    print(
+        "\n".join([f"{target}", *(f"  {name:<14}{text}" for name, text in lines.items()), "", f"next: {next_command}"])
+    )
+    return target
+
+
+def _described(source: Pretrained, params: Any) -> dict[str, str]:
+    """Returns what the report says of a model."""
+    config = source.config
+    heads = f", with {', '.join(source.heads)}" if source.heads else ""
+    dtypes = sorted({str(x.dtype) for x in jax.tree.leaves(params)})
+    return {
+        "model": f"{config.architecture.replace('_', '-')}{heads}",
+        "parameters": f"{count_parameters(params):,}, {', '.join(dtypes)}",
+    }
+
+
+def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
+    """Makes a workdir of a checkpoint; returns the lines of the report."""
+    if not source.origin:
+        raise FlagError(f"--from={source.folder}: is a workdir already; write it out with --workdir and --to")
+    if workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):
+        raise FlagError(f"--workdir={workdir}: exists and is not empty; choose another")
+    tokenizer = load_tokenizer(str(source.folder))
+    config = _config(source)
+    with claim_workdir(workdir, config):
+        params = source.params(source.config, storage_mesh(source.config, source.heads))
+        with Checkpoints(workdir, config.checkpoint) as checkpoints:
+            checkpoints.save(0, {"params": params}, None)
+            checkpoints.wait()
+        tokenizer.save_in(workdir)
+        write_json(workdir / ORIGIN, dict(source.origin))
+        write_json(workdir / "env.json", environment())
+        # Last: a workdir without it is none.
+        write_json(workdir / "config.json", config.to_json())
+    return _described(source, params) | {
+        "from": f"{source.origin['model_type']}, {source.origin['architectures'][0]}",
+        "next": f"lmjax train --init_from={workdir} --data=TEXT",
+    }
+
+
+def _config(source: Pretrained) -> Config:
+    """Returns the config of a workdir in which nothing has been trained yet."""
+    length = min(128, source.config.max_length)
+    base = default_config((source.objective,), source.config.architecture)
+    return replace(
+        base,
+        {
+            "model": source.config.model_dump(),
+            "init_from": str(source.folder),
+            "tokenizer.path": str(source.folder),
+            "task.length": length,
+            "task.target_length": min(base.task.target_length, length),
+        },
+    )
+
+
+def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
+    """Writes a checkpoint of Hugging Face; returns the lines of the report."""
+    # ELECTRA's generator is there to train with; no class of theirs has both.
+    heads = tuple(head for head in source.heads if head != "generator")
+    description = choose_family(source.config, heads, values["family"].value, source.origin)
+    tokenizer = load_tokenizer(str(source.folder))
+    params = source.params(source.config, storage_mesh(source.config, source.heads))
+    params = {part: x for part, x in params.items() if part != "generator"}
+    export(
+        description,
+        source.config,
+        params,
+        folder,
+        dtype=values["dtype"].value,
+        extra={} if source.origin else {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()},
+        beside=lambda new: export_tokenizer(tokenizer, new, description.model_type, source.config.max_length),
+        shard_bytes=int(values["shard_gb"].value * 1e9),
+    )
+    files = list(folder.glob("*.safetensors"))
+    size = math.fsum(f.stat().st_size for f in files) / 2**30
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    return _described(source, params) | {
+        "as": f"{description.model_type}, {name}, {len(files)} file(s), {size:.2f} GiB",
+        "next": f"transformers.{name}.from_pretrained({str(folder)!r})",
+    }

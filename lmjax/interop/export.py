@@ -1,0 +1,198 @@
+"""A model of ours as a Hugging Face checkpoint folder: config.json and safetensors."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from lmjax.errors import FlagError
+from lmjax.interop.checkpoint import Description, describe, flat, shapes
+from lmjax.interop.families import FAMILIES
+from lmjax.interop.shards import SHARD_BYTES, write_shards
+from lmjax.model.config import ModelConfig
+from lmjax.model.transformer import layer_paths
+
+# What changes no number that a trained model computes without dropout, or only how fast.
+_NOT_OF_THE_FUNCTION = {
+    "initializer",
+    "init_std",
+    "dropout_rate",
+    "attention_dropout_rate",
+    "mlp_dropout_rate",
+    "output_dropout_rate",
+    "layer_drop_rate",
+    "scan_layers",
+    "remat",
+    "dtype",
+    "param_dtype",
+    "attention_kernel",
+    "generator_size",
+    "num_labels",
+}
+
+
+def _function(config: ModelConfig) -> dict[str, Any]:
+    """Returns the fields that decide what a model computes, each said in one way."""
+    kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
+    values = {k: v for k, v in config.model_dump().items() if k not in _NOT_OF_THE_FUNCTION}
+    values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding_dim": config.table_dim}
+    values |= {"attention_scale": config.score_scale, "num_decoder_layers": config.decoder_layers}
+    values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
+    values["rope"] = values["rope"] if "rope" in kinds else None
+    if values["rope"]:
+        begins = config.rope.scaling in ("dynamic", "yarn", "llama3")
+        values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
+    values["relative"] = values["relative"] if "relative" in kinds else None
+    # Which layers they are, rather than by which rule.
+    layers = range(max(config.num_layers, config.decoder_layers))
+    values |= {"global_every": [config.is_global(i) for i in layers], "global_offset": None, "moe": None}
+    if config.moe.num_experts:
+        moe, sparse = config.moe, [config.has_experts(i) for i in layers]
+        width = config.mlp_dim if moe.mlp_dim is None else moe.mlp_dim
+        values["moe"] = (moe.num_experts, moe.top_k, moe.normalize, width, sparse)
+        values["mlp_dim"] = None if all(sparse) else config.mlp_dim
+    return values
+
+
+def _biases(config: ModelConfig) -> set[str]:
+    """Returns the layers that have a bias in this model."""
+    absent = set() if config.gated_mlp else {"gate"}
+    absent |= set() if config.factorised else {"project_in", "project_out"}
+    absent |= {"norm"} if config.norm == "rmsnorm" else set()
+    return set(config.biases) - absent
+
+
+def describe_as(
+    model_type: str, config: ModelConfig, heads: tuple[str, ...], paths: Set[str], known: Mapping[str, Any]
+) -> Description | list[str]:
+    """Returns the model as a checkpoint of a family, or what of it the family cannot say.
+
+    Args:
+        model_type: the family's name.
+        config: of the model.
+        heads: of the model.
+        paths: of its parameters.
+        known: values of a config.json that are kept where the model does not decide them.
+    """
+    family = FAMILIES[model_type]
+    classes = [name for name, has in family.heads.items() if set(has) == set(heads)]
+    classes += [] if heads else [name for name in family.bare if name not in family.heads]
+    if not classes:
+        return [f"heads={list(heads)}"]
+    chosen = [name for name in known.get("architectures") or () if name in classes] or classes
+    results = [_described(model_type, config, paths, known, name) for name in chosen]
+    return next((r for r in results if isinstance(r, Description)), results[0])
+
+
+def _described(
+    model_type: str, config: ModelConfig, paths: Set[str], known: Mapping[str, Any], name: str
+) -> Description | list[str]:
+    """Returns the model as a checkpoint of a class, or what of it the class cannot say."""
+    family, heads = FAMILIES[model_type], FAMILIES[model_type].heads.get(name, ())
+    values = dict(known) | family.write(config)
+    values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
+    values.pop("torch_dtype", None)
+    if {"classifier", "tagger"} & set(heads) and len(values.get("id2label") or {}) != config.num_labels:
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
+        values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}
+    try:
+        found = describe(pathlib.Path(model_type), values, family.ends(paths))
+    except FlagError as e:
+        return [str(e)]
+    ours, theirs = _function(config), _function(found.config)
+    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("classifier_layer", "classifier_pooling")
+    different = [f"{k}={v!r} (there {theirs[k]!r})" for k, v in ours.items() if v != theirs[k] and k not in unread]
+    return different or found
+
+
+def choose_family(
+    config: ModelConfig, heads: tuple[str, ...], model_type: str | None, known: Mapping[str, Any]
+) -> Description:
+    """Returns the model as a checkpoint of the family asked for, or else of the first that can say all of it.
+
+    Raises:
+        FlagError: none can; names the nearest, and what it cannot say.
+    """
+    if model_type is not None and model_type not in FAMILIES:
+        raise FlagError(f"--family={model_type}: lmjax implements {', '.join(sorted(FAMILIES))}")
+    first = [known["model_type"]] if known.get("model_type") in FAMILIES else []
+    names = [model_type] if model_type else first + [name for name in FAMILIES if name not in first]
+    tried: dict[str, list[str]] = {}
+    paths = shapes(config, heads).keys()
+    for name in names:
+        result = describe_as(name, config, heads, paths, known if name == known.get("model_type") else {})
+        if isinstance(result, Description):
+            return result
+        tried[name] = result
+    # Of a family that refuses a field nobody knows what else it lacks: its complaint begins with its name.
+    nearest = min(tried, key=lambda name: (tried[name][0].startswith(f"{name}: "), len(tried[name])))
+    raise FlagError(
+        f"{'--family=' + model_type if model_type else 'no family of Hugging Face'} cannot express this model"
+        f"{'' if model_type else '; the nearest is ' + nearest}: {', '.join(tried[nearest][:4])}"
+    )
+
+
+def export(
+    description: Description,
+    config: ModelConfig,
+    params: Any,
+    folder: pathlib.Path,
+    *,
+    dtype: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    beside: Callable[[pathlib.Path], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json and the tensors into a folder that does not exist yet; it appears whole or not at all.
+
+    Args:
+        description: from `choose_family`.
+        config: of the model, as trained: its layers may be stacked.
+        params: plain arrays.
+        folder: the new folder.
+        dtype: of the tensors; None: that of the parameters.
+        extra: values of config.json that the model does not know, such as the ids of special tokens.
+        beside: writes into a folder what else belongs there, such as a tokenizer.
+        shard_bytes: most bytes of a file.
+
+    Raises:
+        FlagError: the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
+    kept = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)) if dtype else None
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    values = dict(description.values) | dict(extra or {}) | ({"dtype": dtype} if dtype else {})
+    (temporary / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    constants = description.family.constants.items()
+    made = ((description.rename(name), make(config).astype(np.float32)) for name, make in constants)
+    tensors = itertools.chain(tensors_of(description, config, params), made)
+    write_shards(temporary, ((n, t if kept is None else t.astype(kept)) for n, t in tensors), shard_bytes)
+    if beside is not None:
+        beside(temporary)
+    if folder.exists():
+        folder.rmdir()
+    temporary.rename(folder)
+
+
+def tensors_of(description: Description, config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a checkpoint by name; one row's parameters at a time leave the devices."""
+    arrays = {}
+    for path, array in flat(params).items():
+        stacked = layer_paths(path)
+        for layer in range(len(array)) if stacked else (None,):
+            arrays[path if layer is None else stacked(layer)] = (array, layer)
+    assert arrays.keys() == shapes(config, description.heads).keys()
+    for row in description.rows():
+        ours = [jax.device_get(a if layer is None else a[layer]) for a, layer in (arrays[p] for p in row.ours)]
+        yield from zip(row.theirs, row.layout.join(ours), strict=True)

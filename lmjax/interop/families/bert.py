@@ -1,0 +1,348 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805) and its kin.
+
+RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), ELECTRA (Clark et al. 2020,
+arXiv:2003.10555), ALBERT (Lan et al. 2020, arXiv:1909.11942), DistilBERT (Sanh et al. 2019, arXiv:1910.01108).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from lmjax.interop.fields import ACTIVATIONS, Fields
+from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
+from lmjax.model.config import ModelConfig
+
+_LAYER, _INPUTS = "backbone/stack/layer_{i}", "backbone/inputs"
+
+
+def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
+    """Returns what they all have in common."""
+    # Relative positions, decoders and untied outputs are in transformers' code, and in no published checkpoint.
+    fields.expect(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    fields.expect(tie_word_embeddings=True)
+    # How the MLP is cut up, to save memory; and which outputs transformers 2 returned.
+    fields.skip("chunk_size_feed_forward", "output_past")
+    return {
+        "architecture": "encoder",
+        "vocab_size": fields.integer("vocab_size", vocab_size),
+        "max_length": fields.integer("max_position_embeddings", 512),
+        "norm_position": "post",
+        "embed_norm": True,
+        "output_bias": True,
+        "mlm_transform": True,
+        "initializer": "truncated_normal",
+        "init_std": fields.number("initializer_range", 0.02),
+    }
+
+
+def _shared_json(config: ModelConfig) -> dict[str, Any]:
+    """Returns the opposite of `_shared_fields`."""
+    return {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length + config.position_offset,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+    }
+
+
+def read(fields: Fields, **sizes: Any) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig.
+
+    Args:
+        fields: of config.json.
+        **sizes: what files leave out, where it is not BERT's.
+    """
+    shared = _shared_fields(fields, sizes.pop("vocab_size", 30_522))
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "dropout": 0.1, **sizes}
+    # The first Google files describe a pooler that is the same in all of them.
+    fields.skip("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
+    fields.skip("pooler_size_per_head", "pooler_type")
+    return shared | {
+        "embed_dim": fields.integer("hidden_size", sizes["hidden_size"]),
+        "num_layers": fields.integer("num_hidden_layers", 12),
+        "num_heads": fields.integer("num_attention_heads", sizes["num_attention_heads"]),
+        "mlp_dim": fields.integer("intermediate_size", sizes["intermediate_size"]),
+        "norm_epsilon": fields.number("layer_norm_eps", 1e-12),
+        "mlp": fields.choose("hidden_act", ACTIVATIONS, sizes.get("hidden_act", "gelu")),
+        "num_types": fields.integer("type_vocab_size", 2),
+        "dropout_rate": fields.number("hidden_dropout_prob", sizes["dropout"]),
+        "attention_dropout_rate": fields.number("attention_probs_dropout_prob", sizes["dropout"]),
+    }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return _shared_json(config) | {
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "layer_norm_eps": config.norm_epsilon,
+        "hidden_act": config.mlp,
+        "type_vocab_size": config.num_types,
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.attention_dropout_rate,
+    }
+
+
+def _read_roberta(fields: Fields, vocab_size: int) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig: positions are counted from the row after that of the padding's id."""
+    values, pad = read(fields, vocab_size=vocab_size), fields.take("pad_token_id", 1)
+    if pad < 0 or values["max_length"] <= pad + 1:
+        raise fields.error("pad_token_id", "must be below max_position_embeddings - 1, as positions follow its row")
+    fields.choose("hidden_act", _GELU, "gelu")
+    return values | {"position_offset": pad + 1, "max_length": values["max_length"] - pad - 1}
+
+
+def _write_roberta(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return write(config) | {"pad_token_id": config.position_offset - 1}
+
+
+def _read_electra(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    # Of multiple choice alone, which is not among the classes.
+    fields.skip(*(f"summary_{x}" for x in ("type", "use_proj", "activation", "last_dropout")))
+    fields.choose("hidden_act", _GELU, "gelu")
+    own = {"embedding_dim": fields.integer("embedding_size", 128), "classifier_layer": "gelu"}
+    return read(fields, hidden_size=256, num_attention_heads=4, intermediate_size=1024) | own
+
+
+def _read_albert(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    fields.expect(num_hidden_groups=1, inner_group_num=1)
+    # Read by no code of transformers.
+    fields.skip("net_structure_type", "num_memory_blocks", "gap_size", "down_scale_factor", "classifier_dropout_prob")
+    sizes = {"hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16_384, "vocab_size": 30_000}
+    values = read(fields, **sizes, hidden_act="gelu_new", dropout=0.0)
+    width = fields.integer("embedding_size", 128)
+    if width == values["embed_dim"]:
+        raise fields.error("embedding_size", "lmjax has no projection between two equal widths")
+    return values | {"embedding_dim": width, "share_layers": True}
+
+
+def _write_factorised(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return write(config) | {"embedding_size": config.table_dim}
+
+
+def _write_albert(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return _write_factorised(config) | {"num_hidden_groups": 1, "inner_group_num": 1}
+
+
+def _read_distilbert(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    # Sines are only where its table starts; dropout in heads is the fine-tuning's.
+    fields.skip("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
+    fields.expect(tie_weights_=True)
+    return _shared_fields(fields) | {
+        "embed_dim": fields.integer("dim", 768),
+        "num_layers": fields.integer("n_layers", 6),
+        "num_heads": fields.integer("n_heads", 12),
+        "mlp_dim": fields.integer("hidden_dim", 3072),
+        "norm_epsilon": 1e-12,
+        "mlp": fields.choose("activation", ACTIVATIONS, "gelu"),
+        "classifier_layer": "relu",
+        "dropout_rate": fields.number("dropout", 0.1),
+        "attention_dropout_rate": fields.number("attention_dropout", 0.1),
+    }
+
+
+def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return _shared_json(config) | {
+        "dim": config.embed_dim,
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "hidden_dim": config.mlp_dim,
+        "activation": config.mlp,
+        "dropout": config.dropout_rate,
+        "attention_dropout": config.attention_dropout_rate,
+    }
+
+
+# Their masked LM's own layer has gelu whatever the model has.
+_GELU = {"gelu": "gelu", "gelu_python": "gelu"}
+
+
+def _inputs(base: str) -> tuple[Row, ...]:
+    """Returns the rows of the embeddings."""
+    return (
+        *tensor("embedding/table", f"{base}.embeddings.word_embeddings.weight"),
+        *tensor(f"{_INPUTS}/positions/table", f"{base}.embeddings.position_embeddings.weight"),
+        *tensor(f"{_INPUTS}/types/table", f"{base}.embeddings.token_type_embeddings.weight"),
+        *norm(f"{_INPUTS}/norm", f"{base}.embeddings.LayerNorm"),
+    )
+
+
+def _stack(base: str) -> tuple[Row, ...]:
+    """Returns the rows of the embeddings and the layers, as BERT names them."""
+    layer = f"{base}.encoder.layer.{{i}}"
+    return (
+        *_inputs(base),
+        *attention(f"{_LAYER}/attention", f"{layer}.attention.", _BERT_ATTENTION),
+        *norm(f"{_LAYER}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+        *norm(f"{_LAYER}/mlp_norm", f"{layer}.output.LayerNorm"),
+        *linear(f"{_LAYER}/mlp/up", f"{layer}.intermediate.dense"),
+        *linear(f"{_LAYER}/mlp/down", f"{layer}.output.dense"),
+    )
+
+
+def _masked_lm(dense: str, ended: str, bias: str) -> tuple[Row, ...]:
+    """Returns the rows of the masked LM's layer, its norm and the vocabulary's bias."""
+    return (*linear("transform/dense", dense), *norm("transform/norm", ended), *tensor("output_bias", bias))
+
+
+def _pooled(pooler: str) -> tuple[Row, ...]:
+    """Returns the rows of the heads that read BERT's pooler, and of the labels behind it and of tokens."""
+    return (
+        *linear("pooler_head/pooler", pooler),
+        *linear("next_sentence_head/pooler", pooler),
+        *linear("classifier_head/dense", pooler),
+        *linear("classifier_head/classifier", "classifier"),
+        *_TOKENS,
+    )
+
+
+def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
+    """Returns the heads by class that nearly all have."""
+    heads = {
+        f"{name}ForMaskedLM": ("masked_lm",),
+        f"{name}ForSequenceClassification": ("classifier",),
+        f"{name}ForTokenClassification": ("tagger",),
+        f"{name}ForQuestionAnswering": ("span",),
+    }
+    return heads | ({f"{name}Model": ("pooler",)} if pooler else {})
+
+
+_BERT_ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
+# RoBERTa's and ELECTRA's classifier has a layer of its own.
+_TWO_LAYERS = (
+    *linear("classifier_head/dense", "classifier.dense"),
+    *linear("classifier_head/classifier", "classifier.out_proj"),
+)
+_TOKENS = (*linear("tagger_head/classifier", "classifier"), *linear("span_head/classifier", "qa_outputs"))
+# Position ids; and what a file holds beside the class that it names: most published masked LMs have the pooler and the
+# next-sentence layer that they were trained with.
+_IGNORED = ("*embeddings.position_ids", "*embeddings.token_type_ids", "*pooler.*")
+
+
+def _roberta(name: str, vocab_size: int) -> Family:
+    """Returns RoBERTa's family under the name of its classes, with the vocabulary of files that leave it out."""
+    return Family(
+        read=functools.partial(_read_roberta, vocab_size=vocab_size),
+        write=_write_roberta,
+        table=(
+            *_stack("roberta"),
+            *_masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+            *linear("pooler_head/pooler", "roberta.pooler.dense"),
+            *_TWO_LAYERS,
+            *_TOKENS,
+        ),
+        heads=_heads(name),
+        base="roberta.",
+        bare=(f"{name}Model",),
+        copies={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        ignored=_IGNORED,
+    )
+
+
+_ALBERT_GROUP, _SHARED_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0", "backbone/stack/shared_layer"
+_DISTIL_LAYER = "distilbert.transformer.layer.{i}"
+
+FAMILIES = {
+    "bert": Family(
+        read=read,
+        write=write,
+        table=(
+            *_stack("bert"),
+            *_masked_lm(
+                "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"
+            ),
+            *_pooled("bert.pooler.dense"),
+            *linear("next_sentence_head/classifier", "cls.seq_relationship"),
+        ),
+        heads=_heads("Bert")
+        | {
+            "BertForPreTraining": ("masked_lm", "next_sentence"),
+            "BertForNextSentencePrediction": ("next_sentence",),
+        },
+        base="bert.",
+        bare=("BertModel",),
+        copies={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        ignored=(*_IGNORED, "cls.seq_relationship.*"),
+    ),
+    "roberta": _roberta("Roberta", 50_265),
+    "xlm-roberta": _roberta("XLMRoberta", 30_522),
+    "electra": Family(
+        read=_read_electra,
+        write=_write_factorised,
+        table=(
+            *_stack("electra"),
+            *linear("backbone/project_in", "electra.embeddings_project"),
+            *_masked_lm("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+            *linear("replaced_token_head/dense", "discriminator_predictions.dense"),
+            *linear("replaced_token_head/classifier", "discriminator_predictions.dense_prediction"),
+            *_TWO_LAYERS,
+            *_TOKENS,
+        ),
+        heads=_heads("Electra", pooler=False) | {"ElectraForPreTraining": ("replaced_token",)},
+        base="electra.",
+        bare=("ElectraModel",),
+        copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        ignored=_IGNORED,
+    ),
+    "albert": Family(
+        read=_read_albert,
+        write=_write_albert,
+        table=(
+            *_inputs("albert"),
+            *linear("backbone/project_in", "albert.encoder.embedding_hidden_mapping_in"),
+            *attention(f"{_SHARED_LAYER}/attention", f"{_ALBERT_GROUP}.attention.", ("query", "key", "value", "dense")),
+            *norm(f"{_SHARED_LAYER}/attention_norm", f"{_ALBERT_GROUP}.attention.LayerNorm"),
+            *norm(f"{_SHARED_LAYER}/mlp_norm", f"{_ALBERT_GROUP}.full_layer_layer_norm"),
+            *linear(f"{_SHARED_LAYER}/mlp/up", f"{_ALBERT_GROUP}.ffn"),
+            *linear(f"{_SHARED_LAYER}/mlp/down", f"{_ALBERT_GROUP}.ffn_output"),
+            *_masked_lm("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
+            *_pooled("albert.pooler"),
+            *linear("next_sentence_head/classifier", "sop_classifier.classifier"),
+        ),
+        heads=_heads("Albert") | {"AlbertForPreTraining": ("masked_lm", "next_sentence")},
+        base="albert.",
+        bare=("AlbertModel",),
+        copies={
+            "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+            "predictions.decoder.bias": "predictions.bias",
+        },
+        ignored=(*_IGNORED, "sop_classifier.*"),
+    ),
+    "distilbert": Family(
+        read=_read_distilbert,
+        write=_write_distilbert,
+        table=(
+            *_inputs("distilbert"),
+            *attention(f"{_LAYER}/attention", f"{_DISTIL_LAYER}.attention.", ("q_lin", "k_lin", "v_lin", "out_lin")),
+            *norm(f"{_LAYER}/attention_norm", f"{_DISTIL_LAYER}.sa_layer_norm"),
+            *norm(f"{_LAYER}/mlp_norm", f"{_DISTIL_LAYER}.output_layer_norm"),
+            *linear(f"{_LAYER}/mlp/up", f"{_DISTIL_LAYER}.ffn.lin1"),
+            *linear(f"{_LAYER}/mlp/down", f"{_DISTIL_LAYER}.ffn.lin2"),
+            *_masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+            *linear("classifier_head/dense", "pre_classifier"),
+            *linear("classifier_head/classifier", "classifier"),
+            *_TOKENS,
+        ),
+        heads=_heads("DistilBert", pooler=False),
+        base="distilbert.",
+        bare=("DistilBertModel",),
+        copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        ignored=_IGNORED,
+    ),
+}

@@ -1,0 +1,85 @@
+"""GPT-2 (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmjax.interop.fields import ACTIVATIONS, Fields
+from lmjax.interop.table import Family, linear, norm, tensor
+from lmjax.model.config import ModelConfig
+
+_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    width = fields.integer("n_embd", 768)
+    fields.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    fields.skip("n_ctx", "reorder_and_upcast_attn")
+    fields.skip(*(f"summary_{x}" for x in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
+    return {
+        "architecture": "decoder",
+        "vocab_size": fields.integer("vocab_size", 50_257),
+        "embed_dim": width,
+        "num_layers": fields.integer("n_layer", 12),
+        "num_heads": fields.integer("n_head", 12),
+        "mlp_dim": fields.integer("n_inner", None) or 4 * width,
+        "max_length": fields.integer("n_positions", 1024),
+        "norm_epsilon": fields.take("layer_norm_epsilon", 1e-5),
+        "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu_new"),
+        "tie_embeddings": fields.take("tie_word_embeddings", True),
+        # One rate here, for the embeddings and for the branches.
+        "dropout_rate": max(fields.take("resid_pdrop", 0.1), fields.take("embd_pdrop", 0.1)),
+        "attention_dropout_rate": fields.take("attn_pdrop", 0.1),
+        "initializer": "scaled",
+        "init_std": fields.take("initializer_range", 0.02),
+    }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return {
+        "vocab_size": config.vocab_size,
+        "n_embd": config.embed_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_dim,
+        "n_positions": config.max_length,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "activation_function": config.mlp,
+        "tie_word_embeddings": config.tie_embeddings,
+        "resid_pdrop": config.dropout_rate,
+        "embd_pdrop": config.dropout_rate,
+        "attn_pdrop": config.attention_dropout_rate,
+        "initializer_range": config.init_std,
+    }
+
+
+_QKV = tuple(f"{_LAYER}/attention/{x}" for x in ("query", "key", "value"))
+_BLOCK = "transformer.h.{i}"
+
+FAMILIES = {
+    "gpt2": Family(
+        read=read,
+        write=write,
+        table=(
+            *tensor("embedding/table", "transformer.wte.weight"),
+            *tensor("backbone/inputs/positions/table", "transformer.wpe.weight"),
+            *linear(_QKV, f"{_BLOCK}.attn.c_attn", transposed=False),
+            *linear(f"{_LAYER}/attention/out", f"{_BLOCK}.attn.c_proj", inputs=2, transposed=False),
+            *norm(f"{_LAYER}/attention_norm", f"{_BLOCK}.ln_1"),
+            *norm(f"{_LAYER}/mlp_norm", f"{_BLOCK}.ln_2"),
+            *linear(f"{_LAYER}/mlp/up", f"{_BLOCK}.mlp.c_fc", transposed=False),
+            *linear(f"{_LAYER}/mlp/down", f"{_BLOCK}.mlp.c_proj", transposed=False),
+            *norm(f"{_STACK}/final_norm", "transformer.ln_f"),
+            *linear("output", "lm_head"),
+            *linear("classifier_head/classifier", "score"),
+        ),
+        heads={"GPT2LMHeadModel": (), "GPT2ForSequenceClassification": ("classifier",)},
+        base="transformer.",
+        bare=("GPT2Model",),
+        copies={"lm_head.weight": "transformer.wte.weight"},
+        # Masks that older files carry along.
+        ignored=("*.attn.bias", "*.attn.masked_bias"),
+    )
+}

@@ -1,0 +1,160 @@
+"""ModernBERT (Warner et al. 2024, arXiv:2412.13663)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmjax.interop.families.llama import FULL, WINDOW, layer_types, window_fields
+from lmjax.interop.fields import GATED, Fields
+from lmjax.interop.table import Family, linear, norm, tensor
+from lmjax.model.config import ModelConfig
+
+_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+_ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_tanh", "reglu": "relu"}
+
+
+def _windows(fields: Fields) -> dict[str, Any]:
+    """Returns the fields about windows: `local_attention` counts half of its tokens to each side."""
+    side = fields.integer("local_attention", 128) // 2
+    every = fields.integer("global_attn_every_n_layers", 3)
+    default = [WINDOW if i % every else FULL for i in range(fields.integer("num_hidden_layers", 22))]
+    return window_fields(fields, side + 1, default)
+
+
+def _rope(fields: Fields, *, windows: bool) -> dict[str, Any]:
+    """Returns the fields of a RopeConfig, from `rope_parameters` by kind of layer or from the bases alone."""
+    fields.expect(rope_scaling=None)
+    kinds = fields.group("rope_parameters")
+    bases = []
+    for kind, old, default in ((FULL, "global_rope_theta", 160_000.0), (WINDOW, "local_rope_theta", 10_000.0)):
+        # Null is said of the second alone, and is the first.
+        base = bases[0] if bases and fields.is_null(old) else fields.number(old, default)
+        if kinds is not None and (own := kinds.group(kind)) is not None:
+            own.expect(rope_type="default")
+            base = own.number("rope_theta", base)
+            own.finish()
+        bases.append(base)
+    if kinds is not None:
+        kinds.finish()
+    return {"theta": bases[0], "local_theta": bases[1] if windows and bases[1] != bases[0] else None}
+
+
+def _biases(fields: Fields) -> tuple[str, ...]:
+    """Returns the layers with a bias."""
+    named = {
+        "attention_bias": ("query", "key", "value", "out"),
+        "mlp_bias": ("up", "gate", "down"),
+        "norm_bias": ("norm",),
+    }
+    biases = tuple(layer for field, layers in named.items() if fields.take(field, False) for layer in layers)
+    # Here the heads' layers have a bias where any layer has one.
+    fields.choose("classifier_bias", {bool(biases): True}, False)
+    return biases
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    activation = fields.take("hidden_activation", "gelu")
+    windows = _windows(fields)
+    # Which kernels run, and what a trainer leaves out; the start's cut is not of the function.
+    fields.skip("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "initializer_cutoff_factor")
+    fields.skip("sparse_prediction", "sparse_pred_ignore_index")
+    # Left over from BERT in the published files; transformers reads norm_eps and has rotary positions.
+    fields.skip("layer_norm_eps", "position_embedding_type")
+    fields.choose("classifier_activation", {activation: activation}, "gelu")
+    return windows | {
+        "architecture": "encoder",
+        "vocab_size": fields.integer("vocab_size", 50_368),
+        "embed_dim": fields.integer("hidden_size", 768),
+        "num_layers": fields.integer("num_hidden_layers", 22),
+        "num_heads": fields.integer("num_attention_heads", 12),
+        "mlp_dim": fields.integer("intermediate_size", 1152),
+        "max_length": fields.integer("max_position_embeddings", 8192),
+        "norm_epsilon": fields.number("norm_eps", 1e-5),
+        "first_norm": False,
+        "embed_norm": True,
+        "biases": _biases(fields),
+        "mlp": fields.choose("hidden_activation", GATED, "gelu"),
+        "positions": "rope",
+        "rope": _rope(fields, windows=bool(windows)),
+        "tie_embeddings": fields.take("tie_word_embeddings", True),
+        "output_bias": fields.take("decoder_bias", True),
+        "mlm_transform": True,
+        "classifier_layer": "transform",
+        "classifier_pooling": fields.choose("classifier_pooling", {"cls": "first", "mean": "mean"}, "cls"),
+        "initializer": "truncated_normal",
+        "init_std": fields.number("initializer_range", 0.02),
+        "dropout_rate": fields.number("embedding_dropout", 0.0),
+        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
+        "mlp_dropout_rate": fields.number("mlp_dropout", 0.0),
+        "scan_layers": False,
+    }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    activation = _ACTIVATIONS.get(config.mlp, config.mlp)
+    windows, bases = config.attention_window is not None, {"global_rope_theta": config.rope.theta}
+    if windows:
+        bases["local_rope_theta"] = config.rope.theta if config.rope.local_theta is None else config.rope.local_theta
+    return bases | {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_dim,
+        "max_position_embeddings": config.max_length,
+        "norm_eps": config.norm_epsilon,
+        "attention_bias": "query" in config.biases,
+        "mlp_bias": "up" in config.biases,
+        "norm_bias": "norm" in config.biases,
+        "classifier_bias": bool(config.biases),
+        "hidden_activation": activation,
+        "classifier_activation": activation,
+        "classifier_pooling": {"first": "cls"}.get(config.classifier_pooling, config.classifier_pooling),
+        "layer_types": layer_types(config),
+        "local_attention": 2 * (config.attention_window - 1) if windows else 128,
+        "tie_word_embeddings": config.tie_embeddings,
+        "decoder_bias": config.output_bias,
+        "initializer_range": config.init_std,
+        "embedding_dropout": config.dropout_rate,
+        "attention_dropout": config.attention_dropout_rate,
+        "mlp_dropout": config.mlp_dropout_rate,
+    }
+
+
+_QKV = tuple(f"{_LAYER}/attention/{x}" for x in ("query", "key", "value"))
+_TRANSFORMS = ("transform", "classifier_head/transform", "tagger_head/transform", "span_head/transform")
+_LABELS = tuple(f"{head}_head/classifier" for head in ("classifier", "tagger", "span"))
+
+FAMILIES = {
+    "modernbert": Family(
+        read=read,
+        write=write,
+        table=(
+            *tensor("embedding/table", "model.embeddings.tok_embeddings.weight"),
+            *norm("backbone/inputs/norm", "model.embeddings.norm"),
+            *linear(_QKV, "model.layers.{i}.attn.Wqkv"),
+            *linear(f"{_LAYER}/attention/out", "model.layers.{i}.attn.Wo", inputs=2),
+            *norm(f"{_LAYER}/attention_norm", "model.layers.{i}.attn_norm"),
+            *norm(f"{_LAYER}/mlp_norm", "model.layers.{i}.mlp_norm"),
+            *linear((f"{_LAYER}/mlp/gate", f"{_LAYER}/mlp/up"), "model.layers.{i}.mlp.Wi"),
+            *linear(f"{_LAYER}/mlp/down", "model.layers.{i}.mlp.Wo"),
+            *norm(f"{_STACK}/final_norm", "model.final_norm"),
+            *(row for path in _TRANSFORMS for row in linear(f"{path}/dense", "head.dense")),
+            *(row for path in _TRANSFORMS for row in norm(f"{path}/norm", "head.norm")),
+            *(row for path in _LABELS for row in linear(path, "classifier")),
+            *linear("output", "decoder"),
+            *tensor("output_bias", "decoder.bias"),
+        ),
+        heads={
+            "ModernBertForMaskedLM": ("masked_lm",),
+            "ModernBertForSequenceClassification": ("classifier",),
+            "ModernBertForTokenClassification": ("tagger",),
+            "ModernBertForQuestionAnswering": ("span",),
+        },
+        base="model.",
+        bare=("ModernBertModel",),
+        copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    )
+}

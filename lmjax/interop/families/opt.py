@@ -1,0 +1,86 @@
+"""OPT (Zhang et al. 2022, arXiv:2205.01068)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmjax.interop.fields import ACTIVATIONS, Fields
+from lmjax.interop.table import Family, attention, linear, norm, tensor
+from lmjax.model.config import ModelConfig
+
+_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    """Returns the fields of a ModelConfig."""
+    width = fields.integer("hidden_size")
+    # 350m alone has another width for the tokens, and adds positions behind its projection.
+    fields.expect(word_embed_proj_dim=width, _remove_final_layer_norm=False, layerdrop=0.0)
+    fields.skip("activation_dropout")  # read by no version of transformers
+    linears = ("query", "key", "value", "out", "up", "down") if fields.take("enable_bias", True) else ()
+    affine = fields.take("layer_norm_elementwise_affine", True)
+    return {
+        "architecture": "decoder",
+        "vocab_size": fields.integer("vocab_size"),
+        "embed_dim": width,
+        "num_layers": fields.integer("num_hidden_layers"),
+        "num_heads": fields.integer("num_attention_heads"),
+        "mlp_dim": fields.integer("ffn_dim"),
+        "max_length": fields.integer("max_position_embeddings"),
+        "position_offset": 2,
+        "norm_position": "pre" if fields.take("do_layer_norm_before", True) else "post",
+        "norm_scale": affine,
+        "biases": (*linears, "norm") if affine else linears,
+        "mlp": fields.choose("activation_function", ACTIVATIONS, "relu"),
+        "tie_embeddings": fields.take("tie_word_embeddings", True),
+        "dropout_rate": fields.number("dropout", 0.1),
+        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
+        "init_std": fields.number("init_std", 0.02),
+    }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json."""
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "word_embed_proj_dim": config.table_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "ffn_dim": config.mlp_dim,
+        "max_position_embeddings": config.max_length,
+        "do_layer_norm_before": config.norm_position != "post",
+        "layer_norm_elementwise_affine": config.norm_scale,
+        "enable_bias": "query" in config.biases,
+        "activation_function": config.mlp,
+        "tie_word_embeddings": config.tie_embeddings,
+        "dropout": config.dropout_rate,
+        "attention_dropout": config.attention_dropout_rate,
+        "init_std": config.init_std,
+    }
+
+
+_DECODER, _BLOCK = "model.decoder", "model.decoder.layers.{i}"
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+FAMILIES = {
+    "opt": Family(
+        read=read,
+        write=write,
+        table=(
+            *tensor("embedding/table", f"{_DECODER}.embed_tokens.weight"),
+            *tensor("backbone/inputs/positions/table", f"{_DECODER}.embed_positions.weight"),
+            *attention(f"{_LAYER}/attention", f"{_BLOCK}.self_attn.", _ATTENTION),
+            *norm(f"{_LAYER}/attention_norm", f"{_BLOCK}.self_attn_layer_norm"),
+            *norm(f"{_LAYER}/mlp_norm", f"{_BLOCK}.final_layer_norm"),
+            *linear(f"{_LAYER}/mlp/up", f"{_BLOCK}.fc1"),
+            *linear(f"{_LAYER}/mlp/down", f"{_BLOCK}.fc2"),
+            *norm(f"{_STACK}/final_norm", f"{_DECODER}.final_layer_norm"),
+            *linear("output", "lm_head"),
+            *linear("classifier_head/classifier", "score"),
+        ),
+        heads={"OPTForCausalLM": (), "OPTForSequenceClassification": ("classifier",)},
+        base="model.",
+        copies={"lm_head.weight": f"{_DECODER}.embed_tokens.weight"},
+    )
+}

@@ -1,0 +1,174 @@
+"""The tensors of a checkpoint folder: one safetensors file, or several and their index; read and written one by one."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lmjax.errors import DataError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class Header(NamedTuple):
+    """What a file says of a tensor before its numbers are read.
+
+    Attributes:
+        file: that holds it.
+        name: of the tensor in the file.
+        dtype: None: not one of a weight.
+        shape: of the tensor.
+    """
+
+    file: pathlib.Path
+    name: str
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises DataError where there is none."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{path}: not JSON ({str(e).splitlines()[0]}); copy it again") from e
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds a {type(values).__name__}, not an object; copy it again")
+    return values
+
+
+class Shards:
+    """The tensors of a folder by name. A file is open only while a tensor is read: none stays in memory.
+
+    Attributes:
+        headers: dtype (None: not one of a weight), shape and file of every tensor.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Reads the headers.
+
+        Raises:
+            DataError: there is no safetensors file, or one is truncated, or none of those that the index names.
+        """
+        self.folder = folder
+        self.headers: dict[str, Header] = {}
+        for file, promised in _files(folder).items():
+            found = dict(_headers(file))
+            if missing := promised - found.keys():
+                raise DataError(f"{file}: lacks {sorted(missing)[0]!r}, which {INDEX} says is there; copy both again")
+            self.headers |= {_modern(name): header for name, header in found.items()}
+
+    @property
+    def largest_file(self) -> int:
+        """Returns the bytes of the largest file."""
+        return max(file.stat().st_size for file in {header.file for header in self.headers.values()})
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor.
+
+        Raises:
+            DataError: it holds a number that is not finite.
+        """
+        header = self.headers[name]
+        with _opened(header.file) as file:
+            tensor = file.get_tensor(header.name)
+        # The least and the greatest are not finite if any number is not; asking each one would need memory.
+        if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
+            count = tensor.size - np.count_nonzero(np.isfinite(tensor))
+            raise DataError(f"{header.file}: tensor {name!r} has {count} numbers that are not finite")
+        return tensor
+
+
+def _modern(name: str) -> str:
+    """Returns the name of today for a tensor of TensorFlow's first BERTs, whose norms have a gamma and a beta."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        name = name.removesuffix(old) + new if name.endswith(old) else name
+    return name
+
+
+def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
+    """Returns the safetensors files of a folder, each with the tensors that the index promises in it."""
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: set()}
+    index = folder / INDEX
+    if not index.is_file():
+        pickles = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
+        hint = f"; {pickles[0]} may hold code and is not read: save it as safetensors" if pickles else ""
+        raise DataError(f"{folder}: there is neither {SINGLE} nor {INDEX}{hint}")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
+        raise DataError(f"{index}: has no weight_map from tensors to files; copy it again")
+    files: dict[pathlib.Path, set[str]] = {}
+    for name, file in places.items():
+        if pathlib.PurePath(file).name != file:
+            raise DataError(f"{index}: {name!r} is said to be in {file!r}, which is not a file of this folder")
+        files.setdefault(folder / file, set()).add(name)
+    return files
+
+
+def _opened(file: pathlib.Path) -> safe_open:
+    try:
+        return safe_open(file, "numpy")
+    except (SafetensorError, OSError) as e:
+        raise DataError(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]}); copy it again") from e
+
+
+def _headers(file: pathlib.Path) -> Iterator[tuple[str, Header]]:
+    with _opened(file) as opened:
+        for name in opened.offset_keys():
+            part = opened.get_slice(name)
+            yield name, Header(file, name, _DTYPES.get(part.get_dtype()), tuple(part.get_shape()))
+
+
+def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
+    """Writes tensors into one file, or where they are more than `shard_bytes`, into several and an index.
+
+    They are taken one by one, so that no more than a file's worth is in memory.
+    """
+    parts: list[tuple[pathlib.Path, list[str]]] = []
+    held: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush() -> None:
+        nonlocal size
+        path = folder / f"part-{len(parts):05}.safetensors"
+        save_file(held, path, metadata={"format": "pt"})
+        parts.append((path, list(held)))
+        held.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > shard_bytes:
+            flush()
+        held[name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    if len(parts) == 1:
+        parts[0][0].rename(folder / SINGLE)
+        return
+    places = {}
+    for number, (path, names) in enumerate(parts, 1):
+        file = f"model-{number:05}-of-{len(parts):05}.safetensors"
+        path.rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

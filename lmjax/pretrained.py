@@ -1,0 +1,173 @@
+"""A trained model that lies in a folder, of a run or of Hugging Face, opened in one way."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lmjax.config import Config, from_json
+from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.errors import CheckpointError, FlagError
+from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.shards import read_json
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.parameters import unboxed
+from lmjax.model.transformer import stack_layers, unstack_layers
+from lmjax.objectives.task import heads, objective_types
+from lmjax.parallel.axes import RULES
+from lmjax.parallel.mesh import ParallelConfig, make_mesh
+from lmjax.run import vocabulary_rows
+from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.optimizer import Hyperparameters
+from lmjax.training.state import state_maker
+
+PyTree = Any
+
+# In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
+ORIGIN = "huggingface.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that somebody has trained.
+
+    Attributes:
+        folder: where it lies.
+        config: the architecture, parameters in the dtype that they are stored in.
+        heads: the heads whose parameters are there.
+        params: from a config, which may differ in how layers lie and in dtype, and a mesh, to the parameters.
+        origin: its config.json of Hugging Face, if it has one.
+        largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
+    """
+
+    folder: pathlib.Path
+    config: ModelConfig
+    heads: tuple[str, ...]
+    params: Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
+    origin: Mapping[str, Any]
+    largest_file: int | None = None
+
+    @property
+    def objective(self) -> str:
+        """Returns the objective that a model of this family is trained on unless one is named."""
+        return {"encoder": "mlm", "decoder": "next_token", "encoder_decoder": "span_corruption"}[
+            self.config.architecture
+        ]
+
+
+def open_pretrained(place: str, step: int | None = None) -> Pretrained:
+    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub; its names and shapes are checked.
+
+    Args:
+        place: the folder; a name that is no folder here is looked for on the hub, if huggingface_hub is installed.
+        step: of a workdir's checkpoint; None: the newest.
+
+    Raises:
+        FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
+        DataError: a file that cannot be read, or tensors that do not fit the config.
+    """
+    folder = pathlib.Path(place).expanduser()
+    if not folder.exists():
+        folder = _from_hub(place)
+    if not (folder / "config.json").is_file():
+        raise FlagError(f"{place}: holds no config.json; name a workdir of lmjax or a checkpoint of Hugging Face")
+    values = read_json(folder / "config.json")
+    if "model_type" in values:
+        if step is not None:
+            raise FlagError(f"--step={step}: {place} is a checkpoint of Hugging Face, which has no steps")
+        checkpoint = Checkpoint(folder)
+        found = checkpoint.description
+        return Pretrained(folder, found.config, found.heads, checkpoint.params, values, checkpoint.shards.largest_file)
+    return _from_workdir(folder, from_json(folder / "config.json"), step)
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    """Returns the folder into which a checkpoint of the hub was downloaded: its tensors, JSON and tokenizer alone."""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise FlagError(f"{name}: there is no such folder")
+    try:
+        import huggingface_hub
+    except ImportError as e:
+        raise FlagError(
+            f"{name}: there is no such folder here; to look on the Hugging Face hub: pip install huggingface_hub"
+        ) from e
+    try:
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as e:
+        # Whatever the library or the network raises: the user named something that cannot be had.
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise FlagError(f"{name}: no such folder here, and the hub gives none: {reason}") from e
+
+
+def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:
+    """Returns the model of a run, or of a converted checkpoint."""
+    if not config.model.vocab_size:
+        # The rows of the token table follow from the tokenizer.
+        rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
+    origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
+    converted = bool(origin)
+
+    def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
+        with Checkpoints(folder, config.checkpoint) as checkpoints:
+            if not checkpoints.steps:
+                raise CheckpointError(f"{folder}: has no checkpoint yet; train first: lmjax train --workdir={folder}")
+            stored = (_converted if converted else _trained)(checkpoints, config, present, mesh, step)
+        if config.model.scan_layers != wanted.scan_layers:
+            stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
+        places = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_params(wanted, present)), mesh, RULES)
+        return jax.tree.map(lambda x, place: jax.device_put(x.astype(wanted.param_dtype), place), stored, places)
+
+    return Pretrained(folder, config.model, present, params, origin)
+
+
+def _trained(
+    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+) -> PyTree:
+    """Returns the parameters that a run evaluates: averaged, where it averages them."""
+    hparams = Hyperparameters.build(
+        config.optimizer,
+        steps=config.steps,
+        dropout=config.model.dropout_rates(),
+        loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
+        penalties=config.task.penalties(),
+    )
+    model = LanguageModel(config.model, present)
+    _, abstract = state_maker(model, config.optimizer, hparams, config.seed, mesh)
+    return checkpoints.restore(abstract, step).evaluation_params()
+
+
+def _converted(
+    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+) -> PyTree:
+    """Returns the parameters of a converted checkpoint, which has no optimizer."""
+    boxed = abstract_params(config.model, present)
+    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    shapes = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unboxed(boxed), places
+    )
+    return checkpoints.restore({"params": shapes}, step)["params"]
+
+
+def storage_mesh(config: ModelConfig, heads: tuple[str, ...]) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices that splits the parameters over as many of them as all their widths allow."""
+    boxed = abstract_params(config, heads)
+    specs, shapes = nn.get_partition_spec(boxed), unboxed(boxed)
+    count = len(jax.devices())
+    for ways in (n for n in range(count, 1, -1) if count % n == 0):
+        mesh = make_mesh(ParallelConfig(fsdp=ways))
+        places = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+        try:
+            jax.tree.map(lambda x, place: place.shard_shape(x.shape), shapes, places)
+        except ValueError:
+            continue
+        return mesh
+    return make_mesh(ParallelConfig())

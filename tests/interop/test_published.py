@@ -1,0 +1,16 @@
+"""The config.json of published models gives their published parameter counts, without allocating any."""
+
+import pathlib
+
+import pytest
+
+from lmjax.interop.checkpoint import abstract_params, describe
+from lmjax.model.parameters import count_parameters
+from tests.interop.published import PUBLISHED
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_count(name):
+    values, count = PUBLISHED[name]
+    found = describe(pathlib.Path("config.json"), values)
+    assert count_parameters(abstract_params(found.config, found.heads)) == count

@@ -1,0 +1,270 @@
+"""Exported tokenizers give the ids that the model was trained on, here and in transformers."""
+
+import json
+import pathlib
+import warnings
+
+import pytest
+import tokenizers
+
+from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from lmjax.errors import FlagError
+from lmjax.interop.tokenizer_export import export_tokenizer, sentencepiece_json
+from tests.texts import SAMPLES, library_lines, sentencepiece_model, training_lines
+
+KINDS = [(kind, fallback) for kind in ("bpe", "unigram", "char") for fallback in (True, False)]
+ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return library_lines(10_000)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda k: f"{k[0]}{'_bytes' if k[1] else ''}")
+def trained(request) -> Tokenizer:
+    """A tokenizer that lmjax trained; characters of the samples are outside the vocabulary of most."""
+    kind, fallback = request.param
+    return train_tokenizer(
+        ["\n".join(library_lines(3000))], TokenizerConfig(kind=kind, vocab_size=900, byte_fallback=fallback)
+    )
+
+
+def library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The export as the library reads it, with text that spells no special token, as tokenizer_config.json says."""
+    fast = tokenizers.Tokenizer.from_str(sentencepiece_json(tokenizer, "llama").decode())
+    fast.encode_special_tokens = True
+    return fast
+
+
+def ids(fast: tokenizers.Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def test_a_trained_tokenizer_has_the_same_ids_as_a_tokenizer_json(trained, lines):
+    fast = library(trained)
+    documents = ["\n".join(lines[i : i + 500]) for i in range(0, 5000, 500)]
+    for texts in (list(SAMPLES), lines, documents):
+        ours, theirs = trained.encode_batch(texts), ids(fast, texts)
+        different = [(t, a, b) for t, a, b in zip(texts, ours, theirs, strict=True) if a != b]
+        assert not different, "whoever loads the export feeds the model other tokens than it was trained on"
+    assert fast.get_vocab_size() == trained.vocab_size
+
+
+def test_the_text_comes_back_from_an_exported_tokenizer(trained):
+    fast = library(trained)
+    for text in SAMPLES:
+        tokens = trained.encode(text)
+        if trained.unk_id not in tokens:
+            assert fast.decode(tokens) == trained.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "unigram", "vocab_size": 400, "hard_vocab_limit": False, "user_defined_symbols": ["(", "port"]},
+        {"model_type": "bpe", "vocab_size": 400},
+        {
+            "model_type": "bpe",
+            "vocab_size": 600,
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+        },
+    ],
+    ids=["unigram_nmt_nfkc", "bpe_nmt_nfkc", "bpe_llama"],
+)
+def test_a_loaded_model_is_exported_with_its_normaliser(options, tmp_path, lines):
+    path = tmp_path / "theirs.model"
+    path.write_bytes(sentencepiece_model(**options))
+    tokenizer = Tokenizer.load(str(path))
+    # Equally good ways to cut a run of one character may differ in a unigram model that was trained elsewhere.
+    texts = [*SAMPLES, *(line for line in lines[:2000] if not any(4 * c in line for c in "=-*#_ "))]
+    assert ids(library(tokenizer), texts) == tokenizer.encode_batch(texts)
+
+
+def test_a_model_of_words_is_refused(tmp_path):
+    path = tmp_path / "words.model"
+    path.write_bytes(sentencepiece_model(model_type="word", vocab_size=200))
+    with pytest.raises(FlagError, match=r"--to: .* whole words"):
+        export_tokenizer(Tokenizer.load(str(path)), tmp_path, "llama", 512)
+
+
+def test_a_type_for_which_transformers_ignores_the_files_is_refused(tmp_path):
+    tokenizer = train_tokenizer(["to be, or not"], TokenizerConfig(kind="char"))
+    with pytest.raises(FlagError, match="--to: AutoTokenizer reads the tokenizer of a qwen2"):
+        export_tokenizer(tokenizer, tmp_path, "qwen2", 512)
+
+
+def fast_folder(folder: pathlib.Path) -> pathlib.Path:
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE())
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "<mask>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    fast.train_from_iterator(training_lines(), trainer)
+    folder.mkdir()
+    fast.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_loaded_fast_tokenizer_is_written_back_byte_for_byte(tmp_path):
+    source, target = fast_folder(tmp_path / "source"), tmp_path / "target"
+    files = {
+        "tokenizer_config.json": '{"bos_token":"<|endoftext|>" , "tokenizer_class": "GPT2Tokenizer"}',
+        "special_tokens_map.json": '{ "eos_token": "<|endoftext|>"}',
+        "chat_template.jinja": "{{ messages }}\n",
+    }
+    for name, content in files.items():
+        (source / name).write_text(content)
+    target.mkdir()
+    export_tokenizer(load_tokenizer(str(source)), target, "gpt2", 512)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {p.name: p.read_bytes() for p in source.iterdir()}
+
+
+def test_a_fast_tokenizer_in_a_model_of_another_type_keeps_its_class(tmp_path):
+    source, target = fast_folder(tmp_path / "source"), tmp_path / "target"
+    (source / "config.json").write_text('{"model_type": "gpt2"}')
+    (source / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    target.mkdir()
+    export_tokenizer(load_tokenizer(str(source)), target, "llama", 512)
+    config = json.loads((target / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "GPT2Tokenizer", "AutoTokenizer would take it for Llama's"
+    assert config["eos_token"] == "<|endoftext|>"
+    assert config["model_max_length"] == 1024
+
+
+@pytest.fixture(scope="module")
+def auto():
+    """The function from a folder to its `AutoTokenizer`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained
+
+
+def plain(tokenizer: object, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_gives_an_exported_tokenizers_ids(auto, trained, lines, tmp_path):
+    for model_type in ("llama", "bert", "t5", "gpt2"):
+        folder = tmp_path / model_type
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        export_tokenizer(trained, folder, model_type, 512)
+        theirs = auto(folder)
+        texts = [*SAMPLES, *lines] if model_type == "llama" else list(SAMPLES)
+        assert plain(theirs, texts) == trained.encode_batch(texts)
+        assert {r: getattr(theirs, f"{r}_token_id") for r in ROLES} == {r: getattr(trained, f"{r}_id") for r in ROLES}
+        assert len(theirs) == trained.vocab_size, "transformers added a token that the model has no row for"
+        assert theirs.model_max_length == 512
+        around = {"llama": (["bos"], []), "gpt2": (["bos"], []), "bert": (["cls"], ["sep"]), "t5": ([], ["eos"])}
+        before, after = ([getattr(trained, f"{r}_id") for r in roles] for roles in around[model_type])
+        assert theirs("a b")["input_ids"] == [*before, *trained.encode("a b"), *after]
+        assert theirs("[MASK]", split_special_tokens=False, add_special_tokens=False)["input_ids"] == [trained.mask_id]
+
+
+def byte_level(folder: pathlib.Path) -> None:
+    fast = tokenizers.Tokenizer.from_file(str(fast_folder(folder / "made") / "tokenizer.json"))
+    fast.model.save(str(folder))
+
+
+def word_pieces(folder: pathlib.Path) -> None:
+    fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    fast.train_from_iterator(training_lines(), trainer)
+    fast.model.save(str(folder))
+
+
+def unigram(name: str, **options: object):
+    def write(folder: pathlib.Path) -> None:
+        content = sentencepiece_model(model_type="unigram", vocab_size=400, hard_vocab_limit=False, **options)
+        (folder / name).write_bytes(content)
+
+    return write
+
+
+def llama(folder: pathlib.Path) -> None:
+    options = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(model_type="bpe", vocab_size=600, **options))
+
+
+def alone(folder: pathlib.Path) -> None:
+    (folder / "tokenizer.json").write_bytes((fast_folder(folder / "made") / "tokenizer.json").read_bytes())
+
+
+T5 = unigram("spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+ALBERT = unigram(
+    "spiece.model",
+    pad_id=0,
+    unk_id=1,
+    bos_id=-1,
+    eos_id=-1,
+    control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+    user_defined_symbols=["(", ")"],
+)
+FOLDERS = {
+    "alone": (alone, "gpt_bigcode", {"eos_token": "</s>"}),
+    "more_special": (alone, "gpt_bigcode", {"eos_token": "se", "extra_special_tokens": ["de"]}),
+    "gpt2": (byte_level, "gpt2", {}),
+    "gpt2_prefix": (byte_level, "gpt2", {"add_prefix_space": True}),
+    "roberta": (byte_level, "roberta", {}),
+    "qwen2": (byte_level, "qwen2", {}),
+    "bert": (word_pieces, "bert", {}),
+    "bert_cased": (word_pieces, "bert", {"do_lower_case": False}),
+    "bert_accents": (word_pieces, "bert", {"strip_accents": False, "tokenize_chinese_chars": False}),
+    "t5": (T5, "t5", {}),
+    "mt5": (T5, "mt5", {"extra_ids": 7}),
+    "albert": (ALBERT, "albert", {}),
+    "albert_cased": (ALBERT, "albert", {"do_lower_case": False, "keep_accents": True}),
+    "llama": (llama, "llama", {"tokenizer_class": "LlamaTokenizer"}),
+    "llama_legacy": (llama, "llama", {"tokenizer_class": "LlamaTokenizer", "legacy": True}),
+    "llama_no_prefix": (llama, "llama", {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": False}),
+}
+
+
+def same(theirs: object, ours: FastTokenizer, texts: list[str]) -> None:
+    assert ours.encode_batch(texts) == plain(theirs, texts)
+    assert ours.vocab_size == len(theirs)
+    for role in ROLES:
+        token = getattr(theirs, f"{role}_token_id")
+        if token is not None:
+            assert getattr(ours, f"{role}_id") == token, role
+        elif role != "pad":
+            with pytest.raises(FlagError):
+                getattr(ours, f"{role}_id")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_ids_of_a_loaded_folder_are_those_of_transformers(auto, name, lines, tmp_path):
+    write, model_type, settings = FOLDERS[name]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if settings:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    write(tmp_path)
+    texts = [*SAMPLES, *lines[:1000], "\n".join(lines[:500])]
+    theirs = auto(tmp_path)
+    same(theirs, load_tokenizer(str(tmp_path)), texts)
+    saved = tmp_path / "saved"
+    theirs.save_pretrained(saved)
+    (saved / "config.json").write_text(json.dumps({"model_type": model_type}))
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    export_tokenizer(load_tokenizer(str(saved)), exported, model_type, 512)
+    (exported / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if name == "llama_legacy":
+        # transformers forgets `legacy` when it saves, and then reads another pipeline than tokenizer.json has: ours is
+        # the one that it saved.
+        assert load_tokenizer(str(saved)).encode_batch(texts) == plain(theirs, texts)
+    else:
+        same(auto(exported), load_tokenizer(str(saved)), texts)
