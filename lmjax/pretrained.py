@@ -44,6 +44,7 @@ class Pretrained:
         params: from a config, which may differ in how layers lie and in dtype, and a mesh, to the parameters.
         origin: its config.json of Hugging Face, if it has one.
         largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
+        ignored: tensors of the folder that are not read.
     """
 
     folder: pathlib.Path
@@ -52,6 +53,7 @@ class Pretrained:
     params: Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
     origin: Mapping[str, Any]
     largest_file: int | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def objective(self) -> str:
@@ -83,7 +85,15 @@ def open_pretrained(place: str, step: int | None = None) -> Pretrained:
             raise FlagError(f"--step={step}: {place} is a checkpoint of Hugging Face, which has no steps")
         checkpoint = Checkpoint(folder)
         found = checkpoint.description
-        return Pretrained(folder, found.config, found.heads, checkpoint.params, values, checkpoint.shards.largest_file)
+        return Pretrained(
+            folder=folder,
+            config=found.config,
+            heads=found.heads,
+            params=checkpoint.params,
+            origin=values,
+            largest_file=checkpoint.shards.largest_file,
+            ignored=tuple(checkpoint.ignored),
+        )
     return _from_workdir(folder, from_json(folder / "config.json"), step)
 
 

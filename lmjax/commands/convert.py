@@ -105,7 +105,8 @@ def _described(source: Pretrained, params: Any) -> dict[str, str]:
     config = source.config
     heads = f", with {', '.join(source.heads)}" if source.heads else ""
     dtypes = sorted({str(x.dtype) for x in jax.tree.leaves(params)})
-    return {
+    ignored = {"not read": ", ".join(source.ignored[:4]) + (" ..." if source.ignored[4:] else "")}
+    return (ignored if source.ignored else {}) | {
         "model": f"{config.architecture.replace('_', '-')}{heads}",
         "parameters": f"{count_parameters(params):,}, {', '.join(dtypes)}",
     }

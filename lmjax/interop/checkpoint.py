@@ -111,6 +111,7 @@ class Checkpoint:
     Attributes:
         description: what its config.json says; parameters are of the dtype of the file.
         shards: the tensors.
+        ignored: those of them that are not read: they hold no parameter, or one that the class has no use for.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -128,12 +129,26 @@ class Checkpoint:
         dtype = "bfloat16" if half else "float32"
         config = description.config.model_copy(update={"param_dtype": dtype})
         self.description = dataclasses.replace(description, config=config)
+        self._check_sizes()
         self._shapes = shapes(config, description.heads)
         self._rows = self.description.rows()
         self._row_of = {path: row for row in self._rows for path in row.ours}
         constants = {self.description.rename(n): make for n, make in description.family.constants.items()}
         self._constants = {name: make for name, make in constants.items() if name in self.shards.headers}
         self._copies = self._check_names()
+
+    def _check_sizes(self) -> None:
+        """Raises DataError for more layers or experts than the files can hold: tracing those would not end."""
+        config, held = self.description.config, len(self.shards.headers)
+        for size, what in (
+            (max(config.num_layers, config.decoder_layers), "layers"),
+            (config.moe.num_experts, "experts"),
+        ):
+            if size > held:
+                raise DataError(
+                    f"{self.shards.folder}: config.json says {size} {what}, and there are {held} tensors in all; is it "
+                    "the config.json of these weights?"
+                )
 
     def _check_names(self) -> dict[str, str]:
         """Returns the tensors that repeat another, by name; raises DataError for names and shapes that do not fit."""
@@ -150,7 +165,8 @@ class Checkpoint:
         copies = {rename(a): rename(b) for a, b in family.copies.items()}
         copies = {a: b for a, b in copies.items() if a in headers and a not in wanted and b in wanted}
         left = [n for n in headers if n not in wanted and n not in copies and n not in self._constants]
-        left = sorted(n for n in left if not any(fnmatch.fnmatch(n, pattern) for pattern in family.ignored))
+        self.ignored = sorted(n for n in left if any(fnmatch.fnmatch(n, pattern) for pattern in family.ignored))
+        left = sorted(set(left) - set(self.ignored))
         if left:
             raise DataError(
                 f"{folder}: tensor {left[0]!r}{f' and {len(left) - 1} more' if left[1:] else ''} belong to nothing "

@@ -82,6 +82,8 @@ IMMATERIAL = {
 }
 
 _REQUIRED = object()
+# Bounds on what a hostile file can make a reader loop over or multiply.
+_MOST_LAYERS, _LARGEST = 10_000, 2**40
 
 
 class Fields:
@@ -123,6 +125,8 @@ class Fields:
         value = self.take(name, default)
         if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
             raise self.error(name, "must be a positive whole number")
+        if value is not default and value > (_MOST_LAYERS if "layer" in name else _LARGEST):
+            raise self.error(name, "is larger than any model's")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> Any:

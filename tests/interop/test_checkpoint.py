@@ -88,6 +88,8 @@ def test_copies_that_differ(folder):
         ({"hidden_size": "24"}, "hidden_size='24': must be a positive whole number"),
         ({"hidden_size": -24}, "hidden_size=-24: must be a positive whole number"),
         ({"hidden_size": ...}, "hidden_size: the file does not say"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: is larger than any model's"),
+        ({"vocab_size": 10**13}, "vocab_size=10000000000000: is larger than any model's"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
         ({"num_attention_heads": 5}, "num_heads=5 is not a multiple of num_kv_heads=2"),
         ({"rope_parameters": {"rope_type": "su"}}, "rope_parameters: rope_type='su'"),
@@ -99,6 +101,18 @@ def test_fields_that_are_not_implemented(folder, values, said):
     change_config(folder, **values)
     with pytest.raises(FlagError, match=said):
         Checkpoint(folder)
+
+
+def test_more_layers_than_the_files_can_hold(folder):
+    """Tracing them one by one would take hours; the number of tensors tells before."""
+    change_config(folder, num_hidden_layers=9_999)
+    with pytest.raises(DataError, match=r"config\.json says 9999 layers, and there are 21 tensors in all"):
+        Checkpoint(folder)
+
+
+def test_what_is_not_read_is_said(folder):
+    change_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})
+    assert Checkpoint(folder).ignored == ["model.layers.0.self_attn.rotary_emb.inv_freq"]
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", "[" * 100_000, '{"model_type": "llama"'])
