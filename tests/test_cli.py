@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, the config printed, and every mistake with its exit code and its words."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -126,3 +127,14 @@ def test_tokenizer_writes_a_model_and_says_how_well_it_compresses(lmjax, corpus,
 def test_a_notebook_gets_the_error_itself():
     with pytest.raises(FlagError, match="no command"):
         cli.run(["trian"])
+
+
+def test_a_reader_that_has_enough_ends_the_command_in_silence():
+    """As `lmjax train --help | head -1` does: no traceback about the pipe."""
+    done = subprocess.Popen(
+        [sys.executable, "-m", "lmjax", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    done.stdout.close()
+    assert done.stderr.read() == b""
+    done.stderr.close()
+    assert done.wait() == 141

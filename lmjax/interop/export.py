@@ -62,12 +62,12 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _biases(config: ModelConfig) -> set[str]:
-    """Returns the layers that have a bias in this model."""
+def _biases(config: ModelConfig) -> list[str]:
+    """Returns the layers that have a bias in this model, in order."""
     absent = set() if config.gated_mlp else {"gate"}
     absent |= set() if config.factorised else {"project_in", "project_out"}
     absent |= {"norm"} if config.norm == "rmsnorm" else set()
-    return set(config.biases) - absent
+    return sorted(set(config.biases) - absent)
 
 
 def describe_as(
