@@ -31,9 +31,8 @@ STEPS = {
     },
     "rope": {"model.positions": "rope"},
     "muon": {"optimizer.name": "muon", "steps": 1_330},
-    "decay": {"optimizer.schedule": "linear", "optimizer.final_ratio": 0.0},
 }
-VARIANTS = ("", "gpt2", "rate", "block", "rope", "muon", "decay")
+VARIANTS = ("", "gpt2", "rate", "block", "rope", "muon")
 
 
 def get_config(variant: str = "") -> Config:
