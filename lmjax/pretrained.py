@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from lmjax.config import Config, from_json
@@ -20,11 +19,9 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.objectives.task import heads, objective_types
-from lmjax.parallel.axes import RULES
-from lmjax.parallel.mesh import ParallelConfig, make_mesh
-from lmjax.run import vocabulary_rows
+from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
+from lmjax.run import hyperparameters, vocabulary_rows
 from lmjax.training.checkpoint import Checkpoints
-from lmjax.training.optimizer import Hyperparameters
 from lmjax.training.state import state_maker
 
 PyTree = Any
@@ -124,17 +121,16 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
-    converted = bool(origin)
 
     def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
         with Checkpoints(folder, config.checkpoint) as checkpoints:
             if not checkpoints.steps:
                 raise CheckpointError(f"{folder}: has no checkpoint yet; train first: lmjax train --workdir={folder}")
-            stored = (_converted if converted else _trained)(checkpoints, config, present, mesh, step)
+            stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
-        places = nn.logical_to_mesh_sharding(nn.get_partition_spec(abstract_params(wanted, present)), mesh, RULES)
-        return jax.tree.map(lambda x, place: jax.device_put(x.astype(wanted.param_dtype), place), stored, places)
+        placed = on_mesh(abstract_params(wanted, present), mesh)
+        return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
 
     return Pretrained(folder, config.model, present, params, origin)
 
@@ -143,15 +139,8 @@ def _trained(
     checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
     """Returns the parameters that a run evaluates: averaged, where it averages them."""
-    hparams = Hyperparameters.build(
-        config.optimizer,
-        steps=config.steps,
-        dropout=config.model.dropout_rates(),
-        loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
-        penalties=config.task.penalties(),
-    )
     model = LanguageModel(config.model, present)
-    _, abstract = state_maker(model, config.optimizer, hparams, config.seed, mesh)
+    _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
     return checkpoints.restore(abstract, step).evaluation_params()
 
 
@@ -159,24 +148,17 @@ def _converted(
     checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
     """Returns the parameters of a converted checkpoint, which has no optimizer."""
-    boxed = abstract_params(config.model, present)
-    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-    shapes = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unboxed(boxed), places
-    )
-    return checkpoints.restore({"params": shapes}, step)["params"]
+    placed = on_mesh(abstract_params(config.model, present), mesh)
+    return checkpoints.restore({"params": placed}, step)["params"]
 
 
 def storage_mesh(config: ModelConfig, heads: tuple[str, ...]) -> jax.sharding.Mesh:
     """Returns a mesh of all devices that splits the parameters over as many of them as all their widths allow."""
-    boxed = abstract_params(config, heads)
-    specs, shapes = nn.get_partition_spec(boxed), unboxed(boxed)
-    count = len(jax.devices())
+    boxed, count = abstract_params(config, heads), len(jax.devices())
     for ways in (n for n in range(count, 1, -1) if count % n == 0):
         mesh = make_mesh(ParallelConfig(fsdp=ways))
-        places = nn.logical_to_mesh_sharding(specs, mesh, RULES)
         try:
-            jax.tree.map(lambda x, place: place.shard_shape(x.shape), shapes, places)
+            jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), on_mesh(boxed, mesh))
         except ValueError:
             continue
         return mesh

@@ -94,15 +94,8 @@ class Run:
     @property
     def hparams(self) -> Hyperparameters:
         """Returns the numbers that ride beside the state, copied to every device."""
-        c = self.config
-        hparams = Hyperparameters.build(
-            c.optimizer,
-            steps=c.steps,
-            dropout=c.model.dropout_rates(),
-            loss_weights=c.task.loss_weights() | c.model.moe.loss_weights(),
-            penalties=c.task.penalties(),
-        )
-        return jax.device_put(hparams, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(hyperparameters(self.config), replicated)
 
     def token_bytes(self) -> np.ndarray:
         """Returns `[vocab]` int32, UTF-8 bytes of every token; 0 where the model has more rows than the tokenizer."""
@@ -114,6 +107,17 @@ class Run:
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
         return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
+
+
+def hyperparameters(config: Config) -> Hyperparameters:
+    """Returns the numbers that ride beside the state of a run."""
+    return Hyperparameters.build(
+        config.optimizer,
+        steps=config.steps,
+        dropout=config.model.dropout_rates(),
+        loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
+        penalties=config.task.penalties(),
+    )
 
 
 def claim_workdir(workdir: pathlib.Path, config: Config) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 import time
@@ -16,7 +15,7 @@ from lmjax.commands.flags import help_text, parse
 from lmjax.config import Config, default_config, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
-from lmjax.interop.export import choose_family, export
+from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.shards import SHARD_BYTES
 from lmjax.interop.tokenizer_export import export_tokenizer
@@ -154,6 +153,8 @@ def _config(source: Pretrained) -> Config:
 
 def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
     """Writes a checkpoint of Hugging Face; returns the lines of the report."""
+    # Before the parameters are read, which may take minutes.
+    check_free(folder)
     # ELECTRA's generator is there to train with; no class of theirs has both.
     heads = tuple(head for head in source.heads if head != "generator")
     description = choose_family(source.config, heads, values["family"].value, source.origin)
@@ -172,7 +173,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     )
     files = list(folder.glob("*.safetensors"))
     size = math.fsum(f.stat().st_size for f in files) / 2**30
-    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    name = description.values["architectures"][0]
     return _described(source, params) | {
         "as": f"{description.model_type}, {name}, {len(files)} file(s), {size:.2f} GiB",
         "next": f"transformers.{name}.from_pretrained({str(folder)!r})",

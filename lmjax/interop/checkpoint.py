@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pydantic
@@ -22,7 +21,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import layer_paths
-from lmjax.parallel.axes import RULES
+from lmjax.parallel.mesh import on_mesh
 
 PyTree = Any
 
@@ -207,16 +206,11 @@ class Checkpoint:
                     f"{self.shards.folder}: tensors {copy!r} and {original!r} differ, and config.json says that they "
                     "are one (tie_word_embeddings); correct it"
                 )
-        boxed = abstract_params(config, self.description.heads)
-        places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-        leaves, tree = jax.tree.flatten(unboxed(boxed))
-        arrays = [
-            self._array(path, leaf, place)
-            for path, leaf, place in zip(flat(boxed), leaves, jax.tree.leaves(places), strict=True)
-        ]
-        return jax.tree.unflatten(tree, arrays)
+        placed = on_mesh(abstract_params(config, self.description.heads), mesh)
+        arrays = [self._array(path, leaf) for path, leaf in flat(placed).items()]
+        return jax.tree.unflatten(jax.tree.structure(placed), arrays)
 
-    def _array(self, path: str, leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+    def _array(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         """Returns one parameter, of which only the slices that this process's devices hold are made."""
         paths = layer_paths(path)
 
@@ -231,7 +225,7 @@ class Checkpoint:
                 stacked[place] = self._read(paths(layer))[index[1:]]
             return stacked
 
-        return jax.make_array_from_callback(leaf.shape, place, part)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
 
     def _read(self, path: str) -> np.ndarray:
         row = self._row_of[path]

@@ -140,6 +140,12 @@ def choose_family(
     )
 
 
+def check_free(folder: pathlib.Path) -> None:
+    """Raises FlagError if a folder to be made holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
+
+
 def export(
     description: Description,
     config: ModelConfig,
@@ -166,8 +172,7 @@ def export(
     Raises:
         FlagError: the folder holds something already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
+    check_free(folder)
     kept = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)) if dtype else None
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The mesh of devices, and how batches lie on it."""
+"""The mesh of devices, and how parameters and batches lie on it."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from pydantic import Field
 
 from lmjax.errors import FlagError
+from lmjax.model.parameters import unboxed
 from lmjax.parallel.axes import MESH_AXES, RULES
 from lmjax.schema import Schema
 
@@ -67,6 +68,12 @@ def check_divisible(mesh: Mesh, *, batch_size: int, accumulation: int, sharded: 
                 f"--config.parallel.{axis}={ways} does not divide the model's {name} dimension of {size}; "
                 f"change one of them"
             )
+
+
+def on_mesh(boxed: Any, mesh: Mesh) -> Any:
+    """Returns shapes, dtypes and shardings on a mesh of arrays or shapes that are boxed with their axis names."""
+    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unboxed(boxed), places)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
