@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import jax
 
 from lmjax.config import Config, from_json
-from lmjax.data.fast_tokenizer import load_tokenizer
-from lmjax.errors import CheckpointError, FlagError
+from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import CheckpointError, DataError, FlagError
+from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig
@@ -28,6 +31,11 @@ PyTree = Any
 
 # In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
 ORIGIN = "huggingface.json"
+# Beside it, and in a folder of Hugging Face: the ids that writing starts and ends with.
+GENERATION = "generation_config.json"
+
+# Objectives of a decoder whose rows are a source, its end, and a target.
+_SOURCE_TARGET = ("seq2seq", "span_corruption", "denoise", "infilling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Pretrained:
         heads: the heads whose parameters are there.
         params: from a config, which may differ in how layers lie and in dtype, and a mesh, to the parameters.
         origin: its config.json of Hugging Face, if it has one.
+        prompts: what stands around a text in its rows, given its tokenizer.
         largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
         ignored: tensors of the folder that are not read.
     """
@@ -49,6 +58,7 @@ class Pretrained:
     heads: tuple[str, ...]
     params: Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
     origin: Mapping[str, Any]
+    prompts: Callable[[Vocabulary], PromptFormat]
     largest_file: int | None = None
     ignored: tuple[str, ...] = ()
 
@@ -88,10 +98,86 @@ def open_pretrained(place: str, step: int | None = None) -> Pretrained:
             heads=found.heads,
             params=checkpoint.params,
             origin=values,
+            prompts=functools.partial(_published_prompts, folder, values, found.config.architecture),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
         )
     return _from_workdir(folder, from_json(folder / "config.json"), step)
+
+
+def load_model(place: str, *, step: int | None = None, dtype: str | None = None, tensor: int = 1) -> LoadedModel:
+    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub, ready to write and to score.
+
+    Args:
+        place: as for `open_pretrained`.
+        step: of a workdir's checkpoint; None: the newest.
+        dtype: of parameters and compute; None: that of the model's compute.
+        tensor: devices that split heads, MLPs and the vocabulary; the others are left alone.
+
+    Raises:
+        FlagError: there is nothing of the kind, or `tensor` does not divide it.
+        DataError: a file that cannot be read.
+    """
+    opened = open_pretrained(place, step)
+    tokenizer = load_tokenizer(str(opened.folder))
+    dtype = dtype or opened.config.dtype
+    # Unrolled: a scan would copy the cache of all layers at every token.
+    config = opened.config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+    mesh = inference_mesh(config, tensor)
+    return LoadedModel(
+        LanguageModel(config, opened.heads), opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh
+    )
+
+
+def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
+    """Returns a mesh of the first `tensor` devices, which split the model; raises FlagError if they cannot."""
+    devices = jax.devices()
+    if not 1 <= tensor <= len(devices):
+        raise FlagError(f"--tensor={tensor}: there are {len(devices)} device(s); choose from 1 to {len(devices)}")
+    mesh = make_mesh(ParallelConfig(tensor=tensor), devices[:tensor])
+    sizes = {"heads": config.num_heads, "kv_heads": config.kv_heads, "mlp": config.mlp_dim, "vocab": config.vocab_size}
+    if odd := {name: size for name, size in sizes.items() if size % tensor}:
+        raise FlagError(f"--tensor={tensor} does not divide {odd} of this model; choose a divisor of all")
+    return mesh
+
+
+def _trained_prompts(config: Config, tokenizer: Vocabulary) -> PromptFormat:
+    """Returns what a run's objective puts around a text."""
+    architecture, names = config.model.architecture, config.task.objective
+    if architecture == "encoder":
+        return PromptFormat(before=(tokenizer.cls_id,), after=(tokenizer.sep_id,))
+    end = (tokenizer.eos_id,)
+    if architecture == "encoder_decoder":
+        return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end)
+    pairs = set(names) <= set(_SOURCE_TARGET)
+    return PromptFormat(
+        before=(tokenizer.bos_id,), after=end if pairs else (), stop=end, bidirectional="prefix_lm" in names
+    )
+
+
+def _published_prompts(
+    folder: pathlib.Path, origin: Mapping[str, Any], architecture: str, tokenizer: Vocabulary
+) -> PromptFormat:
+    """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it starts and ends with."""
+    path = folder / GENERATION
+    values = dict(origin) | (read_json(path) if path.is_file() else {})
+    said = path if path.is_file() else folder / "config.json"
+
+    def ids(name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        given = values.get(name)
+        found = default if given is None else tuple(given) if isinstance(given, list) else (given,)
+        for i in found:
+            if not isinstance(i, int) or not 0 <= i < tokenizer.vocab_size:
+                raise DataError(f"{said}: {name}={given} is no token's id; mend it")
+        return found
+
+    before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
+    roles = tokenizer.role_ids
+    end = ids("eos_token_id", (roles["eos"],) if "eos" in roles else ())
+    if architecture != "encoder_decoder":
+        return PromptFormat(tuple(before), tuple(after), stop=end if architecture == "decoder" else ())
+    start = ids("decoder_start_token_id", ids("bos_token_id", (tokenizer.pad_id,)))
+    return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end)
 
 
 def _from_hub(name: str) -> pathlib.Path:
@@ -132,7 +218,10 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         placed = on_mesh(abstract_params(wanted, present), mesh)
         return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
 
-    return Pretrained(folder, config.model, present, params, origin)
+    prompts = functools.partial(_published_prompts, folder, origin, config.model.architecture)
+    if not origin:
+        prompts = functools.partial(_trained_prompts, config)
+    return Pretrained(folder, config.model, present, params, origin, prompts)
 
 
 def _trained(

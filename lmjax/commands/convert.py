@@ -17,10 +17,10 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.families import FAMILIES
-from lmjax.interop.shards import SHARD_BYTES
+from lmjax.interop.shards import SHARD_BYTES, read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
-from lmjax.pretrained import ORIGIN, Pretrained, open_pretrained, storage_mesh
+from lmjax.pretrained import GENERATION, ORIGIN, Pretrained, open_pretrained, storage_mesh
 from lmjax.run import claim_workdir, environment
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
@@ -126,6 +126,8 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
             checkpoints.wait()
         tokenizer.save_in(workdir)
         write_json(workdir / ORIGIN, dict(source.origin))
+        if (source.folder / GENERATION).is_file():
+            write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
         write_json(workdir / "env.json", environment())
         # Last: a workdir without it is none.
         write_json(workdir / "config.json", config.to_json())

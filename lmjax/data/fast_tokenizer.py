@@ -80,6 +80,12 @@ class FastTokenizer(Vocabulary):
         """The id of a token by its text; None if there is no such token."""
         return self._fast.token_to_id(token)
 
+    def template(self) -> tuple[list[int], list[int]]:
+        """The ids that the pipeline puts in front of a text and behind it, where special tokens are asked for."""
+        plain, whole = (self._fast.encode("a", add_special_tokens=asked).ids for asked in (False, True))
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return whole[:start], whole[start + len(plain) :]
+
     def save_in(self, folder: pathlib.Path) -> None:
         """Writes `tokenizer.json`, the files that stood beside it and `special_tokens.json` into `folder`."""
         for name in (n for n in self.files if n != TOKENIZER):

@@ -1,0 +1,68 @@
+"""A model that is ready to write and to score: parameters on devices, a tokenizer, and how a text becomes a row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+    """What stands around a text in the rows that a model was trained on.
+
+    Attributes:
+        before: ids in front of a text.
+        after: ids behind it; a decoder's prompt ends with them, if its rows were source and target.
+        start: ids that an encoder-decoder's decoder reads first.
+        forced: ids that it then writes whatever it thinks, such as the target's language.
+        stop: ids that end what is written.
+        bidirectional: a decoder's prompt is a prefix, all of which its tokens see (prefix language models).
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
+    stop: tuple[int, ...] = ()
+    bidirectional: bool = False
+
+    def around(self, ids: Sequence[int]) -> list[int]:
+        """Returns the ids of a text with what stands around them."""
+        return [*self.before, *ids, *self.after]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model on its devices; what every function of `lmjax.inference` takes first.
+
+    Attributes:
+        model: the Flax module, its layers unrolled.
+        params: its parameters, on `mesh`.
+        tokenizer: text to ids and back.
+        prompts: what stands around a text.
+        mesh: the devices.
+    """
+
+    model: LanguageModel
+    params: PyTree
+    tokenizer: Vocabulary
+    prompts: PromptFormat
+    mesh: jax.sharding.Mesh
+
+    @property
+    def config(self) -> ModelConfig:
+        """Returns the architecture."""
+        return self.model.config
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text with what stands around it in a row."""
+        return self.prompts.around(self.tokenizer.encode(text))
