@@ -1,15 +1,20 @@
 """Attention, self and cross: the projections around a kernel, and what a kernel is told of queries and keys."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.cache import KeyValue
 from lmjax.model.config import ModelConfig
 from lmjax.model.kernels import Mask, attention
 from lmjax.model.layers import Dense, Norm
 from lmjax.model.positions import Rotation, rope
 from lmjax.parallel import axes
+
+_AXES = ("act_batch", "act_length", "act_heads", None)
 
 
 @flax.struct.dataclass
@@ -29,6 +34,20 @@ class Relation:
     keys: Rotation | None = None
 
 
+class Kept(NamedTuple):
+    """The cache of one attention, and how far it is filled.
+
+    Attributes:
+        cache: keys and values.
+        filled: slots written before; None: none.
+        capacity: slots of a layer that sees everything.
+    """
+
+    cache: KeyValue
+    filled: jax.Array | None
+    capacity: int
+
+
 class Attention(nn.Module):
     """Multi-head attention of a sequence over itself or over another (Vaswani et al. 2017, section 3.2.2).
 
@@ -41,28 +60,42 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, source: jax.Array, relation: Relation, dropout_rate: jax.Array | None
-    ) -> jax.Array:
-        """Returns `[batch, length, embed]`.
+        self,
+        x: jax.Array,
+        source: jax.Array | None,
+        relation: Relation,
+        dropout_rate: jax.Array | None,
+        kept: Kept | None = None,
+    ) -> tuple[jax.Array, KeyValue | None]:
+        """Returns `[batch, length, embed]`, and the cache with the keys and values of `source` added, if there is one.
 
         Args:
             x: `[batch, length, embed]`: what asks.
-            source: `[batch, keys, embed]`: what is asked; in self-attention `x`.
+            source: `[batch, keys, embed]`: what is asked; in self-attention `x`. None: only what the cache holds.
             relation: who sees whom, and from how far.
             dropout_rate: of the attention probabilities; None: no dropout.
+            kept: the cache; None: there is none.
         """
         config = self.config
         query_shape, kv_shape = (config.num_heads, config.width_of_head), (config.kv_heads, config.width_of_head)
         query_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         query = Dense(config, query_shape, query_axes, init_scale=config.query_init_scale, name="query")(x)
-        key = Dense(config, kv_shape, kv_axes, name="key")(source)
-        value = Dense(config, kv_shape, kv_axes, name="value")(source)
-        query, key = self._normed("query_norm", query), self._normed("key_norm", key)
+        query = self._normed("query_norm", query)
         if relation.queries is not None:
-            query, key = rope(query, relation.queries), rope(key, relation.keys)
-        query, key, value = (
-            axes.constrain(y, ("act_batch", "act_length", "act_heads", None)) for y in (query, key, value)
-        )
+            query = rope(query, relation.queries)
+        query = axes.constrain(query, _AXES)
+        if source is None:
+            cached = kept.cache
+            key, value = cached.read(query.dtype)
+        else:
+            key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
+            value = Dense(config, kv_shape, kv_axes, name="value")(source)
+            if relation.keys is not None:
+                key = rope(key, relation.keys)
+            key, value = (axes.constrain(y, _AXES) for y in (key, value))
+            cached = None
+            if kept is not None:
+                key, value, cached = kept.cache.extend(key, value, kept.filled, kept.capacity)
         sinks = None
         if config.sink_logits:
             init = axes.partitioned(nn.initializers.zeros, ("heads",))
@@ -81,7 +114,7 @@ class Attention(nn.Module):
             kernel=config.attention_kernel,
         )
         out_axes = ("heads", "head_dim", "embed")
-        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y)
+        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y), cached
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
         """Returns queries or keys, normalised if the config says so: over each head, or over all together."""

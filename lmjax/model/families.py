@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.errors import FlagError
+from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.layers import Dense, Embed, Norm, dropout
 from lmjax.model.positions import sinusoidal
@@ -101,7 +102,7 @@ class Encoder(Side):
 
     def __call__(self, batch: Batch, rates: DropoutRates) -> jax.Array:
         """Returns `[batch, length, embed]`; reads `tokens positions segment_ids type_ids`."""
-        return self.stack(self.sequence(batch, rates), rates)
+        return self.stack(self.sequence(batch, rates), rates)[0]
 
 
 class Decoder(Side):
@@ -114,7 +115,26 @@ class Decoder(Side):
 
     def __call__(self, batch: Batch, rates: DropoutRates, memory: Sequence | None = None) -> jax.Array:
         """Returns `[batch, length, embed]`; reads `tokens positions segment_ids type_ids prefix`."""
-        return self.stack(self.sequence(batch, rates), rates, memory)
+        return self.stack(self.sequence(batch, rates), rates, memory)[0]
+
+    def extend(self, batch: Batch, cache: Cache, memory: Sequence | None = None) -> tuple[jax.Array, Cache]:
+        """Returns `[batch, length, embed]` of tokens that go on from what the cache holds, and the cache with them.
+
+        Args:
+            batch: as for a call; `positions` say how far each row is, and `segment_ids` what it goes on with.
+            cache: of what was read before.
+            memory: the encoder's output, where nothing has been read yet.
+        """
+        rates = DropoutRates()
+        if cache.memory_positions is not None:
+            if memory is None:
+                memory = Sequence(None, cache.memory_positions, cache.memory_segments)
+            else:
+                shape = memory.x.shape[:2]
+                segments = jnp.ones(shape, jnp.int32) if memory.segment_ids is None else memory.segment_ids
+                positions = jnp.broadcast_to(memory.positions, shape)
+                cache = cache.replace(memory_positions=positions, memory_segments=segments)
+        return self.stack(self.sequence(batch, rates), rates, memory, cache)
 
 
 class EncoderDecoder(nn.Module):
@@ -139,6 +159,14 @@ class EncoderDecoder(nn.Module):
     def encode(self, batch: Batch, rates: DropoutRates) -> jax.Array:
         """Returns the encoder's `[batch, encoder length, embed]`."""
         return self.encoder(_side(batch, "encoder_"), rates)
+
+    def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Returns the decoder's `[batch, length, embed]`, and the cache; an empty cache reads the encoder's fields."""
+        memory = None
+        if cache.filled is None:
+            asked = _side(batch, "encoder_")
+            memory = Sequence(self.encode(batch, DropoutRates()), _positions(asked), asked.get("segment_ids"))
+        return self.decoder.extend(_side(batch, "decoder_"), cache, memory)
 
     def decode(self, batch: Batch, memory: jax.Array, rates: DropoutRates) -> jax.Array:
         """Returns the decoder's `[batch, length, embed]`, given the encoder's output."""

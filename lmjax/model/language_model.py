@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.families import FAMILIES, Batch, InputEmbedding
 from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
@@ -100,6 +101,18 @@ class LanguageModel(nn.Module):
         else:
             rates = self.config.dropout_rates() if dropout_rates is None else dropout_rates
         return self.backbone(batch, rates)
+
+    def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Returns hidden states `[batch, length, embed]` of tokens that go on from a cache, and the cache with them.
+
+        Without dropout. An encoder-decoder reads its encoder's fields where the cache is empty, and only there.
+
+        Args:
+            batch: fields of a decoder (with the prefix `decoder_` in an encoder-decoder); `positions` say where in its
+                row each token stands.
+            cache: of `lmjax.model.cache.init_cache`.
+        """
+        return self.backbone.extend(batch, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""

@@ -1,6 +1,7 @@
 """How the order of tokens enters: sinusoidal, rotary, T5's bias, ALiBi (learned positions are an `Embed`)."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -38,15 +39,18 @@ class Rotation:
     cos: jax.Array
 
     @classmethod
-    def build(cls, config: ModelConfig, positions: jax.Array, local: bool = False) -> "Rotation":
+    def build(
+        cls, config: ModelConfig, positions: jax.Array, local: bool = False, length: int | None = None
+    ) -> "Rotation":
         """Returns the turns at `[batch or 1, length]` positions, counted from the start of each segment.
 
         Args:
             config: of the model.
             positions: where the tokens stand.
             local: for a layer with a window, which may have wavelengths of its own.
+            length: tokens of the row, which the dynamic scaling depends on; None: as many as there are positions.
         """
-        frequencies, factor = rope_frequencies(config, positions.shape[-1], local)
+        frequencies, factor = rope_frequencies(config, length or positions.shape[-1], local)
         angles = _angles(positions, frequencies)
         return cls(jnp.sin(angles) * factor, jnp.cos(angles) * factor)
 
@@ -184,28 +188,32 @@ class RelativeBias(nn.Module):
 
 
 def position_bias(
-    config: ModelConfig, kind: str, name: str, *, causal: bool, queries: jax.Array, keys: jax.Array | None = None
-) -> jax.Array | None:
-    """Returns the bias on attention scores, `[batch or 1, heads, queries, keys]`; None where `kind` has none.
+    config: ModelConfig, kind: str, name: str, *, causal: bool
+) -> Callable[[jax.Array, jax.Array | None], jax.Array | None]:
+    """Returns a function to the bias on attention scores, `[batch or 1, heads, queries, keys]`; None without one.
 
-    Called by a compact module, which owns the table if there is one.
+    Its arguments are the positions `[batch or 1, queries]`, and those `[batch or 1, keys]` of keys that stand
+    elsewhere; None: attention within one row. Made by a compact module, which owns the table if there is one.
 
     Args:
         config: of the model.
         kind: how the order of tokens enters.
         name: of the table.
         causal: whether only the past is seen.
-        queries: positions `[batch or 1, queries]`.
-        keys: positions `[batch or 1, keys]` in another sequence; None: attention within one row.
     """
-    length = queries.shape[1]
     if kind == "relative":
         relative = RelativeBias(config, causal, name=name)
-        return relative(length, length) if keys is None else relative.between(queries, keys)
-    if kind == "alibi":
-        places = jnp.arange(length)[None]
-        return alibi(config.num_heads, *((places, places) if keys is None else (queries, keys)))
-    return None
+
+    def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array | None:
+        length = queries.shape[1]
+        if kind == "relative":
+            return relative(length, length) if keys is None else relative.between(queries, keys)
+        if kind == "alibi":
+            places = jnp.arange(length)[None]
+            return alibi(config.num_heads, *((places, places) if keys is None else (queries, keys)))
+        return None
+
+    return bias
 
 
 def _angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:

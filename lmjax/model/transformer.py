@@ -8,7 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.attention import Attention, Relation
+from lmjax.model.attention import Attention, Kept, Relation
+from lmjax.model.cache import Cache, KeyValue
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.cpu import fence
 from lmjax.model.kernels import Mask
@@ -28,13 +29,13 @@ class Sequence:
     """A sequence of vectors and where they stand.
 
     Attributes:
-        x: `[batch, length, embed]`.
+        x: `[batch, length, embed]`; None: only the cache knows what it holds.
         positions: `[batch or 1, length]`, counted from the start of each segment.
         segment_ids: `[batch, length]`, 0 for padding; None: one segment.
         prefix: bool `[batch, length]`: tokens that those before them see too, though causal; None: none.
     """
 
-    x: jax.Array
+    x: jax.Array | None
     positions: jax.Array
     segment_ids: jax.Array | None = None
     prefix: jax.Array | None = None
@@ -47,20 +48,22 @@ class LayerInputs:
     Attributes:
         positions: of the sequence.
         segment_ids: of the sequence.
-        within: its relation to itself, without a window.
-        turns: rotary positions of layers with a window, where they are others; or None.
+        within: its relation to itself, or to what a cache holds, without a window.
+        near: the same in layers with a window, or None.
         memory: what cross-attention asks, or None.
         across: the relation of the sequence to it, or None.
         rates: of dropout.
+        cache: what was read before, or None.
     """
 
     positions: jax.Array
     segment_ids: jax.Array | None
     within: Relation
-    turns: Rotation | None
+    near: Relation | None
     memory: Sequence | None
     across: Relation | None
     rates: DropoutRates
+    cache: Cache | None = None
 
 
 class Block(nn.Module):
@@ -76,32 +79,43 @@ class Block(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, inputs: LayerInputs, layer: int | jax.Array) -> jax.Array:
-        """Returns `[batch, length, embed]` for `[batch, length, embed]`.
+    def __call__(
+        self, x: jax.Array, inputs: LayerInputs, layer: int | jax.Array
+    ) -> tuple[jax.Array, dict[str, KeyValue]]:
+        """Returns `[batch, length, embed]` for `[batch, length, embed]`, and what its attentions keep, if they do.
 
         Args:
             x: `[batch, length, embed]`.
             inputs: what all layers see.
             layer: number of this layer in its stack, from 0; traced where layers are scanned over.
         """
-        branches = self._branches(inputs, layer)
+        kept: dict[str, KeyValue] = {}
+        branches = self._branches(inputs, layer, kept)
         groups = [[branch] for branch in branches] if self.config.block == "sequential" else [branches]
         for group in groups:
             x = self._add(x, dict(group), inputs.rates, layer)
-        return x
+        return x, kept
 
     def _branches(
-        self, inputs: LayerInputs, layer: int | jax.Array
+        self, inputs: LayerInputs, layer: int | jax.Array, kept: dict[str, KeyValue]
     ) -> list[tuple[str, Callable[[jax.Array], jax.Array]]]:
-        """Returns the branches by name, as functions of `[batch, length, embed]`."""
+        """Returns the branches by name, functions of `[batch, length, embed]` that fill `kept` as they are called."""
         config, rates, scale = self.config, inputs.rates, self.config.residual_init_scale(layer)
 
+        def ask(name: str, x: jax.Array, source: jax.Array | None, relation: Relation) -> jax.Array:
+            cache, before = inputs.cache, None
+            if cache is not None:
+                before = Kept(cache.layers[layer][name], cache.filled, cache.capacity)
+            y, after = Attention(config, scale, name=name)(x, source, relation, rates.attention, before)
+            if after is not None:
+                kept[name] = after
+            return y
+
         def attend(x: jax.Array) -> jax.Array:
-            return Attention(config, scale, name="attention")(x, x, self._within(inputs, layer), rates.attention)
+            return ask("attention", x, x, self._within(inputs, layer))
 
         def cross_attend(x: jax.Array) -> jax.Array:
-            attention = Attention(config, scale, name="cross_attention")
-            return attention(x, inputs.memory.x, self._across(inputs), rates.attention)
+            return ask("cross_attention", x, inputs.memory.x, self._across(inputs))
 
         def mlp(x: jax.Array) -> jax.Array:
             if config.has_experts(layer):
@@ -138,32 +152,34 @@ class Block(nn.Module):
 
     def _within(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
         """Returns the relation of the sequence to itself in this layer: with its window, turns and bias."""
-        config, relation = self.config, inputs.within
+        config, everywhere = self.config, self.config.is_global(layer)
+        relation = inputs.near if everywhere is False else inputs.within
+        if not isinstance(everywhere, bool):
+            near = inputs.near
+            window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention_window)
+            turns = jax.tree.map(lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, near.queries)
+            relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
         if _own_bias(config, kind := config.side_positions(self.causal)):
-            bias = position_bias(config, kind, "relative_bias", causal=self.causal, queries=inputs.positions)
-            relation = relation.replace(bias=bias)
-        everywhere = config.is_global(layer)
-        if everywhere is True:
-            return relation
-        local = relation if inputs.turns is None else relation.replace(queries=inputs.turns, keys=inputs.turns)
-        if everywhere is False:
-            return local.replace(mask=local.mask.replace(window=config.attention_window))
-        window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention_window)
-        turns = jax.tree.map(lambda wide, near: jnp.where(everywhere, wide, near), relation.queries, local.queries)
-        return relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
+            bias = position_bias(config, kind, "relative_bias", causal=self.causal)
+            relation = relation.replace(bias=bias(inputs.positions, relation.mask.cached_positions))
+        return relation
 
     def _across(self, inputs: LayerInputs) -> Relation:
         """Returns the relation of the sequence to the memory in this layer."""
         config, kind = self.config, self.config.cross_positions
         if not _own_bias(config, kind):
             return inputs.across
-        places = {"queries": inputs.positions, "keys": inputs.memory.positions}
-        return inputs.across.replace(bias=position_bias(config, kind, "cross_relative_bias", causal=False, **places))
+        bias = position_bias(config, kind, "cross_relative_bias", causal=False)
+        return inputs.across.replace(bias=bias(inputs.positions, inputs.memory.positions))
 
 
 def _own_bias(config: ModelConfig, kind: str) -> bool:
     """Returns whether every layer has a position bias of its own."""
     return kind == "relative" and config.relative.per_layer
+
+
+def _no_bias(queries: jax.Array, keys: jax.Array | None = None) -> None:
+    """Returns None: the layers have biases of their own."""
 
 
 class Stack(nn.Module):
@@ -174,54 +190,92 @@ class Stack(nn.Module):
     causal: bool
 
     @nn.compact
-    def __call__(self, sequence: Sequence, rates: DropoutRates, memory: Sequence | None = None) -> jax.Array:
-        """Returns `[batch, length, embed]`.
+    def __call__(
+        self, sequence: Sequence, rates: DropoutRates, memory: Sequence | None = None, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns `[batch, length, embed]`, and the cache with the sequence in it, if there is one.
 
         Args:
-            sequence: what enters the first layer.
+            sequence: what enters the first layer; its tokens see those of the cache too.
             rates: of dropout.
             memory: the encoder's output, for cross-attention; a segment sees the memory's segment of the same id.
+            cache: what was read before; needs unrolled layers.
         """
         config, segment_ids = self.config, sequence.segment_ids
-        mask = Mask(
-            causal=self.causal,
-            sink_tokens=config.sink_tokens,
-            query_segments=segment_ids,
-            key_segments=segment_ids,
-            prefix=sequence.prefix if self.causal else None,
-            key_positions=sequence.positions if config.sink_tokens else None,
-        )
-        kind, rope = config.side_positions(self.causal), config.rope
-        own = self._relation(mask, kind, "relative_bias", sequence)
-        turns = None
-        if kind == "rope" and rope.local_theta is not None:
-            turns = Rotation.build(config, sequence.positions, local=True)
+        places = cache if cache is None else cache.extend(sequence.positions, segment_ids)
+        within, near = self._within(sequence, cache, places)
         across = None
         if memory is not None:
-            mask = Mask(query_segments=segment_ids, key_segments=memory.segment_ids)
-            across = self._relation(mask, config.cross_positions, "cross_relative_bias", sequence, memory)
-        inputs = LayerInputs(sequence.positions, segment_ids, own, turns, memory, across, rates)
-        x = self._layers(sequence.x, inputs)
+            across = self._across(sequence, memory)
+        inputs = LayerInputs(sequence.positions, segment_ids, within, near, memory, across, rates, cache)
+        x, kept = self._layers(sequence.x, inputs)
         if config.final_norm:
             x = Norm(config, name="final_norm")(x)
-        return dropout(x, rates.output, self.make_rng)
+        x = dropout(x, rates.output, self.make_rng)
+        if cache is None:
+            return x, None
+        # Keys and values of the memory stay what they were, where it was not read again.
+        layers = tuple({**old, **new} for old, new in zip(cache.layers, kept, strict=True))
+        return x, places.replace(layers=layers)
 
-    def _relation(
-        self, mask: Mask, kind: str, name: str, sequence: Sequence, memory: Sequence | None = None
-    ) -> Relation:
-        """Returns the relation of a sequence to itself, or to a memory, that all layers share."""
-        config, queries, keys = self.config, sequence.positions, None if memory is None else memory.positions
+    def _within(
+        self, sequence: Sequence, cache: Cache | None, places: Cache | None
+    ) -> tuple[Relation, Relation | None]:
+        """Returns the relation of a sequence to itself and to a cache in layers without and with a window, if any has.
+
+        Args:
+            sequence: what is read now.
+            cache: what was read before, or None.
+            places: the same with the places of the sequence.
+        """
+        config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
+        kind = config.side_positions(self.causal)
+        bias = _no_bias if _own_bias(config, kind) else position_bias(config, kind, "relative_bias", causal=self.causal)
+        # A row has its length while it is written: a scaling that depends on it stays that of short rows.
+        length = None if cache is None else 1
+
+        def relation(window: int | None, slots: int) -> Relation:
+            mask = Mask(
+                causal=self.causal,
+                window=window,
+                sink_tokens=config.sink_tokens,
+                query_segments=segment_ids,
+                key_segments=segment_ids,
+                prefix=sequence.prefix if self.causal else None,
+                key_positions=positions if config.sink_tokens else None,
+            )
+            if cache is not None and cache.filled is not None:
+                keys, segments = places.places(slots, positions.shape[1])
+                queries = jnp.ones(sequence.x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+                mask = mask.replace(
+                    query_segments=queries, key_segments=segments, query_positions=positions, key_positions=keys
+                )
+            local = window is not None and config.rope.local_theta is not None
+            turns = Rotation.build(config, positions, local, length) if kind == "rope" else None
+            return Relation(mask, bias(positions, mask.cached_positions), turns, turns)
+
+        window, slots = config.attention_window, 0 if cache is None else cache.capacity
+        if window is None:
+            return relation(None, slots), None
+        everywhere = relation(None, slots) if config.global_every else None
+        ring = slots if cache is None else min(layer["attention"].slots for layer in cache.layers)
+        return everywhere, relation(window, ring)
+
+    def _across(self, sequence: Sequence, memory: Sequence) -> Relation:
+        """Returns the relation of a sequence to a memory that all layers share."""
+        config, kind = self.config, self.config.cross_positions
         bias, turns, key_turns = None, None, None
         if not _own_bias(config, kind):
-            causal = self.causal and memory is None
-            bias = position_bias(config, kind, name, causal=causal, queries=queries, keys=keys)
+            bias = position_bias(config, kind, "cross_relative_bias", causal=False)
+            bias = bias(sequence.positions, memory.positions)
         if kind == "rope":
-            turns = Rotation.build(config, queries)
-            key_turns = turns if memory is None else Rotation.build(config, keys)
-        return Relation(mask, bias, turns, key_turns)
+            turns, key_turns = (Rotation.build(config, side.positions) for side in (sequence, memory))
+        return Relation(
+            Mask(query_segments=sequence.segment_ids, key_segments=memory.segment_ids), bias, turns, key_turns
+        )
 
-    def _layers(self, x: jax.Array, inputs: LayerInputs) -> jax.Array:
-        """Returns `x` after every layer, scanned or in turn."""
+    def _layers(self, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, list[dict[str, KeyValue]]]:
+        """Returns `x` after every layer, scanned or in turn, and what the layers keep."""
         config, block = self.config, Block
         if config.remat != "none":
             # Inside a scan XLA cannot merge the recomputation with the first pass; the guard would only cost time.
@@ -232,23 +286,27 @@ class Stack(nn.Module):
         def make(name: str) -> Block:
             return block(config, self.num_layers, self.causal, name=name)
 
+        if inputs.cache is not None and config.scan_layers:
+            raise ValueError("a cache needs unrolled layers (scan_layers=False): a scan would copy it at every token")
         if not config.scan_layers:
+            kept = []
             layers = [make(_SHARED)] * self.num_layers if config.share_layers else None
             for i in range(self.num_layers):
                 if platform() == "cpu":
                     x = fence(x, inputs.positions)
-                x = (layers[i] if layers else make(f"{_UNROLLED}{i}"))(x, inputs, i)
-            return x
+                x, own = (layers[i] if layers else make(f"{_UNROLLED}{i}"))(x, inputs, i)
+                kept.append(own)
+            return x, kept
         axis = {AUXILIARY: 0} if config.share_layers else {AUXILIARY: 0, "params": 0}
         scan = nn.scan(
-            lambda layer, x, number: (layer(x, inputs, number), None),
+            lambda layer, x, number: (layer(x, inputs, number)[0], None),
             variable_axes=axis,
             variable_broadcast="params" if config.share_layers else False,
             split_rngs={"params": not config.share_layers, "dropout": True},
             length=self.num_layers,
             metadata_params=_LAYERS,
         )
-        return scan(make(_SHARED if config.share_layers else _SCANNED), x, jnp.arange(self.num_layers))[0]
+        return scan(make(_SHARED if config.share_layers else _SCANNED), x, jnp.arange(self.num_layers))[0], []
 
 
 def layer_paths(path: str) -> Callable[[int], str] | None:

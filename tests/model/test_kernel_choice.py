@@ -62,7 +62,8 @@ def test_a_call_asks_for_what_its_arguments_need():
     assert asked(sink_logits=jnp.zeros(2), dropout_rate=jnp.float32(0.1)) == {"sink_logits", "dropout"}
     assert asked(mask=Mask(causal=True, prefix=jnp.ones((1, 128), bool))) == {"prefix"}
     assert asked(mask=Mask(window=jnp.int32(4), sink_tokens=1)) == {"traced_window", "sink_tokens"}
-    assert asked(mask=Mask(causal=True, query_offset=3)) == {"uneven_order"}
+    positions = jnp.zeros((1, 128), jnp.int32)
+    assert asked(mask=Mask(causal=True, query_positions=positions, key_positions=positions)) == {"uneven_order"}
     assert asked(query=x[:, :1], mask=Mask(causal=True)) == {"uneven_order", "length_128"}
     assert asked(query=x[:, :1], mask=Mask(key_segments=jnp.ones((1, 128)))) == {"length_128", "odd_length"}
     assert asked(query=x.astype(jnp.float32)) == {"float32"}

@@ -18,6 +18,7 @@ ROWS, COLUMNS = np.arange(LENGTH)[:, None], np.arange(LENGTH)[None]
 SAME = SEGMENTS[:, :, None] == SEGMENTS[:, None, :]
 NEAR = np.abs(ROWS - COLUMNS) < 6
 CAUSAL = ROWS >= COLUMNS
+CACHED = {"query_positions": np.arange(21, 26)[None], "key_positions": np.arange(LENGTH)[None]}
 PACKED = {"query_segments": SEGMENTS, "key_segments": SEGMENTS}
 
 # Name: (the mask, the same as booleans [batch or 1, queries, keys]).
@@ -43,8 +44,13 @@ MASKS = {
     "memory": (Mask(query_segments=SEGMENTS, key_segments=SEGMENTS[:, :24]), SAME[:, :, :24]),
     "unpacked_memory": (Mask(key_segments=(SEGMENTS > 0)[:, :24].astype(np.int32)), (SEGMENTS > 0)[:, None, :24]),
     "window_past_the_keys": (Mask(window=6), NEAR[None, :, :24]),
-    "cached": (Mask(causal=True, query_offset=jnp.int32(21)), CAUSAL[None, 21:26]),
-    "cached_window": (Mask(causal=True, window=6, query_offset=21), (CAUSAL & NEAR)[None, 21:26]),
+    "cached": (Mask(causal=True, **CACHED), CAUSAL[None, 21:26]),
+    "cached_window": (Mask(causal=True, window=6, **CACHED), (CAUSAL & NEAR)[None, 21:26]),
+    # A cache that goes round holds its keys in another order.
+    "cached_ring": (
+        Mask(causal=True, window=6, **CACHED | {"key_positions": np.roll(np.arange(LENGTH), 7)[None]}),
+        np.roll((CAUSAL & NEAR)[None, 21:26], 7, axis=2),
+    ),
 }
 
 
@@ -207,7 +213,7 @@ def test_static_masks_spare_blocks_their_hidden_keys():
     assert Mask(causal=True).columns(16, 32, 64) == (0, 32)
     assert Mask(causal=True, window=6).columns(16, 32, 64) == (11, 32)
     assert Mask(window=6).columns(16, 32, 64) == (11, 37)
-    assert Mask(causal=True, query_offset=jnp.int32(3)).columns(16, 32, 64) == (0, 64)
+    assert Mask(causal=True, **CACHED).columns(16, 32, 64) == (0, 64)
 
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise"])

@@ -134,7 +134,7 @@ def features(
         "prefix": mask.causal and mask.prefix is not None,
         "sink_tokens": mask.window is not None and mask.sink_tokens > 0,
         "traced_window": mask.window is not None and not isinstance(mask.window, int),
-        "uneven_order": ordered and (mask.query_offset is not None or queries != keys),
+        "uneven_order": ordered and (mask.query_positions is not None or queries != keys),
         "length_128": queries % 128 != 0 or keys % 128 != 0,
         "odd_length": masked and (queries % 2 != 0 or keys % 2 != 0),
         "float32": query.dtype not in (jnp.bfloat16, jnp.float16),

@@ -15,7 +15,8 @@ class Mask:
     """The keys that each query sees; `Mask()` hides nothing.
 
     A token sees its own segment alone, so that packed documents are strangers; padding is segment 0, and sees padding.
-    Order and distance are those of the row, which inside a segment are those of the positions.
+    Order and distance are those of the row, which inside a segment are those of the positions; where keys come from a
+    cache they are those of the positions.
 
     Attributes:
         causal: a query sees only keys at or before its own place.
@@ -27,8 +28,9 @@ class Mask:
         key_segments: `[batch, keys]`; None: the whole row is segment 1.
         prefix: bool `[batch, keys]`: keys that a causal mask does not hide (Raffel et al. 2020, arXiv:1910.10683,
             section 3.2.1); the window and the segments still do.
-        key_positions: `[batch or 1, keys]`, for `sink_tokens`; None: the places in the row.
-        query_offset: place of the first query among the keys, for cached decoding; None: 0, and kernels know it.
+        key_positions: `[batch or 1, keys]`, for `sink_tokens` and beside `query_positions`; None: places in the row.
+        query_positions: `[batch or 1, queries]`, where keys come from a cache; None: order is that of the row, which
+            kernels know.
     """
 
     causal: bool = _static(False)
@@ -38,12 +40,17 @@ class Mask:
     key_segments: jax.Array | None = None
     prefix: jax.Array | None = None
     key_positions: jax.Array | None = None
-    query_offset: int | jax.Array | None = None
+    query_positions: jax.Array | None = None
 
     @property
     def segmented(self) -> bool:
         """Whether tokens of one row may be strangers."""
         return self.query_segments is not None or self.key_segments is not None
+
+    @property
+    def cached_positions(self) -> jax.Array | None:
+        """Returns the positions of keys that come from a cache; None: the keys are those of the queries' own row."""
+        return None if self.query_positions is None else self.key_positions
 
     def segments(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
         """Returns the segments of the queries and of the keys, `[batch or 1, length]` each."""
@@ -65,9 +72,7 @@ class Mask:
 
         seen = None
         if self.causal or self.window is not None:
-            start = row if self.query_offset is None else row + self.query_offset
-            rows, columns = start + jnp.arange(queries), column + jnp.arange(keys)
-            distance = (rows[:, None] - columns[None])[None, None]
+            distance = self._distance(row, queries, column, keys)
         if self.causal:
             seen = distance >= 0
             if self.prefix is not None:
@@ -87,9 +92,18 @@ class Mask:
             seen = same if seen is None else seen & same
         return seen
 
+    def _distance(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array:
+        """Returns int32 `[batch or 1, 1, queries, keys]`: how far each key is behind its query."""
+        if self.query_positions is None:
+            rows, columns = row + jnp.arange(queries), column + jnp.arange(keys)
+            return (rows[:, None] - columns[None])[None, None]
+        rows = jax.lax.dynamic_slice_in_dim(self.query_positions, row, queries, axis=1)
+        columns = jax.lax.slice_in_dim(self.key_positions, column, column + keys, axis=1)
+        return rows[:, None, :, None] - columns[:, None, None, :]
+
     def sighted(self, queries: int, keys: int) -> jax.Array | None:
         """Returns booleans `[batch or 1, queries]`, True where a query sees any key; None: every query does."""
-        in_row = self.query_offset is None and queries <= keys
+        in_row = self.query_positions is None and queries <= keys
         if not self.segmented and (self.window is None or in_row):
             return None
         return jnp.any(self.dense(queries, keys), axis=(1, 3))
@@ -100,7 +114,7 @@ class Mask:
         Only what is known while tracing narrows it: causal order, and a window that is an int.
         """
         first, end = 0, keys
-        if self.query_offset is None:
+        if self.query_positions is None:
             if self.causal and self.prefix is None:
                 end = min(end, stop)
             if isinstance(self.window, int) and not self.sink_tokens:

@@ -37,7 +37,7 @@ def _dot_product_attention(
 ) -> jax.Array:
     """Returns `attention`, with causal order and window as flags where they can be: so cuDNN skips what is hidden."""
     lengths = query.shape[1], key.shape[1]
-    causal = mask.causal and mask.query_offset is None and mask.prefix is None and lengths[0] == lengths[1]
+    causal = mask.causal and mask.query_positions is None and mask.prefix is None and lengths[0] == lengths[1]
     windowed = causal and isinstance(mask.window, int) and not mask.sink_tokens
     others = mask.replace(causal=mask.causal and not causal, window=None if windowed else mask.window)
     y = jax.nn.dot_product_attention(

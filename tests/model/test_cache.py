@@ -1,0 +1,207 @@
+"""The cache: reading a text piece by piece gives the logits of reading it at once, whatever a row holds."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.model.cache import init_cache
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.positions import rope_frequencies
+
+CONFIG = ModelConfig(
+    architecture="decoder", vocab_size=24, embed_dim=16, num_heads=4, mlp_dim=16, num_layers=2, max_length=32,
+    scan_layers=False, init_std=0.4, attention_kernel="plain",
+)  # fmt: skip
+T5 = {"architecture": "encoder_decoder", "positions": "relative", "norm": "rmsnorm"}
+ROPE = {"positions": "rope", "norm": "rmsnorm"}
+WINDOW = {"attention_window": 3}
+MODELS = {
+    "learned": {},
+    "sinusoidal": {"positions": "sinusoidal"},
+    "rope": ROPE,
+    "rope_partial_gqa": ROPE | {"num_kv_heads": 2, "rope": {"fraction": 0.5}},
+    "rope_yarn_mqa": ROPE | {"num_kv_heads": 1, "rope": {"scaling": "yarn", "factor": 2.0, "original_length": 16}},
+    "rope_dynamic": ROPE | {"rope": {"scaling": "dynamic", "factor": 4.0, "original_length": 20}},
+    "alibi": {"positions": "alibi"},
+    "relative": {"positions": "relative", "relative": {"buckets": 8, "max_distance": 12}},
+    "relative_per_layer": {"positions": "relative", "relative": {"buckets": 8, "max_distance": 12, "per_layer": True}},
+    "none": {"positions": "none"},
+    "window": ROPE | WINDOW,
+    "window_learned": WINDOW,
+    "window_relative": {"positions": "relative", "relative": {"buckets": 8, "max_distance": 12}} | WINDOW,
+    "alternating": ROPE | WINDOW | {"global_every": 2, "rope": {"local_theta": 100.0}, "qk_norm": "head"},
+    "window_sinks": ROPE | WINDOW | {"sink_tokens": 2},
+    "alibi_window_sink_logits": {"positions": "alibi", "sink_logits": True} | WINDOW,
+    "shared_layers": ROPE | {"share_layers": True},
+    "parallel": ROPE | {"block": "parallel", "attention_softcap": 5.0},
+    "experts": ROPE | {"moe": {"num_experts": 4, "top_k": 2}},
+    "blockwise": ROPE | WINDOW | {"attention_kernel": "blockwise"},
+    "xla": ROPE | WINDOW | {"attention_kernel": "xla"},
+    "t5": T5,
+    "bart": {"architecture": "encoder_decoder", "norm_position": "post", "embed_norm": True},
+    "cross_rope_window": T5 | ROPE | WINDOW | {"cross_positions": "rope"},
+    "cross_relative_per_layer": T5 | {"cross_positions": "relative", "relative": {"per_layer": True}},
+}
+LENGTH = 12
+
+
+def _model(**fields):
+    """Returns a model with parameters that move every output."""
+    model = LanguageModel(ModelConfig.model_validate(CONFIG.model_dump() | fields))
+    shapes = nn.unbox(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.4, x.shape), jnp.float32), shapes)
+
+
+def _rows(model, segments, positions):
+    """Returns a batch of `[rows, LENGTH]` fields; an encoder-decoder's encoder has rows of its own."""
+    rng = np.random.default_rng(1)
+    fields = {"tokens": rng.integers(0, 24, segments.shape), "positions": positions, "segment_ids": segments}
+    if model.config.architecture != "encoder_decoder":
+        return fields
+    asked = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 2, 2]])[: len(segments)]
+    places = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3], [0, 0, 0, 1, 0, 1]])[: len(segments)]
+    encoder = {"tokens": rng.integers(0, 24, asked.shape), "positions": places, "segment_ids": asked}
+    return {f"decoder_{k}": v for k, v in fields.items()} | {f"encoder_{k}": v for k, v in encoder.items()}
+
+
+def _cut(batch, start, stop):
+    """Returns columns of a decoder's fields; the encoder's are whole."""
+    return {k: v if k.startswith("encoder_") else v[:, start:stop] for k, v in batch.items()}
+
+
+def _cached(model, params, batch, cuts, **kwargs):
+    """Returns the logits of a batch that is read in pieces, and the cache."""
+    rows = batch[next(k for k in batch if k in ("tokens", "decoder_tokens"))].shape[0]
+    memory = {"memory_length": 6} if "encoder_tokens" in batch else {}
+    cache = init_cache(model.config, rows, kwargs.pop("capacity", 16), **memory, **kwargs)
+
+    def read(piece, cache):
+        hidden, cache = model.apply({"params": params}, piece, cache, method="extend")
+        return model.apply({"params": params}, hidden, method="logits"), cache
+
+    found, start, step = [], 0, jax.jit(read)
+    for stop in cuts:
+        piece = _cut(batch, start, stop)
+        if start:
+            piece = {k: v for k, v in piece.items() if not k.startswith("encoder_")}
+        logits, cache = step(piece, cache)
+        found.append(logits)
+        start = stop
+    return np.concatenate(found, axis=1), cache
+
+
+def _uncached(model, params, batch):
+    def read(batch):
+        return model.apply({"params": params}, model.apply({"params": params}, batch), method="logits")
+
+    return np.asarray(jax.jit(read)(batch))
+
+
+# A whole row, one with padding in front, and one whose three texts share it and are told apart alone by their segments.
+SEGMENTS = np.array([[1] * 12, [0] * 4 + [1] * 8, [2] * 5 + [1] * 3 + [2] * 0 + [1] * 4])
+POSITIONS = np.array([[*range(12)], [0] * 4 + [*range(8)], [*range(5), *range(3), *range(3, 7)]])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_reading_at_once(name):
+    model, params = _model(**MODELS[name])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    expected = _uncached(model, params, batch)
+    # A prefill, a second chunk of it, then token by token, which goes round a window's slots.
+    found, cache = _cached(model, params, batch, (5, 8, 9, 10, 11, 12))
+    real = SEGMENTS > 0
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(cache.segment_ids[:, :LENGTH], SEGMENTS)
+    if "attention_window" in MODELS[name] and "sink_tokens" not in MODELS[name]:
+        assert min(layer["attention"].slots for layer in cache.layers) == 3
+
+
+def test_what_the_cache_holds_matters():
+    """The negative control: one key changed, and all later logits of its row differ, and no other row's."""
+    model, params = _model(**ROPE)
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    _, cache = _cached(model, params, batch, (5, 11))
+    piece = _cut(batch, 11, 12)
+    spoilt = cache.layers[0]["attention"]
+    spoilt = spoilt.replace(value=spoilt.value.at[0, :, 7].add(1.0))
+    other = cache.replace(layers=({"attention": spoilt}, cache.layers[1]))
+    right, wrong = (model.apply({"params": params}, piece, c, method="extend")[0] for c in (cache, other))
+    changed = np.abs(np.asarray(right - wrong)).max((1, 2))
+    assert changed[0] > 1e-3
+    assert (changed[1:] == 0).all()
+
+
+def test_dynamic_scaling_stays_that_of_short_rows():
+    """Padding to a bucket must not stretch a row that is shorter than the original length."""
+    config = CONFIG.model_copy(update=dict(ROPE))
+    config = ModelConfig.model_validate(config.model_dump() | MODELS["rope_dynamic"])
+    assert (rope_frequencies(config, 24)[0] != rope_frequencies(config, 1)[0]).any()
+    model, params = _model(**MODELS["rope_dynamic"])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    wide = {k: np.pad(v, ((0, 0), (12, 0))) for k, v in batch.items()}
+    found, _ = _cached(model, params, wide, (23, 24), capacity=24)
+    expected = _uncached(model, params, batch)
+    np.testing.assert_allclose(found[:, -1], expected[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rope", "window", "t5"])
+def test_tokens_that_were_taken_back_leave_no_trace(name):
+    model, params = _model(**MODELS[name])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    expected = _uncached(model, params, batch)
+    _, cache = _cached(model, params, batch, (6, 9), slack=3)
+    side = "decoder_" if name == "t5" else ""
+    wrong = {k: v for k, v in _cut(batch, 9, 12).items() if not k.startswith("encoder_")}
+    wrong[f"{side}tokens"] = (wrong[f"{side}tokens"] + 5) % 24
+    apply = functools.partial(model.apply, {"params": params}, method="extend")
+    _, spoilt = jax.jit(apply)(wrong, cache)
+    spoilt = spoilt.rewind(jnp.int32(9))
+    for start in (9, 10, 11):
+        piece = {k: v for k, v in _cut(batch, start, start + 1).items() if not k.startswith("encoder_")}
+        hidden, spoilt = jax.jit(apply)(piece, spoilt)
+        logits = model.apply({"params": params}, hidden, method="logits")
+        np.testing.assert_allclose(
+            logits[SEGMENTS[:, start] > 0, 0], expected[SEGMENTS[:, start] > 0, start], atol=1e-5
+        )
+
+
+def test_int8_keys_and_values_are_close_and_small():
+    model, params = _model(**ROPE)
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    expected = _uncached(model, params, batch)
+    found, cache = _cached(model, params, batch, (5, 8, 9, 10, 11, 12), kind="int8")
+    real = SEGMENTS > 0
+    scale = np.abs(expected).max()
+    assert 1e-6 < np.abs(found - expected)[real].max() / scale < 0.03
+    stored = cache.layers[0]["attention"]
+    assert stored.key.dtype == stored.value.dtype == jnp.int8
+
+
+def test_rows_are_repeated_and_reordered():
+    model, params = _model(**MODELS["t5"])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    whole, _ = _cached(model, params, batch, (5, 6))
+    _, cache = _cached(model, params, batch, (5,))
+    piece = {k: np.repeat(v, 2, axis=0) for k, v in _cut(batch, 5, 6).items() if not k.startswith("encoder_")}
+    parents = np.array([1, 0, 2, 3, 5, 4])
+    wide = cache.repeat(2).reorder(parents)
+    hidden, wide = model.apply({"params": params}, piece, wide, method="extend")
+    logits = model.apply({"params": params}, hidden, method="logits")
+    # The two rows of each text are the same.
+    np.testing.assert_allclose(logits[::2, 0], whole[:, 5], atol=1e-5)
+    np.testing.assert_allclose(logits[1::2, 0], whole[:, 5], atol=1e-5)
+    marked = wide.replace(positions=jnp.arange(6)[:, None] * jnp.ones_like(wide.positions))
+    np.testing.assert_array_equal(marked.reorder(parents).positions[:, 0], parents)
+
+
+def test_scanned_layers_have_no_cache():
+    model, params = _model()
+    model = LanguageModel(CONFIG.model_copy(update={"scan_layers": True}))
+    with pytest.raises(ValueError, match="unrolled layers"):
+        _cached(model, params, _rows(model, SEGMENTS, POSITIONS), (5,))
