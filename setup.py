@@ -17,6 +17,7 @@ DEV = [
     "nbclient>=0.10",
     "ipykernel>=6.29",
     "matplotlib>=3.9",
+    "llguidance>=1.9",
 ]
 
 setup(
@@ -47,6 +48,9 @@ setup(
     extras_require={
         "dev": DEV,
         "viz": VIZ,
+        "harness": ["lm-eval>=0.4.13"],
+        # --regex and --json_schema of lmjax generate.
+        "constrain": ["llguidance>=1.9"],
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # The tests that compare with transformers: install torch's CPU build first.

@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
     "tokenizer": "train a tokenizer alone",
     "convert": "bring Hugging Face checkpoints in, and trained models out",
+    "generate": "write behind prompts, answer them, or fill in masks",
+    "evaluate": "score texts, pairs and questions, or run lm-evaluation-harness",
 }
 
 

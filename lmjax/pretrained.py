@@ -124,9 +124,10 @@ def load_model(place: str, *, step: int | None = None, dtype: str | None = None,
     # Unrolled: a scan would copy the cache of all layers at every token.
     config = opened.config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
     mesh = inference_mesh(config, tensor)
-    return LoadedModel(
-        LanguageModel(config, opened.heads), opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh
-    )
+    prompts = opened.prompts(tokenizer)
+    unknown = range(tokenizer.vocab_size, config.vocab_size)
+    prompts = dataclasses.replace(prompts, never=(*prompts.never, *unknown))
+    return LoadedModel(LanguageModel(config, opened.heads), opened.params(config, mesh), tokenizer, prompts, mesh)
 
 
 def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
@@ -147,11 +148,17 @@ def _trained_prompts(config: Config, tokenizer: Vocabulary) -> PromptFormat:
     if architecture == "encoder":
         return PromptFormat(before=(tokenizer.cls_id,), after=(tokenizer.sep_id,))
     end = (tokenizer.eos_id,)
+    # They were never predicted.
+    never = tuple(sorted(tokenizer.special_ids - tokenizer.sentinels - set(end)))
     if architecture == "encoder_decoder":
-        return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end)
+        return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)
     pairs = set(names) <= set(_SOURCE_TARGET)
     return PromptFormat(
-        before=(tokenizer.bos_id,), after=end if pairs else (), stop=end, bidirectional="prefix_lm" in names
+        before=(tokenizer.bos_id,),
+        after=end if pairs else (),
+        stop=end,
+        never=never,
+        bidirectional="prefix_lm" in names,
     )
 
 

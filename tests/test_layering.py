@@ -16,7 +16,7 @@ LAYERS = (
     ("data", "model"),
     ("objectives",),
     ("parallel", "training", "inference", "interop"),
-    ("analysis",),
+    ("analysis", "evaluation"),
     ("config",),
     ("run", "pretrained"),
     ("commands", "cli", "__main__"),

@@ -40,6 +40,7 @@ class Vocabulary:
       special_ids: frozenset of every id that is not text.
       is_text: `[vocab_size]` bool, whether the token stands for text.
       text_ids: int32, the ids of all tokens that do.
+      pieces: the bytes that each token stands for, as `token_bytes` counts them.
       token_bytes: `[vocab_size]` int32, UTF-8 bytes that the token stands for: 0 for a special one, 1 for a byte piece.
       word_start: `[vocab_size]` bool, whether the token begins a word (or is white space, punctuation or special): a
         word is such a token and those after it up to the next, for whole-word masking.
@@ -71,7 +72,7 @@ class Vocabulary:
         self.sentinels = frozenset(sentinels)
         self.role_ids = dict(roles)
         self._sentinel_ids = np.array(sentinels, np.int32)
-        pieces = [b"" if i in self.special_ids else piece for i, piece in enumerate(pieces)]
+        self.pieces = pieces = [b"" if i in self.special_ids else piece for i, piece in enumerate(pieces)]
         self.is_text = np.array([i not in self.special_ids for i in range(len(pieces))], np.bool_)
         self.text_ids = np.flatnonzero(self.is_text).astype(np.int32)
         self.token_bytes = np.array([len(piece) for piece in pieces], np.int32)

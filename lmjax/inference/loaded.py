@@ -25,6 +25,7 @@ class PromptFormat:
         start: ids that an encoder-decoder's decoder reads first.
         forced: ids that it then writes whatever it thinks, such as the target's language.
         stop: ids that end what is written.
+        never: ids that are never written: they stand for no text, or the tokenizer does not know them.
         bidirectional: a decoder's prompt is a prefix, all of which its tokens see (prefix language models).
     """
 
@@ -33,6 +34,7 @@ class PromptFormat:
     start: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
     bidirectional: bool = False
 
     def around(self, ids: Sequence[int]) -> list[int]:

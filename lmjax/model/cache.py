@@ -7,7 +7,7 @@ that stand beside the slots, never from the slots' numbers.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import flax.struct
 import jax
@@ -17,29 +17,50 @@ from lmjax.model.config import ModelConfig
 from lmjax.parallel import axes
 
 CacheType = Literal["compute", "int8"]
-_AXES = ("act_batch", "act_heads", None, None)
+_AXES = ("act_batch", "act_heads")
 
 
 @flax.struct.dataclass
 class KeyValue:
     """Keys and values of one attention, heads before slots, so that a head's keys lie next to each other.
 
+    A batch of one row, and one head, are no dimension: XLA on a CPU would reshape the array between writing and reading
+    it, and so copy all of it at every token.
+
     Attributes:
-        key: `[batch, kv_heads, slots, head_dim]`, rotated already.
+        key: `[batch, kv_heads, slots, head_dim]` less the first two where they are 1, rotated already.
         value: the same.
-        key_scale: float32 `[batch, kv_heads, slots, 1]`, what an int8 key is multiplied by; None: stored as computed.
+        key_scale: float32 `[..., slots, 1]`, what an int8 key is multiplied by; None: stored as computed.
         value_scale: the same for the values.
+        shape: batch and kv_heads.
     """
 
     key: jax.Array
     value: jax.Array
     key_scale: jax.Array | None = None
     value_scale: jax.Array | None = None
+    shape: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int], slots: int, width: int, dtype: str, kind: CacheType) -> Self:
+        """Returns an empty one.
+
+        Args:
+            shape: batch and kv_heads.
+            slots: of a row.
+            width: of a head.
+            dtype: of what is computed.
+            kind: of what is stored.
+        """
+        rest = tuple(n for n in shape if n > 1)
+        zeros = jnp.zeros((*rest, slots, width), jnp.int8 if kind == "int8" else dtype)
+        scale = jnp.zeros((*rest, slots, 1), jnp.float32) if kind == "int8" else None
+        return cls(zeros, zeros, scale, scale, shape)._constrained()
 
     @property
     def slots(self) -> int:
         """Returns the number of slots; of a layer with a window, only so many as it can see."""
-        return self.key.shape[2]
+        return self.key.shape[-2]
 
     def extend(
         self, key: jax.Array, value: jax.Array, filled: jax.Array | None, capacity: int
@@ -52,7 +73,8 @@ class KeyValue:
             filled: slots written before; None: none, and the new tokens see each other alone.
             capacity: slots of the whole cache; a layer that has fewer writes over its oldest.
         """
-        new = _packed(key.swapaxes(1, 2), value.swapaxes(1, 2), like=self)
+        new = self._packed(key), self._packed(value)
+        new = KeyValue(new[0][0], new[1][0], new[0][1], new[1][1], self.shape)
         length, dtype = key.shape[1], key.dtype
         ring = self.slots < capacity
         written = self._write(new, filled, ring)
@@ -68,21 +90,45 @@ class KeyValue:
         """Returns all keys and values, `[batch, slots, kv_heads, head_dim]`."""
         pairs = (self.key, self.key_scale), (self.value, self.value_scale)
         found = (x.astype(dtype) if scale is None else (x * scale).astype(dtype) for x, scale in pairs)
-        return tuple(x.swapaxes(1, 2) for x in found)
+        return tuple(x.reshape(*self.shape, *x.shape[-2:]).swapaxes(1, 2) for x in found)
+
+    def take(self, rows: jax.Array) -> KeyValue:
+        """Returns the cache whose row i is the row `rows[i]` of this one."""
+
+        def take(x: jax.Array) -> jax.Array:
+            whole = jnp.take(x.reshape(*self.shape, *x.shape[-2:]), rows, axis=0)
+            return whole.reshape(*(n for n in whole.shape[:2] if n > 1), *x.shape[-2:])
+
+        return jax.tree.map(take, self).replace(shape=(len(rows), self.shape[1]))
+
+    def _packed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Returns `[batch, length, kv_heads, head_dim]` as it is stored, and its scales."""
+        x = x.swapaxes(1, 2)
+        x = x.reshape(*(n for n in self.shape if n > 1), *x.shape[-2:])
+        if self.key_scale is None:
+            return x.astype(self.key.dtype), None
+        x = x.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+        return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
+
+    def _constrained(self) -> KeyValue:
+        """Returns the same, split over the mesh as activations are."""
+        names = [name for name, n in zip(_AXES, self.shape, strict=True) if n > 1]
+        return jax.tree.map(lambda x: axes.constrain(x, (*names, None, None)), self)
 
     def _write(self, new: KeyValue, filled: jax.Array | None, ring: bool) -> KeyValue:
         """Returns the cache with `new` in its next slots."""
         length, slots = new.slots, self.slots
         start = 0 if filled is None else filled
         if not ring or (length == 1 and filled is not None):
-            at = (0, 0, start % slots if ring else start, 0)
-            written = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y, at), self, new)
+            at = start % slots if ring else start
+            written = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=-2), self, new)
         else:
             kept = min(length, slots)
-            last = jax.tree.map(lambda y: y[:, :, length - kept :], new)
+            last = jax.tree.map(lambda y: y[..., length - kept :, :], new)
             at = (start + length - kept + jnp.arange(kept)) % slots
-            written = jax.tree.map(lambda x, y: x.at[:, :, at].set(y), self, last)
-        return jax.tree.map(lambda x: axes.constrain(x, _AXES), written)
+            written = jax.tree.map(lambda x, y: x.at[..., at, :].set(y), self, last)
+        return written._constrained()
 
 
 @flax.struct.dataclass
@@ -150,17 +196,17 @@ class Cache:
 
     def reorder(self, parents: jax.Array) -> Cache:
         """Returns the cache whose row i is the row `parents[i]` of this one; both read the same memory."""
-
-        def take(x: jax.Array) -> jax.Array:
-            return jnp.take(x, parents, axis=0)
-
-        layers = tuple({**layer, "attention": jax.tree.map(take, layer["attention"])} for layer in self.layers)
-        return self.replace(layers=layers, positions=take(self.positions), segment_ids=take(self.segment_ids))
+        layers = tuple({**layer, "attention": layer["attention"].take(parents)} for layer in self.layers)
+        places = (jnp.take(x, parents, axis=0) for x in (self.positions, self.segment_ids))
+        return self.replace(layers=layers, **dict(zip(("positions", "segment_ids"), places, strict=True)))
 
     def repeat(self, times: int) -> Cache:
         """Returns the cache with every row `times` times, next to each other."""
-        filled, arrays = self.filled, self.replace(filled=None)
-        return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), arrays).replace(filled=filled)
+        rows = jnp.repeat(jnp.arange(self.positions.shape[0]), times)
+        layers = tuple({name: kept.take(rows) for name, kept in layer.items()} for layer in self.layers)
+        places = self.replace(layers=(), filled=None)
+        places = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), places)
+        return places.replace(layers=layers, filled=self.filled)
 
 
 def init_cache(
@@ -187,10 +233,7 @@ def init_cache(
     """
 
     def make(slots: int) -> KeyValue:
-        shape = (batch, config.kv_heads, slots, config.width_of_head)
-        scale = jnp.zeros((*shape[:3], 1), jnp.float32) if kind == "int8" else None
-        zeros = jnp.zeros(shape, jnp.int8 if kind == "int8" else config.dtype)
-        return jax.tree.map(lambda x: axes.constrain(x, _AXES), KeyValue(zeros, zeros, scale, scale))
+        return KeyValue.zeros((batch, config.kv_heads), slots, config.width_of_head, config.dtype, kind)
 
     layers = []
     for layer in range(config.decoder_layers):
@@ -201,21 +244,6 @@ def init_cache(
     empty = jnp.zeros((batch, capacity), jnp.int32)
     memory = jnp.zeros((batch, memory_length), jnp.int32) if memory_length else None
     return Cache(tuple(layers), empty, empty, None, memory, memory)
-
-
-def _packed(key: jax.Array, value: jax.Array, like: KeyValue) -> KeyValue:
-    """Returns keys and values in the form that a cache stores."""
-    if like.key_scale is None:
-        return KeyValue(key.astype(like.key.dtype), value.astype(like.value.dtype))
-    (key, key_scale), (value, value_scale) = _rounded(key), _rounded(value)
-    return KeyValue(key, value, key_scale, value_scale)
-
-
-def _rounded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns int8 multiples of a scale, and the float32 scale of each vector."""
-    x = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
-    return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
 
 
 def _put(x: jax.Array, new: jax.Array, start: int | jax.Array) -> jax.Array:

@@ -53,14 +53,25 @@ def table_init(config: ModelConfig) -> nn.initializers.Initializer:
     return (nn.initializers.truncated_normal if truncated else nn.initializers.normal)(config.embedding_std)
 
 
-def dot(x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None) -> jax.Array:
+def dot(
+    x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None, *, transposed: bool = False
+) -> jax.Array:
     """Returns `x` with its last `dims` dimensions contracted with the first of `kernel`, rounded to the dtype of `x`.
 
     Every product of an activation with a parameter passes here: the one place for a backend's own dot.
+
+    Args:
+        x: activations.
+        kernel: a parameter.
+        dims: how many dimensions are contracted.
+        out_dtype: of the product; None: that of `x`.
+        transposed: the kernel is a matrix, and its last dimension is contracted. Its transpose as an argument would do,
+            but for a single row XLA on a CPU writes it down.
     """
     if x.dtype == jnp.bfloat16 and platform() == "cpu":
-        return bfloat16_dot(x, kernel, dims, out_dtype)
-    contracting = (tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims)))
+        return bfloat16_dot(x, kernel.T if transposed else kernel, dims, out_dtype)
+    of_kernel = (1,) if transposed else tuple(range(dims))
+    contracting = (tuple(range(x.ndim - dims, x.ndim)), of_kernel)
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (contracting, ((), ())), preferred_element_type=out_dtype)
 
 
@@ -152,7 +163,7 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """Returns float32 `[..., rows]`: the products of `[..., table width]` with every row."""
-        return dot(x.astype(self.config.dtype), self.table.T, out_dtype="float32")
+        return dot(x.astype(self.config.dtype), self.table, out_dtype="float32", transposed=True)
 
 
 class Norm(nn.Module):

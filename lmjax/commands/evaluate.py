@@ -1,0 +1,222 @@
+"""`lmjax evaluate`: what a trained model makes of texts, of pairs and questions, and of lm-eval's tasks."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from pydantic import ValidationError
+
+from lmjax import __version__
+from lmjax.commands.flags import help_text, parse
+from lmjax.data.sources import SET_NAME, DataConfig, read_documents
+from lmjax.errors import FlagError
+from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.score import minimal_pairs, multiple_choice, rolling, score, summary
+from lmjax.inference.score_texts import Item, ScoreConfig
+from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.pretrained import load_model
+
+DESCRIPTION = """
+lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder
+pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
+
+  lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
+  lmjax evaluate --model=gpt2/ --data=a=a.txt --data=b=b.jsonl      a folder or a hub name; several sets
+  lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
+  lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
+  lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
+  lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
+"""
+
+_TASKS = {
+    "perplexity": "of texts, each token predicted once, in windows where a text is long",
+    "minimal_pairs": "share of records whose good text is likelier than their bad one",
+    "multiple_choice": "share of questions whose likeliest choice is the answer; each follows its context as it stands",
+    "pairs": "log-likelihood of the targets given their sources",
+}
+_INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
+# Fields of ScoreConfig that are flags.
+_NUMBERS = ("max_length", "stride", "batch_tokens")
+_SWITCHES = ("truncate", "end", "within_word")
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    strings = {
+        "model": "a workdir, a folder of Hugging Face, or a name on its hub",
+        "workdir": "the same, for a workdir",
+        "harness": "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data",
+        "include_path": "with --harness, a folder of tasks of your own (YAML); only these are known then",
+        "output": "a new JSON file for the results",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_multi_string(
+        "data",
+        [],
+        "a file or a quoted glob; or NAME=PATH; may be repeated. Text, JSONL, CSV or TSV, also gzipped; stdlib",
+        flag_values=values,
+    )
+    meanings = "; ".join(f"{name}: {text}" for name, text in _TASKS.items())
+    flags.DEFINE_enum("task", "perplexity", list(_TASKS), meanings, flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
+    )
+    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
+    flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+    flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
+    for name in (*_NUMBERS, *_SWITCHES):
+        field = ScoreConfig.model_fields[name]
+        define = flags.DEFINE_integer if name in _NUMBERS else flags.DEFINE_boolean
+        define(name, field.default, field.description, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> dict[str, dict[str, float]] | None:
+    """Returns the metrics of every set of data, or of every task of the harness, by name."""
+    values = _flags()
+    overrides = parse(values, argv)
+    if values["help"].value:
+        print(help_text(values, DESCRIPTION))
+        return None
+    if overrides:
+        raise FlagError(f"--config.{next(iter(overrides))}: evaluate has no config; its flags say all")
+    place, config, output = _checked(values)
+    data = {name: read(values["task"].value, path) for name, path in _sets(values).items()}
+    keep_freed_memory()
+    cache_compilations(DataConfig().cache_path)
+    start = time.perf_counter()
+    loaded = load_model(place, step=values["step"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)
+    if values["harness"].value:
+        results = _harness(loaded, values, config)
+    else:
+        results = {name: evaluate(loaded, values["task"].value, found, config) for name, found in data.items()}
+    print(table(results))
+    kind = "pseudo-log-likelihoods" if loaded.config.architecture == "encoder" else "log-likelihoods"
+    print(f"\n{place}: {loaded.config.architecture.replace('_', '-')}, {kind}, {time.perf_counter() - start:.1f} s")
+    if output is not None:
+        said = {"model": place, "lmjax": __version__, "task": values["harness"].value or values["task"].value}
+        content = said | {"config": config.model_dump(), "results": results}
+        with output.open("x") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+        print(f"written to {output}")
+    return results
+
+
+def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path | None]:
+    """Returns the model's place, how texts are scored, and the file of the results, after a look at all flags."""
+    places = [values[name].value for name in ("model", "workdir") if values[name].value]
+    if len(places) != 1:
+        raise FlagError(f"lmjax evaluate needs one of --model=PLACE and --workdir=DIR, and {len(places)} are given")
+    if values["harness"].value and values["data"].value:
+        raise FlagError("--harness and --data: a task of the harness brings its own data; give one of them")
+    if not values["harness"].value and not values["data"].value:
+        raise FlagError("lmjax evaluate needs --data=FILE, or --harness=TASKS")
+    for name in ("include_path", "limit"):
+        if values[name].value is not None and not values["harness"].value:
+            raise FlagError(f"--{name}={values[name].value}: is for --harness; give that too, or leave it out")
+    output = pathlib.Path(values["output"].value) if values["output"].value else None
+    if output is not None and (output.exists() or not output.parent.is_dir()):
+        wrong = "exists, and is never overwritten" if output.exists() else "is in no folder that there is"
+        raise FlagError(f"--output={output}: {wrong}; name a new file")
+    try:
+        config = ScoreConfig(**{name: values[name].value for name in (*_NUMBERS, *_SWITCHES)})
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise FlagError(f"--{error['loc'][0]}={error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}") from e
+    return places[0], config, output
+
+
+def _sets(values: flags.FlagValues) -> dict[str, str]:
+    """Returns the paths that --data gives, by name; one without a name is called what it is."""
+    found: dict[str, str] = {}
+    for spec in values["data"].value:
+        name, equals, path = spec.partition("=")
+        name, path = (name, path) if equals and re.match(SET_NAME, name) else (spec, spec)
+        if name in found:
+            raise FlagError(f"--data={spec}: two sets are called {name!r}; write --data=NAME={path}")
+        found[name] = path
+    return found
+
+
+class Data(NamedTuple):
+    """What messages call each text or record of a set, and what it holds."""
+
+    names: list[str]
+    records: list[Any]
+
+
+def read(task: str, path: str) -> Data:
+    """Returns what a task needs of a file or a glob of files.
+
+    Raises:
+        DataError: the data cannot be read; the message names file and line.
+    """
+    if task == "perplexity":
+        texts = [document.text for document in read_documents(path)]
+        return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
+    parsers = {"minimal_pairs": minimal_pair, "multiple_choice": question, "pairs": source_target}
+    return Data(*read_task(path, parsers[task]))
+
+
+def evaluate(loaded: LoadedModel, task: str, data: Data, config: ScoreConfig) -> dict[str, float]:
+    """Returns the metrics of one set of data.
+
+    Args:
+        loaded: the model.
+        task: one of perplexity, minimal_pairs, multiple_choice and pairs.
+        data: what `read` gives for the task.
+        config: how texts are scored.
+
+    Raises:
+        FlagError: a text that the model cannot score.
+    """
+    names, records = data
+    if task == "minimal_pairs":
+        return minimal_pairs(loaded, records, config, names)
+    if task == "multiple_choice":
+        return multiple_choice(loaded, records, config, names)
+    if task == "perplexity":
+        return summary(rolling(loaded, records, config, names))
+    scores = score(loaded, [Item(*pair) for pair in records], config, names)
+    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores), "pairs": len(scores)}
+
+
+def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig) -> dict[str, dict[str, float]]:
+    """Returns the metrics of the tasks of lm-evaluation-harness."""
+    try:
+        from lmjax.evaluation.harness import run_tasks
+    except ImportError as e:
+        if (e.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise FlagError(f"--harness={values['harness'].value}: {_INSTALL}") from e
+    return run_tasks(
+        loaded, values["harness"].value.split(","), config, values["include_path"].value, values["limit"].value
+    )
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Returns the metrics of several sets, a row for each, as lines to print."""
+    width = max(len(name) for name in results)
+    lines = []
+    shown: list[str] = []
+    for name, metrics in results.items():
+        if list(metrics) != shown:
+            shown = list(metrics)
+            lines.append(f"{'':<{width}}" + "".join(f"{column:>{_column(column)}}" for column in shown))
+        cells = (f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in metrics.values())
+        lines.append(f"{name:<{width}}" + "".join(f"{x:>{_column(c)}}" for c, x in zip(shown, cells, strict=True)))
+    return "\n".join(lines)
+
+
+def _column(name: str) -> int:
+    """Returns the width of a column: of its name, or of a large number."""
+    return max(len(name), 12) + 2

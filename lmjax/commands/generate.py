@@ -1,0 +1,330 @@
+"""`lmjax generate`: what a trained model writes behind prompts, and what an encoder puts in the place of masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from pydantic import ValidationError
+
+from lmjax.commands.flags import help_text, parse
+from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
+from lmjax.commands.repl import Repl, history
+from lmjax.commands.untrained import random_model
+from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.data.sources import DataConfig
+from lmjax.errors import FlagError
+from lmjax.inference.beam import BeamConfig
+from lmjax.inference.fill_mask import Filling, fill_mask
+from lmjax.inference.generate import GenerateConfig, Generation, generate, stream
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.requests import make_requests
+from lmjax.model.presets import PRESETS
+from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.pretrained import load_model, open_pretrained
+
+DESCRIPTION = """
+lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
+fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given.
+
+  lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
+  lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
+  lmjax generate --model=t5/ --prompts=in.jsonl --output=out.jsonl --beams=4
+  lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
+  lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
+"""
+
+# Flag -> field of GenerateConfig; what is not given is the field's default.
+_SAMPLING = {name: f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+_PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no_repeat_ngram", "min_new_tokens")}
+_BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
+_BEAMS |= {"beam_groups": "beams.groups"}
+_WHOLE = ("max_new_tokens", "seed", "batch_size", "prefill_chunk", "regex", "json_schema", "lookup", "draft_tokens")
+_FIELDS = _SAMPLING | _PROCESSORS | _BEAMS | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
+# Flags that may be repeated.
+_LISTS = {"stop": "stop", "stop_id": "stop_ids"}
+# What an encoder, which fills masks, reads of them.
+_OF_MASKS = ("top_k",)
+_SHOWN = 60
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    strings = {
+        "model": "a workdir, a folder of Hugging Face, or a name on its hub",
+        "workdir": "the same, for a workdir",
+        "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
+        "prompts": "a file of prompts: one a line, or JSONL or CSV with a field prompt",
+        "output": "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal",
+        "draft": "a smaller model with the same tokenizer, whose guesses are checked several at a time",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_enum(
+        "preset", None, sorted(PRESETS), "a model of published size with random weights; needs --tokenizer", values
+    )
+    flags.DEFINE_multi_string("prompt", [], "a text to go on from; may be repeated", flag_values=values)
+    for name, path in _LISTS.items():
+        flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
+    for name, path in _FIELDS.items():
+        flags.DEFINE_string(name, None, _described(path), flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
+    )
+    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
+    flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    return values
+
+
+def _described(path: str) -> str:
+    """Returns what --help says of a field of GenerateConfig."""
+    schema: Any = GenerateConfig
+    *parents, name = path.split(".")
+    for parent in parents:
+        schema = BeamConfig if parent == "beams" else schema.model_fields[parent].annotation
+    field = schema.model_fields[name]
+    # Without --beams there is no BeamConfig.
+    default = "off" if field.default is None or path == "beams.beams" else field.default
+    return field.description + ("" if default == () else f" (default: {default})")
+
+
+def main(argv: Sequence[str]) -> list[list[Generation]] | list[list[list[Filling]]] | None:
+    """Returns what was written behind each prompt, or put into its masks; None after a conversation."""
+    values = _flags()
+    overrides = parse(values, argv)
+    if values["help"].value:
+        print(help_text(values, DESCRIPTION))
+        return None
+    if overrides:
+        raise FlagError(f"--config.{next(iter(overrides))}: generate has no config; its flags say all")
+    settings = {name: values[name].value for name in (*_FIELDS, *_LISTS) if values[name].value not in (None, [])}
+    place, encoder = _place(values)
+    output = new_file(values["output"].value)
+    if encoder:
+        if surplus := [name for name in (*settings, "draft") if name not in _OF_MASKS and values[name].value]:
+            raise FlagError(
+                f"--{surplus[0]}: {place} is an encoder, which fills masks and writes no text; leave it out"
+            )
+        top_k = _integer("top_k", settings.get("top_k", "5"))
+    else:
+        config = configure(settings, values["draft"].value)
+    prompts = read_prompts(values["prompt"].value, values["prompts"].value)
+    if prompts is None and output:
+        raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
+    keep_freed_memory()
+    cache_compilations(DataConfig().cache_path)
+    loaded = _loaded(values, place)
+    if encoder:
+        return _fill(loaded, prompts, top_k, output)
+    draft = _draft(values)
+    if prompts is None:
+        with history():
+            Repl(settings, functools.partial(_prepared, loaded, draft)).run()
+        return None
+    return _write(loaded, draft, prompts, config, output)
+
+
+def _place(values: flags.FlagValues) -> tuple[str, bool]:
+    """Returns the model's name and whether it is an encoder, after a look at its config alone."""
+    given = [name for name in ("model", "workdir", "preset") if values[name].value]
+    if len(given) != 1:
+        raise FlagError(
+            "lmjax generate needs one of --model=PLACE, --workdir=DIR and --preset=NAME; "
+            f"{', '.join(f'--{name}' for name in given) or 'none'} given"
+        )
+    place, is_preset = values[given[0]].value, given[0] == "preset"
+    if is_preset != bool(values["tokenizer"].value):
+        raise FlagError(
+            f"--preset={place}: needs --tokenizer=PATH, for it has none"
+            if is_preset
+            else f"--tokenizer={values['tokenizer'].value}: {place} has its own; leave it out"
+        )
+    if is_preset and values["step"].value is not None:
+        raise FlagError(f"--step={values['step'].value}: a preset has no checkpoints; leave it out")
+    config = PRESETS[place] if is_preset else open_pretrained(place, values["step"].value).config
+    return place, config.architecture == "encoder"
+
+
+def _loaded(values: flags.FlagValues, place: str) -> LoadedModel:
+    """Returns the model on its devices."""
+    dtype, tensor = values["dtype"].value, values["tensor"].value
+    if not values["preset"].value:
+        return load_model(place, step=values["step"].value, dtype=dtype, tensor=tensor)
+    seed = _integer("seed", values["seed"].value or "0")
+    print(f"{place}: weights are random (--seed={seed}), and so is what they write", file=sys.stderr)
+    return random_model(PRESETS[place], load_tokenizer(values["tokenizer"].value), seed, dtype=dtype, tensor=tensor)
+
+
+def _draft(values: flags.FlagValues) -> LoadedModel | None:
+    """Returns the model that guesses, if there is one."""
+    if not values["draft"].value:
+        return None
+    return load_model(values["draft"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as e:
+        raise FlagError(f"--{name}={text}: the value must be an integer") from e
+
+
+def configure(settings: Mapping[str, Any], draft: str | None = None) -> GenerateConfig:
+    """Returns the config of flags that were given, as text.
+
+    Raises:
+        FlagError: a flag that is none, or a value that does not fit.
+    """
+    if unknown := [name for name in settings if name not in (*_FIELDS, *_LISTS)]:
+        near = difflib.get_close_matches(unknown[0], (*_FIELDS, *_LISTS), 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*_FIELDS, *_LISTS))}"
+        raise FlagError(f"{unknown[0]}: no such setting; {hint}")
+    if draft and "beams" in settings:
+        raise FlagError(f"--beams={settings['beams']} and --draft={draft}: beam search guesses nothing; leave one out")
+    lone = [name for name in _BEAMS if name in settings and "beams" not in settings]
+    if lone:
+        raise FlagError(f"--{lone[0]}={settings[lone[0]]}: is of beam search; give --beams=N too, or leave it out")
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        *parents, field = (_FIELDS | _LISTS)[name].split(".")
+        if name == "json_schema":
+            value = _schema_text(value)
+        if name in _LISTS and isinstance(value, str):
+            value = (value,)
+        functools.reduce(lambda at, parent: at.setdefault(parent, {}), parents, values)[field] = value
+    try:
+        return GenerateConfig.model_validate(values)
+    except ValidationError as e:
+        raise _explained(e) from e
+
+
+def _schema_text(value: str) -> str:
+    """Returns the JSON of a schema that was given as it is, or by the name of its file."""
+    if value.lstrip()[:1] in ("{", "["):
+        return value
+    try:
+        return pathlib.Path(value).read_text()
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or "not UTF-8"
+        raise FlagError(
+            f"--json_schema={value[:80]}: cannot be read ({reason}); name a file, or give an object as JSON"
+        ) from e
+
+
+def _explained(error: ValidationError) -> FlagError:
+    """Returns the first thing that is wrong with a config, by its flag."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    # Unions and lists add the member's name and the item's number behind the field's.
+    path = ".".join(str(part) for part in first["loc"])
+    flag = next((n for n, p in (_FIELDS | _LISTS).items() if path == p or path.startswith(f"{p}.")), None)
+    if flag is None:
+        return FlagError(f"--{message}")
+    return FlagError(f"--{flag}={first['input']}: {message[0].lower()}{message[1:]}")
+
+
+def _fill(
+    loaded: LoadedModel, prompts: Prompts | None, top_k: int, output: pathlib.Path | None
+) -> list[list[list[Filling]]] | None:
+    """Returns what an encoder puts into the masks of each prompt, and shows it."""
+
+    def show(text: str, number: int) -> None:
+        (found,) = fill_mask(loaded, [text], top_k)
+        for place, mask in enumerate(found, 1):
+            print(f"{place}: " + ", ".join(f"{each.text.strip()!r} {each.probability:.3f}" for each in mask))
+
+    if prompts is None:
+        with history():
+            Repl({}, lambda settings: show).run()
+        return None
+    found = fill_mask(loaded, prompts.texts, top_k)
+    records = [
+        {"prompt": text, "masks": [[each._asdict() for each in mask] for mask in masks]}
+        for text, masks in zip(prompts.texts, found, strict=True)
+    ]
+    if output:
+        write_records(output, records)
+        return found
+    for record in records:
+        print(record["prompt"])
+        for number, mask in enumerate(record["masks"], 1):
+            print(f"  {number}: " + ", ".join(f"{each['text'].strip()!r} {each['probability']:.3f}" for each in mask))
+    return found
+
+
+def _prepared(
+    loaded: LoadedModel, draft: LoadedModel | None, settings: Mapping[str, Any]
+) -> Callable[[str, int], Generation]:
+    """Returns a function that writes behind a prompt, to the terminal, as the settings say; prompt i has seed + i."""
+    config = configure(settings, "the model that was given" if draft else None)
+
+    def write(prompt: str, number: int) -> Generation:
+        return _streamed(loaded, draft, prompt, config.model_copy(update={"seed": config.seed + number}))
+
+    return write
+
+
+def _streamed(loaded: LoadedModel, draft: LoadedModel | None, prompt: str, config: GenerateConfig) -> Generation:
+    """Returns what was written behind a prompt, and shows it as it comes."""
+    start = time.perf_counter()
+    first, found = None, None
+    for piece in stream(loaded, prompt, config, draft=draft):
+        first = first or time.perf_counter() - start
+        if isinstance(piece, Generation):
+            found = piece
+        else:
+            print(piece, end="", flush=True)
+    print()
+    _report(len(found.ids), time.perf_counter() - start, first)
+    return found
+
+
+def _report(tokens: int, seconds: float, first: float | None = None) -> None:
+    """Tells how fast texts were written; what was compiled on the way is in it."""
+    behind = f", the first after {first:.2f} s" if first is not None else ""
+    print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} a second{behind}", file=sys.stderr)
+
+
+def _write(
+    loaded: LoadedModel,
+    draft: LoadedModel | None,
+    prompts: Prompts,
+    config: GenerateConfig,
+    output: pathlib.Path | None,
+) -> list[list[Generation]]:
+    """Returns what was written behind each prompt, in their order, and shows or saves it."""
+    for name, text in zip(*prompts, strict=True):
+        try:
+            make_requests(loaded, [text], [config.seed], config.max_new_tokens)
+        except FlagError as e:
+            # By its file and line, where it has these.
+            raise FlagError(str(e).replace("--prompt", name, 1)) from e
+    several = config.beams is not None and config.beams.num_return > 1
+    if len(prompts.texts) == 1 and not several and not output:
+        return [[_streamed(loaded, draft, prompts.texts[0], config)]]
+    start = time.perf_counter()
+    found = generate(loaded, prompts.texts, config, draft=draft)
+    _report(sum(len(each.ids) for texts in found for each in texts), time.perf_counter() - start)
+    if output:
+        write_records(
+            output,
+            (
+                {"prompt": prompt} | dataclasses.asdict(each)
+                for prompt, texts in zip(prompts.texts, found, strict=True)
+                for each in texts
+            ),
+        )
+        return found
+    for prompt, texts in zip(prompts.texts, found, strict=True):
+        for each in texts:
+            score = f" ({each.score:.3f})" if several else ""
+            print(f"== {prompt if len(prompt) <= _SHOWN else prompt[: _SHOWN - 3] + '...'}{score}\n{each.text}")
+    return found

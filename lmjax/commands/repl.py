@@ -1,0 +1,109 @@
+"""A conversation with a model at a terminal: each line is a prompt, and settings change between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lmjax.commands.prompts import unspeakable
+from lmjax.errors import FlagError, UserError
+
+HELP = """:set temperature=0.8  changes a flag of this command; :set temperature=none takes it back
+:show                 lists what is set
+:quit                 leaves, as Ctrl-D does; Ctrl-C stops a text"""
+
+
+class Repl:
+    """Reads a prompt, writes the text behind it, and so on.
+
+    Attributes:
+        settings: what has been set, flag -> text.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Callable[[str, int], Any]]):
+        """Begins a conversation.
+
+        Args:
+            settings: the flags that were given.
+            prepare: from settings to a function that writes the text behind a prompt, given how many came before;
+                raises UserError for settings that do not fit.
+        """
+        self._count = 0
+        self.settings = dict(settings)
+        self._prepare = prepare
+        self._write = prepare(self.settings)
+
+    def run(self, read: Callable[[str], str] = input) -> None:
+        """Goes on until the input ends.
+
+        Args:
+            read: from what to show in front of a line to the line.
+        """
+        print(HELP, file=sys.stderr)
+        while True:
+            try:
+                line = read("> ")
+            except KeyboardInterrupt:
+                print()
+                continue
+            except EOFError:
+                print()
+                return
+            if line.strip() in (":quit", ":q"):
+                return
+            if not line.strip():
+                continue
+            try:
+                self._command(line.strip()) if line.startswith(":") else self._answer(line)
+            except UserError as e:
+                print(f"lmjax: {e}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print()
+
+    def _answer(self, prompt: str) -> None:
+        if wrong := unspeakable(prompt):
+            raise FlagError(f"the prompt: {wrong}")
+        self._count += 1
+        self._write(prompt, self._count - 1)
+
+    def _command(self, line: str) -> None:
+        name, _, rest = line[1:].partition(" ")
+        if name == "show":
+            print("\n".join(f"{key}={value}" for key, value in sorted(self.settings.items())) or "nothing is set")
+        elif name == "set" and "=" in rest:
+            key, _, value = rest.partition("=")
+            wanted = {k: v for k, v in self.settings.items() if k != key.strip()}
+            if value.strip() != "none":
+                wanted[key.strip()] = value.strip()
+            # What does not fit changes nothing.
+            self._write = self._prepare(wanted)
+            self.settings = wanted
+        else:
+            print(HELP, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def history() -> Iterator[None]:
+    """Lets the arrow keys find the lines of former conversations, where there is a readline."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    state = os.environ.get("XDG_STATE_HOME") or pathlib.Path.home() / ".local" / "state"
+    path = pathlib.Path(state) / "lmjax" / "history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(1000)
+    try:
+        yield
+    finally:
+        # A folder that cannot be written to costs the history, and no text.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)

@@ -1,0 +1,1 @@
+"""Evaluation: a trained model on tasks that others have defined."""

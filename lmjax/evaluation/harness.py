@@ -1,0 +1,145 @@
+"""A loaded model as lm-evaluation-harness sees one (Gao et al. 2021; package lm-eval, extra `harness`).
+
+The one module that needs the package: import it where lm-eval is wanted, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from pydantic import ValidationError
+
+from lmjax.errors import FlagError
+from lmjax.inference.generate import GenerateConfig, generate
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.processors import ProcessorConfig
+from lmjax.inference.sampling import SamplingConfig
+from lmjax.inference.score import rolling, score
+from lmjax.inference.score_texts import Item, Reader, ScoreConfig
+
+# What lm-eval's own models write at most where a task does not say.
+_WRITTEN = 256
+# Settings of a task's generation_kwargs and the fields of the same meaning; the first matter only to what is drawn.
+_SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+_PROCESSORS = {"repetition_penalty": "repetition_penalty", "no_repeat_ngram_size": "no_repeat_ngram"}
+
+
+class HarnessModel(LM):
+    """A model of any family for `lm_eval.simple_evaluate(model=...)`; encoders score and do not write.
+
+    Contexts that are too long lose their beginning, as with lm-eval's own models; what the model was trained to see in
+    front of a text stays.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: ScoreConfig):
+        super().__init__()
+        self.loaded = loaded
+        self.config = config.model_copy(update={"truncate": True})
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Returns (log-likelihood, whether greedy) of each (context, continuation); an encoder's are pseudo ones."""
+        found = score(self.loaded, [Item(*request.args) for request in requests], self.config)
+        return [(s.log_likelihood, s.greedy) for s in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """Returns the log-likelihood of each text, in windows where it is long."""
+        return [
+            s.log_likelihood
+            for s in rolling(self.loaded, [text for (text,) in (r.args for r in requests)], self.config)
+        ]
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Returns what is written behind each context, up to the first of the task's stop strings."""
+        if self.loaded.config.architecture == "encoder":
+            raise FlagError("an encoder writes no text; choose tasks that score (loglikelihood, multiple_choice)")
+        written: list[str] = [""] * len(requests)
+        alike: dict[GenerateConfig, list[int]] = {}
+        for i, request in enumerate(requests):
+            alike.setdefault(generate_config(request.args[1]), []).append(i)
+        for config, members in alike.items():
+            prompts = [self._prompt(requests[i].args[0], config.max_new_tokens) for i in members]
+            for i, found in zip(members, generate(self.loaded, prompts, config), strict=True):
+                written[i] = found[0].text
+        return written
+
+    def _prompt(self, context: str, count: int) -> list[int]:
+        """Returns the ids of a context with what stands around it, without its beginning where there is no room."""
+        loaded, reader = self.loaded, Reader.of(self.loaded, self.config)
+        ids = loaded.tokenizer.encode(context)
+        written = 0 if loaded.config.architecture == "encoder_decoder" else count
+        room = max(reader.limit - reader.around - written, 1)
+        return reader.context_ids(ids[-room:])
+
+
+def generate_config(settings: Mapping[str, Any]) -> GenerateConfig:
+    """Returns what a task's generation_kwargs ask for; raises FlagError for a setting that has no counterpart."""
+    settings = dict(settings)
+    stop = settings.pop("until", None) or ()
+    limits = [settings.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
+    draws = settings.pop("do_sample", float(settings.get("temperature") or 0) > 0)
+    if (beams := settings.pop("num_beams", 1)) != 1:
+        raise FlagError(f"generation_kwargs: num_beams={beams}: a beam search takes no stop strings; leave it out")
+    if unknown := settings.keys() - _SAMPLING.keys() - _PROCESSORS.keys():
+        known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING, *_PROCESSORS))
+        raise FlagError(f"generation_kwargs: {', '.join(sorted(unknown))}: no counterpart here; there are {known}")
+    given = {name: value for name, value in settings.items() if value is not None and (draws or name in _PROCESSORS)}
+    # Drawing at no temperature is transformers' drawing at 1.
+    sampling = ({"temperature": 1.0} if draws else {}) | {n: x for n, x in given.items() if n in _SAMPLING}
+    try:
+        return GenerateConfig(
+            max_new_tokens=next((n for n in limits if n is not None), _WRITTEN),
+            sampling=SamplingConfig(**sampling),
+            processors=ProcessorConfig(**{_PROCESSORS[n]: x for n, x in given.items() if n in _PROCESSORS}),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise FlagError(
+            f"generation_kwargs: {'.'.join(map(str, error['loc']))}={error['input']}: {error['msg']}"
+        ) from e
+
+
+def run_tasks(
+    loaded: LoadedModel,
+    names: Sequence[str],
+    config: ScoreConfig,
+    include_path: str | None = None,
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Returns every metric of every task, by lm-eval's names.
+
+    Args:
+        loaded: the model.
+        names: of tasks or of groups of them.
+        config: how texts are scored.
+        include_path: a folder of tasks (YAML); only these are known then, and nothing is looked for elsewhere.
+        limit: examples of each task; None: all.
+
+    Raises:
+        FlagError: a task that is not there.
+    """
+    if include_path is not None and not pathlib.Path(include_path).is_dir():
+        raise FlagError(f"--include_path={include_path}: there is no such folder; name one with tasks in YAML")
+    manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
+    known = set(manager.all_tasks)
+    if missing := [name for name in names if name not in known]:
+        there = f"; there are {', '.join(sorted(known)[:20])}" if include_path else ""
+        raise FlagError(f"--harness={','.join(names)}: no task {missing[0]!r}{there}")
+    found = simple_evaluate(
+        model=HarnessModel(loaded, config),
+        tasks=list(names),
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    return {
+        task: {name.removesuffix(",none"): x for name, x in metrics.items() if isinstance(x, int | float)}
+        for task, metrics in found["results"].items()
+    }

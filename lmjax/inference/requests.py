@@ -1,0 +1,132 @@
+"""From prompts to the arrays of a batch: what is checked before anything compiles, and shapes that many share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel
+from lmjax.model.config import ModelConfig
+
+Prompt = str | Sequence[int]
+
+# The least columns that are compiled for; shorter prompts and shorter answers share them.
+SMALLEST = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One text to be written.
+
+    Attributes:
+        index: among the prompts.
+        seed: of its draws.
+        prompt: ids that the decoder begins with.
+        source: ids that an encoder reads; empty: there is none.
+    """
+
+    index: int
+    seed: int
+    prompt: tuple[int, ...]
+    source: tuple[int, ...] = ()
+
+
+def make_requests(
+    loaded: LoadedModel, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int
+) -> list[Request]:
+    """Returns a request for each prompt; raises FlagError for one that the model cannot go on from.
+
+    Args:
+        loaded: the model.
+        prompts: texts, which get what stands around a text; or ids, which are taken as they are.
+        seeds: one for each.
+        max_new_tokens: the most that is written behind each.
+    """
+    config, form = loaded.config, loaded.prompts
+    if config.architecture == "encoder":
+        raise FlagError(
+            "this model is an encoder, which writes no text; fill in masks: fill_mask, or [MASK] in --prompt"
+        )
+    if not loaded.model.has_vocabulary:
+        raise FlagError(f"this model has no vocabulary logits (its heads: {', '.join(loaded.model.heads)})")
+    requests = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        place = f"--prompt: number {index + 1}" if len(prompts) > 1 else "--prompt"
+        ids = _ids(loaded, prompt, place)
+        if config.architecture == "decoder":
+            request = Request(index, seed, ids)
+        else:
+            request = Request(index, seed, (*form.start, *form.forced), ids)
+            _check_length(config, len(ids), 0, place, decoder=False)
+        _check_length(config, len(request.prompt), max_new_tokens - len(form.forced), place, decoder=True)
+        requests.append(request)
+    return requests
+
+
+def _ids(loaded: LoadedModel, prompt: Prompt, place: str) -> tuple[int, ...]:
+    """Returns a prompt's ids; raises FlagError where it has none, or one that the model lacks."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise FlagError(f"{place} is empty; write what the text begins with")
+        ids = tuple(loaded.encode(prompt))
+    else:
+        ids = tuple(int(i) for i in prompt)
+    if not ids:
+        raise FlagError(f"{place} has no tokens; write what the text begins with")
+    size = loaded.config.vocab_size
+    if odd := [i for i in ids if not 0 <= i < size]:
+        raise FlagError(f"{place}: id {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
+    return ids
+
+
+def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
+    """Returns the tokens that a row may have, by how the order of tokens enters; None: any number.
+
+    Args:
+        config: of the model.
+        decoder: whether the row is the decoder's of an encoder-decoder, or a decoder's.
+    """
+    kind = config.side_positions(decoder)
+    if kind == "rope" and config.rope.scaling == "dynamic":
+        # Beyond it the scaling turns every key anew at each token, and a cache keeps keys as they were turned.
+        return min(config.max_length, config.rope.original_length or config.max_length)
+    return config.max_length if kind in ("learned", "rope") else None
+
+
+def _check_length(config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool) -> None:
+    """Raises FlagError where a row would be longer than the model's rows may be."""
+    limit = longest_row(config, decoder=decoder)
+    # The last token is written and not read.
+    if limit is not None and prompt + max(new - 1, 0) > limit:
+        room = limit - prompt + 1
+        remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
+        and_new = f" and --max_new_tokens={new}" if new else ""
+        raise FlagError(f"{place} has {prompt} tokens{and_new}, and the model's rows have {limit}; {remedy}")
+
+
+def bucket(length: int, chunk: int | None = None) -> int:
+    """Returns the columns that are compiled for: a power of two, or beyond `chunk` a multiple of it."""
+    if chunk is not None and length > chunk:
+        return -(-length // chunk) * chunk
+    size = max(SMALLEST, 1 << (length - 1).bit_length())
+    return size if chunk is None else min(size, chunk)
+
+
+def batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
+    """Yields requests in batches of similar lengths, the longest first: too long for memory shows at once."""
+    order = sorted(requests, key=lambda r: (-len(r.prompt), -len(r.source), r.index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def columns(rows: Sequence[Sequence[int]], width: int, pad: int) -> dict[str, np.ndarray]:
+    """Returns `tokens`, `positions` and `segment_ids`, int32 `[rows, width]`, of rows that stand at the right."""
+    tokens = np.full((len(rows), width), pad, np.int32)
+    positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        start = width - len(row)
+        tokens[i, start:], positions[i, start:], segments[i, start:] = row, np.arange(len(row)), 1
+    return {"tokens": tokens, "positions": positions, "segment_ids": segments}

@@ -1,0 +1,293 @@
+"""Rows of what is predicted: short pieces share a row, lengths come in few sizes, and a neighbour changes nothing.
+
+A piece is one forward pass over one text: what the model reads, and the places at which it predicts. Whatever a family
+is asked comes down to pieces; here they become batches of few shapes, each compiled once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from pydantic import Field
+
+from lmjax.data.packing import pack
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel, PyTree
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.rows import pad, side
+from lmjax.parallel.axes import RULES
+from lmjax.parallel.mesh import batch_sharding, batch_shards
+from lmjax.schema import Schema
+
+# Float32 logits that are held at a time: 256 MiB, whatever the vocabulary.
+_LOGITS = 2**26
+# Batches whose pieces are held on the host at a time: a masked text is as many pieces as it has tokens.
+_BATCHES = 64
+
+
+class RowConfig(Schema):
+    """How much is computed at a time; no result depends on it."""
+
+    batch_tokens: int = Field(4096, ge=1, description="tokens of a batch, at least a row for every part of the mesh")
+    row_length: int = Field(
+        256, ge=8, description="tokens of a row that short texts share; longer ones get longer rows"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What the model reads of one text, and where it predicts.
+
+    Attributes:
+        tokens: ids that the side that predicts reads.
+        at: places in `tokens`, rising.
+        targets: the id that is predicted at each of them.
+        source: what the encoder of an encoder-decoder reads.
+        prefix: tokens at the beginning that all of the piece sees, in a decoder.
+    """
+
+    tokens: Sequence[int]
+    at: Sequence[int]
+    targets: Sequence[int]
+    source: Sequence[int] | None = None
+    prefix: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows on the host.
+
+    Attributes:
+        fields: what the model reads, `[rows, length]` by name.
+        at: int32 `[rows, predictions]`, places in a row; 0 where nothing is predicted.
+        targets: int32 `[rows, predictions]`.
+        owners: (piece, row, first prediction, one behind its last) of every piece in the batch.
+    """
+
+    fields: dict[str, np.ndarray]
+    at: np.ndarray
+    targets: np.ndarray
+    owners: list[tuple[int, int, int, int]]
+
+
+def check_vocabulary(loaded: LoadedModel) -> None:
+    """Raises FlagError if the model predicts no tokens."""
+    if not loaded.model.has_vocabulary:
+        needed = "a masked_lm head" if loaded.config.architecture == "encoder" else "no classifier in its logits' place"
+        raise FlagError(
+            f"this {loaded.config.architecture.replace('_', '-')} with heads={loaded.model.heads} predicts no tokens; "
+            f"take a model with {needed}"
+        )
+
+
+@contextlib.contextmanager
+def on_devices(loaded: LoadedModel) -> Iterator[None]:
+    """Lets the mesh of the model and the rules of its axes hold for what is traced inside."""
+    with jax.set_mesh(loaded.mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def room(config: ModelConfig, row_length: int, tokens: int) -> int:
+    """Returns the length of the row into which a text of `tokens` goes: one of few, at most half as long again.
+
+    Args:
+        config: of the model.
+        row_length: of the row that short texts share.
+        tokens: of the text.
+    """
+    dynamic = "rope" in {config.side_positions(False), config.side_positions(True)} and config.rope.scaling == "dynamic"
+    limit = (config.rope.original_length or config.max_length) if dynamic else config.max_length
+    shared = min(row_length, limit)
+    if tokens <= shared:
+        return shared
+    if tokens > limit:
+        # The dynamic scaling of rotary positions depends on the length of the row.
+        return tokens
+    step = shared * 2 ** int(math.log2((tokens - 1) / shared)) // 2
+    return min(-(-tokens // step) * step, limit)
+
+
+def _sizes(lengths: np.ndarray, rooms: tuple[int, int]) -> tuple[int, int]:
+    """Returns the lengths of the encoder's and the decoder's rows for texts that share both.
+
+    The side with fewer tokens gets a shorter row, so that both fill up alike.
+
+    Args:
+        lengths: `[pieces, 2]`, tokens of each side.
+        rooms: the rows that the sides would have alone.
+    """
+    total, longest = lengths.sum(0), lengths.max(0)
+    small = int(np.argmin(total / rooms))
+    wanted = max(longest[small], total[small] / max(total[1 - small], 1) * rooms[1 - small])
+    sizes = list(rooms)
+    while sizes[small] % 2 == 0 and sizes[small] // 2 >= max(wanted, 8):
+        sizes[small] //= 2
+    return sizes[0], sizes[1]
+
+
+def batches(loaded: LoadedModel, pieces: Sequence[Piece], config: RowConfig) -> Iterator[Batch]:
+    """Returns every piece in exactly one row of one batch.
+
+    Args:
+        loaded: the model.
+        pieces: none longer than the model reads.
+        config: how much at a time.
+    """
+    lengths = np.array([[len(p.source) if p.source is not None else 0, len(p.tokens)] for p in pieces])
+    classes: dict[tuple[int, int], list[int]] = {}
+    for i, (source, tokens) in enumerate(lengths.tolist()):
+        rooms = tuple(room(loaded.config, config.row_length, n) for n in (source, tokens))
+        classes.setdefault(rooms, []).append(i)
+    for rooms, members in sorted(classes.items()):
+        own = lengths[members]
+        paired = loaded.config.architecture == "encoder_decoder"
+        sizes = _sizes(own, rooms) if paired else (1, rooms[1])
+        capacity = max(sizes)
+        costs = np.maximum(*(-(-own[:, k] * capacity // sizes[k]) for k in (0, 1)))
+        plan = pack(costs, max_piece=capacity, cost=lambda n: n, capacity=capacity)
+        rows = [[members[j] for j in plan.row(r)[0].tolist()] for r in range(len(plan))]
+        yield from _stacked(loaded, pieces, rows, sizes, config.batch_tokens)
+
+
+def _stacked(
+    loaded: LoadedModel, pieces: Sequence[Piece], rows: list[list[int]], sizes: tuple[int, int], batch_tokens: int
+) -> Iterator[Batch]:
+    """Returns the batches of rows of one length, all of one shape; the last is filled up with empty rows."""
+    shards = batch_shards(loaded.mesh)
+    predictions = _power(max(sum(len(pieces[i].targets) for i in row) for row in rows), 8)
+    full = max(batch_tokens // (sum(sizes) * shards), 1)
+    height = shards * min(full, _power(-(-len(rows) // shards)))
+    for start in range(0, len(rows), height):
+        chosen = rows[start : start + height]
+        fields = [_fields(loaded, [pieces[i] for i in row], sizes) for row in chosen]
+        fields += [_fields(loaded, [], sizes)] * (height - len(chosen))
+        at, targets = (np.zeros((height, predictions), np.int32) for _ in range(2))
+        owners = []
+        for r, row in enumerate(chosen):
+            offset, used = 0, 0
+            for i in row:
+                end = used + len(pieces[i].targets)
+                at[r, used:end] = offset + np.asarray(pieces[i].at)
+                targets[r, used:end] = pieces[i].targets
+                owners.append((i, r, used, end))
+                offset, used = offset + len(pieces[i].tokens), end
+        yield Batch({name: np.stack([f[name] for f in fields]) for name in fields[0]}, at, targets, owners)
+
+
+def _fields(loaded: LoadedModel, pieces: list[Piece], sizes: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Returns what the model reads of the pieces that share a row, each `[length]`."""
+    fill, nothing = loaded.tokenizer.pad_id, [np.zeros(0, np.int32)]
+    tokens = [np.asarray(p.tokens, np.int32) for p in pieces] or nothing
+    if loaded.config.architecture == "encoder_decoder":
+        sources = [np.asarray(p.source, np.int32) for p in pieces] or nothing
+        return side(sources, sizes[0], fill, "encoder_") | side(tokens, sizes[1], fill, "decoder_")
+    fields = side(tokens, sizes[1], fill)
+    if loaded.prompts.bidirectional:
+        seen = [np.arange(len(p.tokens)) < p.prefix for p in pieces] or nothing
+        fields["prefix"] = pad(np.concatenate(seen), sizes[1])
+    return fields
+
+
+def _power(n: int, least: int = 1) -> int:
+    """Returns the smallest `least` times a power of two that is at least `n`."""
+    return least * 2 ** max(math.ceil(math.log2(n / least)), 0)
+
+
+def states(model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array) -> jax.Array:
+    """Returns the hidden states `[rows, predictions, embed]` at the places `at`."""
+    hidden = model.apply({"params": params}, fields)
+    return jnp.take_along_axis(hidden, at[..., None], axis=1)
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """Returns traced arrays with every process holding the whole of each, so that any can fetch it."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "parts"))
+def _token_scores(
+    model: LanguageModel,
+    params: PyTree,
+    fields: dict[str, jax.Array],
+    at: jax.Array,
+    targets: jax.Array,
+    parts: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the targets' log-probabilities and whether none is likelier, `[rows, predictions]`.
+
+    The vocabulary projection runs at the predictions alone, in `parts` parts, one after the other.
+    """
+
+    def part(given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden, wanted = given
+        logits = model.apply({"params": params}, hidden, method="logits").astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0)
+
+    scores = jax.lax.map(part, (split(states(model, params, fields, at)), split(targets)))
+    return replicated(tuple(jnp.moveaxis(x, 0, 1).reshape(targets.shape) for x in scores))
+
+
+def _parts(loaded: LoadedModel, shape: tuple[int, int]) -> int:
+    """Returns the parts, a power of two, in which predictions of this shape pass through the vocabulary."""
+    held = shape[0] // batch_shards(loaded.mesh) * loaded.config.vocab_size
+    return min(_power(-(-held * shape[1] // _LOGITS)), shape[1])
+
+
+def token_scores(
+    loaded: LoadedModel, pieces: Iterable[Piece], config: RowConfig
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields for every piece, in order, its targets' log-probabilities (nats) and whether none is likelier.
+
+    Args:
+        loaded: the model.
+        pieces: what is predicted; read as far as is computed.
+        config: how much at a time.
+    """
+    sharding = batch_sharding(loaded.mesh)
+
+    def compute(batch: Batch) -> tuple[jax.Array, jax.Array]:
+        given = jax.device_put((batch.fields, batch.at, batch.targets), sharding)
+        with on_devices(loaded):
+            return _token_scores(loaded.model, loaded.params, *given, _parts(loaded, batch.at.shape))
+
+    for block in _blocks(pieces, _BATCHES * config.batch_tokens):
+        found: list = [None] * len(block)
+        running = None
+        # A batch is fetched when the next one is under way.
+        for batch in itertools.chain(batches(loaded, block, config), [None]):
+            ahead = (batch, compute(batch)) if batch is not None else None
+            if running is not None:
+                scores, best = jax.device_get(running[1])
+                for i, row, start, end in running[0].owners:
+                    found[i] = scores[row, start:end], best[row, start:end]
+            running = ahead
+        yield from found
+
+
+def _blocks(pieces: Iterable[Piece], tokens: int) -> Iterator[list[Piece]]:
+    """Yields the pieces in lists of about so many tokens."""
+    block: list[Piece] = []
+    count = 0
+    for piece in pieces:
+        block.append(piece)
+        count += len(piece.tokens) + len(piece.source or ())
+        if count >= tokens:
+            yield block
+            block, count = [], 0
+    if block:
+        yield block

@@ -1,0 +1,177 @@
+"""A batch of requests on its way: the host's half of the decode loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.inference import decode
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.requests import Request, bucket, columns, longest_row
+from lmjax.inference.strategy import Strategy
+from lmjax.model.cache import Cache, CacheType
+from lmjax.parallel.axes import RULES
+
+
+@contextlib.contextmanager
+def on_devices(loaded: LoadedModel) -> Iterator[None]:
+    """Makes what is traced inside lie on the model's mesh."""
+    with jax.set_mesh(loaded.mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def read_prompts(
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    new_columns: int,
+    chunk: int,
+    kind: CacheType = "compute",
+    slack: int = 0,
+) -> tuple[jax.Array, Cache, dict[str, np.ndarray]]:
+    """Returns float32 logits `[rows, vocab]` behind the prompts, the cache, and `Decoding`'s `tokens` and `written`.
+
+    Args:
+        loaded: the model.
+        requests: at least one; a row for each.
+        new_columns: to be written behind the prompts.
+        chunk: tokens of a prompt that are read at once.
+        kind: of the cache.
+        slack: slots that may be taken back.
+    """
+    model, config, pad = loaded.model, loaded.config, loaded.tokenizer.pad_id
+    both = config.architecture == "encoder_decoder"
+    prompts = [r.prompt for r in requests]
+    longest = max(map(len, prompts))
+    if both:
+        width = chunk = longest
+    elif loaded.prompts.bidirectional:
+        # The first tokens see the last: they are read at once.
+        width = chunk = bucket(longest)
+    else:
+        width = bucket(longest, chunk)
+        chunk = min(chunk, width)
+    if config.side_positions(True) == "learned" and chunk > config.max_length:
+        width = chunk = config.max_length
+    fields = columns(prompts, width, pad)
+    if loaded.prompts.bidirectional and not both:
+        fields["prefix"] = fields["segment_ids"]
+    side = "decoder_" if both else ""
+    pieces = [
+        {f"{side}{name}": x[:, start : start + chunk] for name, x in fields.items()} for start in range(0, width, chunk)
+    ]
+    if both:
+        pieces[0] |= {f"encoder_{name}": x for name, x in _sources(loaded, requests).items()}
+    capacity = width + new_columns
+    logits, cache = decode.prefill(loaded.params, pieces[0], model=model, capacity=capacity, kind=kind, slack=slack)
+    for piece in pieces[1:]:
+        logits, cache = decode.extend(loaded.params, piece, cache, model=model)
+    behind = ((0, 0), (0, new_columns))
+    tokens = np.pad(fields["tokens"], behind, constant_values=pad)
+    return logits, cache, {"tokens": tokens, "written": np.pad(fields["segment_ids"] > 0, behind)}
+
+
+def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Returns what the encoder reads."""
+    sources, config = [r.source for r in requests], loaded.config
+    width = bucket(max(map(len, sources)))
+    if (limit := longest_row(config, decoder=False)) is not None:
+        width = min(width, limit)
+    return columns(sources, width, loaded.tokenizer.pad_id)
+
+
+class Writing:
+    """A batch of requests while it is written; the rows of the batch are a power of two, so that few are compiled.
+
+    Attributes:
+        requests: the texts, in the order of their rows.
+        start: the first column that is written.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: Sequence[Request],
+        strategy: Strategy,
+        *,
+        stop: Sequence[int],
+        max_new_tokens: int,
+        chunk: int,
+        kind: CacheType = "compute",
+        allowed: np.ndarray | None = None,
+    ):
+        """Reads the prompts and chooses the first tokens.
+
+        Args:
+            loaded: the model.
+            requests: at least one.
+            strategy: that chooses.
+            stop: ids that end a text.
+            max_new_tokens: the most that is written behind a prompt.
+            chunk: tokens of a prompt that are read at once.
+            kind: of the cache.
+            allowed: bool `[requests, vocab]`, what the first token may be; None: anything.
+        """
+        self.requests, self._loaded, self._strategy = tuple(requests), loaded, strategy
+        # Rows that fill up the batch repeat its first, and so end with it.
+        self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
+        rows = [*requests, *[requests[0]] * self._surplus]
+        forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
+        with on_devices(loaded):
+            logits, cache, prompts = read_prompts(
+                loaded, rows, new_columns=bucket(max_new_tokens), chunk=chunk, kind=kind
+            )
+            room = prompts["tokens"].shape[1]
+            self.start = room - bucket(max_new_tokens)
+            prompts |= {
+                "column": np.int32(self.start),
+                "count": np.int32(forced),
+                "limit": np.int32(max_new_tokens),
+                "stop": np.array(sorted(set(stop)) or [-1], np.int32),
+            }
+            state = strategy.start(np.array([r.seed for r in rows], np.uint32), room)
+            self.decoding = decode.begin(logits, cache, state, prompts, self._all(allowed), strategy=strategy)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Returns bool `[requests]`: those whose text has ended."""
+        return np.asarray(self._strategy.finished(self.decoding.state))[: len(self.requests)]
+
+    def advance(self, steps: int, allowed: np.ndarray | None = None) -> None:
+        """Writes at most `steps` more tokens of every text; `allowed` as for the first, for one step."""
+        loaded = self._loaded
+        with on_devices(loaded):
+            self.decoding = decode.run(
+                loaded.params,
+                self.decoding,
+                np.int32(steps),
+                self._all(allowed),
+                model=loaded.model,
+                strategy=self._strategy,
+            )
+
+    def written(self) -> np.ndarray:
+        """Returns int32 `[rows of the requests, tokens]`: what has been written, with what follows a stop id."""
+        end = int(self.decoding.column)
+        rows = len(self.requests) * self._strategy.rows
+        return np.asarray(self.decoding.tokens)[:rows, self.start : end]
+
+    def score(self, row: int, count: int) -> float:
+        """Returns the sum of the log-probabilities of the `count` tokens of a text that has ended."""
+        del count
+        return float(self.decoding.state.scores[row])
+
+    def finish(self, ended: np.ndarray) -> None:
+        """Ends the texts of a strategy of one row each where bool `[requests]` says so."""
+        state = self.decoding.state
+        ended = np.pad(ended, (0, self._surplus), constant_values=bool(ended[0]))
+        self.decoding = self.decoding.replace(state=state.replace(done=state.done | jnp.asarray(ended)))
+
+    def _all(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """Returns what is allowed, with the rows that fill up the batch."""
+        return None if allowed is None else np.concatenate([allowed, np.repeat(allowed[:1], self._surplus, axis=0)])

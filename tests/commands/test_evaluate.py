@@ -1,0 +1,166 @@
+"""`lmjax evaluate`: the numbers of the functions below it, from a folder; and every mistake by file and line."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from lmjax.cli import run
+from lmjax.commands.evaluate import evaluate, read, table
+from lmjax.errors import DataError, FlagError
+from lmjax.inference.score import Question, multiple_choice, perplexity, score
+from lmjax.inference.score_texts import Item, ScoreConfig
+from lmjax.interop.export import choose_family, export
+from lmjax.interop.tokenizer_export import export_tokenizer
+from lmjax.pretrained import load_model
+from tests.inference.scoring import tiny, tokenizer
+
+FIELDS = {
+    "minimal_pairs": {"good": "The king", "bad": "king The"},
+    "multiple_choice": {"context": "The", "choices": [" king", " queen"], "answer": 1},
+    "pairs": {"source": "The old", "target": " tree."},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint of Hugging Face: GPT-2's layout, 16 tokens long."""
+    path = tmp_path_factory.mktemp("checkpoint") / "hf"
+    loaded = tiny("decoder")
+    export(
+        choose_family(loaded.config, (), None, {}),
+        loaded.config,
+        loaded.params,
+        path,
+        extra={f"{role}_token_id": i for role, i in tokenizer().role_ids.items()},
+        beside=lambda new: export_tokenizer(tokenizer(), new, "gpt2", 16),
+    )
+    return path
+
+
+def written(path, *records: dict):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_perplexity_of_two_sets_from_a_folder_to_a_file(folder, tmp_path, capsys):
+    texts = ["The young king goes.", "A queen sees the river house, never the houses; kings and queens."]
+    (tmp_path / "a.txt").write_text("\n\n".join(texts))
+    data = written(tmp_path / "b.jsonl", {"text": texts[1]})
+    output = tmp_path / "results.json"
+    argv = ["evaluate", f"--model={folder}", f"--data={tmp_path / 'a.txt'}", f"--data=b={data}", f"--output={output}"]
+    found = run(argv)
+    loaded = load_model(str(folder))
+    assert found == {str(tmp_path / "a.txt"): perplexity(loaded, texts), "b": perplexity(loaded, texts[1:])}
+    saved = json.loads(output.read_text())
+    assert saved["results"] == found
+    assert (saved["task"], saved["model"], saved["config"]["stride"]) == ("perplexity", str(folder), None)
+    shown = capsys.readouterr().out
+    assert f"{found['b']['bits_per_byte']:.4f}" in shown
+    assert "decoder, log-likelihoods" in shown
+    with pytest.raises(FlagError, match=r"--output=.*results\.json: exists, and is never overwritten"):
+        run(argv)
+
+
+def test_tasks_give_what_the_functions_give(tmp_path):
+    loaded, config = tiny("decoder"), ScoreConfig()
+    records = {task: [fields, *others] for (task, fields), others in zip(
+        FIELDS.items(),
+        ([{"good": "river A", "bad": "A river"}], [{"context": "", "choices": ["a", " b"], "answer": 0}], []),
+        strict=True,
+    )}  # fmt: skip
+    found = {
+        task: evaluate(loaded, task, read(task, str(written(tmp_path / f"{task}.jsonl", *records[task]))), config)
+        for task in FIELDS
+    }
+    texts = ["The king", "king The", "river A", "A river"]
+    nats = [s.log_likelihood for s in score(loaded, [Item("", text) for text in texts])]
+    assert found["minimal_pairs"] == {"accuracy": ((nats[0] > nats[1]) + (nats[2] > nats[3])) / 2, "pairs": 2}
+    questions = [Question("The", [" king", " queen"], 1), Question("", ["a", " b"], 0)]
+    assert found["multiple_choice"] == multiple_choice(loaded, questions)
+    (pair,) = score(loaded, [Item("The old", " tree.")])
+    assert found["pairs"]["nats_per_token"] == pytest.approx(-pair.log_likelihood / pair.tokens)
+    assert (found["pairs"]["bytes"], found["pairs"]["greedy"]) == (6, float(pair.greedy))
+    assert all(f"{x:.4f}" in table(found) for x in found["multiple_choice"].values() if isinstance(x, float))
+
+
+def test_csv_holds_choices_as_json(tmp_path):
+    path = tmp_path / "questions.csv"
+    path.write_text('context,choices,answer\nThe,"["" king"", "" queen""]",1\n')
+    assert read("multiple_choice", str(path)) == ([f"{path}:2"], [Question("The", [" king", " queen"], 1)])
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("minimal_pairs", {"bad": None}, "'bad' is no string but 'None'; a minimal pair needs good and bad"),
+        ("minimal_pairs", {"good": " "}, "'good' is empty"),
+        ("multiple_choice", {"answer": 2}, "'answer' is '2', and there are 2 choices"),
+        ("multiple_choice", {"answer": "b"}, "'answer' is 'b', which is not JSON"),
+        ("multiple_choice", {"choices": ["x"]}, "not a list of two or more texts"),
+        ("pairs", {"target": 3}, "'target' is no string but '3'; a pair needs source and target"),
+    ],
+)
+def test_a_bad_record_is_named_by_file_and_line(task, change, message, tmp_path):
+    path = written(tmp_path / "bad.jsonl", FIELDS[task], FIELDS[task] | change)
+    with pytest.raises(DataError, match=re.escape(f"{path}:2: {message}") if "not a list" not in message else message):
+        read(task, str(path))
+
+
+def test_files_that_are_no_records(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"good": "a", "bad": "b"}\n[1]\n')
+    (tmp_path / "b.jsonl").write_bytes(b'{"good": "\xff"}\n')
+    (tmp_path / "c.csv").write_text("good,bad\na\n")
+    (tmp_path / "d.jsonl").write_text("{\n")
+    (tmp_path / "e.txt").write_text("good")
+    (tmp_path / "f.jsonl").write_text("\n")
+    for name, message in {
+        "a.jsonl": ":2: a JSON list",
+        "b.jsonl": ":1: not UTF-8",
+        "c.csv": ":2: 1 fields, and the header has 2",
+        "d.jsonl": ":1: not JSON",
+        "e.txt": ": not a file of records",
+        "f.jsonl": "' holds no records",
+    }.items():
+        with pytest.raises(DataError, match=re.escape(f"{name}{message}")):
+            read("minimal_pairs", str(tmp_path / name))
+
+
+def test_a_record_that_is_too_long_is_named_by_file_and_line(tmp_path):
+    path = written(tmp_path / "long.jsonl", FIELDS["pairs"], {"source": "queen " * 30, "target": "a"})
+    with pytest.raises(FlagError, match=r"long\.jsonl:2: its context has \d+ tokens, and the model has room for 15"):
+        evaluate(tiny("decoder"), "pairs", read("pairs", str(path)), ScoreConfig())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "one of --model=PLACE and --workdir=DIR, and 0 are given"),
+        (("--model=a", "--workdir=b", "--data=c"), "and 2 are given"),
+        (("--model=a",), "needs --data=FILE, or --harness=TASKS"),
+        (("--model=a", "--data=b", "--harness=c"), "give one of them"),
+        (("--model=a", "--data=b", "--limit=3"), "--limit=3: is for --harness"),
+        (("--model=a", "--data=b", "--stride=0"), "--stride=0: input should be greater than or equal to 1"),
+        (("--model=a", "--data=n=b", "--data=n=c"), "two sets are called 'n'"),
+        (("--model=a", "--data=b", "--output=no/where.json"), "is in no folder that there is"),
+        (("--model=a", "--data=nowhere.txt"), "no file matches 'nowhere.txt'"),
+        (("--model=a", "--data=b", "--config.model.dtype=float32"), "evaluate has no config"),
+    ],
+)
+def test_flags_that_do_not_fit(argv, message):
+    with pytest.raises((FlagError, DataError), match=re.escape(message)):
+        run(["evaluate", *argv])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_without_lm_eval_the_message_says_how_to_get_it(folder):
+    with pytest.raises(FlagError, match=r"--harness=arc_easy: lm-eval is not installed: pip install"):
+        run(["evaluate", f"--model={folder}", "--harness=arc_easy"])
+
+
+def test_help_lists_the_tasks(capsys):
+    assert run(["evaluate", "--help"]) is None
+    shown = capsys.readouterr().out
+    assert "--task=perplexity|minimal_pairs|multiple_choice|pairs" in shown
+    assert "--stride" in shown
