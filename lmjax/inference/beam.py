@@ -29,7 +29,10 @@ class BeamConfig(Schema):
 
     beams: int = Field(4, ge=1, description="texts followed at once")
     length_penalty: float = Field(
-        1.0, description="a score is a sum of log-probabilities over length to this power; more favours longer texts"
+        1.0,
+        ge=-8,
+        le=8,
+        description="a score is a sum of log-probabilities over length to this power; more favours longer texts",
     )
     early_stopping: bool | Literal["never"] = Field(
         False,
@@ -198,8 +201,8 @@ class BeamSearch:
         width = state.written.shape[2]
         length = moment.count + 1
         best = jax.tree.map(lambda x: x[..., :width], found)
-        # A sum of minus infinity is no text: an id that is not allowed, or a beam that had nothing to go on from.
-        joins = best.ended & ~state.done[..., None] & (best.sums > -jnp.inf)
+        # A sum of minus infinity, of an id that is not allowed or a beam without a text, joins as no text does.
+        joins = best.ended & ~state.done[..., None]
         scores = jnp.where(joins, best.sums / state.norms[length], -jnp.inf)
         texts = _extended(state.written, best, moment.count)
         scores, order = jax.lax.top_k(jnp.concatenate([state.scores, scores], axis=-1), width)

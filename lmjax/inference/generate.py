@@ -9,12 +9,12 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from lmjax.errors import FlagError
+from lmjax.errors import DataError, FlagError
 from lmjax.inference.beam import BeamConfig, BeamSearch
 from lmjax.inference.constrain import Constraint, ConstraintState
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.processors import ProcessorConfig, Processors
-from lmjax.inference.requests import Prompt, Request, batches, make_requests
+from lmjax.inference.requests import SMALLEST, Prompt, Request, batches, check_length, make_requests, place_of
 from lmjax.inference.sampling import Sampling, SamplingConfig
 from lmjax.inference.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.text import TextStream
@@ -38,7 +38,7 @@ class GenerateConfig(Schema):
         4, ge=1, le=64, description="Tokens guessed at once, by a draft model or by lookup, and checked in one pass."
     )
     lookup: int = Field(
-        0, ge=0, description="Guess what followed this many last tokens where they stood before; 0: not."
+        0, ge=0, le=SMALLEST, description="Guess what followed this many last tokens where they stood before; 0: not."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Of the draws; prompt i has seed + i.")
     batch_size: int = Field(8, ge=1, description="Prompts written together.")
@@ -72,10 +72,10 @@ class Generation:
     """What was written behind a prompt.
 
     Attributes:
-        text: without special tokens, and without the stop string that ended it.
-        ids: all that was written, the stop id that ended it included.
-        score: the sum of the log-probabilities of `ids`, in nats, as the model gives them before any filter; of beam
-            search, its score.
+        text: without special tokens, and without the stop string or id that ended it.
+        ids: all that was written, forced ids and the stop id that ended it included.
+        score: the sum of the log-probabilities of `ids` that were not forced, in nats: the model's own, before
+            penalties, temperature and filters, but among the ids that a constraint allows; of beam search, its score.
         finished: by a stop id or string, or at the limit.
     """
 
@@ -94,15 +94,23 @@ def check(
     draft: LoadedModel | None = None,
 ) -> tuple[list[Request], Constraint | None]:
     """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
+    if isinstance(prompts, str):
+        raise FlagError(f"prompts={prompts[:40]!r} is one text; give a list of texts")
     seeds = [config.seed + i for i in range(len(prompts))] if seeds is None else seeds
     if len(seeds) != len(prompts):
-        raise FlagError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each, or none")
+        raise FlagError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each, or none")
+    if odd := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise FlagError(f"seeds: {odd[0]} is none; they go from 0 to {2**32 - 1}")
     requests = make_requests(loaded, prompts, seeds, config.max_new_tokens)
     size = loaded.config.vocab_size
-    if odd := [i for i in (*config.stop_ids, *config.processors.banned) if not 0 <= i < size]:
-        raise FlagError(f"id {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
-    if draft is not None or config.lookup:
+    for name, ids in (("stop_ids", config.stop_ids), ("processors.banned", config.processors.banned)):
+        if odd := [i for i in ids if not 0 <= i < size]:
+            raise FlagError(f"{name}: {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
+    if draft is not None:
         check_draft(loaded, draft, config)
+        for r in requests:
+            place = place_of(r.index, len(requests))
+            check_length(draft.config, len(r.prompt), config.max_new_tokens, place, whose="the draft's")
     constraint = None
     if config.regex is not None or config.json_schema is not None:
         constraint = Constraint(
@@ -112,6 +120,8 @@ def check(
             schema=config.json_schema,
             vocab_size=size,
         )
+        for r in requests:
+            constraint.start(r.prompt)
     return requests, constraint
 
 
@@ -201,17 +211,20 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
     for i, request in enumerate(batch):
         texts = []
         for row, length, score in zip(ids[i], lengths[i], scores[i], strict=True):
-            written = [*forced, *row[len(forced) : length].tolist()]
-            text = _text(loaded, request, written, ())
-            texts.append(Generation(text, tuple(written), float(score), _reason(written, stop)))
+            if texts and not length:
+                break  # There are fewer texts than were asked for.
+            written = row[len(forced) : length].tolist()
+            stream = _text_stream(loaded, request)
+            text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
+            texts.append(Generation(text, (*forced, *written), float(score), _reason(written, stop)))
         found.append(texts)
     return found
 
 
-def _text(loaded: LoadedModel, request: Request, ids: Sequence[int], stop: tuple[str, ...]) -> str:
-    """Returns the text of what was written behind a prompt."""
-    stream = TextStream(loaded.tokenizer, request.prompt, stop)
-    return "".join([*map(stream.push, ids), stream.finish()])
+def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = ()) -> TextStream:
+    """Returns the text behind a prompt, of which nothing is known yet; ids that are no token's are no context."""
+    context = [i for i in request.prompt if i < loaded.tokenizer.vocab_size]
+    return TextStream(loaded.tokenizer, context, stop)
 
 
 def _reason(ids: Sequence[int], stop: Sequence[int]) -> Literal["stop", "length"]:
@@ -231,9 +244,10 @@ class _Texts:
     ):
         self._loaded, self._batch, self._config = loaded, batch, config
         self._stop = _stop(loaded, config)
-        self._streams = [TextStream(loaded.tokenizer, r.prompt, config.stop) for r in batch]
+        self._streams = [_text_stream(loaded, r, config.stop) for r in batch]
         self._texts, self._known = [""] * len(batch), [0] * len(batch)
         self._states: list[ConstraintState] = [constraint.start(r.prompt) for r in batch] if constraint else []
+        self._mask: np.ndarray | None = None
         strategy = Sampling.of(config.sampling, _processors(loaded, config))
         if draft is not None or config.lookup:
             self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, self._stop)
@@ -271,7 +285,8 @@ class _Texts:
 
     def _allowed(self) -> np.ndarray | None:
         """Returns what each text may go on with, if it is constrained."""
-        return np.stack([state.allowed() for state in self._states]) if self._states else None
+        self._mask = np.stack([state.allowed() for state in self._states]) if self._states else None
+        return self._mask
 
     def _take(self) -> str:
         """Takes in what was written, and ends texts at their stop strings; returns what the first has got."""
@@ -286,12 +301,22 @@ class _Texts:
                 self._known[i] += 1
                 self._texts[i] += "" if token in self._stop else stream.push(token)
                 if self._states:
-                    self._states[i].advance(token)
+                    self._constrain(i, token)
             # A text that its constraint ends is whole, also where the model has no stop id to say so.
             ended[i] = stream.stopped or bool(self._states and self._states[i].finished)
         if (ended & ~finished).any():
             self._writing.finish(ended)
         return self._texts[0][first:]
+
+    def _constrain(self, i: int, token: int) -> None:
+        """Takes a token of a constrained text; raises DataError where none is left that may be written."""
+        if not self._mask[i, token]:
+            given = self._config.processors.model_dump(exclude_defaults=True)
+            raise DataError(
+                f"regex or json_schema: nothing that it allows behind {self._texts[i]!r} can be written with"
+                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'this model'}; leave one out"
+            )
+        self._states[i].advance(token)
 
     def _over(self, i: int, row: np.ndarray) -> bool:
         """Returns whether what was taken of a row ends with a stop id: what follows fills up the batch."""

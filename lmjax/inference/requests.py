@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.model.config import ModelConfig
 
 Prompt = str | Sequence[int]
@@ -52,18 +52,25 @@ def make_requests(
         )
     if not loaded.model.has_vocabulary:
         raise FlagError(f"this model has no vocabulary logits (its heads: {', '.join(loaded.model.heads)})")
+    both = config.architecture == "encoder_decoder"
+    if both:
+        _check_answer(config, form, max_new_tokens)
     requests = []
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        place = f"--prompt: number {index + 1}" if len(prompts) > 1 else "--prompt"
+        place = place_of(index, len(prompts))
         ids = _ids(loaded, prompt, place)
-        if config.architecture == "decoder":
-            request = Request(index, seed, ids)
+        if both:
+            check_length(config, len(ids), 0, place, decoder=False)
+            requests.append(Request(index, seed, (*form.start, *form.forced), ids))
         else:
-            request = Request(index, seed, (*form.start, *form.forced), ids)
-            _check_length(config, len(ids), 0, place, decoder=False)
-        _check_length(config, len(request.prompt), max_new_tokens - len(form.forced), place, decoder=True)
-        requests.append(request)
+            check_length(config, len(ids), max_new_tokens, place)
+            requests.append(Request(index, seed, ids))
     return requests
+
+
+def place_of(index: int, count: int) -> str:
+    """Returns what errors call one of `count` prompts."""
+    return f"--prompt: number {index + 1}" if count > 1 else "--prompt"
 
 
 def _ids(loaded: LoadedModel, prompt: Prompt, place: str) -> tuple[int, ...]:
@@ -72,8 +79,10 @@ def _ids(loaded: LoadedModel, prompt: Prompt, place: str) -> tuple[int, ...]:
         if not prompt.strip():
             raise FlagError(f"{place} is empty; write what the text begins with")
         ids = tuple(loaded.encode(prompt))
-    else:
+    elif isinstance(prompt, Sequence | np.ndarray):
         ids = tuple(int(i) for i in prompt)
+    else:
+        raise FlagError(f"{place} is {prompt!r}; a prompt is a text or a list of ids")
     if not ids:
         raise FlagError(f"{place} has no tokens; write what the text begins with")
     size = loaded.config.vocab_size
@@ -96,15 +105,40 @@ def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
     return config.max_length if kind in ("learned", "rope") else None
 
 
-def _check_length(config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool) -> None:
-    """Raises FlagError where a row would be longer than the model's rows may be."""
+def check_length(
+    config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool = True, whose: str = "the model's"
+) -> None:
+    """Raises FlagError where a row would be longer than a model's rows may be.
+
+    Args:
+        config: of the model.
+        prompt: tokens of the prompt.
+        new: that are written behind it, at most.
+        place: what the error calls the prompt.
+        decoder: as for `longest_row`.
+        whose: what the error calls the model.
+    """
     limit = longest_row(config, decoder=decoder)
     # The last token is written and not read.
     if limit is not None and prompt + max(new - 1, 0) > limit:
         room = limit - prompt + 1
         remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
         and_new = f" and --max_new_tokens={new}" if new else ""
-        raise FlagError(f"{place} has {prompt} tokens{and_new}, and the model's rows have {limit}; {remedy}")
+        raise FlagError(f"{place} has {prompt} tokens{and_new}, and {whose} rows have {limit}; {remedy}")
+
+
+def _check_answer(config: ModelConfig, form: PromptFormat, new: int) -> None:
+    """Raises FlagError where an encoder-decoder's decoder cannot write `new` tokens, or only what is forced."""
+    limit, forced = longest_row(config, decoder=True), len(form.forced)
+    if new <= forced:
+        raise FlagError(
+            f"--max_new_tokens={new}: the first {forced} written by this model are always the same; set at least"
+            f" {forced + 1}"
+        )
+    # The last token is written and not read.
+    if limit is not None and len(form.start) + new - 1 > limit:
+        room = limit - len(form.start) + 1
+        raise FlagError(f"--max_new_tokens={new}: this model's decoder writes at most {room}; set that or less")
 
 
 def bucket(length: int, chunk: int | None = None) -> int:

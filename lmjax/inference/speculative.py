@@ -49,7 +49,6 @@ class Guessing:
         state: of sampling.
         tokens: int32 `[1, room]`: the prompt, then what was written.
         written: bool `[1, room]`.
-        filled: int32 scalar: columns of the caches that hold the text, less its last token.
         column: int32 scalar: of `tokens`, the next to be written.
         count: int32 scalar: tokens written, forced ones included.
         limit: int32 scalar.
@@ -63,7 +62,6 @@ class Guessing:
     state: SamplingState
     tokens: jax.Array
     written: jax.Array
-    filled: jax.Array
     column: jax.Array
     count: jax.Array
     limit: jax.Array
@@ -72,16 +70,14 @@ class Guessing:
     rounds: jax.Array
 
 
-def check_draft(loaded: LoadedModel, draft: LoadedModel | None, config: GenerateConfig) -> None:
+def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig) -> None:
     """Raises FlagError where the guesses would not fit the model."""
-    if draft is not None and config.lookup:
+    if config.lookup:
         raise FlagError(f"--draft and --lookup={config.lookup} both guess; give one")
     if config.beams is not None:
         raise FlagError(f"--draft with --beams={config.beams.beams}: beam search draws nothing; leave one out")
     if config.regex is not None or config.json_schema is not None:
         raise FlagError("--draft with --regex or --json_schema: guesses are not constrained; leave one out")
-    if draft is None:
-        return
     if draft.config.architecture != "decoder" or loaded.config.architecture != "decoder":
         raise FlagError(
             f"--draft guesses for a decoder with a decoder, and these are {loaded.config.architecture} and"
@@ -137,13 +133,11 @@ class SpeculativeWriting:
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
         self.start = prompts["tokens"].shape[1] - arguments["new_columns"]
         forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
-        # A round begins by reading the last token.
-        filled = np.int32(self.start - 1)
         self.decoding = Guessing(
-            cache=cache.rewind(filled),
-            draft=None if drafted is None else drafted.rewind(filled),
+            # A round begins by reading the last token.
+            cache=cache.rewind(cache.filled - 1),
+            draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
             state=strategy.start(np.array([request.seed], np.uint32), prompts["tokens"].shape[1]),
-            filled=filled,
             column=np.int32(self.start),
             count=np.int32(forced),
             limit=np.int32(config.max_new_tokens),
@@ -291,22 +285,15 @@ def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, 
 
     new = jnp.where(jnp.arange(guesses + 1) < count, jnp.append(ids, 0), last)
     total = jax.nn.log_softmax(logits)[jnp.arange(guesses + 1), new]
-    before = now.state
     ends = jnp.any(new[:, None] == now.stop[None], axis=1) | (now.count + jnp.arange(1, guesses + 2) >= now.limit)
     mine = jnp.arange(guesses + 1) <= count
-    # Up to the first that ends the text, that one included.
-    counted = mine & (jnp.cumsum(ends) - ends == 0)
-    filled = now.filled + count + 1
     columns = jnp.arange(tokens.shape[1])
     return now.replace(
-        cache=cache.rewind(filled),
-        draft=None if now.draft is None else now.draft.rewind(filled),
-        state=before.replace(
-            done=before.done | jnp.any(mine & ends), scores=before.scores + jnp.sum(jnp.where(counted, total, 0))
-        ),
+        cache=cache.rewind(cache.filled - guesses + count),
+        draft=None if now.draft is None else now.draft.rewind(now.draft.filled - guesses + count),
+        state=now.state.replace(done=now.state.done | jnp.any(mine & ends)),
         tokens=_put(now.tokens, new, now.column),
         written=now.written | ((columns >= now.column) & (columns <= now.column + count))[None],
-        filled=filled,
         column=now.column + count + 1,
         count=now.count + count + 1,
         gains=_put(now.gains, total, now.column),

@@ -163,8 +163,8 @@ class Writing:
 
     def score(self, row: int, count: int) -> float:
         """Returns the sum of the log-probabilities of the `count` tokens of a text that has ended."""
-        del count
-        return float(self.decoding.state.scores[row])
+        # A constraint may be met by nothing at all, and what was chosen then counts for nothing.
+        return float(self.decoding.state.scores[row]) if count else 0.0
 
     def finish(self, ended: np.ndarray) -> None:
         """Ends the texts of a strategy of one row each where bool `[requests]` says so."""

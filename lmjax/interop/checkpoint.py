@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -87,8 +88,12 @@ def describe(path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[
     return Description(name, family, config, heads, named[0] in family.bare, values)
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> PyTree:
-    """Returns the shapes of the parameters, boxed with their axis names."""
+    """Returns the shapes of the parameters, boxed with their axis names; not to be changed, for they are kept.
+
+    Opening a model asks several times, and tracing all layers takes longer than reading their numbers.
+    """
     return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), jax.random.key(0)))
 
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from lmjax.model.cache import KeyValue
 from lmjax.model.config import ModelConfig
 from lmjax.model.kernels import Mask, attention
 from lmjax.model.layers import Dense, Norm
+from lmjax.model.parameters import parameter
 from lmjax.model.positions import Rotation, rope
 from lmjax.parallel import axes
 
@@ -98,8 +98,8 @@ class Attention(nn.Module):
                 key, value, cached = kept.cache.extend(key, value, kept.filled, kept.capacity)
         sinks = None
         if config.sink_logits:
-            init = axes.partitioned(nn.initializers.zeros, ("heads",))
-            sinks = self.param("sink_logits", init, (config.num_heads,), jnp.dtype(config.param_dtype))
+            shape = (config.num_heads,)
+            sinks = parameter(self, "sink_logits", nn.initializers.zeros, ("heads",), shape, config.param_dtype)
         y = attention(
             query,
             key,

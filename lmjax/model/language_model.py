@@ -11,6 +11,7 @@ from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.families import FAMILIES, Batch, InputEmbedding
 from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 from lmjax.model.layers import Dense, Embed, align
+from lmjax.model.parameters import parameter
 from lmjax.parallel import axes
 
 HEADS = ("masked_lm", "next_sentence", "replaced_token", "generator", "pooler", "classifier", "tagger", "span")
@@ -78,8 +79,8 @@ class LanguageModel(nn.Module):
         if not config.tie_embeddings:
             self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
         if config.output_bias:
-            init = axes.partitioned(nn.initializers.zeros, ("vocab",))
-            self.output_bias = self.param("output_bias", init, (config.vocab_size,), jnp.dtype(config.param_dtype))
+            zeros, shape = nn.initializers.zeros, (config.vocab_size,)
+            self.output_bias = parameter(self, "output_bias", zeros, ("vocab",), shape, config.param_dtype)
 
     @property
     def has_vocabulary(self) -> bool:

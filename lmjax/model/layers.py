@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmjax.model.config import ModelConfig
 from lmjax.model.cpu import bfloat16_dot
+from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
 from lmjax.parallel import axes
 
@@ -123,16 +124,14 @@ class Dense(nn.Module):
         config = self.config
         dims = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - dims :]
-        init = axes.partitioned(
-            kernel_init(config, math.prod(inputs), math.prod(self.features), self.init_scale), self.axes
-        )
-        kernel = self.param("kernel", init, (*inputs, *self.features), jnp.dtype(config.param_dtype))
+        init = kernel_init(config, math.prod(inputs), math.prod(self.features), self.init_scale)
+        kernel = parameter(self, "kernel", init, self.axes, (*inputs, *self.features), config.param_dtype)
         y = dot(x.astype(config.dtype), kernel, dims, self.out_dtype)
         if self.name in config.biases if self.use_bias is None else self.use_bias:
             # A bias of the residual stream is a vector too small to be worth sharding with the kernel's `embed`.
             names = tuple("norm" if name == "embed" else name for name in self.axes[dims:])
-            init = axes.partitioned(nn.initializers.zeros, names)
-            y += align(self.param("bias", init, self.features, jnp.dtype(config.param_dtype)).astype(y.dtype), y)
+            bias = parameter(self, "bias", nn.initializers.zeros, names, self.features, config.param_dtype)
+            y += align(bias.astype(y.dtype), y)
         return y
 
 
@@ -151,9 +150,8 @@ class Embed(nn.Module):
     def setup(self) -> None:
         """Makes the table `[rows, embed]`, or `[rows, embedding]` where the embeddings are factorised."""
         width_axis = "embedding" if self.config.factorised else "embed"
-        init = axes.partitioned(table_init(self.config), (self.row_axis, width_axis))
-        shape = (self.rows, self.config.table_dim)
-        self.table = self.param("table", init, shape, jnp.dtype(self.config.param_dtype))
+        names, shape = (self.row_axis, width_axis), (self.rows, self.config.table_dim)
+        self.table = parameter(self, "table", table_init(self.config), names, shape, self.config.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., table width]` for `[...]`; an id outside the table gives NaN rather than another row."""
@@ -175,17 +173,17 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `x`, normalised over its last dimension in float32 whatever the compute dtype."""
         config = self.config
-        shape, dtype = x.shape[-1:], jnp.dtype(config.param_dtype)
+        shape, dtype = x.shape[-1:], config.param_dtype
         y = x.astype(jnp.float32)
         if config.norm == "layernorm":
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
         if config.norm_scale:
             init = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
-            scale = self.param("scale", axes.partitioned(init, ("norm",)), shape, dtype).astype(jnp.float32)
+            scale = parameter(self, "scale", init, ("norm",), shape, dtype).astype(jnp.float32)
             y *= align(1.0 + scale if config.norm_offset else scale, y)
         if config.norm == "layernorm" and "norm" in config.biases:
-            bias = self.param("bias", axes.partitioned(nn.initializers.zeros, ("norm",)), shape, dtype)
+            bias = parameter(self, "bias", nn.initializers.zeros, ("norm",), shape, dtype)
             y += align(bias.astype(jnp.float32), y)
         return y.astype(config.dtype)
 

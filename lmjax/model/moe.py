@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmjax.model.config import ModelConfig, MoEConfig
 from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init
+from lmjax.model.parameters import parameter
 from lmjax.parallel import axes
 
 # The collection, beside "params", in which a forward pass leaves the router's losses.
@@ -38,13 +39,13 @@ class ExpertKernels(nn.Module):
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
         """Returns kernels `[experts, inputs, features]` and biases `[experts, features]`, None if it has none."""
         config, experts = self.config, self.config.moe.num_experts
-        init = axes.partitioned(kernel_init(config, inputs, self.features, self.init_scale), ("experts", *self.axes))
-        kernels = self.param("kernel", init, (experts, inputs, self.features), jnp.dtype(config.param_dtype))
+        init, shape = kernel_init(config, inputs, self.features, self.init_scale), (experts, inputs, self.features)
+        kernels = parameter(self, "kernel", init, ("experts", *self.axes), shape, config.param_dtype)
         if self.name not in config.biases:
             return kernels.astype(config.dtype), None
         names = ("experts", "norm" if self.axes[1] == "embed" else self.axes[1])
-        init = axes.partitioned(nn.initializers.zeros, names)
-        biases = self.param("bias", init, (experts, self.features), jnp.dtype(config.param_dtype))
+        shape = (experts, self.features)
+        biases = parameter(self, "bias", nn.initializers.zeros, names, shape, config.param_dtype)
         return kernels.astype(config.dtype), biases.astype(config.dtype)
 
 

@@ -1,10 +1,42 @@
 """What the parameters of a model are: how many, of which shapes, under which axis names."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+from lmjax.parallel import axes
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> jax.Array:
+    """Returns a parameter of a module, which is made where there is none.
+
+    Linen's `param` traces the initializer at every call, to compare its shape with that of what is there: half of the
+    time that it takes to trace a model.
+
+    Args:
+        module: the caller, inside its setup or its compact method.
+        name: of the parameter.
+        init: draws it.
+        names: an axis name for every dimension.
+        shape: its own.
+        dtype: its own.
+    """
+    found = module.get_variable("params", name)
+    if found is None or jnp.shape(found := nn.unbox(found)) != shape:
+        # Linen's error says what is missing, or of another shape.
+        return module.param(name, axes.partitioned(init, names), shape, jnp.dtype(dtype))
+    return found
 
 
 def is_box(x: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.model.config import ModelConfig
 from lmjax.model.layers import kernel_init
-from lmjax.parallel import axes
+from lmjax.model.parameters import parameter
 
 
 def sinusoidal(positions: jax.Array, dim: int, halves: bool = False) -> jax.Array:
@@ -162,8 +162,8 @@ class RelativeBias(nn.Module):
         config = self.config
         shape = (config.relative.buckets, config.num_heads)
         # A score is a sum over the width, and its bias is as large as one of T5's kernels.
-        init = axes.partitioned(kernel_init(config, config.embed_dim, config.num_heads), ("buckets", "heads"))
-        self.table = self.param("table", init, shape, jnp.dtype(config.param_dtype))
+        init = kernel_init(config, config.embed_dim, config.num_heads)
+        self.table = parameter(self, "table", init, ("buckets", "heads"), shape, config.param_dtype)
 
     def __call__(self, query_length: int, key_length: int) -> jax.Array:
         """Returns float32 `[1, heads, query_length, key_length]` for the places of one row.

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from types import TracebackType
 
 import jax
-import tensorboardX
 from pydantic import Field
 
 from lmjax.schema import Schema
@@ -37,6 +36,9 @@ class MetricsWriter:
         self._file = self._path.open("a")
         self._board = None
         if config.tensorboard:
+            # Here, because it takes a tenth of a second to import, and only training writes.
+            import tensorboardX
+
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def __enter__(self) -> MetricsWriter:

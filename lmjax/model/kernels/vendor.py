@@ -1,9 +1,10 @@
 """Attention by kernels that JAX ships: XLA's and cuDNN's behind one function, and splash attention on TPU."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
 
 from lmjax.model.kernels.masks import Mask
 from lmjax.parallel import axes
@@ -77,12 +78,15 @@ def splash(
         softcap: see there.
         interpret: run it without a TPU, slowly.
     """
+    # Here, because Pallas takes a tenth of a second to import, and only a TPU wants it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
+
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
     segments = mask.segments(queries, keys) if mask.segmented else (None, None)
     segments = [None if x is None else jnp.broadcast_to(x, (batch, x.shape[1])) for x in segments]
 
     def local(query: jax.Array, key: jax.Array, value: jax.Array, *segments: jax.Array | None) -> jax.Array:
-        kernel = _splash_kernel(query.shape[2], queries, keys, mask, softcap, interpret)
+        kernel = _splash_kernel(splash_kernels, query.shape[2], queries, keys, mask, softcap, interpret)
         ids = None if segments[0] is None else splash_kernels.SegmentIds(*segments)
         heads_first = (x.swapaxes(1, 2) for x in (query * scale, key, value))
         return jax.vmap(kernel)(*heads_first, segment_ids=ids).swapaxes(1, 2)
@@ -96,8 +100,8 @@ def splash(
 
 
 def _splash_kernel(
-    heads: int, queries: int, keys: int, mask: Mask, softcap: float | None, interpret: bool
-) -> splash_kernels.splash_attention_kernel.SplashAttentionKernel:
+    splash_kernels: Any, heads: int, queries: int, keys: int, mask: Mask, softcap: float | None, interpret: bool
+) -> Any:
     """Returns the kernel of one row; its segments are its caller's business."""
     shape = (queries, keys)
     if mask.window is not None:

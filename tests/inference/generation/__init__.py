@@ -1,0 +1,1 @@
+"""Texts that transformers' `generate` wrote, and the models that wrote them."""
