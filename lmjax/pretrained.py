@@ -23,7 +23,7 @@ from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.objectives.task import heads, objective_types
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
-from lmjax.run import hyperparameters, vocabulary_rows
+from lmjax.run import Run, hyperparameters, vocabulary_rows
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.state import state_maker
 
@@ -124,10 +124,36 @@ def load_model(place: str, *, step: int | None = None, dtype: str | None = None,
     # Unrolled: a scan would copy the cache of all layers at every token.
     config = opened.config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
     mesh = inference_mesh(config, tensor)
-    prompts = opened.prompts(tokenizer)
+    return _loaded(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
+
+
+def trained_model(run: Run, params: PyTree) -> LoadedModel:
+    """Returns the model of a run that is at hand, ready to write and to score, on one device.
+
+    Args:
+        run: its parts.
+        params: of its model, on the host.
+    """
+    config = run.config.model.model_copy(update={"scan_layers": False})
+    mesh = inference_mesh(config, 1)
+    params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
+    placed = on_mesh(abstract_params(config, run.model.heads), mesh)
+    params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)
+    return _loaded(config, run.model.heads, params, run.tokenizer, _trained_prompts(run.config, run.tokenizer), mesh)
+
+
+def _loaded(
+    config: ModelConfig,
+    present: tuple[str, ...],
+    params: PyTree,
+    tokenizer: Vocabulary,
+    prompts: PromptFormat,
+    mesh: jax.sharding.Mesh,
+) -> LoadedModel:
+    """Returns a loaded model that never writes an id which its tokenizer does not know."""
     unknown = range(tokenizer.vocab_size, config.vocab_size)
     prompts = dataclasses.replace(prompts, never=(*prompts.never, *unknown))
-    return LoadedModel(LanguageModel(config, opened.heads), opened.params(config, mesh), tokenizer, prompts, mesh)
+    return LoadedModel(LanguageModel(config, present), params, tokenizer, prompts, mesh)
 
 
 def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
@@ -173,6 +199,9 @@ def _published_prompts(
     def ids(name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         given = values.get(name)
         found = default if given is None else tuple(given) if isinstance(given, list) else (given,)
+        if name == "bad_words_ids":
+            # Words of several tokens are left to whoever asks for a text.
+            found = tuple(word[0] for word in found if isinstance(word, list) and len(word) == 1)
         for i in found:
             if not isinstance(i, int) or not 0 <= i < tokenizer.vocab_size:
                 raise DataError(f"{said}: {name}={given} is no token's id; mend it")
@@ -181,10 +210,11 @@ def _published_prompts(
     before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
     roles = tokenizer.role_ids
     end = ids("eos_token_id", (roles["eos"],) if "eos" in roles else ())
+    never = ids("bad_words_ids")
     if architecture != "encoder_decoder":
-        return PromptFormat(tuple(before), tuple(after), stop=end if architecture == "decoder" else ())
+        return PromptFormat(tuple(before), tuple(after), stop=end if architecture == "decoder" else (), never=never)
     start = ids("decoder_start_token_id", ids("bos_token_id", (tokenizer.pad_id,)))
-    return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end)
+    return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end, never)
 
 
 def _from_hub(name: str) -> pathlib.Path:

@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 from lmjax.cli import run
 from lmjax.config import from_json
 from lmjax.errors import CheckpointError, DataError, FlagError
+from lmjax.inference.loaded import PromptFormat
 from lmjax.interop.export import choose_family, tensors_of
-from lmjax.pretrained import open_pretrained, storage_mesh
+from lmjax.pretrained import _trained_prompts, load_model, open_pretrained, storage_mesh
+from tests.inference.scoring import tokenizer
 
 RECORDED = pathlib.Path(__file__).parent / "interop" / "recorded"
 SMALL = (
@@ -151,3 +153,75 @@ def test_a_discriminator_goes_out_without_its_generator(tmp_path, corpus):
     written = open_pretrained(str(tmp_path / "out"))
     assert written.heads == ("replaced_token",)
     assert written.origin["architectures"] == ["ElectraForPreTraining"]
+
+
+def test_a_run_writes_what_it_was_trained_to_predict(trained):
+    """Ids that were never predicted, or that the tokenizer does not know, are never written."""
+    loaded = load_model(str(trained), dtype="bfloat16")
+    t, form = loaded.tokenizer, loaded.prompts
+    assert form.before == (t.bos_id,)
+    assert form.stop == (t.eos_id,)
+    assert {t.pad_id, t.bos_id, t.mask_id, *range(t.vocab_size, 192)} <= set(form.never)
+    assert not {t.eos_id, *t.text_ids.tolist()} & set(form.never)
+    assert loaded.encode("a") == [t.bos_id, *t.encode("a")]
+    assert {str(x.dtype) for x in jax.tree.leaves(loaded.params)} == {loaded.config.dtype} == {"bfloat16"}
+    assert loaded.mesh.size == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "architecture", "around"),
+    [
+        ("next_token", "decoder", {"before": "bos"}),
+        ("prefix_lm", "decoder", {"before": "bos", "bidirectional": True}),
+        ("seq2seq", "decoder", {"before": "bos", "after": "eos"}),
+        ("span_corruption", "encoder_decoder", {"after": "eos", "start": "pad"}),
+    ],
+)
+def test_what_stands_around_a_text_of_an_objective(tiny, objective, architecture, around):
+    t = tokenizer()
+    found = _trained_prompts(tiny(objective, model__architecture=architecture), t)
+    ids = {name: (getattr(t, f"{x}_id"),) if isinstance(x, str) else x for name, x in around.items()}
+    assert found == PromptFormat(stop=(t.eos_id,), never=found.never, **ids)
+    # Sentinels are what span corruption writes.
+    assert not t.sentinels & set(found.never)
+
+
+def test_a_folder_says_how_its_texts_begin_and_end(tmp_path, trained):
+    folder = folder_with_tokenizer(tmp_path, trained)
+    t = load_model(str(folder)).tokenizer
+    for given, stop in (([5, 7], (5, 7)), (9, (9,)), (None, (t.role_ids["eos"],))):
+        values = {"eos_token_id": given, "bad_words_ids": [[6], [7, 8]]}
+        (folder / "generation_config.json").write_text(json.dumps(values))
+        form = load_model(str(folder)).prompts
+        assert form.stop == stop
+        assert form.never == (6, *range(t.vocab_size, 192))
+    for name, given in (("eos_token_id", t.vocab_size), ("eos_token_id", [5, -1]), ("bad_words_ids", [["x"]])):
+        (folder / "generation_config.json").write_text(json.dumps({name: given}))
+        with pytest.raises(DataError, match=rf"generation_config\.json: {name}=.* is no token's id; mend it"):
+            load_model(str(folder))
+
+
+def test_how_an_encoder_decoder_begins(tmp_path):
+    folder = shutil.copytree(RECORDED / "bart", tmp_path / "bart")
+    found = open_pretrained(str(folder))
+    # As its config.json says; where there is another file, as that says, and the rest as before.
+    assert found.prompts(tokenizer()) == PromptFormat(start=(2,), stop=(2,))
+    (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4, "eos_token_id": [3, 5]}')
+    assert found.prompts(tokenizer()) == PromptFormat(start=(2,), forced=(4,), stop=(3, 5))
+    (folder / "generation_config.json").write_text('{"decoder_start_token_id": null, "bos_token_id": 7}')
+    assert found.prompts(tokenizer()).start == (7,)
+    (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4000}')
+    with pytest.raises(DataError, match="forced_bos_token_id=4000 is no token's id"):
+        found.prompts(tokenizer())
+
+
+def test_devices_that_split_a_loaded_model(trained):
+    loaded = load_model(str(trained), tensor=2)
+    assert loaded.mesh.size == 2
+    kernel = loaded.params["backbone"]["stack"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)
+    with pytest.raises(FlagError, match=r"--tensor=4 does not divide .*'heads': 2.*; choose a divisor of all"):
+        load_model(str(trained), tensor=4)
+    for tensor in (0, 9):
+        with pytest.raises(FlagError, match=rf"--tensor={tensor}: there are 8 device\(s\); choose from 1 to 8"):
+            load_model(str(trained), tensor=tensor)

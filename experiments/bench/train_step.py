@@ -39,6 +39,7 @@ class Worker:
         )
         self.facts = self._answer()
         self.seconds: list[float] = []
+        self.values: list[float] = []
         self.peak_memory_bytes = 0
 
     def _answer(self) -> dict:
@@ -48,12 +49,13 @@ class Worker:
         return json.loads(line)
 
     def turn(self, steps: int, *, counted: bool) -> None:
-        """Runs some steps; the seconds of one are noted if they count."""
+        """Runs some steps; the seconds of one, and what the worker said of them, are noted if they count."""
         print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
         answer = self._answer()
         self.peak_memory_bytes = answer["peak_memory_bytes"]
         if counted:
             self.seconds.append(answer["seconds"] / steps)
+            self.values.append(answer["loss"])
 
     def close(self) -> None:
         """Ends the process."""

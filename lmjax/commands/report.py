@@ -9,6 +9,7 @@ import jax
 from lmjax.inference.showcase import showcase
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.task import architectures
+from lmjax.pretrained import trained_model
 from lmjax.run import Run
 from lmjax.training.state import TrainState
 
@@ -64,9 +65,9 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         parts += ["", ending]
     if jax.process_count() == 1:
         # Samples come from one device's copy: a row of one cannot be split over a mesh.
-        params = jax.device_get(state.evaluation_params())
         pairs = any(o.wants_pairs for o in run.task.objectives)
-        sample = showcase(run.model, params, run.tokenizer, run.eval_sets[0].examples.rows.store, pairs)
+        loaded = trained_model(run, jax.device_get(state.evaluation_params()))
+        sample = showcase(loaded, run.eval_sets[0].examples.rows.store, pairs)
         parts += ["", sample] if sample else []
     skipped = int(state.skipped)
     if skipped:
@@ -79,8 +80,12 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Returns three commands worth trying: the other two families, and a longer run."""
+    """Returns commands worth trying: the model itself, the other two families, and a longer run."""
     names = ("next_token", "mlm,nsp", "span_corruption")
     others = [n for n in names if architectures(tuple(n.split(",")))[0] != run.config.model.architecture]
     longer = f"lmjax train --objective={','.join(run.config.task.objective)} --steps={4 * run.config.steps}"
-    return [*(f"lmjax train --objective={name}" for name in others), longer]
+    more = [*(f"lmjax train --objective={name}" for name in others), longer]
+    if not run.model.has_vocabulary:
+        return more
+    prompt = "Return the [MASK] of a list." if run.config.model.architecture == "encoder" else "Return the"
+    return [f'lmjax generate --workdir={run.workdir} --prompt="{prompt}"', *more]

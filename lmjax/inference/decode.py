@@ -139,10 +139,20 @@ def run(
     return jax.lax.while_loop(go_on, step, (jnp.int32(0), decoding))[1]
 
 
-def row_fields(model: LanguageModel, tokens: jax.Array, positions: jax.Array) -> Fields:
-    """Returns the fields of tokens that go on with the only segment of their rows; `[rows, length]` each."""
+def row_fields(
+    model: LanguageModel, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array | None = None
+) -> Fields:
+    """Returns the fields of tokens that go on with the only segment of their rows; `[rows, length]` each.
+
+    Args:
+        model: that reads them.
+        tokens: the ids.
+        positions: where in its row each stands.
+        segment_ids: 0 where a token is none; None: all are.
+    """
     side = "decoder_" if model.config.architecture == "encoder_decoder" else ""
-    return {f"{side}tokens": tokens, f"{side}positions": positions, f"{side}segment_ids": jnp.ones_like(tokens)}
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    return {f"{side}tokens": tokens, f"{side}positions": positions, f"{side}segment_ids": segment_ids}
 
 
 def _read(model: LanguageModel, params: PyTree, fields: Fields, cache: Cache) -> tuple[jax.Array, Cache]:

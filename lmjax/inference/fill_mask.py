@@ -15,7 +15,7 @@ from lmjax.data.tokenizer import MASK
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PyTree
-from lmjax.inference.score_rows import Piece, RowConfig, batches, check_vocabulary, on_devices, replicated, states
+from lmjax.inference.score_rows import Piece, RowConfig, batches, check_vocabulary, replicated, states
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding
 
@@ -62,7 +62,7 @@ def _likeliest(
 
 
 def fill_mask(
-    loaded: LoadedModel, texts: Sequence[str], top_k: int = 5, config: RowConfig = _DEFAULT
+    loaded: LoadedModel, texts: Sequence[str | Sequence[int]], top_k: int = 5, config: RowConfig = _DEFAULT
 ) -> list[list[list[Filling]]]:
     """Returns for every text, for every mask in it, the `top_k` likeliest tokens, the likeliest first.
 
@@ -70,7 +70,7 @@ def fill_mask(
 
     Args:
         loaded: an encoder with a masked_lm head.
-        texts: each with the tokenizer's mask in it, such as "The [MASK] sleeps."
+        texts: each with the tokenizer's mask in it, such as "The [MASK] sleeps."; or ids, which are taken as they are.
         top_k: tokens for each mask.
         config: how much is computed at a time.
 
@@ -85,7 +85,7 @@ def fill_mask(
         raise FlagError(f"top_k={top_k}: the vocabulary has {loaded.config.vocab_size} rows; choose from 1 to that")
     tokenizer, pieces = loaded.tokenizer, []
     for i, text in enumerate(texts):
-        row = loaded.prompts.around(encode_masked(tokenizer, text))
+        row = loaded.prompts.around(encode_masked(tokenizer, text)) if isinstance(text, str) else list(text)
         at = [place for place, token in enumerate(row) if token == tokenizer.mask_id]
         if not at:
             raise FlagError(
@@ -99,7 +99,7 @@ def fill_mask(
     found: list[list[list[Filling]]] = [[] for _ in texts]
     for batch in batches(loaded, pieces, config):
         given = jax.device_put((batch.fields, batch.at), batch_sharding(loaded.mesh))
-        with on_devices(loaded):
+        with loaded.on_devices():
             shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, top_k))
         for i, row, start, end in batch.owners:
             found[i] = [

@@ -296,14 +296,14 @@ class _Texts:
         for i, row in enumerate(written):
             stream = self._streams[i]
             for token in row[self._known[i] :].tolist():
-                if stream.stopped or self._over(i, row) or (self._states and self._states[i].finished):
+                if stream.stopped or self._over(i, row) or self._whole(i):
                     break
                 self._known[i] += 1
                 self._texts[i] += "" if token in self._stop else stream.push(token)
                 if self._states:
                     self._constrain(i, token)
             # A text that its constraint ends is whole, also where the model has no stop id to say so.
-            ended[i] = stream.stopped or bool(self._states and self._states[i].finished)
+            ended[i] = stream.stopped or self._whole(i)
         if (ended & ~finished).any():
             self._writing.finish(ended)
         return self._texts[0][first:]
@@ -318,6 +318,10 @@ class _Texts:
             )
         self._states[i].advance(token)
 
+    def _whole(self, i: int) -> bool:
+        """Returns whether nothing can follow a constrained text."""
+        return bool(self._states) and (self._states[i].finished or not self._mask[i].any())
+
     def _over(self, i: int, row: np.ndarray) -> bool:
         """Returns whether what was taken of a row ends with a stop id: what follows fills up the batch."""
         known = self._known[i]
@@ -331,6 +335,5 @@ class _Texts:
             ids = [*self._loaded.prompts.forced, *ids]
         stream = self._streams[i]
         self._texts[i] += stream.finish()
-        whole = stream.stopped or bool(self._states and self._states[i].finished)
-        reason = "stop" if whole else _reason(ids, self._stop)
+        reason = "stop" if stream.stopped or self._whole(i) else _reason(ids, self._stop)
         return Generation(self._texts[i], tuple(ids), score, reason)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.axes import RULES
 
 PyTree = Any
 
@@ -64,6 +67,12 @@ class LoadedModel:
     def config(self) -> ModelConfig:
         """Returns the architecture."""
         return self.model.config
+
+    @contextlib.contextmanager
+    def on_devices(self) -> Iterator[None]:
+        """Lets the mesh of the model and the rules of its axes hold for what is traced inside."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
+            yield
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text with what stands around it in a row."""

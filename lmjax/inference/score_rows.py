@@ -6,14 +6,12 @@ is asked comes down to pieces; here they become batches of few shapes, each comp
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,6 @@ from lmjax.inference.loaded import LoadedModel, PyTree
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.rows import pad, side
-from lmjax.parallel.axes import RULES
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
@@ -89,13 +86,6 @@ def check_vocabulary(loaded: LoadedModel) -> None:
             f"this {loaded.config.architecture.replace('_', '-')} with heads={loaded.model.heads} predicts no tokens; "
             f"take a model with {needed}"
         )
-
-
-@contextlib.contextmanager
-def on_devices(loaded: LoadedModel) -> Iterator[None]:
-    """Lets the mesh of the model and the rules of its axes hold for what is traced inside."""
-    with jax.set_mesh(loaded.mesh), nn.logical_axis_rules(RULES):
-        yield
 
 
 def room(config: ModelConfig, row_length: int, tokens: int) -> int:
@@ -262,7 +252,7 @@ def token_scores(
 
     def compute(batch: Batch) -> tuple[jax.Array, jax.Array]:
         given = jax.device_put((batch.fields, batch.at, batch.targets), sharding)
-        with on_devices(loaded):
+        with loaded.on_devices():
             return _token_scores(loaded.model, loaded.params, *given, _parts(loaded, batch.at.shape))
 
     for block in _blocks(pieces, _BATCHES * config.batch_tokens):

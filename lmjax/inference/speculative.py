@@ -26,7 +26,7 @@ from lmjax.inference.processors import apply
 from lmjax.inference.requests import Request, bucket
 from lmjax.inference.sampling import Sampling, SamplingState, draw, probabilities
 from lmjax.inference.strategy import Moment
-from lmjax.inference.writing import on_devices, read_prompts
+from lmjax.inference.writing import read_prompts
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
 
@@ -125,11 +125,11 @@ class SpeculativeWriting:
             "kind": config.cache,
             "slack": guesses + 1,
         }
-        with on_devices(loaded):
+        with loaded.on_devices():
             _, cache, prompts = read_prompts(loaded, [request], **arguments)
         drafted = None
         if draft is not None:
-            with on_devices(draft):
+            with draft.on_devices():
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
         self.start = prompts["tokens"].shape[1] - arguments["new_columns"]
         forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
@@ -157,7 +157,7 @@ class SpeculativeWriting:
         """Writes on for `steps` rounds, or to the end."""
         assert allowed is None
         draft = self._draft
-        with on_devices(self._loaded):
+        with self._loaded.on_devices():
             self.decoding = rounds(
                 self._loaded.params,
                 None if draft is None else draft.params,
@@ -313,10 +313,12 @@ def _read_on(
     """Returns float32 logits `[length, vocab]` of the text's last token and those behind it, from `ahead` on."""
     pieces = jax.lax.dynamic_slice_in_dim(tokens, now.column - 1 + ahead, length, axis=1)
     positions = jnp.sum(now.written, dtype=jnp.int32) - 1 + ahead + jnp.arange(length)[None]
+    segments = None
     if model.config.side_positions(True) == "learned":
-        # Guesses beyond the limit are cut off, but no row of the table is theirs, and NaN would stay in the cache.
-        positions = jnp.minimum(positions, model.config.max_length - 1)
-    fields = row_fields(model, pieces, positions)
+        # Guesses beyond the limit are cut off, but no row of the table is theirs: they are padding, which none sees.
+        last = model.config.max_length - 1
+        positions, segments = jnp.minimum(positions, last), (positions <= last).astype(jnp.int32)
+    fields = row_fields(model, pieces, positions, segments)
     hidden, cache = model.apply({"params": params}, fields, cache, method="extend")
     return model.apply({"params": params}, hidden[0], method="logits"), cache
 

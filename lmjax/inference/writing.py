@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +13,6 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.requests import Request, bucket, columns, longest_row
 from lmjax.inference.strategy import Strategy
 from lmjax.model.cache import Cache, CacheType
-from lmjax.parallel.axes import RULES
-
-
-@contextlib.contextmanager
-def on_devices(loaded: LoadedModel) -> Iterator[None]:
-    """Makes what is traced inside lie on the model's mesh."""
-    with jax.set_mesh(loaded.mesh), nn.logical_axis_rules(RULES):
-        yield
 
 
 def read_prompts(
@@ -122,7 +112,7 @@ class Writing:
         self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
         rows = [*requests, *[requests[0]] * self._surplus]
         forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
-        with on_devices(loaded):
+        with loaded.on_devices():
             logits, cache, prompts = read_prompts(
                 loaded, rows, new_columns=bucket(max_new_tokens), chunk=chunk, kind=kind
             )
@@ -145,7 +135,7 @@ class Writing:
     def advance(self, steps: int, allowed: np.ndarray | None = None) -> None:
         """Writes at most `steps` more tokens of every text; `allowed` as for the first, for one step."""
         loaded = self._loaded
-        with on_devices(loaded):
+        with loaded.on_devices():
             self.decoding = decode.run(
                 loaded.params,
                 self.decoding,

@@ -26,7 +26,8 @@ def test_the_notebook_runs(path, corpus, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     text = str([cell.get("outputs") for cell in notebook.cells])
-    for word in ("CpuDevice", "next_token loss", "nsp accuracy", "span_corruption perplexity", "image/png"):
+    words = "CpuDevice", "next_token loss", "nsp accuracy", "span_corruption perplexity", "image/png", "bits_per_byte"
+    for word in words:
         assert word in text, f"no {word} in the notebook's output"
 
 

@@ -24,7 +24,8 @@ def test_a_model_of_ours_is_written_as_the_first_family_that_can_say_all_of_it()
 
 def test_what_it_came_from_is_what_it_goes_out_as():
     known = {"model_type": "mistral"} if "mistral" in FAMILIES else {"model_type": "llama"}
-    assert choose_family(PRESETS["llama2_7b"], (), None, known).model_type == known["model_type"]
+    config = PRESETS["llama2_7b"].model_copy(update={"num_layers": 2})
+    assert choose_family(config, (), None, known).model_type == known["model_type"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +37,28 @@ def one_device():
     return make_mesh(ParallelConfig(), jax.devices()[:1])
 
 
-@functools.cache
-def loaded(name: str):
-    """Returns the checkpoint, its parameters, the model and what was recorded."""
+class Loaded(NamedTuple):
+    """A checkpoint, its parameters, the model and what was recorded."""
+
+    checkpoint: Checkpoint
+    params: Any
+    model: LanguageModel
+    expected: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def name(request) -> str:
+    """A case; of the module's scope, so that all tests of a case follow each other and lmjax keeps its shapes."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def loaded(name) -> Loaded:
     checkpoint = Checkpoint(FOLDER / name)
     description = checkpoint.description
     params = checkpoint.params(description.config, one_device())
     model = LanguageModel(description.config, description.heads)
-    return checkpoint, params, model, load_file(FOLDER / name / "expected.safetensors")
+    return Loaded(checkpoint, params, model, load_file(FOLDER / name / "expected.safetensors"))
 
 
 def features(expected: dict) -> dict:
@@ -76,40 +91,65 @@ def loss_of(found: dict, expected: dict) -> jax.Array:
     return total
 
 
-@functools.cache
-def computed(name: str):
-    """Returns hidden states, outputs, loss and gradients of ours, compiled once for all tests of a case."""
-    _, params, model, expected = loaded(name)
-    batch = features(expected)
+def packed_row(loaded: Loaded) -> dict[str, np.ndarray]:
+    """Returns one more row, of two recorded texts; nothing where no output is by token of one side."""
+    expected = loaded.expected
+    shape = expected["tokens"].shape
+    by_token = any(k.startswith("out.") and v.shape[:2] == shape for k, v in expected.items())
+    if loaded.model.config.architecture == "encoder_decoder" or not by_token:
+        return {}
+    # As long as the recorded rows, since the dynamic scaling of rotary positions depends on it.
+    texts = {k: [expected[k][1, :5], expected[k][3, :6]] for k in ("tokens", "type_ids") if k in expected}
+    texts |= {"segment_ids": [[1] * 5, [2] * 6], "positions": [range(5), range(6)]}
+    row = {k: np.zeros((1, shape[1]), np.int32) for k in texts}
+    for key, parts in texts.items():
+        row[key][0, :11] = np.concatenate(parts)
+    return row
+
+
+class Computed(NamedTuple):
+    """What is compared, of ours: of the recorded rows, and the outputs of the packed one."""
+
+    hidden: jax.Array
+    found: dict[str, jax.Array]
+    loss: jax.Array
+    gradient: Any
+    packed: dict[str, jax.Array]
+
+
+@pytest.fixture(scope="module")
+def computed(loaded) -> Computed:
+    """All numbers of a case by one program, since compiling it is what takes time."""
+    expected = loaded.expected
+    batch, packed = features(expected), packed_row(loaded)
+    rows = len(expected["tokens"])
+    batch = {k: np.concatenate([v, packed[k]]) if packed else v for k, v in batch.items()}
     names = [key.removeprefix("out.") for key in expected if key.startswith("out.")]
 
     def loss(params):
-        hidden, found = outputs(model, params, batch, names)
-        return loss_of(found, expected), (hidden, found)
+        hidden, found = outputs(loaded.model, params, batch, names)
+        recorded = {k: v[:rows] for k, v in found.items()}
+        return loss_of(recorded, expected), (hidden[:rows], recorded, {k: v[rows:] for k, v in found.items()})
 
-    (value, (hidden, found)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return hidden, found, value, gradient
+    (value, (hidden, found, rest)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(loaded.params)
+    return Computed(hidden, found, value, gradient, rest)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_hidden_states_and_outputs(name):
+def test_hidden_states_and_outputs(loaded, computed):
     """With rows that are whole, padded on the right and padded on the left; padding itself is not compared."""
-    expected = loaded(name)[3]
-    hidden, found, _, _ = computed(name)
+    expected = loaded.expected
     mask = expected.get("decoder_mask", expected["mask"]).astype(bool)
-    np.testing.assert_allclose(np.asarray(hidden)[mask], expected["hidden"][mask], rtol=0, atol=2e-5)
-    assert found
-    for key, values in found.items():
+    np.testing.assert_allclose(np.asarray(computed.hidden)[mask], expected["hidden"][mask], rtol=0, atol=2e-5)
+    assert computed.found
+    for key, values in computed.found.items():
         real = mask if values.shape[:2] == mask.shape else slice(None)
         np.testing.assert_allclose(np.asarray(values)[real], expected[f"out.{key}"][real], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_the_gradient_of_every_parameter(name):
-    checkpoint, _, _, expected = loaded(name)
-    _, _, value, gradient = computed(name)
-    np.testing.assert_allclose(value, expected["loss"], rtol=1e-5)
-    ours = dict(tensors_of(checkpoint.description, checkpoint.description.config, gradient))
+def test_loss_and_the_gradient_of_every_parameter(loaded, computed):
+    expected, description = loaded.expected, loaded.checkpoint.description
+    np.testing.assert_allclose(computed.loss, expected["loss"], rtol=1e-5)
+    ours = dict(tensors_of(description, description.config, computed.gradient))
     theirs = {key.removeprefix("grad."): g for key, g in expected.items() if key.startswith("grad.")}
     # A parameter without a gradient here is one that transformers keeps but never uses.
     assert ours.keys() >= theirs.keys()
@@ -117,29 +157,19 @@ def test_loss_and_the_gradient_of_every_parameter(name):
         np.testing.assert_allclose(ours[key], g, rtol=0, atol=1e-4 * max(np.abs(g).max(), 1e-3), err_msg=key)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_packed_rows_are_what_they_are_alone(name):
-    _, params, model, expected = loaded(name)
-    shape = expected["tokens"].shape
-    names = [k.removeprefix("out.") for k, v in expected.items() if k.startswith("out.") and v.shape[:2] == shape]
-    if model.config.architecture == "encoder_decoder" or not names:
+def test_packed_rows_are_what_they_are_alone(loaded, computed):
+    if not packed_row(loaded):
         pytest.skip("one row of several texts is for outputs by token of one side")
-    # As long as the recorded rows, since the dynamic scaling of rotary positions depends on it.
-    texts = {k: [expected[k][1, :5], expected[k][3, :6]] for k in ("tokens", "type_ids") if k in expected}
-    texts |= {"segment_ids": [[1] * 5, [2] * 6], "positions": [range(5), range(6)]}
-    batch = {k: np.zeros((1, shape[1]), np.int32) for k in texts}
-    for key, parts in texts.items():
-        batch[key][0, :11] = np.concatenate(parts)
-    _, found = outputs(model, params, batch, names)
-    for key, (row, begin, end) in itertools.product(names, ((1, 0, 5), (3, 5, 11))):
-        alone = expected[f"out.{key}"][row, : end - begin]
+    shape = loaded.expected["tokens"].shape
+    found = {k: v for k, v in computed.packed.items() if loaded.expected[f"out.{k}"].shape[:2] == shape}
+    assert found
+    for key, (row, begin, end) in itertools.product(found, ((1, 0, 5), (3, 5, 11))):
+        alone = loaded.expected[f"out.{key}"][row, : end - begin]
         np.testing.assert_allclose(found[key][0, begin:end], alone, rtol=0, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_out_and_in_again_is_bit_equal(name, tmp_path):
-    checkpoint, params, _, _ = loaded(name)
-    description = checkpoint.description
+def test_out_and_in_again_is_bit_equal(name, loaded, tmp_path):
+    description, params = loaded.checkpoint.description, loaded.params
     again = choose_family(description.config, description.heads, description.model_type, description.values)
     export(again, description.config, params, tmp_path / "out")
     before, after = (load_file(folder / "model.safetensors") for folder in (FOLDER / name, tmp_path / "out"))
@@ -153,9 +183,8 @@ def test_out_and_in_again_is_bit_equal(name, tmp_path):
     assert written["architectures"] == original["architectures"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_family_is_said_without_the_original_config(name):
+def test_the_family_is_said_without_the_original_config(loaded):
     """As for a model that was trained here: nothing but our config decides what is written."""
-    description = loaded(name)[0].description
+    description = loaded.checkpoint.description
     fresh = choose_family(description.config, description.heads, description.model_type, {})
     assert fresh.config.model_copy(update={"param_dtype": "float32"}) == description.config

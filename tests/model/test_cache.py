@@ -104,8 +104,8 @@ def _uncached(model, params, batch):
 
 
 # A whole row, one with padding in front, and one whose three texts share it and are told apart alone by their segments.
-SEGMENTS = np.array([[1] * 12, [0] * 4 + [1] * 8, [2] * 5 + [1] * 3 + [2] * 0 + [1] * 4])
-POSITIONS = np.array([[*range(12)], [0] * 4 + [*range(8)], [*range(5), *range(3), *range(3, 7)]])
+SEGMENTS = np.array([[1] * 12, [0] * 3 + [1] * 9, [2] * 5 + [1] * 3 + [2] * 0 + [1] * 4])
+POSITIONS = np.array([[*range(12)], [0] * 3 + [*range(9)], [*range(5), *range(3), *range(3, 7)]])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -113,8 +113,8 @@ def test_logits_are_those_of_reading_at_once(name):
     model, params = _model(**MODELS[name])
     batch = _rows(model, SEGMENTS, POSITIONS)
     expected = _uncached(model, params, batch)
-    # A prefill, a second chunk of it, then token by token, which goes round a window's slots.
-    found, cache = _cached(model, params, batch, (5, 8, 9, 10, 11, 12))
+    # A prefill, a second chunk of its length (one program), then token by token, which goes round a window's slots.
+    found, cache = _cached(model, params, batch, (4, 8, 9, 10, 11, 12))
     real = SEGMENTS > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(cache.segment_ids[:, :LENGTH], SEGMENTS)

@@ -18,6 +18,7 @@ from tests.runs import bits, losses, resumed_from
 
 STEPS = 12
 EVERY = 4
+LONG = 100  # of a run that is stopped from outside, long after which it would still be at work
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def command(corpus):
         "logging.tensorboard": "false", "evaluation.batches": 2,
     }  # fmt: skip
     overrides = [f"--config.{path}={value}" for path, value in flags.items()]
-    return [sys.executable, "-m", "lmjax", "train", f"--data={corpus}", "--steps=150", "--noprogress", *overrides]
+    return [sys.executable, "-m", "lmjax", "train", f"--data={corpus}", f"--steps={LONG}", "--noprogress", *overrides]
 
 
 def start(command: list[str], workdir: pathlib.Path) -> subprocess.Popen:
@@ -186,18 +187,18 @@ def test_killed_and_terminated_runs_go_on_bit_for_bit(command, uninterrupted, tm
     process = start(command, broken)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert bits(broken, 150) == bits(uninterrupted, 150)
+    assert bits(broken, LONG) == bits(uninterrupted, LONG)
     assert losses(broken) == losses(uninterrupted)
 
 
 def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command, uninterrupted, tmp_path):
     workdir = shutil.copytree(uninterrupted, tmp_path / "run")
-    damage(workdir, 150)
+    damage(workdir, LONG)
     process = start(command, workdir)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert "cannot read step 150" in output
-    assert bits(workdir, 150) == bits(uninterrupted, 150)
+    assert f"cannot read step {LONG}" in output
+    assert bits(workdir, LONG) == bits(uninterrupted, LONG)
 
     for checkpoint in (workdir / "checkpoints").iterdir():
         damage(workdir, int(checkpoint.name))
