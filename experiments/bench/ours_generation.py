@@ -1,6 +1,7 @@
 """A worker with lmjax's own generation, exactly as `lmjax generate` runs it; random weights of a preset."""
 
 import argparse
+import statistics
 import time
 from typing import Any
 
@@ -75,18 +76,18 @@ def build(workload: Workload, dtype: str, cache: str):
 
 
 def read_bandwidth() -> float:
-    """Returns the bytes a second at which this machine reads an array that no cache holds, the best of a few times."""
+    """Returns the bytes a second at which this machine reads an array that no cache holds, a median."""
     import jax
     import jax.numpy as jnp
 
     array = jnp.ones((1 << 26,), jnp.float32)
-    total, best = jax.jit(jnp.sum), 0.0
+    total, seconds = jax.jit(jnp.sum), []
     total(array).block_until_ready()
-    for _ in range(8):
+    for _ in range(31):
         start = time.perf_counter()
         total(array).block_until_ready()
-        best = max(best, array.nbytes / (time.perf_counter() - start))
-    return best
+        seconds.append(time.perf_counter() - start)
+    return array.nbytes / statistics.median(seconds)
 
 
 def main() -> None:

@@ -162,12 +162,13 @@ class Sampling:
     def start(self, seeds: jax.Array, room: int) -> SamplingState:
         """Returns the state before the first choice; called outside of jit, for this is where the numbers enter."""
         assert not isinstance(seeds, jax.core.Tracer), "inside jit one program would keep another's numbers"
-        seeds = jnp.asarray(seeds, jnp.uint32)
-        numbers, processors = jax.tree.map(jnp.asarray, (self.numbers, self.processors))
+        # On the host: each small program that makes a zero on a device delays the first token.
+        seeds = np.asarray(seeds, np.uint32)
+        numbers, processors = self.numbers, self.processors
         return SamplingState(
             keys=None if numbers.temperature is None else jax.vmap(jax.random.key)(seeds),
-            done=jnp.zeros(seeds.shape, bool),
-            scores=jnp.zeros(seeds.shape, jnp.float32),
+            done=np.zeros(seeds.shape, bool),
+            scores=np.zeros(seeds.shape, np.float32),
             numbers=numbers,
             processors=processors,
         )

@@ -21,10 +21,13 @@ from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
-from lmjax.model.transformer import layer_paths
+from lmjax.model.transformer import layer_paths, unstack_layers
 from lmjax.parallel.mesh import on_mesh
 
 PyTree = Any
+
+# Layers from which one that stands for all is traced sooner than all.
+_MANY = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +95,20 @@ def describe(path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[
 def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> PyTree:
     """Returns the shapes of the parameters, boxed with their axis names; not to be changed, for they are kept.
 
-    Opening a model asks several times, and tracing all layers takes longer than reading their numbers.
+    Opening a model asks several times, and tracing all layers takes longer than reading their numbers. So only one
+    layer is traced, where all are alike.
     """
-    return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), jax.random.key(0)))
+
+    def make(config: ModelConfig) -> PyTree:
+        return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), jax.random.key(0)))
+
+    if config.scan_layers or config.share_layers or config.num_layers < _MANY:
+        return make(config)
+    try:
+        scanned = ModelConfig.model_validate(config.model_dump() | {"scan_layers": True})
+    except pydantic.ValidationError:
+        return make(config)
+    return jax.eval_shape(unstack_layers, make(scanned))
 
 
 def flat(params: PyTree) -> dict[str, Any]:
