@@ -18,6 +18,7 @@ DEV = [
     "ipykernel>=6.29",
     "matplotlib>=3.9",
     "llguidance>=1.9",
+    "lm-eval>=0.4.13",
 ]
 
 setup(
