@@ -11,16 +11,10 @@ batch was done, compilation included.
 """
 
 import argparse
-import datetime
-import json
-import os
-import pathlib
-import platform
 import statistics
-import sys
 
 from generation_workloads import WORKLOADS
-from train_step import HERE, Worker
+from train_step import HERE, Worker, write_results
 
 
 def commands(workload: str, dtype: str, args: argparse.Namespace) -> dict[str, list[str]]:
@@ -104,13 +98,7 @@ def main() -> None:
             rows = results[f"{workload} {dtype}"] = measure(workload, dtype, args)
             print(table(workload, dtype, rows), flush=True)
     if args.output:
-        about = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "command": sys.argv,
-        }
-        pathlib.Path(args.output).write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        write_results(args.output, results)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Plain numbers, so that a worker of either side reads them without importing the 
 import dataclasses
 
 import numpy as np
+from workloads import LLAMA_1B
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +32,14 @@ class Workload:
     peer: tuple[tuple[str, object], ...] = ()
 
 
-_LLAMA_1B = (
-    ("vocab_size", 128_256),
-    ("hidden_size", 2048),
-    ("intermediate_size", 8192),
-    ("num_hidden_layers", 16),
-    ("num_attention_heads", 32),
-    ("num_key_value_heads", 8),
-    ("head_dim", 64),
-    ("max_position_embeddings", 131_072),
-    ("tie_word_embeddings", True),
-)
-
 WORKLOADS = {
     # For two CPU cores.
     "gpt2_1": Workload("gpt2", "gpt2"),
     "gpt2_8": Workload("gpt2", "gpt2", batch=8),
     "gpt2_beam5": Workload("gpt2", "gpt2", beams=5),
     # For one accelerator.
-    "llama_1b_1": Workload("llama3_2_1b", "llama", prompt=512, new=256, peer=_LLAMA_1B),
-    "llama_1b_32": Workload("llama3_2_1b", "llama", batch=32, prompt=512, new=256, peer=_LLAMA_1B),
+    "llama_1b_1": Workload("llama3_2_1b", "llama", prompt=512, new=256, peer=LLAMA_1B),
+    "llama_1b_32": Workload("llama3_2_1b", "llama", batch=32, prompt=512, new=256, peer=LLAMA_1B),
     # For the tests of the benchmark itself.
     "tiny": Workload("nano_decoder", "gpt2", new=8, peer=(("n_layer", 2), ("n_embd", 64), ("n_head", 2))),
 }

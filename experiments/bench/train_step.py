@@ -127,6 +127,17 @@ def table(workload: str, dtype: str, rows: dict) -> str:
     return "\n".join(lines)
 
 
+def write_results(path: str, results: dict) -> None:
+    """Writes what was measured as JSON, with the day, the machine and the command."""
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+    }
+    pathlib.Path(path).write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+
+
 def main() -> None:
     """Measures what the command line asks for, prints the tables and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,13 +159,7 @@ def main() -> None:
             rows = results[f"{workload} {dtype}"] = measure(workload, dtype, args)
             print(table(workload, dtype, rows), flush=True)
     if args.output:
-        about = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-            "command": sys.argv,
-        }
-        pathlib.Path(args.output).write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        write_results(args.output, results)
 
 
 if __name__ == "__main__":

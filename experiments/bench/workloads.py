@@ -31,7 +31,7 @@ class Workload:
     peer: tuple[tuple[str, object], ...] = ()
 
 
-_LLAMA_1B = (
+LLAMA_1B = (
     ("vocab_size", 128_256),
     ("hidden_size", 2048),
     ("intermediate_size", 8192),
@@ -57,7 +57,7 @@ WORKLOADS = {
     "t5_small": Workload("t5_small", "t5", 8, 128, 32, peer=(("decoder_start_token_id", 0),)),
     # For one accelerator.
     "gpt2_1024": Workload("gpt2", "gpt2", 16, 1024),
-    "llama_1b_1024": Workload("llama3_2_1b", "llama", 8, 1024, peer=_LLAMA_1B),
+    "llama_1b_1024": Workload("llama3_2_1b", "llama", 8, 1024, peer=LLAMA_1B),
     "bert_large_512": Workload("bert_large", "bert", 32, 512, mask_rate=0.15, peer=_BERT_LARGE),
     "t5_large_1024": Workload("t5_large", "t5", 8, 1024, 256, peer=_T5_LARGE),
     # For the tests of the benchmark itself.
