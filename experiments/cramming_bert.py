@@ -6,7 +6,8 @@ two CPU cores can train in a quarter of an hour.
 
     lmjax train --config=experiments/cramming_bert.py --minutes=15
 
-Hardware: two CPU cores. Result: not run yet.
+Hardware: two CPU cores. Result, with --minutes=10: held-out masked words 7.47 -> 3.52 nats (accuracy 0.36) in 1,079
+updates, 9 min 55 s, 2026-11-22; the machine had other work for the first two minutes.
 """
 
 from lmjax.config import Config
