@@ -120,11 +120,9 @@ def load_model(place: str, *, step: int | None = None, dtype: str | None = None,
     """
     opened = open_pretrained(place, step)
     tokenizer = load_tokenizer(str(opened.folder))
-    dtype = dtype or opened.config.dtype
-    # Unrolled: a scan would copy the cache of all layers at every token.
-    config = opened.config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+    config = inference_config(opened.config, dtype)
     mesh = inference_mesh(config, tensor)
-    return _loaded(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
+    return assemble(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
 
 
 def trained_model(run: Run, params: PyTree) -> LoadedModel:
@@ -139,10 +137,17 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
     params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
     placed = on_mesh(abstract_params(config, run.model.heads), mesh)
     params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)
-    return _loaded(config, run.model.heads, params, run.tokenizer, _trained_prompts(run.config, run.tokenizer), mesh)
+    return assemble(config, run.model.heads, params, run.tokenizer, _trained_prompts(run.config, run.tokenizer), mesh)
 
 
-def _loaded(
+def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    """Returns the config that a model writes and scores with, in `dtype`; None: that of its compute."""
+    dtype = dtype or config.dtype
+    # Unrolled: a scan would copy the cache of all layers at every token.
+    return config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+
+
+def assemble(
     config: ModelConfig,
     present: tuple[str, ...],
     params: PyTree,

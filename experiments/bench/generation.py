@@ -14,7 +14,7 @@ import argparse
 import statistics
 
 from generation_workloads import WORKLOADS
-from train_step import HERE, Worker, write_results
+from train_step import HERE, Worker, run
 
 
 def commands(workload: str, dtype: str, args: argparse.Namespace) -> dict[str, list[str]]:
@@ -91,14 +91,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1, help="turns before them")
     parser.add_argument("--device", default="cpu", help="the peer's: cpu or cuda")
     parser.add_argument("--output", default="", help="a JSON file for the results")
-    args = parser.parse_args()
-    results = {}
-    for workload in args.workload.split(","):
-        for dtype in args.dtype.split(","):
-            rows = results[f"{workload} {dtype}"] = measure(workload, dtype, args)
-            print(table(workload, dtype, rows), flush=True)
-    if args.output:
-        write_results(args.output, results)
+    run(parser.parse_args(), measure, table)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 
 from workloads import WORKLOADS
 
@@ -127,15 +128,25 @@ def table(workload: str, dtype: str, rows: dict) -> str:
     return "\n".join(lines)
 
 
-def write_results(path: str, results: dict) -> None:
-    """Writes what was measured as JSON, with the day, the machine and the command."""
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "command": sys.argv,
-    }
-    pathlib.Path(path).write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+def run(
+    args: argparse.Namespace,
+    measure: Callable[[str, str, argparse.Namespace], dict],
+    table: Callable[[str, str, dict], str],
+) -> None:
+    """Measures every workload in every dtype, prints the tables, and writes JSON if a file is named."""
+    results = {}
+    for workload in args.workload.split(","):
+        for dtype in args.dtype.split(","):
+            rows = results[f"{workload} {dtype}"] = measure(workload, dtype, args)
+            print(table(workload, dtype, rows), flush=True)
+    if args.output:
+        about = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "command": sys.argv,
+        }
+        pathlib.Path(args.output).write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -152,14 +163,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="the peer's: cpu or cuda")
     parser.add_argument("--attention", default="sdpa", help="the peer's: sdpa, eager, flash_attention_2")
     parser.add_argument("--output", default="", help="a JSON file for the results")
-    args = parser.parse_args()
-    results = {}
-    for workload in args.workload.split(","):
-        for dtype in args.dtype.split(","):
-            rows = results[f"{workload} {dtype}"] = measure(workload, dtype, args)
-            print(table(workload, dtype, rows), flush=True)
-    if args.output:
-        write_results(args.output, results)
+    run(parser.parse_args(), measure, table)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from absl import flags
 from pydantic import ValidationError
 
 from lmjax import __version__
-from lmjax.commands.flags import help_text, parse
+from lmjax.commands.flags import define_model, help_text, parse
+from lmjax.commands.prompts import new_file
 from lmjax.data.sources import SET_NAME, DataConfig, read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
@@ -50,8 +51,6 @@ _SWITCHES = ("truncate", "end", "within_word")
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     strings = {
-        "model": "a workdir, a folder of Hugging Face, or a name on its hub",
-        "workdir": "the same, for a workdir",
         "harness": "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data",
         "include_path": "with --harness, a folder of tasks of your own (YAML); only these are known then",
         "output": "a new JSON file for the results",
@@ -66,11 +65,7 @@ def _flags() -> flags.FlagValues:
     )
     meanings = "; ".join(f"{name}: {text}" for name, text in _TASKS.items())
     flags.DEFINE_enum("task", "perplexity", list(_TASKS), meanings, flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
-    )
-    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
-    flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+    define_model(values)
     flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
     for name in (*_NUMBERS, *_SWITCHES):
         field = ScoreConfig.model_fields[name]
@@ -123,10 +118,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
     for name in ("include_path", "limit"):
         if values[name].value is not None and not values["harness"].value:
             raise FlagError(f"--{name}={values[name].value}: is for --harness; give that too, or leave it out")
-    output = pathlib.Path(values["output"].value) if values["output"].value else None
-    if output is not None and (output.exists() or not output.parent.is_dir()):
-        wrong = "exists, and is never overwritten" if output.exists() else "is in no folder that there is"
-        raise FlagError(f"--output={output}: {wrong}; name a new file")
+    output = new_file(values["output"].value)
     try:
         config = ScoreConfig(**{name: values[name].value for name in (*_NUMBERS, *_SWITCHES)})
     except ValidationError as e:

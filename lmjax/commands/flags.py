@@ -52,6 +52,17 @@ def define_data(values: flags.FlagValues) -> None:
     )
 
 
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and --tensor."""
+    flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
+    flags.DEFINE_string("workdir", None, "the same, for a workdir", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
+    )
+    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
+    flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+
+
 def data_fields(specs: Sequence[str]) -> dict[str, object]:
     """Returns the fields of the config that --data sets: a path, or named sets."""
     if not specs:

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from pydantic import ValidationError
 
-from lmjax.commands.flags import help_text, parse
+from lmjax.commands.flags import define_model, help_text, parse
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
 from lmjax.commands.untrained import random_model
@@ -25,7 +25,6 @@ from lmjax.inference.beam import BeamConfig
 from lmjax.inference.fill_mask import Filling, fill_mask
 from lmjax.inference.generate import GenerateConfig, Generation, generate, stream
 from lmjax.inference.loaded import LoadedModel
-from lmjax.inference.requests import make_requests
 from lmjax.model.presets import PRESETS
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.pretrained import load_model, open_pretrained
@@ -58,8 +57,6 @@ _SHOWN = 60
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     strings = {
-        "model": "a workdir, a folder of Hugging Face, or a name on its hub",
-        "workdir": "the same, for a workdir",
         "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
         "prompts": "a file of prompts: one a line, or JSONL or CSV with a field prompt",
         "output": "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal",
@@ -75,11 +72,7 @@ def _flags() -> flags.FlagValues:
         flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
     for name, path in _FIELDS.items():
         flags.DEFINE_string(name, None, _described(path), flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
-    )
-    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
-    flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+    define_model(values)
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
     return values
 
@@ -272,11 +265,13 @@ def _prepared(
     return write
 
 
-def _streamed(loaded: LoadedModel, draft: LoadedModel | None, prompt: str, config: GenerateConfig) -> Generation:
+def _streamed(
+    loaded: LoadedModel, draft: LoadedModel | None, prompt: str, config: GenerateConfig, name: str = "--prompt"
+) -> Generation:
     """Returns what was written behind a prompt, and shows it as it comes."""
     start = time.perf_counter()
     first, found = None, None
-    for piece in stream(loaded, prompt, config, draft=draft):
+    for piece in stream(loaded, prompt, config, draft=draft, name=name):
         first = first or time.perf_counter() - start
         if isinstance(piece, Generation):
             found = piece
@@ -301,17 +296,11 @@ def _write(
     output: pathlib.Path | None,
 ) -> list[list[Generation]]:
     """Returns what was written behind each prompt, in their order, and shows or saves it."""
-    for name, text in zip(*prompts, strict=True):
-        try:
-            make_requests(loaded, [text], [config.seed], config.max_new_tokens)
-        except FlagError as e:
-            # By its file and line, where it has these.
-            raise FlagError(str(e).replace("--prompt", name, 1)) from e
     several = config.beams is not None and config.beams.num_return > 1
     if len(prompts.texts) == 1 and not several and not output:
-        return [[_streamed(loaded, draft, prompts.texts[0], config)]]
+        return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0])]]
     start = time.perf_counter()
-    found = generate(loaded, prompts.texts, config, draft=draft)
+    found = generate(loaded, prompts.texts, config, draft=draft, names=prompts.names)
     _report(sum(len(each.ids) for texts in found for each in texts), time.perf_counter() - start)
     if output:
         write_records(

@@ -15,7 +15,7 @@ from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.parallel.axes import RULES
 from lmjax.parallel.mesh import on_mesh
-from lmjax.pretrained import inference_mesh
+from lmjax.pretrained import assemble, inference_config, inference_mesh
 
 
 def random_model(
@@ -34,15 +34,14 @@ def random_model(
         raise FlagError(
             f"--tokenizer: it has {tokenizer.vocab_size} ids and the model {config.vocab_size} rows; take a smaller one"
         )
-    dtype = dtype or config.dtype
-    config = config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+    config = inference_config(config, dtype)
     mesh = inference_mesh(config, tensor)
-    model = LanguageModel(config, ("masked_lm",) if config.architecture == "encoder" else ())
-    init, key = functools.partial(init_params, model), jax.random.key(seed)
+    heads = ("masked_lm",) if config.architecture == "encoder" else ()
+    init, key = functools.partial(init_params, LanguageModel(config, heads)), jax.random.key(seed)
     placed = jax.tree.map(lambda x: x.sharding, on_mesh(jax.eval_shape(init, key), mesh))
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         params = jax.jit(lambda key: unboxed(init(key)), out_shardings=placed)(key)
-    return LoadedModel(model, params, tokenizer, _prompts(config, tokenizer), mesh)
+    return assemble(config, heads, params, tokenizer, _prompts(config, tokenizer), mesh)
 
 
 def _prompts(config: ModelConfig, tokenizer: Vocabulary) -> PromptFormat:
@@ -54,8 +53,7 @@ def _prompts(config: ModelConfig, tokenizer: Vocabulary) -> PromptFormat:
     if config.architecture == "encoder":
         return PromptFormat(before=ids("cls"), after=ids("sep"))
     end = ids("eos")
-    no_text = tokenizer.special_ids | set(range(tokenizer.vocab_size, config.vocab_size))
-    never = tuple(sorted(no_text - set(end)))
+    never = tuple(sorted(tokenizer.special_ids - set(end)))
     if config.architecture == "decoder":
         return PromptFormat(before=ids("bos"), stop=end, never=never)
     return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)

@@ -15,7 +15,7 @@ from lmjax.data.tokenizer import MASK
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PyTree
-from lmjax.inference.score_rows import Piece, RowConfig, batches, check_vocabulary, replicated, states
+from lmjax.inference.score_rows import Piece, RowConfig, batches, replicated, states
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding
 
@@ -80,7 +80,7 @@ def fill_mask(
     if loaded.config.architecture != "encoder":
         kind = loaded.config.architecture.replace("_", "-")
         raise FlagError(f"masks are filled by an encoder, and this is a {kind}; let it generate")
-    check_vocabulary(loaded)
+    loaded.check_vocabulary()
     if not 1 <= top_k <= loaded.config.vocab_size:
         raise FlagError(f"top_k={top_k}: the vocabulary has {loaded.config.vocab_size} rows; choose from 1 to that")
     tokenizer, pieces = loaded.tokenizer, []

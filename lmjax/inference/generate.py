@@ -14,7 +14,7 @@ from lmjax.inference.beam import BeamConfig, BeamSearch
 from lmjax.inference.constrain import Constraint, ConstraintState
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.processors import ProcessorConfig, Processors
-from lmjax.inference.requests import SMALLEST, Prompt, Request, batches, check_length, make_requests, place_of
+from lmjax.inference.requests import SMALLEST, Prompt, Request, batches, check_length, make_requests
 from lmjax.inference.sampling import Sampling, SamplingConfig
 from lmjax.inference.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.text import TextStream
@@ -92,6 +92,7 @@ def check(
     *,
     seeds: Sequence[int] | None = None,
     draft: LoadedModel | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[Request], Constraint | None]:
     """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
     if isinstance(prompts, str):
@@ -101,7 +102,9 @@ def check(
         raise FlagError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each, or none")
     if odd := [seed for seed in seeds if not 0 <= seed < 2**32]:
         raise FlagError(f"seeds: {odd[0]} is none; they go from 0 to {2**32 - 1}")
-    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens)
+    if names is None:
+        names = ["--prompt"] if len(prompts) == 1 else [f"--prompt: number {i + 1}" for i in range(len(prompts))]
+    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
     size = loaded.config.vocab_size
     for name, ids in (("stop_ids", config.stop_ids), ("processors.banned", config.processors.banned)):
         if odd := [i for i in ids if not 0 <= i < size]:
@@ -109,8 +112,7 @@ def check(
     if draft is not None:
         check_draft(loaded, draft, config)
         for r in requests:
-            place = place_of(r.index, len(requests))
-            check_length(draft.config, len(r.prompt), config.max_new_tokens, place, whose="the draft's")
+            check_length(draft.config, len(r.prompt), config.max_new_tokens, names[r.index], whose="the draft's")
     constraint = None
     if config.regex is not None or config.json_schema is not None:
         constraint = Constraint(
@@ -132,6 +134,7 @@ def generate(
     *,
     seeds: Sequence[int] | None = None,
     draft: LoadedModel | None = None,
+    names: Sequence[str] | None = None,
 ) -> list[list[Generation]]:
     """Returns the texts written behind each prompt, best first: one, or as many as `config.beams.num_return`.
 
@@ -144,12 +147,13 @@ def generate(
         seeds: of each prompt's draws; None: the config's and those after it.
         draft: a smaller model with the same tokenizer, whose guesses the model checks several at a time (speculative
             decoding); the texts are distributed as without it.
+        names: what errors call the prompts, such as a file and a line; None: by their number.
 
     Raises:
         FlagError: an empty prompt, one that is too long, an id outside the vocabulary, a constraint that no text meets.
     """
     config = GenerateConfig() if config is None else config
-    requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft)
+    requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
     results: list[list[Generation]] = [[]] * len(requests)
     guessed = draft is not None or config.lookup > 0
     for batch in batches(requests, 1 if guessed else config.batch_size):
@@ -168,14 +172,15 @@ def stream(
     config: GenerateConfig | None = None,
     *,
     draft: LoadedModel | None = None,
+    name: str = "--prompt",
 ) -> Iterator[str | Generation]:
     """Yields the text behind a prompt in pieces as it is written, and at the end the whole as a `Generation`.
 
-    A beam search knows its text at the end, and yields it in one piece. Arguments and errors are those of `generate`;
-    errors are raised at once.
+    A beam search knows its text at the end, and yields it in one piece. Arguments and errors, which call the prompt
+    `name`, are those of `generate`; errors are raised at once.
     """
     config = GenerateConfig() if config is None else config
-    requests, constraint = check(loaded, [prompt], config, draft=draft)
+    requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
     if config.beams is not None:
         best = _beams(loaded, requests, config)[0][0]
         return iter((best.text, best))
@@ -206,7 +211,7 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
     )
     writing.advance(config.max_new_tokens)
     ids, lengths, scores = (np.asarray(x) for x in strategy.results(writing.decoding.state))
-    forced = loaded.prompts.forced if loaded.config.architecture == "encoder_decoder" else ()
+    forced = loaded.prompts.forced
     found = []
     for i, request in enumerate(batch):
         texts = []
@@ -331,8 +336,7 @@ class _Texts:
         """Returns a text that has ended."""
         score = self._writing.score(i, self._known[i])
         ids = self._writing.written()[i, : self._known[i]].tolist()
-        if self._loaded.config.architecture == "encoder_decoder":
-            ids = [*self._loaded.prompts.forced, *ids]
+        ids = [*self._loaded.prompts.forced, *ids]
         stream = self._streams[i]
         self._texts[i] += stream.finish()
         reason = "stop" if stream.stopped or self._whole(i) else _reason(ids, self._stop)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.axes import RULES
@@ -26,7 +27,7 @@ class PromptFormat:
         before: ids in front of a text.
         after: ids behind it; a decoder's prompt ends with them, if its rows were source and target.
         start: ids that an encoder-decoder's decoder reads first.
-        forced: ids that it then writes whatever it thinks, such as the target's language.
+        forced: ids that it then writes whatever it thinks, such as the target's language; a decoder forces none.
         stop: ids that end what is written.
         never: ids that are never written: they stand for no text, or the tokenizer does not know them.
         bidirectional: a decoder's prompt is a prefix, all of which its tokens see (prefix language models).
@@ -73,6 +74,16 @@ class LoadedModel:
         """Lets the mesh of the model and the rules of its axes hold for what is traced inside."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
             yield
+
+    def check_vocabulary(self) -> None:
+        """Raises FlagError if the model predicts no tokens."""
+        if not self.model.has_vocabulary:
+            encoder = self.config.architecture == "encoder"
+            needed = "a masked_lm head" if encoder else "no classifier in its logits' place"
+            raise FlagError(
+                f"this {self.config.architecture.replace('_', '-')} with heads={self.model.heads} predicts no tokens; "
+                f"take a model with {needed}"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text with what stands around it in a row."""

@@ -35,7 +35,7 @@ class Request:
 
 
 def make_requests(
-    loaded: LoadedModel, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int
+    loaded: LoadedModel, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, names: Sequence[str]
 ) -> list[Request]:
     """Returns a request for each prompt; raises FlagError for one that the model cannot go on from.
 
@@ -44,20 +44,19 @@ def make_requests(
         prompts: texts, which get what stands around a text; or ids, which are taken as they are.
         seeds: one for each.
         max_new_tokens: the most that is written behind each.
+        names: what errors call them.
     """
     config, form = loaded.config, loaded.prompts
     if config.architecture == "encoder":
         raise FlagError(
             "this model is an encoder, which writes no text; fill in masks: fill_mask, or [MASK] in --prompt"
         )
-    if not loaded.model.has_vocabulary:
-        raise FlagError(f"this model has no vocabulary logits (its heads: {', '.join(loaded.model.heads)})")
+    loaded.check_vocabulary()
     both = config.architecture == "encoder_decoder"
     if both:
         _check_answer(config, form, max_new_tokens)
     requests = []
-    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        place = place_of(index, len(prompts))
+    for index, (prompt, seed, place) in enumerate(zip(prompts, seeds, names, strict=True)):
         ids = _ids(loaded, prompt, place)
         if both:
             check_length(config, len(ids), 0, place, decoder=False)
@@ -66,11 +65,6 @@ def make_requests(
             check_length(config, len(ids), max_new_tokens, place)
             requests.append(Request(index, seed, ids))
     return requests
-
-
-def place_of(index: int, count: int) -> str:
-    """Returns what errors call one of `count` prompts."""
-    return f"--prompt: number {index + 1}" if count > 1 else "--prompt"
 
 
 def _ids(loaded: LoadedModel, prompt: Prompt, place: str) -> tuple[int, ...]:

@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec
 from pydantic import Field
 
 from lmjax.data.packing import pack
-from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PyTree
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
@@ -76,16 +75,6 @@ class Batch:
     at: np.ndarray
     targets: np.ndarray
     owners: list[tuple[int, int, int, int]]
-
-
-def check_vocabulary(loaded: LoadedModel) -> None:
-    """Raises FlagError if the model predicts no tokens."""
-    if not loaded.model.has_vocabulary:
-        needed = "a masked_lm head" if loaded.config.architecture == "encoder" else "no classifier in its logits' place"
-        raise FlagError(
-            f"this {loaded.config.architecture.replace('_', '-')} with heads={loaded.model.heads} predicts no tokens; "
-            f"take a model with {needed}"
-        )
 
 
 def room(config: ModelConfig, row_length: int, tokens: int) -> int:

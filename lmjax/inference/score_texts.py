@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
-from lmjax.inference.score_rows import Piece, RowConfig, check_vocabulary
+from lmjax.inference.score_rows import Piece, RowConfig
 
 Text = str | Sequence[int]
 
@@ -62,7 +62,7 @@ class Reader:
     @classmethod
     def of(cls, loaded: LoadedModel, config: ScoreConfig) -> Reader:
         """Returns the reader for a model; raises FlagError if it predicts no tokens, or not what the config asks."""
-        check_vocabulary(loaded)
+        loaded.check_vocabulary()
         model = loaded.config
         kind = model.architecture.replace("_", "-")
         limit = config.max_length or model.max_length

@@ -121,6 +121,8 @@ class SpeculativeWriting:
         arguments = {
             # A round may write guesses beyond the limit, which are cut off.
             "new_columns": bucket(config.max_new_tokens + guesses + 1),
+            "limit": config.max_new_tokens,
+            "stop": stop,
             "chunk": config.prefill_chunk,
             "kind": config.cache,
             "slack": guesses + 1,
@@ -131,17 +133,12 @@ class SpeculativeWriting:
         if draft is not None:
             with draft.on_devices():
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
-        self.start = prompts["tokens"].shape[1] - arguments["new_columns"]
-        forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
+        self.start = int(prompts["column"])
         self.decoding = Guessing(
             # A round begins by reading the last token.
             cache=cache.rewind(cache.filled - 1),
             draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
             state=strategy.start(np.array([request.seed], np.uint32), prompts["tokens"].shape[1]),
-            column=np.int32(self.start),
-            count=np.int32(forced),
-            limit=np.int32(config.max_new_tokens),
-            stop=np.array(sorted(set(stop)) or [-1], np.int32),
             gains=np.zeros(prompts["tokens"].shape, np.float32),
             rounds=np.int32(0),
             **prompts,

@@ -20,16 +20,22 @@ def read_prompts(
     requests: Sequence[Request],
     *,
     new_columns: int,
+    limit: int,
+    stop: Sequence[int],
     chunk: int,
     kind: CacheType = "compute",
     slack: int = 0,
 ) -> tuple[jax.Array, Cache, dict[str, np.ndarray]]:
-    """Returns float32 logits `[rows, vocab]` behind the prompts, the cache, and `Decoding`'s `tokens` and `written`.
+    """Returns float32 logits `[rows, vocab]` behind the prompts, the cache, and what the host knows at the start.
+
+    That is `tokens`, `written`, `column`, `count`, `limit` and `stop` of `Decoding`, a row for each request.
 
     Args:
         loaded: the model.
         requests: at least one; a row for each.
         new_columns: to be written behind the prompts.
+        limit: the most tokens that are written behind a prompt.
+        stop: ids that end a text.
         chunk: tokens of a prompt that are read at once.
         kind: of the cache.
         slack: slots that may be taken back.
@@ -62,8 +68,18 @@ def read_prompts(
     for piece in pieces[1:]:
         logits, cache = decode.extend(loaded.params, piece, cache, model=model)
     behind = ((0, 0), (0, new_columns))
-    tokens = np.pad(fields["tokens"], behind, constant_values=pad)
-    return logits, cache, {"tokens": tokens, "written": np.pad(fields["segment_ids"] > 0, behind)}
+    return (
+        logits,
+        cache,
+        {
+            "tokens": np.pad(fields["tokens"], behind, constant_values=pad),
+            "written": np.pad(fields["segment_ids"] > 0, behind),
+            "column": np.int32(width),
+            "count": np.int32(len(loaded.prompts.forced)),
+            "limit": np.int32(limit),
+            "stop": np.array(sorted(set(stop)) or [-1], np.int32),
+        },
+    )
 
 
 def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.ndarray]:
@@ -111,20 +127,18 @@ class Writing:
         # Rows that fill up the batch repeat its first, and so end with it.
         self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
         rows = [*requests, *[requests[0]] * self._surplus]
-        forced = len(loaded.prompts.forced) if loaded.config.architecture == "encoder_decoder" else 0
         with loaded.on_devices():
             logits, cache, prompts = read_prompts(
-                loaded, rows, new_columns=bucket(max_new_tokens), chunk=chunk, kind=kind
+                loaded,
+                rows,
+                new_columns=bucket(max_new_tokens),
+                limit=max_new_tokens,
+                stop=stop,
+                chunk=chunk,
+                kind=kind,
             )
-            room = prompts["tokens"].shape[1]
-            self.start = room - bucket(max_new_tokens)
-            prompts |= {
-                "column": np.int32(self.start),
-                "count": np.int32(forced),
-                "limit": np.int32(max_new_tokens),
-                "stop": np.array(sorted(set(stop)) or [-1], np.int32),
-            }
-            state = strategy.start(np.array([r.seed for r in rows], np.uint32), room)
+            self.start = int(prompts["column"])
+            state = strategy.start(np.array([r.seed for r in rows], np.uint32), prompts["tokens"].shape[1])
             self.decoding = decode.begin(logits, cache, state, prompts, self._all(allowed), strategy=strategy)
 
     @property

@@ -197,8 +197,8 @@ class Cache:
     def reorder(self, parents: jax.Array) -> Cache:
         """Returns the cache whose row i is the row `parents[i]` of this one; both read the same memory."""
         layers = tuple({**layer, "attention": layer["attention"].take(parents)} for layer in self.layers)
-        places = (jnp.take(x, parents, axis=0) for x in (self.positions, self.segment_ids))
-        return self.replace(layers=layers, **dict(zip(("positions", "segment_ids"), places, strict=True)))
+        positions, segment_ids = (jnp.take(x, parents, axis=0) for x in (self.positions, self.segment_ids))
+        return self.replace(layers=layers, positions=positions, segment_ids=segment_ids)
 
     def repeat(self, times: int) -> Cache:
         """Returns the cache with every row `times` times, next to each other."""

@@ -11,32 +11,14 @@ from lmjax.commands.evaluate import evaluate, read, table
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.score import Question, multiple_choice, perplexity, score
 from lmjax.inference.score_texts import Item, ScoreConfig
-from lmjax.interop.export import choose_family, export
-from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.pretrained import load_model
-from tests.inference.scoring import tiny, tokenizer
+from tests.inference.scoring import tiny
 
 FIELDS = {
     "minimal_pairs": {"good": "The king", "bad": "king The"},
     "multiple_choice": {"context": "The", "choices": [" king", " queen"], "answer": 1},
     "pairs": {"source": "The old", "target": " tree."},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A checkpoint of Hugging Face: GPT-2's layout, 16 tokens long."""
-    path = tmp_path_factory.mktemp("checkpoint") / "hf"
-    loaded = tiny("decoder")
-    export(
-        choose_family(loaded.config, (), None, {}),
-        loaded.config,
-        loaded.params,
-        path,
-        extra={f"{role}_token_id": i for role, i in tokenizer().role_ids.items()},
-        beside=lambda new: export_tokenizer(tokenizer(), new, "gpt2", 16),
-    )
-    return path
 
 
 def written(path, *records: dict):

@@ -14,11 +14,9 @@ from lmjax.commands.prompts import read_prompts
 from lmjax.commands.repl import Repl, history
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.generate import GenerateConfig, generate
-from lmjax.interop.export import choose_family, export
-from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.presets import PRESETS
 from lmjax.pretrained import load_model
-from tests.inference.scoring import tiny, tokenizer
+from tests.inference.scoring import tiny
 
 FLAGS = {
     "max_new_tokens": ("5", "max_new_tokens", 5),
@@ -56,22 +54,6 @@ NEEDED = {
 }
 NEEDED |= dict.fromkeys(("length_penalty", "early_stopping", "num_return"), ("beams",))
 NEEDED |= {"beam_groups": ("beams", "diversity"), "diversity": ("beams", "beam_groups")}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A checkpoint of Hugging Face: GPT-2's layout, 16 tokens long."""
-    path = tmp_path_factory.mktemp("checkpoint") / "hf"
-    loaded = tiny("decoder")
-    export(
-        choose_family(loaded.config, (), None, {}),
-        loaded.config,
-        loaded.params,
-        path,
-        extra={f"{role}_token_id": i for role, i in tokenizer().role_ids.items()},
-        beside=lambda new: export_tokenizer(tokenizer(), new, "gpt2", 16),
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
