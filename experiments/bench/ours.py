@@ -74,10 +74,10 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     )
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         make_state, abstract = state_maker(model, config.optimizer, hparams, 0, mesh)
+        state = make_state()
         step = jax.jit(make_train_step(model, task, config.optimizer, 1), donate_argnums=0)
         on_device = to_device(batch, mesh)
         compiled = step.lower(abstract, on_device, hparams).compile()
-        state = make_state()
     one_step = in_turn(compiled)
 
     def run(steps: int) -> float:

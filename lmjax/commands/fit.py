@@ -51,12 +51,14 @@ def fit(run: Run, *, progress: bool) -> tuple[TrainState, str]:
         StopRequest() as stop,
     ):
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
+        peak = peak_flops()
         with timers.time("compilation"):
             restored = checkpoints.restore(abstract)
+            # A new state is computed while the first step is compiled: nobody waits for it here.
             state = make_state(_given(run)) if restored is None else restored
-        start = int(state.step)
+        start = 0 if restored is None else int(restored.step)
         if progress:
-            print(opening_report(run, state), file=sys.stderr)
+            print(opening_report(run, abstract.params, start), file=sys.stderr)
         if budget:
             budget.open(start)
 
@@ -66,7 +68,6 @@ def fit(run: Run, *, progress: bool) -> tuple[TrainState, str]:
 
         with Course(run.stages, start_stage) as course, _writer(run, start) as writer:
             stopping = EarlyStopping(config.evaluation, _losses(run, start))
-            peak = peak_flops()
             # What the first update needs is compiled before the first evaluation: a mistake shows at once.
             if start < config.steps or budget:
                 course.at(start)

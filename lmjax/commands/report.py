@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
 
@@ -14,14 +15,14 @@ from lmjax.run import Run
 from lmjax.training.state import TrainState
 
 
-def opening_report(run: Run, state: TrainState) -> str:
-    """Returns a few lines on what is about to be trained."""
-    c, step = run.config, int(state.step)
+def opening_report(run: Run, params: Any, step: int) -> str:
+    """Returns a line on what is about to be trained: parameters, or their shapes, from a step on."""
+    c = run.config
     tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
     resumed = f", resumed at step {step}" if step else ""
     return (
-        f"{c.model.architecture.replace('_', '-')}, {count_parameters(state.params) / 1e6:.2f} M parameters, "
+        f"{c.model.architecture.replace('_', '-')}, {count_parameters(params) / 1e6:.2f} M parameters, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
         f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}"
     )
