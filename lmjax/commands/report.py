@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from lmjax.data.sources import STDLIB
 from lmjax.inference.showcase import showcase
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.task import architectures
@@ -76,17 +77,22 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
     if state.spikes is not None:
         parts += ["", f"{int(state.spikes.left_out)} update(s) were spikes and were left out"]
     board = f"tensorboard --logdir={run.workdir}  (pip install tensorboard)"
-    parts += ["", f"workdir      {run.workdir}", f"TensorBoard  {board}", "", "next:"]
-    return "\n".join(parts + [f"  {command}" for command in _next_commands(run)])
+    parts += ["", f"workdir      {run.workdir}", f"TensorBoard  {board}"]
+    commands = [f"  {command}" for command in _next_commands(run)]
+    return "\n".join([*parts, "", "next:", *commands] if commands else parts)
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Returns commands worth trying: the model itself, the other two families, and a longer run."""
-    names = ("next_token", "mlm,nsp", "span_corruption")
-    others = [n for n in names if architectures(tuple(n.split(",")))[0] != run.config.model.architecture]
-    longer = f"lmjax train --objective={','.join(run.config.task.objective)} --steps={4 * run.config.steps}"
-    more = [*(f"lmjax train --objective={name}" for name in others), longer]
-    if not run.model.has_vocabulary:
-        return more
-    prompt = "Return the [MASK] of a list." if run.config.model.architecture == "encoder" else "Return the"
-    return [f'lmjax generate --workdir={run.workdir} --prompt="{prompt}"', *more]
+    """Returns commands worth trying: the model itself and, on the embedded corpus, other families and a longer run."""
+    config, commands = run.config, []
+    embedded = config.data.train == STDLIB and not config.data.mixture
+    if run.model.has_vocabulary:
+        prompt = "Return the" if embedded else "A text like those it was trained on"
+        prompt += " [MASK]" if config.model.architecture == "encoder" else ""
+        commands.append(f'lmjax generate --workdir={run.workdir} --prompt="{prompt}"')
+    if embedded:
+        names = ("next_token", "mlm,nsp", "span_corruption")
+        others = [n for n in names if architectures(tuple(n.split(",")))[0] != config.model.architecture]
+        commands += [f"lmjax train --objective={name}" for name in others]
+        commands.append(f"lmjax train --objective={','.join(config.task.objective)} --steps={4 * config.steps}")
+    return commands

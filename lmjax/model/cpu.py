@@ -1,9 +1,10 @@
-"""What is special to the CPU: products in bfloat16, and a fence between unrolled layers. Other backends run plain code.
+"""What is special to the CPU: products of matrices, and a fence between unrolled layers. Other backends run plain code.
 
 Found by measuring; experiments/README.md has the figures.
 """
 
 import functools
+import math
 import pathlib
 
 import jax
@@ -21,46 +22,48 @@ def has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def bfloat16_dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None) -> jax.Array:
-    """Returns the product of `layers.dot`, its operands rounded to bfloat16, its sums in float32.
+def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, transposed: bool) -> jax.Array:
+    """Returns the product of `layers.dot`, computed as one of two matrices, and so are its derivatives.
+
+    With more dimensions XLA writes down the transpose of the kernel, of the cotangent or of the kernel's gradient for
+    most of the products of a training step.
+    """
+    rows, columns = x.shape[: x.ndim - dims], kernel.shape[:1] if transposed else kernel.shape[dims:]
+    assert x.shape[x.ndim - dims :] == (kernel.shape[1:] if transposed else kernel.shape[:dims])
+    left = x.reshape(math.prod(rows), -1)
+    right = kernel if transposed else kernel.reshape(left.shape[1], -1)
+    if x.dtype == jnp.bfloat16:
+        y = _rounded_product(left, right.T if transposed else right).astype(out_dtype or x.dtype)
+    else:
+        contract = (((1,), (1 if transposed else 0,)), ((), ()))
+        y = jax.lax.dot_general(left, right.astype(x.dtype), contract, preferred_element_type=out_dtype)
+    return y.reshape(*rows, *columns)
+
+
+@jax.custom_vjp
+def _rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns the product of two matrices, rounded to bfloat16, in float32.
 
     The plain product would ask for results in bfloat16, which XLA computes at half the speed of sums in float32; and
-    its derivative would multiply a float32 by a bfloat16 matrix, which no fast kernel does. The kernel's gradient
-    stays in float32.
+    its derivative would multiply a float32 by a bfloat16 matrix, which no fast kernel does. The gradient of a float32
+    matrix stays in float32.
     """
-    inputs = x.shape[x.ndim - dims :]
-    rows, columns = x.shape[: x.ndim - dims], kernel.shape[dims:]
-    assert inputs == kernel.shape[:dims], (x.shape, kernel.shape, dims)
-    y = _product(_matrix(x, len(rows)), _matrix(kernel, dims))
-    return y.reshape(*rows, *columns).astype(out_dtype or x.dtype)
+    return _product(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
 
 
-def _forward(
-    x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return bfloat16_dot(x, kernel, dims, out_dtype), (x, kernel)
+def _forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _rounded_product(a, b), (a, b)
 
 
-def _backward(
-    dims: int, out_dtype: str | None, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    del out_dtype
-    x, kernel = saved
-    rows = x.ndim - dims
-    upstream = _matrix(cotangent, rows)
-    to_x = _product(upstream, _matrix(kernel, dims).T).reshape(x.shape)
-    to_kernel = _product(_matrix(x, rows).T, upstream).reshape(kernel.shape)
-    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+def _backward(saved: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b = saved
+    upstream = cotangent.astype(jnp.bfloat16)
+    to_a = _product(upstream, b.astype(jnp.bfloat16).T)
+    to_b = _product(a.astype(jnp.bfloat16).T, upstream)
+    return to_a.astype(a.dtype), to_b.astype(b.dtype)
 
 
-bfloat16_dot.defvjp(_forward, _backward)
-
-
-def _matrix(x: jax.Array, rows: int) -> jax.Array:
-    """Returns `x` as bfloat16 `[product of its first dimensions, product of the others]`."""
-    count = functools.reduce(int.__mul__, x.shape[:rows], 1)
-    return x.astype(jnp.bfloat16).reshape(count, -1)
+_rounded_product.defvjp(_forward, _backward)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

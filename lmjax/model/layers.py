@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.model import cpu
 from lmjax.model.config import ModelConfig
-from lmjax.model.cpu import bfloat16_dot
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
 from lmjax.parallel import axes
@@ -69,8 +69,8 @@ def dot(
         transposed: the kernel is a matrix, and its last dimension is contracted. Its transpose as an argument would do,
             but for a single row XLA on a CPU writes it down.
     """
-    if x.dtype == jnp.bfloat16 and platform() == "cpu":
-        return bfloat16_dot(x, kernel.T if transposed else kernel, dims, out_dtype)
+    if platform() == "cpu":
+        return cpu.dot(x, kernel, dims, out_dtype, transposed=transposed)
     of_kernel = (1,) if transposed else tuple(range(dims))
     contracting = (tuple(range(x.ndim - dims, x.ndim)), of_kernel)
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (contracting, ((), ())), preferred_element_type=out_dtype)

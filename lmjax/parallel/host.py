@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 # glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = 1, -1, -2, -4, -8
 _NEVER = -1
-_SPARE, _GUARD, _MOST_HOLES = 2**28, 2**20, 2**12
+_SPARE, _GUARD, _MOST_HOLES = 2**28, 2**20, 2**10
 # Seconds, and seconds per second of a step.
 _LONGEST_PAUSE, _PAUSE = 0.01, 0.002
 
@@ -28,7 +28,14 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 2**26)):
+        for option, value in (
+            (_M_ARENA_MAX, 1),
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, _NEVER),
+            (_M_TOP_PAD, 2**26),
+            # Alignment leaves crumbs beside the temporaries: they melt into their neighbours at once.
+            (_M_MXFAST, 0),
+        ):
             mallopt(option, value)
 
 
@@ -46,10 +53,10 @@ def _leave_room_for_small_blocks() -> None:
     libc.free.argtypes = [ctypes.c_void_p]
     # What is free by now, as after the initialisation, holds pages that nothing may ask for again.
     libc.malloc_trim(ctypes.c_size_t(0))
-    spare = libc.malloc(_SPARE)
+    spare = libc.malloc(_SPARE) or 0
     # A block above it, which stays, keeps it from melting into the heap's end. Those that land in holes below go back.
     holes = []
-    while (guard := libc.malloc(_GUARD)) < spare and len(holes) < _MOST_HOLES:
+    while (guard := libc.malloc(_GUARD) or spare) < spare and len(holes) < _MOST_HOLES:
         holes.append(guard)
     for block in (*holes, spare):
         libc.free(block)

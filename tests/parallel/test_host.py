@@ -31,7 +31,7 @@ def step():
     block = ctypes.c_void_p()
     libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(3 * 2**30))
     ctypes.memset(block, 1, 2**26)
-    for size in (2**12, 2**15, 2**22):
+    for size in (2**12, 2**15, 2**25):
         libc.malloc(size)
     libc.free(block)
 
