@@ -28,10 +28,11 @@ def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, tr
     With more dimensions XLA writes down the transpose of the kernel, of the cotangent or of the kernel's gradient for
     most of the products of a training step.
     """
-    rows, columns = x.shape[: x.ndim - dims], kernel.shape[:1] if transposed else kernel.shape[dims:]
-    assert x.shape[x.ndim - dims :] == (kernel.shape[1:] if transposed else kernel.shape[:dims])
-    left = x.reshape(math.prod(rows), -1)
-    right = kernel if transposed else kernel.reshape(left.shape[1], -1)
+    rows, inputs = x.shape[: x.ndim - dims], x.shape[x.ndim - dims :]
+    columns = kernel.shape[:1] if transposed else kernel.shape[dims:]
+    assert inputs == (kernel.shape[1:] if transposed else kernel.shape[:dims]), (x.shape, kernel.shape, dims)
+    left = x.reshape(math.prod(rows), math.prod(inputs))
+    right = kernel if transposed else kernel.reshape(math.prod(inputs), math.prod(columns))
     if x.dtype == jnp.bfloat16:
         y = _rounded_product(left, right.T if transposed else right).astype(out_dtype or x.dtype)
     else:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model import cpu
+from lmjax.model import cpu, layers
 
 
 @pytest.fixture(params=[False, True], ids=["rounded", "native"])
@@ -47,6 +47,24 @@ def test_the_product_and_its_gradients_are_those_of_rounded_operands(rows, input
     assert to_kernel.dtype == jnp.float32
     expected = np.tensordot(x, upstream, [range(len(rows)), range(len(rows))])
     np.testing.assert_allclose(to_kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "columns"), [*SHAPES, ((0, 5), (8,), (4, 3))])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_of_matrices_is_the_plain_one_of_other_backends(monkeypatch, rows, inputs, columns, transposed):
+    if transposed and len(inputs) + len(columns) > 2:
+        pytest.skip("only a matrix is given transposed")
+    x, kernel, upstream = (jnp.asarray(v, jnp.float32) for v in operands(rows, inputs, columns))
+    kernel = kernel.T if transposed else kernel
+
+    def run(backend):
+        monkeypatch.setattr(layers, "platform", lambda: backend)
+        y, pull = jax.vjp(lambda x, k: layers.dot(x, k, len(inputs), transposed=transposed), x, kernel)
+        return y, *pull(upstream)
+
+    for ours, plain in zip(run("cpu"), run("tpu"), strict=True):
+        assert ours.shape == plain.shape
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("native")
