@@ -22,7 +22,7 @@ def has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, transposed: bool) -> jax.Array:
+def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, transposed: bool = False) -> jax.Array:
     """Returns the product of `layers.dot`, computed as one of two matrices, and so are its derivatives.
 
     With more dimensions XLA writes down the transpose of the kernel, of the cotangent or of the kernel's gradient for

@@ -24,10 +24,7 @@ def keep_freed_memory() -> None:
     Handed back to the system, their pages are faulted in again, hundreds of thousands a step. Must come before the
     first use of a device, whose threads take arenas of their own; does nothing where malloc is not glibc's.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if (libc := _glibc()) is not None:
         for option, value in (
             (_M_ARENA_MAX, 1),
             (_M_MMAP_MAX, 0),
@@ -36,7 +33,13 @@ def keep_freed_memory() -> None:
             # Alignment leaves crumbs beside the temporaries: they melt into their neighbours at once.
             (_M_MXFAST, 0),
         ):
-            mallopt(option, value)
+            libc.mallopt(option, value)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Returns the C library if its malloc is glibc's, the only one with these settings."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return libc if hasattr(libc, "mallopt") else None
 
 
 def _leave_room_for_small_blocks() -> None:
@@ -46,8 +49,7 @@ def _leave_room_for_small_blocks() -> None:
     to lie where a step's temporaries end, and the next step's, which ask for a little more than they take (they are
     aligned), would no longer fit there.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    if (libc := _glibc()) is None:
         return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]

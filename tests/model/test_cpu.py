@@ -34,7 +34,7 @@ def test_the_product_and_its_gradients_are_those_of_rounded_operands(rows, input
 
     @jax.jit
     def run(x, kernel, upstream):
-        y, pull = jax.vjp(lambda x, k: cpu.dot(x, k, n, "float32", transposed=False), x, kernel)
+        y, pull = jax.vjp(lambda x, k: cpu.dot(x, k, n, "float32"), x, kernel)
         return y, *pull(upstream)
 
     y, to_x, to_kernel = run(*(jnp.asarray(v, d) for v, d in ((x, "bfloat16"), (kernel, "float32"), (upstream, None))))
@@ -70,8 +70,8 @@ def test_a_product_of_matrices_is_the_plain_one_of_other_backends(monkeypatch, r
 @pytest.mark.usefixtures("native")
 def test_the_result_has_the_dtype_that_was_asked_for():
     x, kernel = jnp.ones((2, 4), jnp.bfloat16), jnp.ones((4, 3))
-    assert cpu.dot(x, kernel, 1, None, transposed=False).dtype == jnp.bfloat16
-    assert cpu.dot(x, kernel, 1, "float32", transposed=False).dtype == jnp.float32
+    assert cpu.dot(x, kernel, 1, None).dtype == jnp.bfloat16
+    assert cpu.dot(x, kernel, 1, "float32").dtype == jnp.float32
 
 
 @pytest.mark.usefixtures("native")
@@ -82,7 +82,7 @@ def test_the_product_is_the_same_when_its_rows_are_sharded():
 
     @jax.jit
     def run(x, kernel, upstream):
-        y, pull = jax.vjp(lambda x, k: cpu.dot(x, k, 1, None, transposed=False), x, kernel)
+        y, pull = jax.vjp(lambda x, k: cpu.dot(x, k, 1, None), x, kernel)
         return y, *pull(upstream)
 
     alone = run(x, kernel, upstream)
