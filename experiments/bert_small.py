@@ -14,7 +14,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
-from lmjax.training.optimizer import OptimizerConfig
+from lmjax.training.hyperparameters import OptimizerConfig
 
 
 def get_config(variant: str = "") -> Config:

@@ -17,7 +17,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
-from lmjax.training.optimizer import OptimizerConfig
+from lmjax.training.hyperparameters import OptimizerConfig
 
 # What each step of the way changes, in this order, and the updates that then fit into the time.
 STEPS = {

@@ -28,8 +28,8 @@ from lmjax.parallel.mesh import ParallelConfig
 from lmjax.schema import Schema
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.hyperparameters import OptimizerConfig
 from lmjax.training.metrics import LoggingConfig
-from lmjax.training.optimizer import OptimizerConfig
 from lmjax.training.stages import StagesConfig
 
 

@@ -9,7 +9,7 @@ import pytest
 from lmjax.config import load_experiment, replace
 from lmjax.data.pipeline import batches
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
-from lmjax.run import build
+from lmjax.runs.build import build
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 

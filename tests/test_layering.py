@@ -11,14 +11,13 @@ ROOT = pathlib.Path(__file__).parent.parent / "lmjax"
 
 # A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "schema", "__init__"),
-    ("parallel.axes",),
+    ("errors", "schema", "axes", "__init__"),
     ("data", "model"),
     ("objectives",),
     ("parallel", "training", "inference", "interop"),
     ("analysis", "evaluation"),
     ("config",),
-    ("run", "pretrained"),
+    ("runs",),
     ("commands", "cli", "__main__"),
 )
 

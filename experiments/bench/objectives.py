@@ -22,7 +22,7 @@ from lmjax.config import resolve
 from lmjax.objectives.task import COMBINATIONS, OBJECTIVES, architectures
 from lmjax.parallel.host import keep_freed_memory
 from lmjax.parallel.mesh import to_device
-from lmjax.run import Run, build
+from lmjax.runs.build import Run, build
 from lmjax.training.state import state_maker
 from lmjax.training.step import count_tokens, make_train_step
 

@@ -43,15 +43,15 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     import flax.linen as nn
     import jax
 
+    from lmjax.axes import RULES
     from lmjax.config import resolve
     from lmjax.model.flops import train_flops
     from lmjax.model.language_model import LanguageModel
     from lmjax.model.parameters import count_parameters
     from lmjax.objectives.task import Task
-    from lmjax.parallel.axes import RULES
     from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
     from lmjax.parallel.peak import peak_flops
-    from lmjax.training.optimizer import Hyperparameters
+    from lmjax.training.hyperparameters import Hyperparameters
     from lmjax.training.state import state_maker
     from lmjax.training.step import make_train_step
 

@@ -18,11 +18,11 @@ def build(workload: Workload, dtype: str, cache: str):
     import numpy as np
 
     from lmjax.data.sources import DataConfig
-    from lmjax.inference.beam import BeamConfig, BeamSearch
+    from lmjax.inference.generate.beam import BeamConfig, BeamSearch
+    from lmjax.inference.generate.requests import Request
+    from lmjax.inference.generate.sampling import Sampling, SamplingConfig
+    from lmjax.inference.generate.writing import Writing
     from lmjax.inference.loaded import LoadedModel, PromptFormat
-    from lmjax.inference.requests import Request
-    from lmjax.inference.sampling import Sampling, SamplingConfig
-    from lmjax.inference.writing import Writing
     from lmjax.model.language_model import LanguageModel, init_params
     from lmjax.model.parameters import unboxed
     from lmjax.model.presets import PRESETS

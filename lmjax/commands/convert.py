@@ -20,8 +20,8 @@ from lmjax.interop.families import FAMILIES
 from lmjax.interop.shards import SHARD_BYTES, read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
-from lmjax.pretrained import GENERATION, ORIGIN, Pretrained, open_pretrained, storage_mesh
-from lmjax.run import claim_workdir, environment
+from lmjax.runs.build import claim_workdir, environment
+from lmjax.runs.trained import GENERATION, ORIGIN, Pretrained, open_pretrained, storage_mesh
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
 

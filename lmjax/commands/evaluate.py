@@ -19,10 +19,10 @@ from lmjax.data.sources import SET_NAME, DataConfig, read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.inference.loaded import LoadedModel
-from lmjax.inference.score import minimal_pairs, multiple_choice, rolling, score, summary
-from lmjax.inference.score_texts import Item, ScoreConfig
+from lmjax.inference.score.score import minimal_pairs, multiple_choice, rolling, score, summary
+from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
-from lmjax.pretrained import load_model
+from lmjax.runs.trained import load_model
 
 DESCRIPTION = """
 lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder

@@ -17,17 +17,17 @@ from pydantic import ValidationError
 from lmjax.commands.flags import define_model, help_text, parse
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
-from lmjax.commands.untrained import random_model
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
-from lmjax.inference.beam import BeamConfig
-from lmjax.inference.fill_mask import Filling, fill_mask
-from lmjax.inference.generate import GenerateConfig, Generation, generate, stream
+from lmjax.inference.generate.beam import BeamConfig
+from lmjax.inference.generate.fill_mask import Filling, fill_mask
+from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
-from lmjax.pretrained import load_model, open_pretrained
+from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.untrained import random_model
 
 DESCRIPTION = """
 lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder

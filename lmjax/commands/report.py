@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from lmjax.data.sources import STDLIB
-from lmjax.inference.showcase import showcase
+from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.task import architectures
-from lmjax.pretrained import trained_model
-from lmjax.run import Run
+from lmjax.runs.build import Run
+from lmjax.runs.trained import trained_model
 from lmjax.training.state import TrainState
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from lmjax.commands.fit import fit
 from lmjax.commands.flags import data_fields, define_data, define_objective, help_text, parse
-from lmjax.commands.report import final_report
+from lmjax.commands.report import final_report, opening_report
 from lmjax.config import Config, resolve, write_json
 from lmjax.errors import FlagError
 from lmjax.model.language_model import LanguageModel, init_params
@@ -20,8 +20,9 @@ from lmjax.model.presets import PRESETS
 from lmjax.objectives.task import heads, objective_types
 from lmjax.parallel import distributed
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
-from lmjax.pretrained import open_pretrained
-from lmjax.run import build, claim_workdir, environment, vocabulary_rows
+from lmjax.runs.build import Run, build, claim_workdir, environment, vocabulary_rows
+from lmjax.runs.fit import fit
+from lmjax.runs.trained import open_pretrained
 from lmjax.training.groups import check_groups
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.schedules import SCHEDULES
@@ -179,6 +180,10 @@ def _print_config(config: Config) -> None:
     print(parameter_table(params))
 
 
+def _announce(run: Run, params: Any, step: int) -> None:
+    print(opening_report(run, params, step), file=sys.stderr)
+
+
 def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pathlib.Path:
     """Returns the workdir, after training there from its newest checkpoint, or from nothing, to the last step.
 
@@ -193,7 +198,7 @@ def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pa
         if first:
             write_json(workdir / "config.json", config.to_json())
             write_json(workdir / "env.json", environment())
-        state, ending = fit(run, progress=progress and first)
+        state, ending = fit(run, progress=progress and first, announce=_announce if progress and first else None)
         if first:
             print(final_report(run, state, ending))
     finally:

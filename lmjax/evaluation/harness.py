@@ -16,12 +16,12 @@ from lm_eval.tasks import TaskManager
 from pydantic import ValidationError
 
 from lmjax.errors import FlagError
-from lmjax.inference.generate import GenerateConfig, generate
+from lmjax.inference.generate.generate import GenerateConfig, generate
+from lmjax.inference.generate.processors import ProcessorConfig
+from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.inference.loaded import LoadedModel
-from lmjax.inference.processors import ProcessorConfig
-from lmjax.inference.sampling import SamplingConfig
-from lmjax.inference.score import rolling, score
-from lmjax.inference.score_texts import Item, Reader, ScoreConfig
+from lmjax.inference.score.score import rolling, score
+from lmjax.inference.score.texts import Item, Reader, ScoreConfig
 
 # What lm-eval's own models write at most where a task does not say.
 _WRITTEN = 256

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmjax.data.files import find_files, suffix
 from lmjax.errors import DataError
-from lmjax.inference.score import Question
+from lmjax.inference.score.score import Question
 
 Fields = Mapping[str, Any]
 

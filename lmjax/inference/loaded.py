@@ -10,11 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from lmjax.axes import RULES
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.axes import RULES
 
 PyTree = Any
 

@@ -205,7 +205,7 @@ class Checkpoint:
 
         Args:
             config: the checkpoint's own, but for what changes no function: scan_layers, param_dtype and such.
-            mesh: where they go, split as the rules of `lmjax.parallel.axes` say.
+            mesh: where they go, split as the rules of `lmjax.axes` say.
 
         Raises:
             DataError: a number that is not finite, two copies of a tensor that differ, or a tensor that should hold

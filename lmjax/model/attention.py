@@ -6,13 +6,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 
+from lmjax import axes
 from lmjax.model.cache import KeyValue
 from lmjax.model.config import ModelConfig
 from lmjax.model.kernels import Mask, attention
 from lmjax.model.layers import Dense, Norm
 from lmjax.model.parameters import parameter
 from lmjax.model.positions import Rotation, rope
-from lmjax.parallel import axes
 
 _AXES = ("act_batch", "act_length", "act_heads", None)
 

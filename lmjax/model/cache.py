@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model.config import ModelConfig
-from lmjax.parallel import axes
 
 CacheType = Literal["compute", "int8"]
 _AXES = ("act_batch", "act_heads")

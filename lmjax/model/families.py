@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.errors import FlagError
 from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.layers import Dense, Embed, Norm, dropout
 from lmjax.model.positions import sinusoidal
 from lmjax.model.transformer import Sequence, Stack
-from lmjax.parallel import axes
 
 Batch = Mapping[str, jax.Array]
 

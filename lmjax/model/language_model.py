@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.families import FAMILIES, Batch, InputEmbedding
 from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.model.parameters import parameter
-from lmjax.parallel import axes
 
 HEADS = ("masked_lm", "next_sentence", "replaced_token", "generator", "pooler", "classifier", "tagger", "span")
 

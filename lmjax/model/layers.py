@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model import cpu
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
-from lmjax.parallel import axes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,

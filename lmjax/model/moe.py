@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model.config import ModelConfig, MoEConfig
 from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init
 from lmjax.model.parameters import parameter
-from lmjax.parallel import axes
 
 # The collection, beside "params", in which a forward pass leaves the router's losses.
 AUXILIARY = "auxiliary"

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax.parallel import axes
+from lmjax import axes
 
 
 def parameter(

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model.attention import Attention, Kept, Relation
 from lmjax.model.cache import Cache, KeyValue
 from lmjax.model.config import DropoutRates, ModelConfig
@@ -17,7 +18,6 @@ from lmjax.model.layers import MLP, Norm, dropout
 from lmjax.model.moe import AUXILIARY, MoE
 from lmjax.model.platform import platform
 from lmjax.model.positions import Rotation, position_bias
-from lmjax.parallel import axes
 
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 _SCANNED, _UNROLLED, _SHARED = "layers", "layer_", "shared_layer"

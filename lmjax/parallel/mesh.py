@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from pydantic import Field
 
+from lmjax.axes import MESH_AXES, RULES
 from lmjax.errors import FlagError
 from lmjax.model.parameters import unboxed
-from lmjax.parallel.axes import MESH_AXES, RULES
 from lmjax.schema import Schema
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import FlagError
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 PyTree = Any
 _SCANNED = "layers"

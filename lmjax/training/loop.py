@@ -15,8 +15,8 @@ from lmjax.errors import DivergedError, PreemptedError
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Evaluator
+from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, peak_memory
-from lmjax.training.optimizer import Hyperparameters
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage
 from lmjax.training.state import TrainState, read_tokens

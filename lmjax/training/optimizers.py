@@ -20,7 +20,7 @@ from lmjax.training.groups import (
     names_of,
     rate_factors,
 )
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.schedules import learning_rate
 
 PyTree = Any

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 
 class Phase(NamedTuple):

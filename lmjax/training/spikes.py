@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lmjax.training.optimizer import Hyperparameters
+from lmjax.training.hyperparameters import Hyperparameters
 
 
 class SpikeState(struct.PyTreeNode):

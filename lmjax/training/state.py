@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lmjax.axes import RULES
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import is_box, unboxed
-from lmjax.parallel.axes import RULES
 from lmjax.training.groups import check_groups, names_of
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import averaged_iterate, make_optimizer
 from lmjax.training.spikes import SpikeState
 

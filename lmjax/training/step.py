@@ -16,7 +16,7 @@ from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum, Outputs, Penalti
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.training.groups import zero_frozen
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import hutchinson, make_optimizer
 from lmjax.training.schedules import learning_rate
 from lmjax.training.spikes import judge

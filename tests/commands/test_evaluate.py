@@ -9,9 +9,9 @@ import pytest
 from lmjax.cli import run
 from lmjax.commands.evaluate import evaluate, read, table
 from lmjax.errors import DataError, FlagError
-from lmjax.inference.score import Question, multiple_choice, perplexity, score
-from lmjax.inference.score_texts import Item, ScoreConfig
-from lmjax.pretrained import load_model
+from lmjax.inference.score.score import Question, multiple_choice, perplexity, score
+from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.runs.trained import load_model
 from tests.inference.scoring import tiny
 
 FIELDS = {

@@ -13,9 +13,9 @@ from lmjax.commands.generate import configure
 from lmjax.commands.prompts import read_prompts
 from lmjax.commands.repl import Repl, history
 from lmjax.errors import DataError, FlagError
-from lmjax.inference.generate import GenerateConfig, generate
+from lmjax.inference.generate.generate import GenerateConfig, generate
 from lmjax.model.presets import PRESETS
-from lmjax.pretrained import load_model
+from lmjax.runs.trained import load_model
 from tests.inference.scoring import tiny
 
 FLAGS = {
@@ -71,7 +71,7 @@ def no_compilation(monkeypatch):
         raise AssertionError("a program was compiled before the mistake was told")
 
     for name in ("prefill", "extend", "begin", "run"):
-        monkeypatch.setattr(f"lmjax.inference.decode.{name}", compiled)
+        monkeypatch.setattr(f"lmjax.inference.generate.decode.{name}", compiled)
     # pytest's own stdin is no terminal.
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
 

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from lmjax.errors import FlagError
-from lmjax.inference.generate import GenerateConfig, generate
-from lmjax.inference.score import rolling, score
-from lmjax.inference.score_texts import Item, ScoreConfig
+from lmjax.inference.generate.generate import GenerateConfig, generate
+from lmjax.inference.score.score import rolling, score
+from lmjax.inference.score.texts import Item, ScoreConfig
 from tests.inference.scoring import tiny
 
 pytest.importorskip("lm_eval")

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from lmjax.inference.generate import Generation
+from lmjax.inference.generate.generate import Generation
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.config import ModelConfig, RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax import axes
 from lmjax.model import kernels
 from lmjax.model.kernels import Mask, attention, softmax, vendor
-from lmjax.parallel import axes
 
 LENGTH = 40  # A block of 32 and a short one, or two of 16 and a short one.
 SEGMENTS = np.repeat([[1, 1, 2, 2, 2, 3, 0, 0], [1, 2, 3, 3, 3, 3, 3, 3]], 5, axis=1)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from lmjax import axes
 from lmjax.model.config import DropoutRates
 from lmjax.model.language_model import HEADS, LanguageModel, init_params
-from lmjax.parallel import axes
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 RATES = {"dropout_rate": 0.2, "attention_dropout_rate": 0.2, "mlp_dropout_rate": 0.2, "output_dropout_rate": 0.2}

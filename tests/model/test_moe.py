@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from lmjax import axes
 from lmjax.model.config import ModelConfig, MoEConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.moe import AUXILIARY, MoE, auxiliary_sums, auxiliary_weight, dispatch
-from lmjax.parallel import axes
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]])
 

@@ -6,10 +6,10 @@ import jax
 import pytest
 from flax import linen as nn
 
+from lmjax import axes
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import count_parameters
 from lmjax.model.presets import PRESETS
-from lmjax.parallel import axes
 
 # As transformers counts them: tied tables once, and of an encoder what the group says.
 ENCODERS_WITH_POOLER = {  # BertModel, RobertaModel, AlbertModel: embeddings, layers and pooler

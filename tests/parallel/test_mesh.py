@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.axes import RULES
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.axes import RULES
 from lmjax.parallel.mesh import ParallelConfig, batch_shards, check_divisible, make_mesh, to_device
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.state import state_maker
 
 

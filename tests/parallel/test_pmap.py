@@ -8,7 +8,7 @@ from lmjax.errors import FlagError
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.training.metrics import read_metrics
-from tests.runs import bits, losses, resumed_from
+from tests.workdirs import bits, losses, resumed_from
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from lmjax.model.language_model import init_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
-from lmjax.run import build
+from lmjax.runs.build import build
 from lmjax.training.evaluate import EvalSet, Evaluator, unigram_entropy
 from lmjax.training.step import make_eval_step
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
-from lmjax.run import build
+from lmjax.runs.build import build
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 

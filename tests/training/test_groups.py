@@ -18,7 +18,7 @@ from lmjax.training.groups import (
     names_of,
     rate_factors,
 )
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 
 def shapes(**fields):

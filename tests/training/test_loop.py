@@ -6,7 +6,7 @@ import pytest
 
 from lmjax.commands.train import train
 from lmjax.training.metrics import read_metrics
-from tests.runs import bits, losses, resumed_from
+from tests.workdirs import bits, losses, resumed_from
 
 
 def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys):

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmjax.model.config import DropoutRates
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.groups import decay_mask, map_named, names_of
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS, averaged_iterate, hutchinson, make_optimizer, orthogonalized
 
 RATES = {

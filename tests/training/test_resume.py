@@ -13,8 +13,8 @@ import pytest
 
 from lmjax.commands.train import train
 from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
-from lmjax.run import claim_workdir
-from tests.runs import bits, losses, resumed_from
+from lmjax.runs.build import claim_workdir
+from tests.workdirs import bits, losses, resumed_from
 
 STEPS = 12
 EVERY = 4
@@ -85,7 +85,7 @@ def test_a_run_that_diverges_for_good_stops_and_says_so(tiny, tmp_path):
 
 def test_the_epoch_ends_on_the_way(config, whole):
     """Else the test above would not show that the second epoch's order and masks are restored."""
-    from lmjax.run import build
+    from lmjax.runs.build import build
 
     rows = len(build(config, whole).train_examples)
     assert EVERY * config.batch_size < rows < STEPS * config.batch_size

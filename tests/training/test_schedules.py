@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.config import DropoutRates
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.schedules import SCHEDULES, learning_rate
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmjax.model.config import DropoutRates
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.spikes import SpikeState, judge
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from lmjax.commands.train import train
 from lmjax.errors import FlagError
-from lmjax.run import build
+from lmjax.runs.build import build
 from lmjax.training.metrics import read_metrics
 from lmjax.training.stages import StagesConfig
-from tests.runs import bits, losses, resumed_from
+from tests.workdirs import bits, losses, resumed_from
 
 STAGES = {
     "stages__until": "3,6", "stages__batch_size": "8,16", "stages__length": "16,32", "batch_size": "16",

@@ -9,7 +9,7 @@ import pytest
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
-from lmjax.training.optimizer import Hyperparameters, OptimizerConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.state import state_maker
 

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.axes import RULES
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import Penalties
-from lmjax.parallel.axes import RULES
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
-from lmjax.run import build
-from lmjax.training.optimizer import Hyperparameters
+from lmjax.runs.build import build
+from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.state import add_tokens, read_tokens, state_maker
 from lmjax.training.step import loss_and_gradients, make_eval_step, make_train_step
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.model.kernels.masks import Mask
-from lmjax.parallel import axes
 
 _SPLASH_BLOCKS = (512, 256, 128)  # The largest that divides the length; 128 is the width of a TPU's registers.
 

@@ -1,0 +1,86 @@
+"""Axis names: one glossary and one rules table for every parameter and activation.
+
+Parameter axes:
+    vocab     tokens of the vocabulary
+    embed     width of the residual stream
+    heads     query heads
+    kv_heads  key and value heads
+    head_dim  width of one head
+    mlp       width of the MLP's hidden layer
+    experts   MLPs of a mixture of experts
+    embedding width of the embedding tables where it is not that of the residual stream
+    layers    stacked layers under `nn.scan`
+    positions rows of a learned position table
+    types     rows of a token-type table
+    buckets   rows of a relative-position table
+    classes   outputs of a classification head, or of a router
+    norm      the scale and bias of a normalisation, and other biases of the residual stream's width
+
+Activation axes:
+    act_batch   rows of the batch
+    act_length  positions in a row
+    act_embed   width of the residual stream
+    act_heads   attention heads
+    act_mlp     width of the MLP's hidden layer
+    act_experts MLPs of a mixture of experts
+    act_vocab   logits over the vocabulary
+
+Mesh axes:
+    data    replicas: the batch is split, parameters are copied
+    fsdp    the batch is split, and so are parameters and optimizer state (gathered layer by layer as they are needed)
+    expert  the experts of a mixture are split; every device of the axis sees the same rows
+    tensor  heads, MLP and vocabulary are split
+
+Linen treats a name that is not in its rules as "not sharded", silently; here such a name is an error.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("mlp", "tensor"),
+    ("experts", "expert"),
+    ("embedding", None),
+    ("layers", None),
+    ("positions", None),
+    ("types", None),
+    ("buckets", None),
+    ("classes", None),
+    ("norm", None),
+    ("act_batch", ("data", "fsdp")),
+    ("act_length", None),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("act_mlp", "tensor"),
+    ("act_experts", "expert"),
+    ("act_vocab", "tensor"),
+)
+
+_NAMES = frozenset(name for name, _ in RULES)
+
+
+def check(names: Sequence[str | None]) -> tuple[str | None, ...]:
+    """Returns `names` as a tuple; raises ValueError for a name that the glossary lacks."""
+    for name in names:
+        if name is not None and name not in _NAMES:
+            raise ValueError(f"unknown axis name {name!r}; lmjax.axes lists: {', '.join(sorted(_NAMES))}")
+    return tuple(names)
+
+
+def partitioned(init: nn.initializers.Initializer, names: Sequence[str | None]) -> nn.initializers.Initializer:
+    """Returns the initializer `init` with one axis name for every dimension of the parameter it makes."""
+    return nn.with_logical_partitioning(init, check(names))
+
+
+def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Returns `x` with its sharding pinned by axis names; the same values, and a no-op outside a mesh."""
+    return nn.with_logical_constraint(x, check(names))

@@ -1,0 +1,183 @@
+"""The decode loop, one for every family and every strategy: read the prompts, then choose a token and read it, in turn.
+
+What the loop carries has fixed shapes. Prompts stand at the right of their columns, padding in front, so that the next
+token of every row goes into the same slot of the cache, which is written in place. Compiled programs are shared by all
+prompts that fit the same shapes, whatever their lengths, seeds, temperatures and limits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lmjax.inference.generate.strategy import Moment, Strategy
+from lmjax.model.cache import Cache, CacheType, init_cache
+from lmjax.model.language_model import LanguageModel
+
+PyTree = Any
+Fields = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Decoding:
+    """A batch of texts while it is written.
+
+    Attributes:
+        cache: what the model has read: all but the token chosen last.
+        state: of the strategy.
+        tokens: int32 `[rows, room]`: the prompt, then what was written.
+        written: bool `[rows, room]`: where `tokens` holds anything.
+        positions: int32 `[rows]`: where in its row the token stands that was chosen last.
+        column: int32 scalar: of `tokens`, the next to be written.
+        count: int32 scalar: tokens chosen, forced ones included.
+        limit: int32 scalar: the most that may be.
+        stop: int32 `[stops]`: ids that end a text; -1 is none.
+    """
+
+    cache: Cache
+    state: PyTree
+    tokens: jax.Array
+    written: jax.Array
+    positions: jax.Array
+    column: jax.Array
+    count: jax.Array
+    limit: jax.Array
+    stop: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity", "kind", "slack"))
+def prefill(
+    params: PyTree, fields: Fields, *, model: LanguageModel, capacity: int, kind: CacheType = "compute", slack: int = 0
+) -> tuple[jax.Array, Cache]:
+    """Returns float32 logits `[rows, vocab]` behind the last column, and a new cache that holds all columns.
+
+    Args:
+        params: of the model.
+        fields: of a batch, as `LanguageModel.extend` takes them; an encoder-decoder's encoder too.
+        model: its layers unrolled.
+        capacity: slots of the cache.
+        kind: of the cache.
+        slack: slots that may be taken back.
+    """
+    rows = next(iter(fields.values())).shape[0]
+    memory_length = fields["encoder_tokens"].shape[1] if "encoder_tokens" in fields else 0
+    cache = init_cache(model.config, rows, capacity, memory_length=memory_length, kind=kind, slack=slack)
+    return _read(model, params, fields, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
+def extend(params: PyTree, fields: Fields, cache: Cache, *, model: LanguageModel) -> tuple[jax.Array, Cache]:
+    """Returns float32 logits `[rows, vocab]` behind the last column, and the cache, which is written in place."""
+    return _read(model, params, fields, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("strategy",))
+def begin(
+    logits: jax.Array,
+    cache: Cache,
+    state: PyTree,
+    prompts: dict[str, jax.Array],
+    allowed: jax.Array | None,
+    *,
+    strategy: Strategy,
+) -> Decoding:
+    """Returns a batch of texts with their first token chosen.
+
+    Args:
+        logits: float32 `[requests, vocab]`, behind the prompts.
+        cache: what holds the prompts.
+        state: of the strategy, at its start.
+        prompts: `tokens`, `written`, `column`, `count`, `limit` and `stop` of `Decoding`, a row for each request.
+        allowed: bool `[requests, vocab]`: the ids that may be chosen; None: all.
+        strategy: that chooses.
+    """
+    rows = strategy.rows
+    tokens, written = (jnp.repeat(prompts[name], rows, axis=0) for name in ("tokens", "written"))
+    decoding = Decoding(
+        cache=cache.repeat(rows) if rows > 1 else cache,
+        state=state,
+        positions=jnp.sum(written, axis=1, dtype=jnp.int32) - 1,
+        **prompts | {"tokens": tokens, "written": written},
+    )
+    return _choose(strategy, decoding, jnp.repeat(logits, rows, axis=0), allowed)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "strategy"), donate_argnames=("decoding",))
+def run(
+    params: PyTree,
+    decoding: Decoding,
+    steps: jax.Array,
+    allowed: jax.Array | None,
+    *,
+    model: LanguageModel,
+    strategy: Strategy,
+) -> Decoding:
+    """Returns the batch after at most `steps` more tokens; it stops where every text is finished.
+
+    Args:
+        params: of the model.
+        decoding: the batch, whose memory is written over.
+        steps: int32 scalar.
+        allowed: bool `[rows, vocab]`: the ids that may be chosen, by every one of the steps; None: all.
+        model: its layers unrolled.
+        strategy: that chooses.
+    """
+
+    def go_on(carry: tuple[jax.Array, Decoding]) -> jax.Array:
+        return (carry[0] < steps) & ~jnp.all(strategy.finished(carry[1].state))
+
+    def step(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
+        done, now = carry
+        last = jax.lax.dynamic_slice_in_dim(now.tokens, now.column - 1, 1, axis=1)
+        logits, cache = _read(model, params, row_fields(model, last, now.positions[:, None]), now.cache)
+        return done + 1, _choose(strategy, now.replace(cache=cache), logits, allowed)
+
+    return jax.lax.while_loop(go_on, step, (jnp.int32(0), decoding))[1]
+
+
+def row_fields(
+    model: LanguageModel, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array | None = None
+) -> Fields:
+    """Returns the fields of tokens that go on with the only segment of their rows; `[rows, length]` each.
+
+    Args:
+        model: that reads them.
+        tokens: the ids.
+        positions: where in its row each stands.
+        segment_ids: 0 where a token is none; None: all are.
+    """
+    side = "decoder_" if model.config.architecture == "encoder_decoder" else ""
+    segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+    return {f"{side}tokens": tokens, f"{side}positions": positions, f"{side}segment_ids": segment_ids}
+
+
+def _read(model: LanguageModel, params: PyTree, fields: Fields, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Returns float32 logits `[rows, vocab]` behind the last column, and the cache with all columns."""
+    hidden, cache = model.apply({"params": params}, fields, cache, method="extend")
+    return model.apply({"params": params}, hidden[:, -1], method="logits"), cache
+
+
+def _choose(strategy: Strategy, now: Decoding, logits: jax.Array, allowed: jax.Array | None) -> Decoding:
+    """Returns the batch with one more token in every row; the cache follows rows that go on from another."""
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    moment = Moment(logits, now.tokens, now.written, now.count, now.limit, now.stop)
+    choice = strategy.choose(moment, now.state)
+    cache, tokens, written, positions = now.cache, now.tokens, now.written, now.positions
+    if choice.parents is not None:
+        cache = cache.reorder(choice.parents)
+        tokens, written, positions = (jnp.take(x, choice.parents, axis=0) for x in (tokens, written, positions))
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=now.column, axis=1)
+    return now.replace(
+        cache=cache,
+        state=choice.state,
+        tokens=put(tokens, choice.ids[:, None]),
+        written=put(written, jnp.ones_like(choice.ids[:, None], bool)),
+        positions=positions + 1,
+        column=now.column + 1,
+        count=now.count + 1,
+    )

@@ -1,0 +1,116 @@
+"""What an encoder puts in the place of masks (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.fast_tokenizer import FastTokenizer
+from lmjax.data.tokenizer import MASK
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel, PyTree
+from lmjax.inference.score.rows import Piece, RowConfig, batches, replicated, states
+from lmjax.model.language_model import LanguageModel
+from lmjax.parallel.mesh import batch_sharding
+
+_DEFAULT = RowConfig()
+
+
+class Filling(NamedTuple):
+    """A token that may stand in a mask's place: its id, its text, and its probability."""
+
+    id: int
+    text: str
+    probability: float
+
+
+def mask_text(tokenizer: Vocabulary) -> str:
+    """Returns what a text holds in a mask's place, such as [MASK]; FlagError if the tokenizer has none."""
+    _ = tokenizer.mask_id
+    return tokenizer.names["mask_token"] if isinstance(tokenizer, FastTokenizer) else MASK
+
+
+def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
+    """Returns the ids of a text, the mask's own where the text has the mask's.
+
+    A tokenizer that lmjax trained never reads text as a mask, so what stands around one is encoded by itself. If its
+    tokens have their space in front of them, the space in front of a mask is the masked token's.
+    """
+    mask = mask_text(tokenizer)
+    if isinstance(tokenizer, FastTokenizer):
+        return tokenizer.encode(text)
+    parts = text.split(mask)
+    if any(len(piece) > 1 and piece.startswith(b" ") for piece in tokenizer.pieces):
+        parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
+    first, *others = tokenizer.encode_batch(parts)
+    return [*first, *(i for part in others for i in (tokenizer.mask_id, *part))]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count"))
+def _likeliest(
+    model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the probabilities and ids of the likeliest tokens at the places `at`, `[rows, predictions, count]`."""
+    logits = model.apply({"params": params}, states(model, params, fields, at), method="logits")
+    return replicated(jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), count))
+
+
+def fill_mask(
+    loaded: LoadedModel, texts: Sequence[str | Sequence[int]], top_k: int = 5, config: RowConfig = _DEFAULT
+) -> list[list[list[Filling]]]:
+    """Returns for every text, for every mask in it, the `top_k` likeliest tokens, the likeliest first.
+
+    Several masks of a text are filled each by itself, the others masked.
+
+    Args:
+        loaded: an encoder with a masked_lm head.
+        texts: each with the tokenizer's mask in it, such as "The [MASK] sleeps."; or ids, which are taken as they are.
+        top_k: tokens for each mask.
+        config: how much is computed at a time.
+
+    Raises:
+        FlagError: a model of another kind, a text without a mask, or one that is too long.
+    """
+    if loaded.config.architecture != "encoder":
+        kind = loaded.config.architecture.replace("_", "-")
+        raise FlagError(f"masks are filled by an encoder, and this is a {kind}; let it generate")
+    loaded.check_vocabulary()
+    if not 1 <= top_k <= loaded.config.vocab_size:
+        raise FlagError(f"top_k={top_k}: the vocabulary has {loaded.config.vocab_size} rows; choose from 1 to that")
+    tokenizer, pieces = loaded.tokenizer, []
+    for i, text in enumerate(texts):
+        row = loaded.prompts.around(encode_masked(tokenizer, text)) if isinstance(text, str) else list(text)
+        at = [place for place, token in enumerate(row) if token == tokenizer.mask_id]
+        if not at:
+            raise FlagError(
+                f"texts[{i}]: {text[:80]!r} has no {mask_text(tokenizer)}; write it where a token is missing"
+            )
+        if len(row) > loaded.config.max_length:
+            raise FlagError(
+                f"texts[{i}]: {len(row)} tokens, and the model reads {loaded.config.max_length}; shorten it"
+            )
+        pieces.append(Piece(row, at, [0] * len(at)))
+    found: list[list[list[Filling]]] = [[] for _ in texts]
+    for batch in batches(loaded, pieces, config):
+        given = jax.device_put((batch.fields, batch.at), batch_sharding(loaded.mesh))
+        with loaded.on_devices():
+            shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, top_k))
+        for i, row, start, end in batch.owners:
+            found[i] = [
+                _fillings(tokenizer, *of) for of in zip(ids[row, start:end], shares[row, start:end], strict=True)
+            ]
+    return found
+
+
+def _fillings(tokenizer: Vocabulary, ids: np.ndarray, shares: np.ndarray) -> list[Filling]:
+    """Returns tokens with their texts; a row of the model that the tokenizer does not use has none."""
+    return [
+        Filling(int(i), tokenizer.decode([i]) if i < tokenizer.vocab_size else "", float(share))
+        for i, share in zip(ids.tolist(), shares, strict=True)
+    ]

@@ -1,0 +1,343 @@
+"""Text from a model: `generate` for many prompts, `stream` for one as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from lmjax.errors import DataError, FlagError
+from lmjax.inference.generate.beam import BeamConfig, BeamSearch
+from lmjax.inference.generate.constrain import Constraint, ConstraintState
+from lmjax.inference.generate.processors import ProcessorConfig, Processors
+from lmjax.inference.generate.requests import SMALLEST, Prompt, Request, batches, check_length, make_requests
+from lmjax.inference.generate.sampling import Sampling, SamplingConfig
+from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
+from lmjax.inference.generate.text import TextStream
+from lmjax.inference.generate.writing import Writing
+from lmjax.inference.loaded import LoadedModel
+from lmjax.model.cache import CacheType
+from lmjax.schema import Schema
+
+
+class GenerateConfig(Schema):
+    """How texts are written; the default is greedy."""
+
+    max_new_tokens: int = Field(64, ge=1, description="Tokens written behind a prompt, at most.")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="What a token is drawn from.")
+    processors: ProcessorConfig = Field(ProcessorConfig(), description="Penalties and bans.")
+    beams: BeamConfig | None = Field(None, description="Beam search; none: one text is followed.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a text, and are no part of it.")
+    stop_ids: tuple[int, ...] = Field((), description="Ids that end a text, beside the model's own.")
+    regex: str | None = Field(None, description="What the whole text must match.")
+    json_schema: str | None = Field(None, description="A JSON schema, as JSON, that the whole text must fit.")
+    draft_tokens: int = Field(
+        4, ge=1, le=64, description="Tokens guessed at once, by a draft model or by lookup, and checked in one pass."
+    )
+    lookup: int = Field(
+        0, ge=0, le=SMALLEST, description="Guess what followed this many last tokens where they stood before; 0: not."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the draws; prompt i has seed + i.")
+    batch_size: int = Field(8, ge=1, description="Prompts written together.")
+    cache: CacheType = Field("compute", description="What keys and values are kept in: int8 takes a byte for each.")
+    prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read at once.")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        """Raises ValueError, with the field, its value and the remedy, for choices that exclude each other."""
+        if "" in self.stop:
+            raise ValueError("stop='' would end every text before it begins; give the string that ends it")
+        constrained = self.regex is not None or self.json_schema is not None
+        if self.regex is not None and self.json_schema is not None:
+            raise ValueError("regex and json_schema are both given; a text is constrained by one of them")
+        if self.beams is not None:
+            others = {
+                f"temperature={self.sampling.temperature}": self.sampling.temperature > 0,
+                "regex or json_schema": constrained,
+                "stop strings (stop_ids go)": bool(self.stop),
+                f"lookup={self.lookup}": self.lookup > 0,
+            }
+            if clash := [name for name, given in others.items() if given]:
+                raise ValueError(f"beams={self.beams.beams} and {clash[0]}: beam search goes without; leave one out")
+        if self.lookup and constrained:
+            raise ValueError(f"lookup={self.lookup} and regex or json_schema: guesses obey neither; leave one out")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What was written behind a prompt.
+
+    Attributes:
+        text: without special tokens, and without the stop string or id that ended it.
+        ids: all that was written, forced ids and the stop id that ended it included.
+        score: the sum of the log-probabilities of `ids` that were not forced, in nats: the model's own, before
+            penalties, temperature and filters, but among the ids that a constraint allows; of beam search, its score.
+        finished: by a stop id or string, or at the limit.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    score: float
+    finished: Literal["stop", "length"]
+
+
+def check(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig,
+    *,
+    seeds: Sequence[int] | None = None,
+    draft: LoadedModel | None = None,
+    names: Sequence[str] | None = None,
+) -> tuple[list[Request], Constraint | None]:
+    """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
+    if isinstance(prompts, str):
+        raise FlagError(f"prompts={prompts[:40]!r} is one text; give a list of texts")
+    seeds = [config.seed + i for i in range(len(prompts))] if seeds is None else seeds
+    if len(seeds) != len(prompts):
+        raise FlagError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each, or none")
+    if odd := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise FlagError(f"seeds: {odd[0]} is none; they go from 0 to {2**32 - 1}")
+    if names is None:
+        names = ["--prompt"] if len(prompts) == 1 else [f"--prompt: number {i + 1}" for i in range(len(prompts))]
+    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
+    size = loaded.config.vocab_size
+    for name, ids in (("stop_ids", config.stop_ids), ("processors.banned", config.processors.banned)):
+        if odd := [i for i in ids if not 0 <= i < size]:
+            raise FlagError(f"{name}: {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
+    if draft is not None:
+        check_draft(loaded, draft, config)
+        for r in requests:
+            check_length(draft.config, len(r.prompt), config.max_new_tokens, names[r.index], whose="the draft's")
+    constraint = None
+    if config.regex is not None or config.json_schema is not None:
+        constraint = Constraint(
+            loaded.tokenizer,
+            _stop(loaded, config),
+            regex=config.regex,
+            schema=config.json_schema,
+            vocab_size=size,
+        )
+        for r in requests:
+            constraint.start(r.prompt)
+    return requests, constraint
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    config: GenerateConfig | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    draft: LoadedModel | None = None,
+    names: Sequence[str] | None = None,
+) -> list[list[Generation]]:
+    """Returns the texts written behind each prompt, best first: one, or as many as `config.beams.num_return`.
+
+    What is written for a prompt depends on the prompt and its seed, not on the prompts beside it.
+
+    Args:
+        loaded: a decoder or an encoder-decoder.
+        prompts: texts, or token ids that are taken as they are.
+        config: how; None: greedily.
+        seeds: of each prompt's draws; None: the config's and those after it.
+        draft: a smaller model with the same tokenizer, whose guesses the model checks several at a time (speculative
+            decoding); the texts are distributed as without it.
+        names: what errors call the prompts, such as a file and a line; None: by their number.
+
+    Raises:
+        FlagError: an empty prompt, one that is too long, an id outside the vocabulary, a constraint that no text meets.
+    """
+    config = GenerateConfig() if config is None else config
+    requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
+    results: list[list[Generation]] = [[]] * len(requests)
+    guessed = draft is not None or config.lookup > 0
+    for batch in batches(requests, 1 if guessed else config.batch_size):
+        if config.beams is not None:
+            found = _beams(loaded, batch, config)
+        else:
+            found = [[each] for each in _Texts(loaded, batch, config, constraint, draft).all()]
+        for request, generations in zip(batch, found, strict=True):
+            results[request.index] = generations
+    return results
+
+
+def stream(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    config: GenerateConfig | None = None,
+    *,
+    draft: LoadedModel | None = None,
+    name: str = "--prompt",
+) -> Iterator[str | Generation]:
+    """Yields the text behind a prompt in pieces as it is written, and at the end the whole as a `Generation`.
+
+    A beam search knows its text at the end, and yields it in one piece. Arguments and errors, which call the prompt
+    `name`, are those of `generate`; errors are raised at once.
+    """
+    config = GenerateConfig() if config is None else config
+    requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
+    if config.beams is not None:
+        best = _beams(loaded, requests, config)[0][0]
+        return iter((best.text, best))
+    return _Texts(loaded, requests, config, constraint, draft).pieces()
+
+
+def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
+    """Returns the ids that end a text."""
+    return tuple(sorted({*loaded.prompts.stop, *config.stop_ids}))
+
+
+def _processors(loaded: LoadedModel, config: GenerateConfig) -> Processors:
+    """Returns the penalties and bans of the config, and of the model's own ids that are no text."""
+    return Processors.of(config.processors, loaded.prompts.never)
+
+
+def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig) -> list[list[Generation]]:
+    """Returns the best texts of each request by beam search."""
+    strategy, stop = BeamSearch.of(config.beams, _processors(loaded, config)), _stop(loaded, config)
+    writing = Writing(
+        loaded,
+        batch,
+        strategy,
+        stop=stop,
+        max_new_tokens=config.max_new_tokens,
+        chunk=config.prefill_chunk,
+        kind=config.cache,
+    )
+    writing.advance(config.max_new_tokens)
+    ids, lengths, scores = (np.asarray(x) for x in strategy.results(writing.decoding.state))
+    forced = loaded.prompts.forced
+    found = []
+    for i, request in enumerate(batch):
+        texts = []
+        for row, length, score in zip(ids[i], lengths[i], scores[i], strict=True):
+            if texts and not length:
+                break  # There are fewer texts than were asked for.
+            written = row[len(forced) : length].tolist()
+            stream = _text_stream(loaded, request)
+            text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
+            texts.append(Generation(text, (*forced, *written), float(score), _reason(written, stop)))
+        found.append(texts)
+    return found
+
+
+def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = ()) -> TextStream:
+    """Returns the text behind a prompt, of which nothing is known yet; ids that are no token's are no context."""
+    context = [i for i in request.prompt if i < loaded.tokenizer.vocab_size]
+    return TextStream(loaded.tokenizer, context, stop)
+
+
+def _reason(ids: Sequence[int], stop: Sequence[int]) -> Literal["stop", "length"]:
+    return "stop" if ids and ids[-1] in stop else "length"
+
+
+class _Texts:
+    """A batch of texts, each followed alone, as the host sees it while they are written."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        batch: Sequence[Request],
+        config: GenerateConfig,
+        constraint: Constraint | None,
+        draft: LoadedModel | None,
+    ):
+        self._loaded, self._batch, self._config = loaded, batch, config
+        self._stop = _stop(loaded, config)
+        self._streams = [_text_stream(loaded, r, config.stop) for r in batch]
+        self._texts, self._known = [""] * len(batch), [0] * len(batch)
+        self._states: list[ConstraintState] = [constraint.start(r.prompt) for r in batch] if constraint else []
+        self._mask: np.ndarray | None = None
+        strategy = Sampling.of(config.sampling, _processors(loaded, config))
+        if draft is not None or config.lookup:
+            self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, self._stop)
+            return
+        self._writing = Writing(
+            loaded,
+            batch,
+            strategy,
+            stop=self._stop,
+            max_new_tokens=config.max_new_tokens,
+            chunk=config.prefill_chunk,
+            kind=config.cache,
+            allowed=self._allowed(),
+        )
+
+    def all(self) -> list[Generation]:
+        """Returns the texts once they are whole."""
+        self._take()
+        while not self._writing.finished.all():
+            watched = bool(self._states or self._config.stop)
+            self._writing.advance(1 if watched else self._config.max_new_tokens, self._allowed())
+            self._take()
+        return [self._generation(i) for i in range(len(self._batch))]
+
+    def pieces(self) -> Iterator[str | Generation]:
+        """Yields the first text in pieces, and what became of it."""
+        yield self._take()
+        while not self._writing.finished.all():
+            self._writing.advance(1, self._allowed())
+            yield self._take()
+        before = len(self._texts[0])
+        found = self._generation(0)
+        yield found.text[before:]
+        yield found
+
+    def _allowed(self) -> np.ndarray | None:
+        """Returns what each text may go on with, if it is constrained."""
+        self._mask = np.stack([state.allowed() for state in self._states]) if self._states else None
+        return self._mask
+
+    def _take(self) -> str:
+        """Takes in what was written, and ends texts at their stop strings; returns what the first has got."""
+        written, finished = self._writing.written(), self._writing.finished
+        first = len(self._texts[0])
+        ended = np.zeros(len(self._batch), bool)
+        for i, row in enumerate(written):
+            stream = self._streams[i]
+            for token in row[self._known[i] :].tolist():
+                if stream.stopped or self._over(i, row) or self._whole(i):
+                    break
+                self._known[i] += 1
+                self._texts[i] += "" if token in self._stop else stream.push(token)
+                if self._states:
+                    self._constrain(i, token)
+            # A text that its constraint ends is whole, also where the model has no stop id to say so.
+            ended[i] = stream.stopped or self._whole(i)
+        if (ended & ~finished).any():
+            self._writing.finish(ended)
+        return self._texts[0][first:]
+
+    def _constrain(self, i: int, token: int) -> None:
+        """Takes a token of a constrained text; raises DataError where none is left that may be written."""
+        if not self._mask[i, token]:
+            given = self._config.processors.model_dump(exclude_defaults=True)
+            raise DataError(
+                f"regex or json_schema: nothing that it allows behind {self._texts[i]!r} can be written with"
+                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'this model'}; leave one out"
+            )
+        self._states[i].advance(token)
+
+    def _whole(self, i: int) -> bool:
+        """Returns whether nothing can follow a constrained text."""
+        return bool(self._states) and (self._states[i].finished or not self._mask[i].any())
+
+    def _over(self, i: int, row: np.ndarray) -> bool:
+        """Returns whether what was taken of a row ends with a stop id: what follows fills up the batch."""
+        known = self._known[i]
+        return known > 0 and int(row[known - 1]) in self._stop
+
+    def _generation(self, i: int) -> Generation:
+        """Returns a text that has ended."""
+        score = self._writing.score(i, self._known[i])
+        ids = self._writing.written()[i, : self._known[i]].tolist()
+        ids = [*self._loaded.prompts.forced, *ids]
+        stream = self._streams[i]
+        self._texts[i] += stream.finish()
+        reason = "stop" if stream.stopped or self._whole(i) else _reason(ids, self._stop)
+        return Generation(self._texts[i], tuple(ids), score, reason)

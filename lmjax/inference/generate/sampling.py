@@ -1,0 +1,303 @@
+"""Greedy decoding and sampling: what of a distribution is kept, and one draw from it.
+
+The filters and their order are those of transformers 5: temperature, top-k, top-p, min-p, typical. Where ids tie at a
+filter's edge all of them are kept, so that no order among equals decides what can be written; transformers does the
+same but for top-p, where it keeps as many of them as its sort puts first.
+
+A full sort of 50,257 scores costs a CPU more than many a model's layer. None is needed: each filter keeps the ids up to
+some place in an order, and that place is found by halving the range of floats, 31 times for their 31 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field, model_validator
+
+from lmjax.inference.generate.processors import Processors, apply
+from lmjax.inference.generate.strategy import Choice, Moment
+from lmjax.schema import Schema
+
+PyTree = Any
+FILTERS = ("top_k", "top_p", "min_p", "typical_p")
+COLDEST = 1e-6
+# Up to here the largest scores are quicker taken than searched for.
+MOST_CANDIDATES = 512
+
+
+class SamplingConfig(Schema):
+    """Which ids a token is drawn from, and how evenly; the default draws nothing and takes the likeliest."""
+
+    temperature: float = Field(0.0, ge=0, le=1e6, description="Divides the logits; 0: the likeliest id, greedily.")
+    top_k: int | None = Field(None, ge=1, description="Draw among so many of the likeliest ids.")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Draw among the fewest likeliest ids that hold this probability (Holtzman et al. 2019,"
+        " arXiv:1904.09751, section 3.1).",
+    )
+    min_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Draw among ids at least this times as likely as the likeliest (Nguyen et al. 2024,"
+        " arXiv:2407.01082, section 3).",
+    )
+    typical_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Draw among the ids that hold this probability and whose surprise is nearest to its mean (Meister"
+        " et al. 2022, arXiv:2202.00666, section 4).",
+    )
+
+    @model_validator(mode="after")
+    def _has_something_to_filter(self) -> Self:
+        """Raises ValueError, with the field, its value and the remedy, for what could have no effect or no result."""
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"temperature={self.temperature} is too small to divide by; set 0, which takes the likeliest id, or"
+                f" {COLDEST} and more"
+            )
+        for name in FILTERS:
+            if self.temperature == 0 and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} chooses what is drawn from, and temperature=0 draws nothing; set"
+                    f" temperature above 0, or {name} to none"
+                )
+        return self
+
+
+@flax.struct.dataclass
+class Numbers:
+    """The numbers of a config as data, so that another temperature compiles nothing anew; None: off, not compiled.
+
+    Attributes:
+        temperature: float32 scalar; None: greedy.
+        top_k: int32 scalar.
+        top_p: float32 scalar.
+        min_p: float32 scalar.
+        typical_p: float32 scalar.
+        candidates: how many of the largest scores are taken to find the k-th, a power of two; 0: it is searched for.
+    """
+
+    temperature: jax.Array | None = None
+    top_k: jax.Array | None = None
+    top_p: jax.Array | None = None
+    min_p: jax.Array | None = None
+    typical_p: jax.Array | None = None
+    candidates: int = flax.struct.field(pytree_node=False, default=0)
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> Self:
+        """Returns the numbers of a config, on the host; all of the probability is no filter."""
+        k = config.top_k
+        candidates = 0 if k is None or k > MOST_CANDIDATES else max(64, 2 ** math.ceil(math.log2(k)))
+        mass = {n: getattr(config, n) for n in ("top_p", "typical_p")}
+        return cls(
+            temperature=np.float32(config.temperature) if config.temperature else None,
+            top_k=None if k is None else np.int32(k),
+            min_p=None if config.min_p is None else np.float32(config.min_p),
+            candidates=candidates,
+            **{n: None if p is None or p == 1 else np.float32(p) for n, p in mass.items()},
+        )
+
+
+@flax.struct.dataclass
+class SamplingState:
+    """What sampling knows between two tokens.
+
+    Attributes:
+        keys: random keys `[requests]`, of the seeds; None: greedy.
+        done: bool `[requests]`: the text has ended.
+        scores: float32 `[requests]`, the sum of the log-probabilities of what was chosen, a stop id included. They are
+            the model's: of `Moment.logits`, before penalties, temperature and filters.
+        numbers: of the config.
+        processors: what is changed before a choice.
+    """
+
+    keys: jax.Array | None
+    done: jax.Array
+    scores: jax.Array
+    numbers: Numbers
+    processors: Processors
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The strategy of greedy decoding and of sampling.
+
+    Two are equal, and share a program, if the same filters and processors are on; their numbers go into the state.
+
+    Attributes:
+        numbers: temperature and filters.
+        processors: what is changed before a choice.
+        form: what of them is compiled.
+    """
+
+    numbers: Numbers = dataclasses.field(default=Numbers(), compare=False)
+    processors: Processors = dataclasses.field(default=Processors(), compare=False)
+    form: PyTree = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "form", jax.tree.structure((self.numbers, self.processors)))
+
+    @classmethod
+    def of(cls, config: SamplingConfig, processors: Processors | None = None) -> Self:
+        """Returns the strategy of a config."""
+        return cls(Numbers.of(config), processors or Processors())
+
+    @property
+    def rows(self) -> int:
+        """Returns the rows of a request."""
+        return 1
+
+    def start(self, seeds: jax.Array, room: int) -> SamplingState:
+        """Returns the state before the first choice; called outside of jit, for this is where the numbers enter."""
+        assert not isinstance(seeds, jax.core.Tracer), "inside jit one program would keep another's numbers"
+        # On the host: each small program that makes a zero on a device delays the first token.
+        seeds = np.asarray(seeds, np.uint32)
+        numbers, processors = self.numbers, self.processors
+        return SamplingState(
+            keys=None if numbers.temperature is None else jax.vmap(jax.random.key)(seeds),
+            done=np.zeros(seeds.shape, bool),
+            scores=np.zeros(seeds.shape, np.float32),
+            numbers=numbers,
+            processors=processors,
+        )
+
+    def choose(self, moment: Moment, state: SamplingState) -> Choice:
+        """Returns the next token of every row.
+
+        A row ends with a stop id, or where the limit is reached; from then on it gets the first stop id (0 if there is
+        none), which counts for nothing. A draw depends on the row's seed, its scores and the tokens written so far,
+        never on the other rows. A row in which no id is allowed gets 0.
+        """
+        scores = apply(moment.logits, moment, state.processors)
+        if state.keys is None:
+            ids = jnp.argmax(scores, axis=-1)
+        else:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, moment.count)
+            ids = draw(weights(scores, state.numbers), keys)
+        chosen = jnp.take_along_axis(moment.logits, ids[:, None], axis=1)[:, 0]
+        gained = chosen - jax.nn.logsumexp(moment.logits, axis=-1)
+        ended = jnp.any(ids[:, None] == moment.stop[None], axis=1) | (moment.count + 1 >= moment.limit)
+        filler = jnp.maximum(moment.stop[0], 0) if len(moment.stop) else 0
+        ids = jnp.where(state.done, filler, ids).astype(jnp.int32)
+        scores = state.scores + jnp.where(state.done, 0, gained)
+        return Choice(ids, None, state.replace(done=state.done | ended, scores=scores))
+
+    def finished(self, state: SamplingState) -> jax.Array:
+        """Returns bool `[requests]`: those whose text has ended."""
+        return state.done
+
+
+def probabilities(logits: jax.Array, numbers: Numbers) -> jax.Array:
+    """Returns float32 `[rows, vocab]`: the distribution that a token is drawn from; greedy: one id has all.
+
+    Args:
+        logits: float32 `[rows, vocab]`, after processors; minus infinity where an id is not allowed.
+        numbers: temperature and filters.
+    """
+    if numbers.temperature is None:
+        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    kept = weights(logits, numbers)
+    # Where no id is allowed nothing is kept, and nothing is what each id gets.
+    return kept / jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
+    """Returns float32 `[rows, vocab]`: probabilities times a factor of the row; 0 where a filter drops an id.
+
+    Args:
+        logits: as for `probabilities`.
+        numbers: temperature, which must be on, and filters.
+    """
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    # In nats below the likeliest, whose weight is 1; the least finite number keeps infinities from meeting.
+    gaps = (jnp.maximum(best, jnp.finfo(jnp.float32).min) - logits) / numbers.temperature
+    kept = jnp.exp(-gaps)
+    if numbers.top_k is not None:
+        kept = jnp.where(_largest(logits, gaps, numbers), kept, 0)
+    if numbers.top_p is not None:
+        kept = _first(gaps, kept, numbers.top_p * jnp.sum(kept, axis=-1))
+    if numbers.min_p is not None:
+        kept = jnp.where(kept >= numbers.min_p, kept, 0)
+    if numbers.typical_p is not None:
+        total = jnp.sum(kept, axis=-1)
+        # Surprise is the gap and a constant of the row, which cancels: entropy is its mean.
+        mean = jnp.sum(jnp.where(kept > 0, kept * gaps, 0), axis=-1) / total
+        away = jnp.where(kept > 0, jnp.abs(gaps - mean[:, None]), jnp.inf)
+        kept = _first(away, kept, numbers.typical_p * total)
+    return kept
+
+
+def _largest(logits: jax.Array, gaps: jax.Array, numbers: Numbers) -> jax.Array:
+    """Returns bool `[rows, vocab]`: the k largest logits and those that equal the last of them."""
+    if numbers.candidates == 0:
+        return _first(gaps, jnp.ones_like(gaps), jnp.broadcast_to(numbers.top_k, len(gaps)).astype(jnp.float32)) > 0
+    largest = jax.lax.top_k(logits, min(numbers.candidates, logits.shape[-1]))[0]
+    last = jnp.minimum(numbers.top_k, largest.shape[-1]) - 1
+    return logits >= jax.lax.dynamic_slice_in_dim(largest, last, 1, axis=1)
+
+
+def _first(order: jax.Array, kept: jax.Array, mass: jax.Array) -> jax.Array:
+    """Returns `kept` with 0 for ids that are not among the first that hold `mass`.
+
+    An id is among them if those strictly in front of it hold less: the first always is, and equals are treated alike.
+
+    Args:
+        order: float32 `[rows, vocab]`, not negative; the smallest is first.
+        kept: float32 `[rows, vocab]`, the weights.
+        mass: float32 `[rows]`.
+    """
+    # Floats that are not negative are ordered as their bits are; as numbers they are compared in less time.
+    infinity = int(np.float32(np.inf).view(np.int32))
+
+    def number(bits: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)[:, None]
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        less = jnp.sum(jnp.where(order < number(middle), kept, 0), axis=-1) < mass
+        return jnp.where(less, middle, low), jnp.where(less, high, middle)
+
+    # What is in front of `low` holds less than `mass`; what is in front of `high` does not, or there is nothing more.
+    bounds = jnp.zeros(len(order), jnp.int32), jnp.full(len(order), infinity + 1, jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, bounds)
+    return jnp.where(order <= number(low), kept, 0)
+
+
+def draw(kept: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns int32 `[rows]`: an id of each row, with a chance proportional to its weight; never one of weight 0.
+
+    By two uniform numbers: one picks a block of ids, one an id of it, each to within float32's 2**-23. On a CPU this
+    is ten times as fast as a Gumbel number for every id, and it loses less of rare ids than one sum over all would.
+
+    Args:
+        kept: float32 `[rows, vocab]`, not negative; rows need not add up to one.
+        keys: random keys `[rows]`.
+    """
+    rows, vocab = kept.shape
+    width = math.isqrt(vocab - 1) + 1
+    blocks = -(-vocab // width)
+    kept = jnp.pad(kept, ((0, 0), (0, blocks * width - vocab))).reshape(rows, blocks, width)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    block = pick(jnp.sum(kept, axis=-1), uniform[:, 0])
+    inside = jnp.take_along_axis(kept, block[:, None, None], axis=1)[:, 0]
+    return (block * width + pick(inside, uniform[:, 1])).astype(jnp.int32)
+
+
+def pick(parts: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Returns `[rows]`: the place in `parts` `[rows, n]` whose share of the sum holds a number between 0 and 1."""
+    # Sums of many parts round differently from place to place: only places that have a share count.
+    sums = jnp.where(parts > 0, jnp.cumsum(parts, axis=-1), -jnp.inf)
+    return jnp.argmax(sums > (uniform * jnp.max(sums, axis=-1))[:, None], axis=-1)

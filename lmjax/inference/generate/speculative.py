@@ -1,0 +1,343 @@
+"""Speculative decoding: several tokens are guessed, and the model checks them all in one pass.
+
+Leviathan et al. 2023, arXiv:2211.17192, algorithm 1: a guess is kept with the probability min(1, p / q), the first that
+is not kept is drawn anew from what p has more than q, and so the texts are distributed as if each token were drawn from
+p. The guesses are a smaller model's, or what followed the last tokens where they stood before (prompt lookup). Both p
+and q are what a token is drawn from: after penalties, temperature and filters.
+
+One text at a time: a batch has other work for the processor than to guess.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.errors import FlagError
+from lmjax.inference.generate.decode import row_fields
+from lmjax.inference.generate.processors import apply
+from lmjax.inference.generate.requests import Request, bucket
+from lmjax.inference.generate.sampling import Sampling, SamplingState, draw, probabilities
+from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.writing import read_prompts
+from lmjax.inference.loaded import LoadedModel
+from lmjax.model.cache import Cache
+from lmjax.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from lmjax.inference.generate.generate import GenerateConfig
+
+PyTree = Any
+
+# What a draw is for, so that no two draws of a round share a key.
+_GUESS, _ACCEPT, _CORRECT = range(3)
+
+
+@flax.struct.dataclass
+class Guessing:
+    """One text while it is written, a few tokens at a time.
+
+    Attributes:
+        cache: of the model: all but the last token.
+        draft: the cache of the smaller model, or None.
+        state: of sampling.
+        tokens: int32 `[1, room]`: the prompt, then what was written.
+        written: bool `[1, room]`.
+        column: int32 scalar: of `tokens`, the next to be written.
+        count: int32 scalar: tokens written, forced ones included.
+        limit: int32 scalar.
+        stop: int32 `[stops]`.
+        gains: float32 `[1, room]`: the log-probability of each token that was written, under the model.
+        rounds: int32 scalar: passes of the model.
+    """
+
+    cache: Cache
+    draft: Cache | None
+    state: SamplingState
+    tokens: jax.Array
+    written: jax.Array
+    column: jax.Array
+    count: jax.Array
+    limit: jax.Array
+    stop: jax.Array
+    gains: jax.Array
+    rounds: jax.Array
+
+
+def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig) -> None:
+    """Raises FlagError where the guesses would not fit the model."""
+    if config.lookup:
+        raise FlagError(f"--draft and --lookup={config.lookup} both guess; give one")
+    if config.beams is not None:
+        raise FlagError(f"--draft with --beams={config.beams.beams}: beam search draws nothing; leave one out")
+    if config.regex is not None or config.json_schema is not None:
+        raise FlagError("--draft with --regex or --json_schema: guesses are not constrained; leave one out")
+    if draft.config.architecture != "decoder" or loaded.config.architecture != "decoder":
+        raise FlagError(
+            f"--draft guesses for a decoder with a decoder, and these are {loaded.config.architecture} and"
+            f" {draft.config.architecture}; for others take --lookup"
+        )
+    mine, theirs = loaded.tokenizer, draft.tokenizer
+    if theirs.fingerprint != mine.fingerprint and theirs.pieces != mine.pieces:
+        raise FlagError("--draft has another tokenizer than the model; its ids would mean other texts")
+    if draft.config.vocab_size != loaded.config.vocab_size:
+        raise FlagError(
+            f"--draft has logits for {draft.config.vocab_size} ids and the model for {loaded.config.vocab_size}; take a"
+            " draft of the same vocabulary"
+        )
+
+
+class SpeculativeWriting:
+    """One request while it is written by guesses; it stands where a `Writing` does."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        draft: LoadedModel | None,
+        request: Request,
+        strategy: Sampling,
+        config: GenerateConfig,
+        stop: Sequence[int],
+    ):
+        """Reads the prompt and writes the first tokens.
+
+        Args:
+            loaded: the model.
+            draft: the smaller model; None: guesses are looked up.
+            request: the text.
+            strategy: what tokens are drawn from.
+            config: limits, and how many tokens are guessed.
+            stop: ids that end the text.
+        """
+        self._loaded, self._draft, self._config = loaded, draft, config
+        self._form = config.draft_tokens, config.lookup
+        guesses = config.draft_tokens
+        arguments = {
+            # A round may write guesses beyond the limit, which are cut off.
+            "new_columns": bucket(config.max_new_tokens + guesses + 1),
+            "limit": config.max_new_tokens,
+            "stop": stop,
+            "chunk": config.prefill_chunk,
+            "kind": config.cache,
+            "slack": guesses + 1,
+        }
+        with loaded.on_devices():
+            _, cache, prompts = read_prompts(loaded, [request], **arguments)
+        drafted = None
+        if draft is not None:
+            with draft.on_devices():
+                _, drafted, _ = read_prompts(draft, [request], **arguments)
+        self.start = int(prompts["column"])
+        self.decoding = Guessing(
+            # A round begins by reading the last token.
+            cache=cache.rewind(cache.filled - 1),
+            draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
+            state=strategy.start(np.array([request.seed], np.uint32), prompts["tokens"].shape[1]),
+            gains=np.zeros(prompts["tokens"].shape, np.float32),
+            rounds=np.int32(0),
+            **prompts,
+        )
+        self.advance(1)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Returns bool `[1]`: whether the text has ended."""
+        return np.asarray(self.decoding.state.done)
+
+    def advance(self, steps: int, allowed: None = None) -> None:
+        """Writes on for `steps` rounds, or to the end."""
+        assert allowed is None
+        draft = self._draft
+        with self._loaded.on_devices():
+            self.decoding = rounds(
+                self._loaded.params,
+                None if draft is None else draft.params,
+                self.decoding,
+                np.int32(steps),
+                model=self._loaded.model,
+                draft=None if draft is None else draft.model,
+                guesses=self._form[0],
+                lookup=self._form[1],
+            )
+
+    def written(self) -> np.ndarray:
+        """Returns int32 `[1, tokens]`: what has been written, up to the limit."""
+        count = int(self.decoding.column) - self.start
+        forced = int(self.decoding.count) - count
+        end = self.start + min(count, self._config.max_new_tokens - forced)
+        return np.asarray(self.decoding.tokens)[:, self.start : end]
+
+    def score(self, row: int, count: int) -> float:
+        """Returns the sum of the log-probabilities of the text's first `count` tokens."""
+        return float(np.asarray(self.decoding.gains)[row, self.start : self.start + count].sum())
+
+    def finish(self, ended: np.ndarray) -> None:
+        """Ends the text where `ended` says so."""
+        state = self.decoding.state
+        self.decoding = self.decoding.replace(state=state.replace(done=state.done | jnp.asarray(ended)))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "draft", "guesses", "lookup"), donate_argnames=("now",))
+def rounds(
+    params: PyTree,
+    draft_params: PyTree,
+    now: Guessing,
+    steps: jax.Array,
+    *,
+    model: LanguageModel,
+    draft: LanguageModel | None,
+    guesses: int,
+    lookup: int,
+) -> Guessing:
+    """Returns the text after at most `steps` rounds of guessing and checking.
+
+    Args:
+        params: of the model.
+        draft_params: of the smaller model, or None.
+        now: the text, whose memory is written over.
+        steps: int32 scalar.
+        model: its layers unrolled.
+        draft: the smaller model, or None.
+        guesses: tokens of a round.
+        lookup: last tokens that are looked for among those before.
+    """
+
+    def go_on(carry: tuple[jax.Array, Guessing]) -> jax.Array:
+        return (carry[0] < steps) & ~carry[1].state.done[0]
+
+    def step(carry: tuple[jax.Array, Guessing]) -> tuple[jax.Array, Guessing]:
+        done, now = carry
+        if draft is None:
+            ids, chances = look_up(now, guesses, lookup, model.config.vocab_size)
+        else:
+            ids, chances, cache = _draft(draft, draft_params, now, guesses)
+            now = now.replace(draft=cache)
+        return done + 1, _check(model, params, now, ids, chances)
+
+    return jax.lax.while_loop(go_on, step, (jnp.int32(0), now))[1]
+
+
+def look_up(now: Guessing, guesses: int, lookup: int, vocab: int) -> tuple[jax.Array, jax.Array]:
+    """Returns guesses int32 `[guesses]` and their distribution, which is certain: what followed the last tokens before.
+
+    Of several places the last one counts (Saxena 2023, prompt lookup decoding); where there is none, the last token is
+    guessed again.
+    """
+    tokens, room = now.tokens[0], now.tokens.shape[1]
+    last = jax.lax.dynamic_slice_in_dim(tokens, now.column - lookup, lookup)
+    starts = jnp.arange(room)
+    same = jnp.all(tokens[(starts[:, None] + jnp.arange(lookup)[None]) % room] == last[None], axis=1)
+    # A place that what follows has been written at, and that is not the end itself.
+    same &= (starts + lookup < now.column) & now.written[0]
+    place = jnp.max(jnp.where(same, starts, -1))
+    at = jnp.where(place >= 0, place + lookup, now.column - 1) + jnp.arange(guesses)
+    ids = tokens[jnp.minimum(at, now.column - 1)]
+    return ids, jax.nn.one_hot(ids, vocab, dtype=jnp.float32)
+
+
+def _draft(draft: LanguageModel, params: PyTree, now: Guessing, guesses: int) -> tuple[jax.Array, jax.Array, Cache]:
+    """Returns the smaller model's guesses `[guesses]`, what they were drawn from `[guesses, vocab]`, and its cache."""
+
+    def guess(carry: tuple[Any, ...], i: jax.Array) -> tuple[tuple[Any, ...], tuple[jax.Array, jax.Array]]:
+        tokens, written, cache = carry
+        logits, cache = _read_on(draft, params, tokens, now, i, 1, cache)
+        found = probabilities(_processed(logits, tokens, written, now.count + i, now), now.state.numbers)
+        drawn = draw(found, _key(now, _GUESS, i)[None])
+        tokens, written = _put(tokens, drawn, now.column + i), _put(written, jnp.ones((1,), bool), now.column + i)
+        return (tokens, written, cache), (drawn[0], found[0])
+
+    # The last guess is read too, and what is guessed behind it left: the next round goes on there, if all are kept.
+    start = now.tokens, now.written, now.draft
+    (_, _, cache), (ids, chances) = jax.lax.scan(guess, start, jnp.arange(guesses + 1))
+    return ids[:guesses], chances[:guesses], cache
+
+
+def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, chances: jax.Array) -> Guessing:
+    """Returns the text with the guesses that are kept and one more token."""
+    guesses = len(ids)
+    tokens, written = _put(now.tokens, ids, now.column), now.written
+    logits, cache = _read_on(model, params, tokens, now, 0, guesses + 1, now.cache)
+    # Row i has the first i guesses in front of it.
+    rows = jnp.broadcast_to(tokens, (guesses + 1, tokens.shape[1]))
+    ahead = jnp.arange(tokens.shape[1])[None] - now.column - jnp.arange(guesses + 1)[:, None]
+    in_front = written | ((ahead < 0) & (jnp.arange(tokens.shape[1])[None] >= now.column))
+    counts = now.count + jnp.arange(guesses + 1)
+    found = probabilities(_processed(logits, rows, in_front, counts, now), now.state.numbers)
+
+    at = jnp.arange(guesses)
+    chance = jax.random.uniform(_key(now, _ACCEPT, 0), (guesses,))
+    kept = chance * chances[at, ids] < found[at, ids]
+    count = jnp.sum(jnp.cumprod(kept))
+    # What the model gives more than was guessed with; behind the last guess, all that it gives.
+    guessed = jnp.where(count < guesses, chances[jnp.minimum(count, guesses - 1)], 0)
+    rest = jnp.maximum(found[count] - guessed, 0)
+    rest = jnp.where(jnp.sum(rest) > 0, rest, found[count])
+    last = draw(rest[None], _key(now, _CORRECT, 0)[None])[0]
+
+    new = jnp.where(jnp.arange(guesses + 1) < count, jnp.append(ids, 0), last)
+    total = jax.nn.log_softmax(logits)[jnp.arange(guesses + 1), new]
+    ends = jnp.any(new[:, None] == now.stop[None], axis=1) | (now.count + jnp.arange(1, guesses + 2) >= now.limit)
+    mine = jnp.arange(guesses + 1) <= count
+    columns = jnp.arange(tokens.shape[1])
+    return now.replace(
+        cache=cache.rewind(cache.filled - guesses + count),
+        draft=None if now.draft is None else now.draft.rewind(now.draft.filled - guesses + count),
+        state=now.state.replace(done=now.state.done | jnp.any(mine & ends)),
+        tokens=_put(now.tokens, new, now.column),
+        written=now.written | ((columns >= now.column) & (columns <= now.column + count))[None],
+        column=now.column + count + 1,
+        count=now.count + count + 1,
+        gains=_put(now.gains, total, now.column),
+        rounds=now.rounds + 1,
+    )
+
+
+def _read_on(
+    model: LanguageModel,
+    params: PyTree,
+    tokens: jax.Array,
+    now: Guessing,
+    ahead: int | jax.Array,
+    length: int,
+    cache: Cache,
+) -> tuple[jax.Array, Cache]:
+    """Returns float32 logits `[length, vocab]` of the text's last token and those behind it, from `ahead` on."""
+    pieces = jax.lax.dynamic_slice_in_dim(tokens, now.column - 1 + ahead, length, axis=1)
+    positions = jnp.sum(now.written, dtype=jnp.int32) - 1 + ahead + jnp.arange(length)[None]
+    segments = None
+    if model.config.side_positions(True) == "learned":
+        # Guesses beyond the limit are cut off, but no row of the table is theirs: they are padding, which none sees.
+        last = model.config.max_length - 1
+        positions, segments = jnp.minimum(positions, last), (positions <= last).astype(jnp.int32)
+    fields = row_fields(model, pieces, positions, segments)
+    hidden, cache = model.apply({"params": params}, fields, cache, method="extend")
+    return model.apply({"params": params}, hidden[0], method="logits"), cache
+
+
+def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts: jax.Array, now: Guessing) -> jax.Array:
+    """Returns the logits `[rows, vocab]` after penalties and bans, each behind `counts` written tokens of its row."""
+
+    def one(logits: jax.Array, tokens: jax.Array, written: jax.Array, count: jax.Array) -> jax.Array:
+        moment = Moment(logits[None], tokens[None], written[None], count, now.limit, now.stop)
+        return apply(logits[None], moment, now.state.processors)[0]
+
+    return jax.vmap(one)(logits, tokens, written, jnp.broadcast_to(counts, (len(logits),)))
+
+
+def _key(now: Guessing, purpose: int, number: int | jax.Array) -> jax.Array:
+    """Returns the key of a draw; any, where all is certain."""
+    if now.state.keys is None:
+        return jax.random.key(0)
+    key = jax.random.fold_in(now.state.keys[0], now.count)
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), number)
+
+
+def _put(x: jax.Array, new: jax.Array, column: jax.Array) -> jax.Array:
+    """Returns `[1, room]` with `[length]` from `column` on."""
+    return jax.lax.dynamic_update_slice_in_dim(x, new[None].astype(x.dtype), column, axis=1)

@@ -1,0 +1,181 @@
+"""A batch of requests on its way: the host's half of the decode loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.inference.generate import decode
+from lmjax.inference.generate.requests import Request, bucket, columns, longest_row
+from lmjax.inference.generate.strategy import Strategy
+from lmjax.inference.loaded import LoadedModel
+from lmjax.model.cache import Cache, CacheType
+
+
+def read_prompts(
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    *,
+    new_columns: int,
+    limit: int,
+    stop: Sequence[int],
+    chunk: int,
+    kind: CacheType = "compute",
+    slack: int = 0,
+) -> tuple[jax.Array, Cache, dict[str, np.ndarray]]:
+    """Returns float32 logits `[rows, vocab]` behind the prompts, the cache, and what the host knows at the start.
+
+    That is `tokens`, `written`, `column`, `count`, `limit` and `stop` of `Decoding`, a row for each request.
+
+    Args:
+        loaded: the model.
+        requests: at least one; a row for each.
+        new_columns: to be written behind the prompts.
+        limit: the most tokens that are written behind a prompt.
+        stop: ids that end a text.
+        chunk: tokens of a prompt that are read at once.
+        kind: of the cache.
+        slack: slots that may be taken back.
+    """
+    model, config, pad = loaded.model, loaded.config, loaded.tokenizer.pad_id
+    both = config.architecture == "encoder_decoder"
+    prompts = [r.prompt for r in requests]
+    longest = max(map(len, prompts))
+    if both:
+        width = chunk = longest
+    elif loaded.prompts.bidirectional:
+        # The first tokens see the last: they are read at once.
+        width = chunk = bucket(longest)
+    else:
+        width = bucket(longest, chunk)
+        chunk = min(chunk, width)
+    if config.side_positions(True) == "learned" and chunk > config.max_length:
+        width = chunk = config.max_length
+    fields = columns(prompts, width, pad)
+    if loaded.prompts.bidirectional and not both:
+        fields["prefix"] = fields["segment_ids"]
+    side = "decoder_" if both else ""
+    pieces = [
+        {f"{side}{name}": x[:, start : start + chunk] for name, x in fields.items()} for start in range(0, width, chunk)
+    ]
+    if both:
+        pieces[0] |= {f"encoder_{name}": x for name, x in _sources(loaded, requests).items()}
+    capacity = width + new_columns
+    logits, cache = decode.prefill(loaded.params, pieces[0], model=model, capacity=capacity, kind=kind, slack=slack)
+    for piece in pieces[1:]:
+        logits, cache = decode.extend(loaded.params, piece, cache, model=model)
+    behind = ((0, 0), (0, new_columns))
+    return (
+        logits,
+        cache,
+        {
+            "tokens": np.pad(fields["tokens"], behind, constant_values=pad),
+            "written": np.pad(fields["segment_ids"] > 0, behind),
+            "column": np.int32(width),
+            "count": np.int32(len(loaded.prompts.forced)),
+            "limit": np.int32(limit),
+            "stop": np.array(sorted(set(stop)) or [-1], np.int32),
+        },
+    )
+
+
+def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Returns what the encoder reads."""
+    sources, config = [r.source for r in requests], loaded.config
+    width = bucket(max(map(len, sources)))
+    if (limit := longest_row(config, decoder=False)) is not None:
+        width = min(width, limit)
+    return columns(sources, width, loaded.tokenizer.pad_id)
+
+
+class Writing:
+    """A batch of requests while it is written; the rows of the batch are a power of two, so that few are compiled.
+
+    Attributes:
+        requests: the texts, in the order of their rows.
+        start: the first column that is written.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: Sequence[Request],
+        strategy: Strategy,
+        *,
+        stop: Sequence[int],
+        max_new_tokens: int,
+        chunk: int,
+        kind: CacheType = "compute",
+        allowed: np.ndarray | None = None,
+    ):
+        """Reads the prompts and chooses the first tokens.
+
+        Args:
+            loaded: the model.
+            requests: at least one.
+            strategy: that chooses.
+            stop: ids that end a text.
+            max_new_tokens: the most that is written behind a prompt.
+            chunk: tokens of a prompt that are read at once.
+            kind: of the cache.
+            allowed: bool `[requests, vocab]`, what the first token may be; None: anything.
+        """
+        self.requests, self._loaded, self._strategy = tuple(requests), loaded, strategy
+        # Rows that fill up the batch repeat its first, and so end with it.
+        self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
+        rows = [*requests, *[requests[0]] * self._surplus]
+        with loaded.on_devices():
+            logits, cache, prompts = read_prompts(
+                loaded,
+                rows,
+                new_columns=bucket(max_new_tokens),
+                limit=max_new_tokens,
+                stop=stop,
+                chunk=chunk,
+                kind=kind,
+            )
+            self.start = int(prompts["column"])
+            state = strategy.start(np.array([r.seed for r in rows], np.uint32), prompts["tokens"].shape[1])
+            self.decoding = decode.begin(logits, cache, state, prompts, self._all(allowed), strategy=strategy)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """Returns bool `[requests]`: those whose text has ended."""
+        return np.asarray(self._strategy.finished(self.decoding.state))[: len(self.requests)]
+
+    def advance(self, steps: int, allowed: np.ndarray | None = None) -> None:
+        """Writes at most `steps` more tokens of every text; `allowed` as for the first, for one step."""
+        loaded = self._loaded
+        with loaded.on_devices():
+            self.decoding = decode.run(
+                loaded.params,
+                self.decoding,
+                np.int32(steps),
+                self._all(allowed),
+                model=loaded.model,
+                strategy=self._strategy,
+            )
+
+    def written(self) -> np.ndarray:
+        """Returns int32 `[rows of the requests, tokens]`: what has been written, with what follows a stop id."""
+        end = int(self.decoding.column)
+        rows = len(self.requests) * self._strategy.rows
+        return np.asarray(self.decoding.tokens)[:rows, self.start : end]
+
+    def score(self, row: int, count: int) -> float:
+        """Returns the sum of the log-probabilities of the `count` tokens of a text that has ended."""
+        # A constraint may be met by nothing at all, and what was chosen then counts for nothing.
+        return float(self.decoding.state.scores[row]) if count else 0.0
+
+    def finish(self, ended: np.ndarray) -> None:
+        """Ends the texts of a strategy of one row each where bool `[requests]` says so."""
+        state = self.decoding.state
+        ended = np.pad(ended, (0, self._surplus), constant_values=bool(ended[0]))
+        self.decoding = self.decoding.replace(state=state.replace(done=state.done | jnp.asarray(ended)))
+
+    def _all(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """Returns what is allowed, with the rows that fill up the batch."""
+        return None if allowed is None else np.concatenate([allowed, np.repeat(allowed[:1], self._surplus, axis=0)])

@@ -1,0 +1,216 @@
+"""How likely a text is, for all three families: one interface, by plain forward passes over packed rows.
+
+A decoder gives log p(continuation | context), and so does an encoder-decoder, whose encoder reads the context. An
+encoder gives a pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, section 2.1): the sum of each token's
+log-probability with that token masked and all others in sight.
+
+Where context and continuation are two texts that a model reads as one, their tokens are those of both texts joined, and
+the continuation's are those behind as many as the context alone has; white space at the end of the context counts as
+the continuation's. lm-evaluation-harness does the same. Where something stands between the two (an encoder-decoder's
+sides, a decoder that was trained on sources and targets) each is tokenised by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.score.rows import Piece, token_scores
+from lmjax.inference.score.texts import Item, Reader, ScoreConfig, Text
+
+DEFAULT = ScoreConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model gives a continuation.
+
+    Attributes:
+        log_likelihood: nats; of an encoder the pseudo-log-likelihood.
+        tokens: predicted.
+        greedy: whether every token is the likeliest at its place.
+        bytes: UTF-8 bytes of the continuation; of ids, those of their tokens.
+    """
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+    bytes: int
+
+
+class Question(NamedTuple):
+    """A context, the continuations to choose from, and the number of the right one, from 0."""
+
+    context: Text
+    choices: Sequence[Text]
+    answer: int
+
+
+def score(
+    loaded: LoadedModel,
+    items: Sequence[Item],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> list[Score]:
+    """Returns a score for every item; a batch, a neighbour in a row or padding changes none.
+
+    Args:
+        loaded: the model.
+        items: contexts and continuations.
+        config: how.
+        names: what messages call the items, such as a file and a line; None: items[0] and so on.
+
+    Raises:
+        FlagError: a model that predicts no tokens, an empty or too long item, an id that the model does not have.
+    """
+    reader = Reader.of(loaded, config)
+    names = _names("items", len(items), names)
+    encoded = [reader.fitted(*of) for of in zip(reader.encode(items, names), names, strict=True)]
+    return _scores(loaded, map(reader.pieces, encoded), [_bytes(loaded, item.continuation) for item in items], config)
+
+
+def rolling(
+    loaded: LoadedModel,
+    texts: Sequence[Text],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> list[Score]:
+    """Returns a score for every text of any length; each of its tokens is predicted once.
+
+    A text that is longer than the model reads is cut into windows. Each predicts the tokens behind those of the window
+    before, `config.stride` of them or as many as fit behind one token of context, and the last one reaches back until
+    it is full, as `loglikelihood_rolling` of lm-evaluation-harness has it. An encoder-decoder's encoder reads the empty
+    text; an encoder masks each token within its window.
+
+    Args:
+        loaded: the model.
+        texts: texts, or ids.
+        config: how.
+        names: what messages call the texts.
+
+    Raises:
+        FlagError: a model that predicts no tokens, an empty text, an id that the model does not have.
+    """
+    reader = Reader.of(loaded, config)
+    reader.check_windows()
+    encoded = reader.encode([Item("", text) for text in texts], _names("texts", len(texts), names))
+    pieces = (reader.windows(ids) for _, ids in encoded)
+    return _scores(loaded, pieces, [_bytes(loaded, text) for text in texts], config)
+
+
+def summary(scores: Sequence[Score]) -> dict[str, float]:
+    """Returns `nats_per_token`, `perplexity`, `bits_per_byte`, `tokens` and `bytes` of texts taken together."""
+    nats = -math.fsum(s.log_likelihood for s in scores)
+    tokens, size = sum(s.tokens for s in scores), sum(s.bytes for s in scores)
+    return {
+        "nats_per_token": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "bits_per_byte": nats / math.log(2) / max(size, 1),
+        "tokens": tokens,
+        "bytes": size,
+    }
+
+
+def perplexity(loaded: LoadedModel, texts: Sequence[Text], config: ScoreConfig = DEFAULT) -> dict[str, float]:
+    """Returns the `summary` of texts of any length, scored by `rolling`.
+
+    Of an encoder these are the pseudo-perplexity of Salazar et al. 2020, section 2.3, and its like.
+    """
+    if not texts:
+        raise FlagError("no texts; give at least one")
+    return summary(rolling(loaded, texts, config))
+
+
+def minimal_pairs(
+    loaded: LoadedModel,
+    pairs: Sequence[tuple[Text, Text]],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Returns `accuracy`, the share of pairs whose good text is likelier than its bad one, and `pairs`, their number.
+
+    Warstadt et al. 2020, arXiv:1912.00582, section 4.1; of two that are equally likely none is.
+    """
+    if not pairs:
+        raise FlagError("no pairs; give at least one (good, bad)")
+    names = [name for name in _names("pairs", len(pairs), names) for _ in range(2)]
+    scores = score(loaded, [Item("", text) for pair in pairs for text in pair], config, names)
+    right = [g.log_likelihood > b.log_likelihood for g, b in zip(scores[::2], scores[1::2], strict=True)]
+    return {"accuracy": sum(right) / len(right), "pairs": len(right)}
+
+
+def multiple_choice(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Returns `accuracy`, `accuracy_per_byte` and `questions`, their number.
+
+    A question is answered by the choice of the highest log-likelihood, or log-likelihood per byte (Brown et al. 2020,
+    arXiv:2005.14165, section 2.4, which divides by tokens); of equals, by the first. A choice follows its context as it
+    stands: the space between them is part of one of the two.
+    """
+    if not questions:
+        raise FlagError("no questions; give at least one (context, choices, answer)")
+    names = _names("questions", len(questions), names)
+    for name, question in zip(names, questions, strict=True):
+        if not 0 <= question.answer < len(question.choices):
+            raise FlagError(
+                f"{name}: the answer {question.answer} is none of {len(question.choices)} choices, counted from 0"
+            )
+    items = [Item(q.context, choice) for q in questions for choice in q.choices]
+    names = [name for name, q in zip(names, questions, strict=True) for _ in q.choices]
+    found = iter(score(loaded, items, config, names))
+    right = {"accuracy": 0, "accuracy_per_byte": 0}
+    for question in questions:
+        scores = [next(found) for _ in question.choices]
+        plain = [s.log_likelihood for s in scores]
+        per_byte = [s.log_likelihood / max(s.bytes, 1) for s in scores]
+        right["accuracy"] += plain.index(max(plain)) == question.answer
+        right["accuracy_per_byte"] += per_byte.index(max(per_byte)) == question.answer
+    return {name: count / len(questions) for name, count in right.items()} | {"questions": len(questions)}
+
+
+def _names(kind: str, count: int, given: Sequence[str] | None) -> Sequence[str]:
+    """Returns what messages call `count` texts."""
+    return [f"{kind}[{i}]" for i in range(count)] if given is None else given
+
+
+def _bytes(loaded: LoadedModel, text: Text) -> int:
+    """Returns the UTF-8 bytes of a text, or those that ids stand for."""
+    if isinstance(text, str):
+        return len(text.encode())
+    known = loaded.tokenizer.token_bytes
+    return sum(int(known[i]) for i in text if i < len(known))
+
+
+def _scores(
+    loaded: LoadedModel, pieces: Iterable[Iterable[Piece]], sizes: Sequence[int], config: ScoreConfig
+) -> list[Score]:
+    """Returns a score for each of several texts.
+
+    Args:
+        loaded: the model.
+        pieces: of each text, made when they are needed.
+        sizes: bytes of each text.
+        config: how.
+    """
+    owners: list[int] = []
+
+    def everything() -> Iterator[Piece]:
+        for i, own in enumerate(pieces):
+            for piece in own:
+                owners.append(i)
+                yield piece
+
+    nats, tokens, greedy = [0.0] * len(sizes), [0] * len(sizes), [True] * len(sizes)
+    for k, (log_probs, best) in enumerate(token_scores(loaded, everything(), config)):
+        nats[owners[k]] += float(log_probs.sum(dtype="float64"))
+        tokens[owners[k]] += len(log_probs)
+        greedy[owners[k]] &= bool(best.all())
+    return [Score(*of) for of in zip(nats, tokens, greedy, sizes, strict=True)]

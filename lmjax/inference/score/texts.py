@@ -1,0 +1,243 @@
+"""From texts to what a model predicts of them: ids, what stands around them, masks and windows, for each family."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pydantic import Field
+
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.score.rows import Piece, RowConfig
+
+Text = str | Sequence[int]
+
+
+class ScoreConfig(RowConfig):
+    """How texts are scored."""
+
+    max_length: int | None = Field(None, ge=4, description="tokens that the model reads at once; None: its own length")
+    truncate: bool = Field(False, description="cut off the beginning of a context that is too long; off: an error")
+    stride: int | None = Field(
+        None, ge=1, description="tokens that each window of a long text adds; None: as many as it has room for"
+    )
+    end: bool = Field(False, description="also predict the token that ends a text; not for encoders")
+    within_word: bool = Field(
+        False,
+        description="an encoder's masked token hides the later tokens of its word too (Kauf and Ivanova 2023, "
+        "arXiv:2305.10588, section 3)",
+    )
+
+
+class Item(NamedTuple):
+    """A continuation to score, after a context that may be empty; each is a text, or ids."""
+
+    context: Text
+    continuation: Text
+
+
+class Encoded(NamedTuple):
+    """The ids of an item, without what stands around them."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Turns texts into pieces, as the model's family and its prompts have it.
+
+    Attributes:
+        loaded: the model.
+        config: how texts are scored.
+        limit: tokens that the model reads at once.
+    """
+
+    loaded: LoadedModel
+    config: ScoreConfig
+    limit: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, config: ScoreConfig) -> Reader:
+        """Returns the reader for a model; raises FlagError if it predicts no tokens, or not what the config asks."""
+        loaded.check_vocabulary()
+        model = loaded.config
+        kind = model.architecture.replace("_", "-")
+        limit = config.max_length or model.max_length
+        if limit > model.max_length and "learned" in (model.side_positions(False), model.side_positions(True)):
+            raise FlagError(
+                f"max_length={limit}: the model has {model.max_length} learned positions; take at most as many"
+            )
+        if model.architecture == "encoder" and config.end:
+            raise FlagError("end=True: an encoder predicts no end of a text; leave it off")
+        if model.architecture != "encoder" and config.within_word:
+            raise FlagError(f"within_word=True: only an encoder masks tokens, and this is a {kind}; leave it off")
+        if model.architecture == "encoder_decoder" and not loaded.prompts.start:
+            raise FlagError("prompts.start: is empty, and an encoder-decoder's decoder begins with it; give one id")
+        return cls(loaded, config, limit)
+
+    @property
+    def around(self) -> int:
+        """Returns the number of ids that stand around a text."""
+        return len(self.loaded.prompts.around([]))
+
+    @property
+    def begun(self) -> list[int]:
+        """Returns the ids that an encoder-decoder's decoder reads in front of a text."""
+        return [*self.loaded.prompts.start, *self.loaded.prompts.forced]
+
+    @property
+    def apart(self) -> bool:
+        """Whether something stands between a context and its continuation, so that no token spans both."""
+        architecture = self.loaded.config.architecture
+        return architecture == "encoder_decoder" or (architecture == "decoder" and bool(self.loaded.prompts.after))
+
+    def encode(self, items: Sequence[Item], names: Sequence[str]) -> list[Encoded]:
+        """Returns the ids of every context and continuation.
+
+        Args:
+            items: what is scored.
+            names: what messages call them.
+        """
+        joined = [not self.apart and isinstance(c, str) and isinstance(t, str) for c, t in items]
+        texts: list[str] = []
+        for (context, continuation), whole in zip(items, joined, strict=True):
+            if whole:
+                texts += [context.rstrip(), context + continuation]
+            else:
+                texts += [text for text in (context, continuation) if isinstance(text, str)]
+        encoded = iter(self.loaded.tokenizer.encode_batch(texts))
+        found = []
+        for item, whole, name in zip(items, joined, names, strict=True):
+            context, ids = (next(encoded) if isinstance(t, str) else [int(x) for x in t] for t in item)
+            ids = ids[len(context) :] if whole else ids
+            rows = self.loaded.config.vocab_size
+            bad = next((x for x in (*context, *ids) if not 0 <= x < rows), None)
+            if bad is not None:
+                raise FlagError(f"{name}: the id {bad} is not in the model's vocabulary of {rows} rows")
+            if not ids:
+                raise FlagError(f"{name}: {item.continuation!r} has no tokens of its own; give it some text")
+            found.append(Encoded(context, ids + self._end()))
+        return found
+
+    def _end(self) -> list[int]:
+        """Returns the id that ends a text, if that is predicted too."""
+        if not self.config.end:
+            return []
+        return [self.loaded.prompts.stop[0] if self.loaded.prompts.stop else self.loaded.tokenizer.eos_id]
+
+    def fitted(self, item: Encoded, name: str) -> Encoded:
+        """Returns an item that the model can read at once; raises FlagError if it cannot and may not be cut.
+
+        Args:
+            item: the ids.
+            name: what the message calls it.
+        """
+        architecture, written = self.loaded.config.architecture, len(item.continuation)
+        # A decoder never reads the last token that it predicts.
+        beside = {"encoder": written, "decoder": written - 1, "encoder_decoder": 0}[architecture]
+        room = self.limit - self.around - beside
+        least = int(architecture == "decoder" and not self.around)
+        started = len(self.begun) + written - 1 if architecture == "encoder_decoder" else 0
+        if room < least or started > self.limit:
+            raise FlagError(
+                f"{name}: its continuation has {written} tokens, and the model reads {self.limit}; shorten it, or "
+                "score it as a text of its own, in windows"
+            )
+        if len(item.context) <= room:
+            return item
+        if not self.config.truncate:
+            raise FlagError(
+                f"{name}: its context has {len(item.context)} tokens, and the model has room for {room}; shorten it, "
+                "or pass truncate=True, which cuts off its beginning"
+            )
+        return Encoded(item.context[len(item.context) - room :], item.continuation)
+
+    def pieces(self, item: Encoded) -> Iterator[Piece]:
+        """Yields what is predicted of an item that fits."""
+        context, ids = item
+        if self.loaded.config.architecture == "encoder":
+            yield from self._masked(context + ids, len(context))
+        elif self.loaded.config.architecture == "encoder_decoder":
+            yield self._predicted(self.begun, ids, self.context_ids(context))
+        else:
+            yield self._predicted(self.context_ids(context), ids)
+
+    def windows(self, ids: list[int]) -> Iterator[Piece]:
+        """Yields what is predicted of a text of any length, each token once."""
+        architecture, start = self.loaded.config.architecture, self.begun
+        if architecture == "encoder":
+            room = self.limit - self.around
+            for begin, end in self._spans(len(ids), room, room):
+                low = max(0, end - room)
+                yield from self._masked(ids[low:end], begin - low)
+        elif architecture == "encoder_decoder":
+            room = self.limit - len(start)
+            for begin, end in self._spans(len(ids), room + 1, room):
+                inputs = start + ids[max(0, end - 1 - room) : begin]
+                yield self._predicted(inputs, ids[begin:end], self.context_ids([]))
+        else:
+            # What stands in front of the text slides out of sight with its beginning.
+            head = list(self.loaded.prompts.before) or self.context_ids([])
+            row = head + ids
+            for begin, end in self._spans(len(ids), self.limit - len(head) + 1, self.limit):
+                inputs = row[max(0, len(head) + end - 1 - self.limit) : len(head) + begin]
+                yield self._predicted(inputs, ids[begin:end])
+
+    def check_windows(self) -> None:
+        """Raises FlagError if a window would have no room for what it predicts."""
+        taken = {"encoder": self.around, "encoder_decoder": len(self.begun), "decoder": 0}
+        room = self.limit - taken[self.loaded.config.architecture]
+        if room < 1 or (self.config.stride or 1) > room:
+            raise FlagError(
+                f"stride={self.config.stride}: a window of {self.limit} tokens has room for {room}; take a smaller "
+                "stride or a larger max_length"
+            )
+
+    def _spans(self, count: int, first: int, others: int) -> Iterator[tuple[int, int]]:
+        """Yields (first, one behind the last) of the tokens that each window predicts.
+
+        Args:
+            count: tokens of the text.
+            first: tokens that the first window has room for.
+            others: tokens that any other has.
+        """
+        begin, end = 0, min(first, count)
+        while begin < count:
+            yield begin, end
+            begin, end = end, min(end + (self.config.stride or others), count)
+
+    def context_ids(self, ids: list[int]) -> list[int]:
+        """Returns a context with what stands around it; an empty one where nothing does is one token."""
+        whole = self.loaded.prompts.around(ids)
+        if whole:
+            return whole
+        roles = self.loaded.tokenizer.role_ids
+        first = roles.get("bos", roles.get("eos"))
+        if first is None:
+            raise FlagError("the context is empty, and the tokenizer has no token that begins or ends a text; give one")
+        return [first]
+
+    def _predicted(self, inputs: list[int], targets: list[int], source: list[int] | None = None) -> Piece:
+        """Returns the piece in which `targets` follow `inputs`."""
+        tokens = inputs + targets[:-1]
+        return Piece(tokens, range(len(inputs) - 1, len(tokens)), targets, source, prefix=len(inputs))
+
+    def _masked(self, text: list[int], begin: int) -> Iterator[Piece]:
+        """Yields a piece for each token of a text from the `begin`-th on, in which it is masked."""
+        before, tokenizer = len(self.loaded.prompts.before), self.loaded.tokenizer
+        row = self.loaded.prompts.around(text)
+        for i in range(begin, len(text)):
+            stop = i + 1
+            if self.config.within_word:
+                while stop < len(text) and not self._starts_word(text[stop]):
+                    stop += 1
+            masked = list(row)
+            masked[before + i : before + stop] = [tokenizer.mask_id] * (stop - i)
+            yield Piece(masked, [before + i], [text[i]])
+
+    def _starts_word(self, token: int) -> bool:
+        known = self.loaded.tokenizer.word_start
+        return token >= len(known) or bool(known[token])

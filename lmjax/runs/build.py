@@ -1,0 +1,322 @@
+"""A run: what a config and a workdir become once data, tokenizer, model and mesh are built from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax import __version__
+from lmjax.config import Config, difference, from_json, write_json
+from lmjax.data.documents import Document
+from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.data.mixing import set_rates
+from lmjax.data.sources import corpus_fingerprint, open_splits
+from lmjax.data.store import Store, build_store
+from lmjax.data.tokenizer import Tokenizer, train_tokenizer
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import ConfigMismatchError, FlagError
+from lmjax.model.flops import train_flops
+from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.task import Examples, Task, objective_types
+from lmjax.parallel import pmap
+from lmjax.parallel.mesh import check_divisible, make_mesh
+from lmjax.training.evaluate import EvalSet
+from lmjax.training.hyperparameters import Hyperparameters
+from lmjax.training.stages import Stage
+
+# Rows of the token table come in multiples of this: they divide over a mesh, and fill matrix units.
+VOCAB_MULTIPLE = 64
+
+# Far apart, so that the seeds of one run's stages are not those of the next seed's run.
+_STAGE_SEED = 1_000_003
+
+# What may differ when a workdir is used again: how long a run goes on and what is written down. It changes no step
+# but through the schedule, which ends with the run.
+MAY_CHANGE = (
+    "steps",
+    "minutes",
+    "max_skipped",
+    "evaluation.",
+    "checkpoint.",
+    "logging.",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_dir",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+        config: the config, vocabulary size filled in.
+        workdir: where everything is written.
+        tokenizer: the run's own tokenizer.
+        stages: what is trained on, in this order: rows, their number in a step, the objectives.
+        eval_sets: named evaluation sets.
+        model: the Flax module.
+        mesh: the devices.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    tokenizer: Vocabulary
+    stages: tuple[Stage, ...]
+    eval_sets: tuple[EvalSet, ...]
+    model: LanguageModel
+    mesh: jax.sharding.Mesh
+
+    @property
+    def task(self) -> Task:
+        """Returns the objectives, at the run's own length."""
+        return self.stages[-1].task
+
+    @property
+    def train_examples(self) -> Examples:
+        """Returns the rows to train on, at the run's own length."""
+        return self.stages[-1].examples
+
+    @property
+    def hparams(self) -> Hyperparameters:
+        """Returns the numbers that ride beside the state, copied to every device."""
+        replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(hyperparameters(self.config), replicated)
+
+    def token_bytes(self) -> np.ndarray:
+        """Returns `[vocab]` int32, UTF-8 bytes of every token; 0 where the model has more rows than the tokenizer."""
+        padding = self.config.model.vocab_size - self.tokenizer.vocab_size
+        return np.pad(self.tokenizer.token_bytes, (0, padding))
+
+    def flops_per_step(self, stage: Stage) -> float:
+        """Returns the model FLOPs of one step; the vocabulary projection counts at the predicted positions."""
+        rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
+        return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
+
+
+def hyperparameters(config: Config) -> Hyperparameters:
+    """Returns the numbers that ride beside the state of a run."""
+    return Hyperparameters.build(
+        config.optimizer,
+        steps=config.steps,
+        dropout=config.model.dropout_rates(),
+        loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
+        penalties=config.task.penalties(),
+    )
+
+
+def claim_workdir(workdir: pathlib.Path, config: Config) -> Any:
+    """Returns a lock on the workdir, made if need be; it is free again when the process ends.
+
+    Raises:
+        FlagError: another process writes there, or it is no run's workdir.
+        ConfigMismatchError: it belongs to a run with another config.
+    """
+    known = workdir / "config.json"
+    if known.exists():
+        lines = difference(from_json(known), config, MAY_CHANGE)
+        if lines:
+            raise ConfigMismatchError(
+                f"--workdir={workdir} belongs to another config: {'; '.join(lines[:5])}"
+                f"{' ...' if len(lines) > 5 else ''}; use its config or another --workdir"
+            )
+    elif workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):
+        raise FlagError(f"--workdir={workdir} exists and holds no run of lmjax; choose another or empty it")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as e:
+        raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.close()
+        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
+    except OSError:
+        # Not every network file system has locks; one writer is then up to the user.
+        pass
+    return lock
+
+
+def build(config: Config, workdir: pathlib.Path) -> Run:
+    """Returns the parts of a run: data tokenised, model and mesh checked, nothing compiled yet.
+
+    Raises:
+        FlagError: sizes that do not fit the devices or the tokenizer.
+        DataError: data that cannot be read.
+        ConfigMismatchError: the data is not what the workdir was trained on.
+    """
+    pmap.check(config.parallel)
+    mesh = make_mesh(config.parallel)
+    model_config = config.model
+    for batch_size in (config.batch_size, *config.stages.batch_size):
+        check_divisible(
+            mesh,
+            batch_size=batch_size,
+            accumulation=config.accumulation,
+            sharded={
+                "embed": model_config.embed_dim,
+                "heads": model_config.num_heads,
+                "kv_heads": model_config.kv_heads,
+                "mlp": model_config.mlp_dim,
+                "experts": model_config.moe.num_experts or 1,
+                "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
+            },
+        )
+    pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
+    train, evals = open_splits(config.data, pairs=pairs)
+    prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
+    identity = {
+        "train": prints if config.data.mixture else prints["train"],
+        "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
+        "held_out": config.data.held_out,
+        "split": config.data.split,
+        "bad_records": config.data.bad_records,
+        "pairs": pairs,
+    }
+    tokenizer = _tokenizer(config, workdir, train, identity)
+    config = _with_vocabulary(config, tokenizer)
+    _check_identity(workdir, identity | {"tokenizer": tokenizer.fingerprint})
+
+    def store(documents: Any, name: str, part_of: str | None = None) -> Store:
+        # A set of a mixture is the same store whatever it is mixed with.
+        own = {"train": prints[part_of]} if part_of in prints else {}
+        parts = identity | own | {"set": name}
+        return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
+
+    stores = {name: store(documents, "train", name) for name, documents in train.items()}
+    tokens = [s.num_tokens for s in stores.values()]
+    rates = set_rates(config.data.weights, tokens, config.data.temperature)
+    rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
+    stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
+    task = stages[-1].task
+    return Run(
+        config=config,
+        workdir=workdir,
+        tokenizer=tokenizer,
+        stages=stages,
+        eval_sets=tuple(
+            EvalSet.build(
+                name,
+                task.examples(store(documents, "heldout" if name in prints else name, name), 0, name),
+                batch_size=config.batch_size,
+                max_batches=config.evaluation.batches,
+            )
+            for name, documents in evals.items()
+        ),
+        model=LanguageModel(config.model, task.heads),
+        mesh=mesh,
+    )
+
+
+def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
+    """Returns the stages of a run, each with its own rows in an order of its own; mostly there is one.
+
+    Args:
+        config: the config.
+        tokenizer: the run's tokenizer.
+        examples: from a task and a seed to the rows to train on.
+    """
+    stages = []
+    spans = config.stages.spans(config.batch_size, config.task.length)
+    for number, (begin, end, batch_size, length) in enumerate(spans):
+        task_config = config.task.model_copy(update={"length": length})
+        task = Task.build(task_config, tokenizer, config.model.architecture)
+        # The last stage's order is that of a run without stages; no other repeats it.
+        seed = config.seed + _STAGE_SEED * (len(spans) - 1 - number)
+        stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
+    return tuple(stages)
+
+
+def _tokenizer(
+    config: Config, workdir: pathlib.Path, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
+) -> Vocabulary:
+    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training parts."""
+    for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
+        if own.exists():
+            return load_tokenizer(str(own))
+    if config.tokenizer.path:
+        tokenizer = load_tokenizer(config.tokenizer.path)
+    else:
+        tokenizer = _trained_tokenizer(config, train, identity)
+    if jax.process_index() == 0:
+        tokenizer.save_in(workdir)
+    return tokenizer
+
+
+def _trained_tokenizer(
+    config: Config, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
+) -> Tokenizer:
+    """Returns a tokenizer trained on the training parts, or the one that an earlier run trained on the same."""
+    key = json.dumps([identity, config.tokenizer.model_dump()], sort_keys=True)
+    digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+    cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
+    if cached.exists():
+        return Tokenizer.load(str(cached))
+    tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(cached))
+    return tokenizer
+
+
+def vocabulary_rows(config: Config, num_ids: int) -> int:
+    """Returns the rows of the token table: the config's, or if it has none, what a tokenizer of `num_ids` needs."""
+    return config.model.vocab_size or -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
+    size = vocabulary_rows(config, tokenizer.vocab_size)
+    if size < tokenizer.vocab_size:
+        raise FlagError(
+            f"--config.model.vocab_size={size} is below the tokenizer's {tokenizer.vocab_size} ids; "
+            "raise it, or leave it 0 to follow the tokenizer"
+        )
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+
+
+def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
+    """Writes down what the run is trained on; raises ConfigMismatchError if the workdir says otherwise."""
+    path = workdir / "data.json"
+    if path.exists():
+        known = json.loads(path.read_text())
+        changed = [k for k in identity if known.get(k) != identity[k]]
+        if changed:
+            raise ConfigMismatchError(
+                f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
+                "bring the old data back or use another --workdir"
+            )
+    elif jax.process_index() == 0:
+        write_json(path, identity)
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a result depends on beside the config: versions, devices, the command, the commit."""
+    root = pathlib.Path(__file__).parents[2]
+    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "numpy")
+    return {
+        "lmjax": __version__,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+    }

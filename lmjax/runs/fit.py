@@ -1,0 +1,192 @@
+"""What `lmjax train` does between its first line and its last: state, stages, loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from absl import logging
+
+from lmjax.data.pipeline import batches
+from lmjax.errors import FlagError
+from lmjax.interop.checkpoint import abstract_params, flat
+from lmjax.parallel import pmap
+from lmjax.axes import RULES
+from lmjax.parallel.host import in_turn
+from lmjax.parallel.mesh import to_device
+from lmjax.parallel.peak import peak_flops
+from lmjax.runs.trained import open_pretrained
+from lmjax.runs.build import Run
+from lmjax.training.budget import Budget
+from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.evaluate import Evaluator
+from lmjax.training.loop import Loop
+from lmjax.training.metrics import MetricsWriter, Timers, read_metrics
+from lmjax.training.preemption import StopRequest
+from lmjax.training.stages import Course, OpenStage, Stage
+from lmjax.training.state import TrainState, state_maker
+from lmjax.training.step import make_eval_step, make_train_step
+from lmjax.training.stopping import EarlyStopping
+
+
+def fit(
+    run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] | None = None
+) -> tuple[TrainState, str]:
+    """Returns the state after the last step, and why the run ended early, or nothing.
+
+    Args:
+        run: its parts.
+        progress: whether a progress bar is shown.
+        announce: called before anything is compiled, with the run, the shapes of its parameters, and the step that it
+            goes on from.
+    """
+    config, mesh, hparams = run.config, run.mesh, run.hparams
+    timers = Timers()
+    budget = config.minutes and Budget(
+        seconds=60 * config.minutes,
+        path=run.workdir / "plan.jsonl",
+        evaluation_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        timers=timers,
+    )
+    with (
+        _layout(run),
+        Checkpoints(run.workdir, config.checkpoint) as checkpoints,
+        # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
+        StopRequest() as stop,
+    ):
+        make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
+        peak = peak_flops()
+        with timers.time("compilation"):
+            restored = checkpoints.restore(abstract)
+            # A new state is computed while the first step is compiled: nobody waits for it here.
+            state = make_state(_given(run)) if restored is None else restored
+        start = 0 if restored is None else int(restored.step)
+        if announce is not None:
+            announce(run, abstract.params, start)
+        if budget:
+            budget.open(start)
+
+        def start_stage(stage: Stage, step: int) -> OpenStage:
+            with timers.time("compilation"):
+                return _open_stage(run, stage, step, abstract, hparams)
+
+        with Course(run.stages, start_stage) as course, _writer(run, start) as writer:
+            stopping = EarlyStopping(config.evaluation, _losses(run, start))
+            # What the first update needs is compiled before the first evaluation: a mistake shows at once.
+            if start < config.steps or budget:
+                course.at(start)
+            state = Loop(
+                steps=config.steps,
+                max_skipped=config.max_skipped,
+                evaluation=config.evaluation,
+                checkpoint=config.checkpoint,
+                logging=config.logging,
+                hparams=hparams,
+                course=course,
+                budget=budget,
+                stopping=stopping,
+                evaluator=_evaluator(run),
+                checkpoints=checkpoints,
+                writer=writer,
+                stop=stop,
+                timers=timers,
+                peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),
+                progress=progress,
+            ).run(state)
+    return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
+
+
+def _given(run: Run) -> dict[str, Any] | None:
+    """Returns the parameters, by the part of the model, that the config says to start from; None: it names none.
+
+    Raises:
+        FlagError: they are another model's.
+    """
+    if not run.config.init_from:
+        return None
+    source = open_pretrained(run.config.init_from)
+    wanted = abstract_params(run.model.config, run.model.heads)
+    there = abstract_params(
+        source.config.model_copy(update={"scan_layers": run.config.model.scan_layers}), source.heads
+    )
+    ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
+    parts = wanted.keys() & there.keys()
+    for path in sorted(ours.keys() | theirs.keys()):
+        if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
+            raise FlagError(
+                f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
+                f"{ours.get(path, 'absent')} in this model; leave the model to --init_from"
+            )
+    params = source.params(run.model.config, run.mesh)
+    if new := sorted(wanted.keys() - parts):
+        logging.warning("--init_from=%s: starts anew, as it is not there: %s", run.config.init_from, ", ".join(new))
+    return {part: params[part] for part in parts}
+
+
+def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which axis names mean mesh axes; under pmap they mean nothing."""
+    context = contextlib.ExitStack()
+    if run.config.parallel.kind == "mesh":
+        context.enter_context(jax.set_mesh(run.mesh))
+        context.enter_context(nn.logical_axis_rules(RULES))
+    return context
+
+
+def _open_stage(run: Run, stage: Stage, step: int, abstract: TrainState, hparams: Any) -> OpenStage:
+    """Returns a stage from a step of the run on, compiled."""
+    config, mesh = run.config, run.mesh
+    if config.parallel.kind == "pmap":
+        train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
+        parallel_step, place = pmap.replicate(train_step), pmap.to_replicas
+    else:
+        train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        parallel_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        place = lambda batch: to_device(batch, mesh)  # noqa: E731
+    return OpenStage(
+        end=stage.end,
+        step=in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams).compile()),
+        place=place,
+        batches=batches(
+            stage.examples,
+            stage.examples.mixture,
+            seed=stage.seed,
+            batch_size=stage.batch_size,
+            start_step=step - stage.begin,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        ),
+        flops_per_step=run.flops_per_step(stage),
+    )
+
+
+def _evaluator(run: Run) -> Evaluator:
+    replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+    return Evaluator(
+        sets=run.eval_sets,
+        step=jax.jit(make_eval_step(run.model, run.task)),
+        mesh=run.mesh,
+        token_bytes=jax.device_put(run.token_bytes(), replicated),
+        loss_weights=run.config.task.loss_weights(),
+    )
+
+
+def _losses(run: Run, start: int) -> list[float]:
+    """Returns the held-out losses that a run from step `start` has behind it."""
+    if not start:
+        return []
+    steps, values = read_metrics(run.workdir, f"eval/{run.eval_sets[0].name}/loss")
+    return [value for step, value in zip(steps, values, strict=True) if step <= start]
+
+
+def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
+    """Returns the writer of metrics in the first process, and nothing in the others."""
+    if jax.process_index():
+        return contextlib.nullcontext()
+    return MetricsWriter(run.workdir, run.config.logging, start)

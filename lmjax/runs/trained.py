@@ -1,0 +1,296 @@
+"""A trained model that lies in a folder, of a run or of Hugging Face, opened in one way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from lmjax.config import Config, from_json
+from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import CheckpointError, DataError, FlagError
+from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.shards import read_json
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel
+from lmjax.model.parameters import unboxed
+from lmjax.model.transformer import stack_layers, unstack_layers
+from lmjax.objectives.task import heads, objective_types
+from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
+from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
+from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.state import state_maker
+
+PyTree = Any
+
+# In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
+ORIGIN = "huggingface.json"
+# Beside it, and in a folder of Hugging Face: the ids that writing starts and ends with.
+GENERATION = "generation_config.json"
+
+# Objectives of a decoder whose rows are a source, its end, and a target.
+_SOURCE_TARGET = ("seq2seq", "span_corruption", "denoise", "infilling")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model that somebody has trained.
+
+    Attributes:
+        folder: where it lies.
+        config: the architecture, parameters in the dtype that they are stored in.
+        heads: the heads whose parameters are there.
+        params: from a config, which may differ in how layers lie and in dtype, and a mesh, to the parameters.
+        origin: its config.json of Hugging Face, if it has one.
+        prompts: what stands around a text in its rows, given its tokenizer.
+        largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
+        ignored: tensors of the folder that are not read.
+    """
+
+    folder: pathlib.Path
+    config: ModelConfig
+    heads: tuple[str, ...]
+    params: Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
+    origin: Mapping[str, Any]
+    prompts: Callable[[Vocabulary], PromptFormat]
+    largest_file: int | None = None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def objective(self) -> str:
+        """Returns the objective that a model of this family is trained on unless one is named."""
+        return {"encoder": "mlm", "decoder": "next_token", "encoder_decoder": "span_corruption"}[
+            self.config.architecture
+        ]
+
+
+def open_pretrained(place: str, step: int | None = None) -> Pretrained:
+    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub; its names and shapes are checked.
+
+    Args:
+        place: the folder; a name that is no folder here is looked for on the hub, if huggingface_hub is installed.
+        step: of a workdir's checkpoint; None: the newest.
+
+    Raises:
+        FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
+        DataError: a file that cannot be read, or tensors that do not fit the config.
+    """
+    folder = pathlib.Path(place).expanduser()
+    if not folder.exists():
+        folder = _from_hub(place)
+    if not (folder / "config.json").is_file():
+        raise FlagError(f"{place}: holds no config.json; name a workdir of lmjax or a checkpoint of Hugging Face")
+    values = read_json(folder / "config.json")
+    if "model_type" in values:
+        if step is not None:
+            raise FlagError(f"--step={step}: {place} is a checkpoint of Hugging Face, which has no steps")
+        checkpoint = Checkpoint(folder)
+        found = checkpoint.description
+        return Pretrained(
+            folder=folder,
+            config=found.config,
+            heads=found.heads,
+            params=checkpoint.params,
+            origin=values,
+            prompts=functools.partial(_published_prompts, folder, values, found.config.architecture),
+            largest_file=checkpoint.shards.largest_file,
+            ignored=tuple(checkpoint.ignored),
+        )
+    return _from_workdir(folder, from_json(folder / "config.json"), step)
+
+
+def load_model(place: str, *, step: int | None = None, dtype: str | None = None, tensor: int = 1) -> LoadedModel:
+    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub, ready to write and to score.
+
+    Args:
+        place: as for `open_pretrained`.
+        step: of a workdir's checkpoint; None: the newest.
+        dtype: of parameters and compute; None: that of the model's compute.
+        tensor: devices that split heads, MLPs and the vocabulary; the others are left alone.
+
+    Raises:
+        FlagError: there is nothing of the kind, or `tensor` does not divide it.
+        DataError: a file that cannot be read.
+    """
+    opened = open_pretrained(place, step)
+    tokenizer = load_tokenizer(str(opened.folder))
+    config = inference_config(opened.config, dtype)
+    mesh = inference_mesh(config, tensor)
+    return assemble(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
+
+
+def trained_model(run: Run, params: PyTree) -> LoadedModel:
+    """Returns the model of a run that is at hand, ready to write and to score, on one device.
+
+    Args:
+        run: its parts.
+        params: of its model, on the host.
+    """
+    config = run.config.model.model_copy(update={"scan_layers": False})
+    mesh = inference_mesh(config, 1)
+    params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
+    placed = on_mesh(abstract_params(config, run.model.heads), mesh)
+    params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)
+    return assemble(config, run.model.heads, params, run.tokenizer, _trained_prompts(run.config, run.tokenizer), mesh)
+
+
+def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
+    """Returns the config that a model writes and scores with, in `dtype`; None: that of its compute."""
+    dtype = dtype or config.dtype
+    # Unrolled: a scan would copy the cache of all layers at every token.
+    return config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+
+
+def assemble(
+    config: ModelConfig,
+    present: tuple[str, ...],
+    params: PyTree,
+    tokenizer: Vocabulary,
+    prompts: PromptFormat,
+    mesh: jax.sharding.Mesh,
+) -> LoadedModel:
+    """Returns a loaded model that never writes an id which its tokenizer does not know."""
+    unknown = range(tokenizer.vocab_size, config.vocab_size)
+    prompts = dataclasses.replace(prompts, never=(*prompts.never, *unknown))
+    return LoadedModel(LanguageModel(config, present), params, tokenizer, prompts, mesh)
+
+
+def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
+    """Returns a mesh of the first `tensor` devices, which split the model; raises FlagError if they cannot."""
+    devices = jax.devices()
+    if not 1 <= tensor <= len(devices):
+        raise FlagError(f"--tensor={tensor}: there are {len(devices)} device(s); choose from 1 to {len(devices)}")
+    mesh = make_mesh(ParallelConfig(tensor=tensor), devices[:tensor])
+    sizes = {"heads": config.num_heads, "kv_heads": config.kv_heads, "mlp": config.mlp_dim, "vocab": config.vocab_size}
+    if odd := {name: size for name, size in sizes.items() if size % tensor}:
+        raise FlagError(f"--tensor={tensor} does not divide {odd} of this model; choose a divisor of all")
+    return mesh
+
+
+def _trained_prompts(config: Config, tokenizer: Vocabulary) -> PromptFormat:
+    """Returns what a run's objective puts around a text."""
+    architecture, names = config.model.architecture, config.task.objective
+    if architecture == "encoder":
+        return PromptFormat(before=(tokenizer.cls_id,), after=(tokenizer.sep_id,))
+    end = (tokenizer.eos_id,)
+    # They were never predicted.
+    never = tuple(sorted(tokenizer.special_ids - tokenizer.sentinels - set(end)))
+    if architecture == "encoder_decoder":
+        return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)
+    pairs = set(names) <= set(_SOURCE_TARGET)
+    return PromptFormat(
+        before=(tokenizer.bos_id,),
+        after=end if pairs else (),
+        stop=end,
+        never=never,
+        bidirectional="prefix_lm" in names,
+    )
+
+
+def _published_prompts(
+    folder: pathlib.Path, origin: Mapping[str, Any], architecture: str, tokenizer: Vocabulary
+) -> PromptFormat:
+    """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it starts and ends with."""
+    path = folder / GENERATION
+    values = dict(origin) | (read_json(path) if path.is_file() else {})
+    said = path if path.is_file() else folder / "config.json"
+
+    def ids(name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        given = values.get(name)
+        found = default if given is None else tuple(given) if isinstance(given, list) else (given,)
+        if name == "bad_words_ids":
+            # Words of several tokens are left to whoever asks for a text.
+            found = tuple(word[0] for word in found if isinstance(word, list) and len(word) == 1)
+        for i in found:
+            if not isinstance(i, int) or not 0 <= i < tokenizer.vocab_size:
+                raise DataError(f"{said}: {name}={given} is no token's id; mend it")
+        return found
+
+    before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
+    roles = tokenizer.role_ids
+    end = ids("eos_token_id", (roles["eos"],) if "eos" in roles else ())
+    never = ids("bad_words_ids")
+    if architecture != "encoder_decoder":
+        return PromptFormat(tuple(before), tuple(after), stop=end if architecture == "decoder" else (), never=never)
+    start = ids("decoder_start_token_id", ids("bos_token_id", (tokenizer.pad_id,)))
+    return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end, never)
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    """Returns the folder into which a checkpoint of the hub was downloaded: its tensors, JSON and tokenizer alone."""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise FlagError(f"{name}: there is no such folder")
+    try:
+        import huggingface_hub
+    except ImportError as e:
+        raise FlagError(
+            f"{name}: there is no such folder here; to look on the Hugging Face hub: pip install huggingface_hub"
+        ) from e
+    try:
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as e:
+        # Whatever the library or the network raises: the user named something that cannot be had.
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise FlagError(f"{name}: no such folder here, and the hub gives none: {reason}") from e
+
+
+def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:
+    """Returns the model of a run, or of a converted checkpoint."""
+    if not config.model.vocab_size:
+        # The rows of the token table follow from the tokenizer.
+        rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
+    origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
+    present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
+
+    def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
+        with Checkpoints(folder, config.checkpoint) as checkpoints:
+            if not checkpoints.steps:
+                raise CheckpointError(f"{folder}: has no checkpoint yet; train first: lmjax train --workdir={folder}")
+            stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
+        if config.model.scan_layers != wanted.scan_layers:
+            stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
+        placed = on_mesh(abstract_params(wanted, present), mesh)
+        return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
+
+    prompts = functools.partial(_published_prompts, folder, origin, config.model.architecture)
+    if not origin:
+        prompts = functools.partial(_trained_prompts, config)
+    return Pretrained(folder, config.model, present, params, origin, prompts)
+
+
+def _trained(
+    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+) -> PyTree:
+    """Returns the parameters that a run evaluates: averaged, where it averages them."""
+    model = LanguageModel(config.model, present)
+    _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
+    return checkpoints.restore(abstract, step).evaluation_params()
+
+
+def _converted(
+    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+) -> PyTree:
+    """Returns the parameters of a converted checkpoint, which has no optimizer."""
+    placed = on_mesh(abstract_params(config.model, present), mesh)
+    return checkpoints.restore({"params": placed}, step)["params"]
+
+
+def storage_mesh(config: ModelConfig, heads: tuple[str, ...]) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices that splits the parameters over as many of them as all their widths allow."""
+    boxed, count = abstract_params(config, heads), len(jax.devices())
+    for ways in (n for n in range(count, 1, -1) if count % n == 0):
+        mesh = make_mesh(ParallelConfig(fsdp=ways))
+        try:
+            jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), on_mesh(boxed, mesh))
+        except ValueError:
+            continue
+        return mesh
+    return make_mesh(ParallelConfig())

@@ -1,0 +1,59 @@
+"""A model of published size with random weights: what a shape costs, before anybody has trained it."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.parameters import unboxed
+from lmjax.axes import RULES
+from lmjax.parallel.mesh import on_mesh
+from lmjax.runs.trained import assemble, inference_config, inference_mesh
+
+
+def random_model(
+    config: ModelConfig, tokenizer: Vocabulary, seed: int = 0, *, dtype: str | None = None, tensor: int = 1
+) -> LoadedModel:
+    """Returns a model with random weights, ready to write and to score.
+
+    Args:
+        config: the architecture.
+        tokenizer: with no more ids than the model has rows.
+        seed: of the weights.
+        dtype: of parameters and compute; None: that of the model's compute.
+        tensor: devices that split it.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise FlagError(
+            f"--tokenizer: it has {tokenizer.vocab_size} ids and the model {config.vocab_size} rows; take a smaller one"
+        )
+    config = inference_config(config, dtype)
+    mesh = inference_mesh(config, tensor)
+    heads = ("masked_lm",) if config.architecture == "encoder" else ()
+    init, key = functools.partial(init_params, LanguageModel(config, heads)), jax.random.key(seed)
+    placed = jax.tree.map(lambda x: x.sharding, on_mesh(jax.eval_shape(init, key), mesh))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        params = jax.jit(lambda key: unboxed(init(key)), out_shardings=placed)(key)
+    return assemble(config, heads, params, tokenizer, _prompts(config, tokenizer), mesh)
+
+
+def _prompts(config: ModelConfig, tokenizer: Vocabulary) -> PromptFormat:
+    """Returns what stands around a text, of the special tokens that the tokenizer has."""
+
+    def ids(role: str) -> tuple[int, ...]:
+        return (tokenizer.role_ids[role],) if role in tokenizer.role_ids else ()
+
+    if config.architecture == "encoder":
+        return PromptFormat(before=ids("cls"), after=ids("sep"))
+    end = ids("eos")
+    never = tuple(sorted(tokenizer.special_ids - set(end)))
+    if config.architecture == "decoder":
+        return PromptFormat(before=ids("bos"), stop=end, never=never)
+    return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)
