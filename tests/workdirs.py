@@ -43,3 +43,13 @@ def resumed_from(whole: pathlib.Path, step: int, to: pathlib.Path) -> pathlib.Pa
         if int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)
     return to
+
+
+# What depends on the clock or on the machine's memory.
+_TIMED = ("time/", "train/tokens_per_second", "train/steps_per_second", "train/model_flops", "train/peak_")
+
+
+def untimed_lines(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the lines of metrics.jsonl, in order, without what another run of the same config has otherwise."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.startswith(_TIMED)} for line in lines]

@@ -122,7 +122,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
     with claim_workdir(workdir, config):
         params = source.params(source.config, storage_mesh(source.config, source.heads))
         with Checkpoints(workdir, config.checkpoint) as checkpoints:
-            checkpoints.save(0, {"params": params}, None)
+            checkpoints.save(0, {"params": params})
             checkpoints.wait()
         tokenizer.save_in(workdir)
         write_json(workdir / ORIGIN, dict(source.origin))

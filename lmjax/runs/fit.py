@@ -24,12 +24,12 @@ from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
-from lmjax.training.metrics import MetricsWriter, Timers, read_metrics
+from lmjax.training.metrics import MetricsWriter, Timers
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
-from lmjax.training.stopping import EarlyStopping
+from lmjax.training.stopping import resumed
 
 
 def fit(
@@ -75,7 +75,7 @@ def fit(
                 return _open_stage(run, stage, step, abstract, hparams)
 
         with Course(run.stages, start_stage) as course, _writer(run, start) as writer:
-            stopping = EarlyStopping(config.evaluation, _losses(run, start))
+            stopping = resumed(config.evaluation, checkpoints, run.workdir, run.eval_sets[0].name, start)
             # What the first update needs is compiled before the first evaluation: a mistake shows at once.
             if start < config.steps or budget:
                 course.at(start)
@@ -175,14 +175,6 @@ def _evaluator(run: Run) -> Evaluator:
         token_bytes=jax.device_put(run.token_bytes(), replicated),
         loss_weights=run.config.task.loss_weights(),
     )
-
-
-def _losses(run: Run, start: int) -> list[float]:
-    """Returns the held-out losses that a run from step `start` has behind it."""
-    if not start:
-        return []
-    steps, values = read_metrics(run.workdir, f"eval/{run.eval_sets[0].name}/loss")
-    return [value for step, value in zip(steps, values, strict=True) if step <= start]
 
 
 def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:

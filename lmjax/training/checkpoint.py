@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging as stdlib_logging
 import math
 import pathlib
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,12 +27,6 @@ class CheckpointConfig(Schema):
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept, beside the best one")
 
 
-def _metric(metrics: dict | None) -> float:
-    """Returns the number that the best checkpoint has least of; one NaN must never count as the best."""
-    value = (metrics or {}).get("loss", math.inf)
-    return value if math.isfinite(value) else math.inf
-
-
 def _reason(error: Exception) -> str:
     """Returns the last line of an error: orbax hands on whole tracebacks of its threads as text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -43,18 +38,22 @@ def _not_from_orbax(record: stdlib_logging.LogRecord) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. A context manager: leaving it waits for what is being written."""
+    """The checkpoints of one workdir. A context manager: leaving it waits for what is being written.
+
+    The best one is that with the least held-out loss. Losses are noted by step and not stored beside the arrays: a step
+    that was saved when the run was asked to stop is evaluated only after the run goes on.
+    """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         """Opens `workdir/checkpoints`, and clears away what a killed save has left there."""
         self._path = (workdir / "checkpoints").absolute()
         self._unreadable: set[int] = set()
+        self._losses: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_not_from_orbax)
-        best = _KEEP.BestN(get_metric_fn=_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 self._path,
-                preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(config.keep), best]),
+                preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(config.keep), self]),
                 cleanup_tmp_directories=True,
             )
         except OSError as e:
@@ -81,17 +80,33 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """Returns the step with the least loss among those that were evaluated."""
-        scored = [(_metric(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        """Returns the step with the least loss among the checkpoints that were evaluated; None: there is none."""
+        return self._best(self.steps)
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        scored = [(self._losses[step], step) for step in steps if math.isfinite(self._losses.get(step, math.nan))]
         return min(scored)[1] if scored else None
 
-    def save(self, step: int, state: PyTree, loss: float | None) -> None:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns which checkpoints are kept for their loss: the best one. Orbax asks, as of a policy of its own."""
+        del context
+        best = self._best(c.step for c in checkpoints)
+        return [c.step == best for c in checkpoints]
+
+    def evaluated(self, step: int) -> bool:
+        """Returns whether the loss of a step was noted."""
+        return step in self._losses
+
+    def note(self, step: int, loss: float) -> None:
+        """Notes the held-out loss of a step, saved or not."""
+        self._losses[step] = loss
+
+    def save(self, step: int, state: PyTree) -> None:
         """Starts writing the state; returns once it may be donated again.
 
         Args:
             step: the number of the checkpoint; one that exists already is left alone, unless it could not be read.
             state: the pytree to write.
-            loss: what the best checkpoint has least of, or None if this step was not evaluated.
 
         Raises:
             SaveError: this checkpoint, or the one before it, cannot be written.
@@ -99,11 +114,8 @@ class Checkpoints:
         broken = step in self._unreadable
         if step in self.steps and not broken:
             return
-        metrics = None if loss is None else {"loss": loss}
         try:
-            self._checkpointer.save_checkpointables_async(
-                step, {"state": state}, force=True, overwrite=broken, metrics=metrics
-            )
+            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, overwrite=broken)
         except Exception as e:
             raise SaveError(
                 f"{self._path}: step {step} could not be saved: {_reason(e)}; make room or mend the disk"

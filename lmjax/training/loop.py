@@ -80,8 +80,7 @@ class Loop:
         if number < self.steps and not self.stopping.reached:
             with self.timers.time("compilation"):
                 self.evaluator.compile(state.evaluation_params())
-        if number == 0:
-            self._evaluate(state, 0)
+        self._catch_up(state, number)
         self._spikes = 0 if state.spikes is None else int(state.spikes.left_out)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         clock = _Clock(number, self.timers, self.peak_flops)
@@ -104,9 +103,10 @@ class Loop:
                     # What a checkpoint follows must be written down before it: a resumed run does not do it again.
                     self._report(*pending, clock, bar)
                     pending = None
-                loss = self._evaluate(state, number) if evaluating else None
+                if evaluating:
+                    self._evaluate(state, number)
                 if saving or self.stopping.reached:
-                    self._save(number, state, loss)
+                    self._save(number, state)
                 if stopping:
                     self.checkpoints.wait()
                     raise PreemptedError(f"stopped at step {number} of {self.steps}, saved; run the command again")
@@ -142,8 +142,16 @@ class Loop:
     def _due(self, number: int, every: int) -> bool:
         return number == self.steps or (every > 0 and number % every == 0)
 
-    def _evaluate(self, state: TrainState, number: int) -> float:
-        """Returns the first set's loss, after noting it and all others."""
+    def _catch_up(self, state: TrainState, number: int) -> None:
+        """Makes the evaluation of the step that the run begins at, where one is due and was not written down.
+
+        Asked to stop, a run saves its state and leaves the evaluation for later: there may be little time.
+        """
+        if (number == 0 or self._due(number, self.evaluation.every)) and not self.checkpoints.evaluated(number):
+            self._evaluate(state, number)
+
+    def _evaluate(self, state: TrainState, number: int) -> None:
+        """Evaluates the state, and notes the first set's loss for stopping and for the best checkpoint."""
         params = state.evaluation_params()
         with self.timers.time("evaluation"):
             metrics = self.evaluator(params)
@@ -151,11 +159,11 @@ class Loop:
             self.writer.write(number, metrics)
         loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
         self.stopping.add(loss)
-        return loss
+        self.checkpoints.note(number, loss)
 
-    def _save(self, number: int, state: TrainState, loss: float | None) -> None:
+    def _save(self, number: int, state: TrainState) -> None:
         with self.timers.time("checkpoint"):
-            self.checkpoints.save(number, state, loss)
+            self.checkpoints.save(number, state)
 
     def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
         """Shows and writes the metrics of a step that has ended."""
@@ -176,7 +184,8 @@ class Loop:
                 f"step {number}: {in_a_row} updates in a row were not finite; lower --config.optimizer.learning_rate, "
                 "or look for bad data at this step"
             )
-        if number % self.logging.every and number != self.steps:
+        # The last step is evaluated, also of a run that ends early.
+        if number % self.logging.every and not self._due(number, self.evaluation.every):
             return
         speed = clock.read(number)
         bar.set_postfix_str(

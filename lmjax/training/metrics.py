@@ -19,7 +19,7 @@ from lmjax.schema import Schema
 class LoggingConfig(Schema):
     """What is written down, and how often."""
 
-    every: int = Field(10, ge=1, description="steps between lines of metrics")
+    every: int = Field(10, ge=1, description="steps between lines of metrics; evaluated steps have one too")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
 
 

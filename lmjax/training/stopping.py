@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Iterable
 
+from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.metrics import read_metrics
 
 
 class EarlyStopping:
@@ -38,3 +41,23 @@ class EarlyStopping:
             f"the held-out loss has not fallen below {self._best:.4f} by more than {self._config.min_delta:g} in "
             f"{self._since} evaluations (--config.evaluation.patience={self._config.patience})"
         )
+
+
+def resumed(
+    config: EvaluationConfig, checkpoints: Checkpoints, workdir: pathlib.Path, name: str, start: int
+) -> EarlyStopping:
+    """Returns where early stopping stands as a run goes on, and notes with the checkpoints which losses they have.
+
+    Args:
+        config: of the run.
+        checkpoints: of the run.
+        workdir: where its metrics are.
+        name: of the evaluation set whose loss decides.
+        start: updates behind it; 0: the run begins, and has no losses.
+    """
+    steps, losses = read_metrics(workdir, f"eval/{name}/loss") if start else ([], [])
+    # JSON has no number for a loss that is none.
+    known = {s: math.nan if x is None else x for s, x in zip(steps, losses, strict=True) if s <= start}
+    for step, loss in known.items():
+        checkpoints.note(step, loss)
+    return EarlyStopping(config, known.values())

@@ -20,7 +20,9 @@ def abstract():
 def saved(path, losses, keep=2):
     with Checkpoints(path, CheckpointConfig(keep=keep)) as checkpoints:
         for step, loss in losses.items():
-            checkpoints.save(step, state(step), loss)
+            if loss is not None:
+                checkpoints.note(step, loss)
+            checkpoints.save(step, state(step))
         checkpoints.wait()
         return checkpoints.steps, checkpoints.best_step
 
@@ -53,7 +55,7 @@ def test_a_donated_buffer_does_not_reach_the_checkpoint(tmp_path):
     expected = np.array(values["x"])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), values)
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(1, values, None)
+        checkpoints.save(1, values)
         for _ in range(3):
             values = scale(values)
         checkpoints.wait()
@@ -69,3 +71,17 @@ def test_a_checkpoint_that_cannot_be_written_is_a_save_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(SaveError, match="could not be saved"):
         saved(tmp_path, {1: None})
+
+
+def test_a_loss_that_is_known_after_the_save_counts(tmp_path):
+    """A run that was asked to stop saves first; its step is evaluated when it goes on, in another process."""
+    saved(tmp_path, {1: None, 2: None})
+    with Checkpoints(tmp_path, CheckpointConfig(keep=1)) as checkpoints:
+        assert checkpoints.best_step is None
+        checkpoints.note(1, 1.0)
+        checkpoints.note(2, 2.0)
+        checkpoints.note(9, 0.5)  # evaluated, and not saved
+        assert checkpoints.best_step == 1
+        checkpoints.save(3, state(3))
+        checkpoints.wait()
+        assert (checkpoints.steps, checkpoints.best_step) == ([1, 3], 1)

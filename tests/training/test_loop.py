@@ -5,8 +5,10 @@ import json
 import pytest
 
 from lmjax.commands.train import train
+from lmjax.errors import PreemptedError
 from lmjax.training.metrics import read_metrics
-from tests.workdirs import bits, losses, resumed_from
+from lmjax.training.preemption import StopRequest
+from tests.workdirs import bits, losses, resumed_from, untimed_lines
 
 
 def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys):
@@ -24,6 +26,22 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys):
     # Killed after step 3, it takes one step, evaluates as it did, and stops again.
     again = train(config, resumed_from(workdir, 3, tmp_path / "again"), progress=False)
     assert (bits(again, 4), losses(again)) == before
+
+
+def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, capsys, monkeypatch):
+    """Also where an evaluation is due, which is then made when the run goes on, and at the last step."""
+    config = tiny(steps=2, model__num_layers=1, evaluation__every=1, checkpoint__every=2)
+    whole = train(config, tmp_path / "whole", progress=False)
+    report = capsys.readouterr().out
+    for step in (1, 2):
+        with monkeypatch.context() as asked:
+            asked.setattr(StopRequest, "stop_at", lambda _, number, step=step: number == step)
+            with pytest.raises(PreemptedError, match=f"step {step} of 2"):
+                train(config, tmp_path / "run", progress=False)
+    workdir = train(config, tmp_path / "run", progress=False)
+    assert capsys.readouterr().out.replace(str(workdir), str(whole)) == report
+    assert untimed_lines(workdir) == untimed_lines(whole)
+    assert bits(workdir, 2) == bits(whole, 2)
 
 
 @pytest.fixture(scope="module")

@@ -215,7 +215,7 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(name, tmp_path):
     state = {"params": params, "opt_state": opt_state}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
-        checkpoints.save(1, state, None)
+        checkpoints.save(1, state)
         checkpoints.wait()
         restored = checkpoints.restore(abstract)
     assert jax.tree.structure(restored) == jax.tree.structure(state)

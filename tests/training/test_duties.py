@@ -1,0 +1,183 @@
+"""What a step owes (a line, an evaluation, a checkpoint, an early end) is done once, wherever a run broke off.
+
+The loop, the checkpoints and the files are the real ones; the model is a number, so that every place can be tried.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lmjax.errors import PreemptedError
+from lmjax.model.config import DropoutRates
+from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
+from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
+from lmjax.training.loop import Loop
+from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers
+from lmjax.training.stages import OpenStage
+from lmjax.training.state import TrainState
+from lmjax.training.stopping import resumed
+from tests.workdirs import untimed_lines
+
+STEPS = 6
+LOSSES = (5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0)  # of every step: the best is evaluated, and is no multiple of 3
+
+
+class Killed(BaseException):
+    """No handler expects it, as none sees SIGKILL."""
+
+
+class Course:
+    """One stage of all steps; the parameters count them, and add up the batches."""
+
+    def __init__(self, start):
+        def step(state, batch, hparams):
+            del hparams
+            params = {"steps": state.params["steps"] + 1, "sum": state.params["sum"] * 1.5 + batch}
+            metrics = {"loss": params["sum"], "learning_rate": jnp.ones(()), "grad_norm": jnp.ones(())}
+            counts = {"tokens": jnp.ones((), jnp.uint32), "tokens_seen": state.tokens_seen, "skipped_in_a_row": 0}
+            return state.replace(params=params, step=state.step + 1), metrics | counts
+
+        self._stage = OpenStage(None, step, jnp.float32, iter(range(start, 100)), 1.0)
+
+    def at(self, number):
+        del number
+        return self._stage
+
+    def changes(self, number):
+        del number
+        return False
+
+    def epochs(self, number):
+        return {"train": number / 10}
+
+
+class Evaluator:
+    """The losses above."""
+
+    sets = (types.SimpleNamespace(name="heldout"),)
+
+    def compile(self, params):
+        pass
+
+    def __call__(self, params):
+        return {"eval/heldout/loss": LOSSES[int(params["steps"])]}
+
+
+class Moments:
+    """Counts the moments before and after what it wraps, and kills at one of them."""
+
+    def __init__(self, killed_at):
+        self.count, self._killed_at = 0, killed_at
+
+    def __call__(self, f):
+        def wrapped(*args):
+            self._pass()
+            result = f(*args)
+            self._pass()
+            return result
+
+        return wrapped
+
+    def _pass(self):
+        if self.count == self._killed_at:
+            raise Killed
+        self.count += 1
+
+
+def first_state():
+    zero = jnp.zeros((), jnp.int32)
+    params = {"steps": zero, "sum": jnp.ones(())}
+    return TrainState(zero, params, {}, jax.random.key(0), jnp.zeros(2, jnp.uint32), zero, zero)
+
+
+def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, logging_every=1):
+    """Returns the last sum, the last checkpoint, the best, and how many moments there were to be killed at.
+
+    Args:
+        workdir: goes on from what is there.
+        stops: the steps at which the run is asked to stop.
+        killed_at: number of the moment at which it is killed: before or after a line or a checkpoint.
+        patience: of early stopping.
+        evaluation_every: steps between evaluations.
+        logging_every: steps between lines.
+    """
+    moments = Moments(killed_at)
+    evaluation = EvaluationConfig(every=evaluation_every, patience=patience)
+    logging = LoggingConfig(every=logging_every, tensorboard=False)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), first_state())
+    hparams = Hyperparameters.build(OptimizerConfig(), steps=STEPS, dropout=DropoutRates(), loss_weights={})
+    with Checkpoints(workdir, CheckpointConfig(every=3)) as checkpoints:
+        restored = checkpoints.restore(abstract)
+        state = first_state() if restored is None else restored
+        start = int(state.step)
+        with MetricsWriter(workdir, logging, start) as writer:
+            writer.write, checkpoints.save = moments(writer.write), moments(checkpoints.save)
+            stopping = resumed(evaluation, checkpoints, workdir, "heldout", start)
+            state = Loop(
+                steps=STEPS, max_skipped=5, evaluation=evaluation, checkpoint=CheckpointConfig(every=3),
+                logging=logging, hparams=hparams, course=Course(start), budget=None, stopping=stopping,
+                evaluator=Evaluator(), checkpoints=checkpoints, writer=writer,
+                stop=types.SimpleNamespace(stop_at=lambda number: number in stops), timers=Timers(), peak_flops=None,
+                progress=False,
+            ).run(state)  # fmt: skip
+        return float(state.params["sum"]), checkpoints.steps[-1], checkpoints.best_step, moments.count
+
+
+OPTIONS = {
+    "whole": {},
+    "stopped early": {"patience": 2, "evaluation_every": 1},
+    "evaluated at the end": {"evaluation_every": 0},
+    "few lines": {"logging_every": 4},
+    "stopped early with few lines": {"patience": 2, "evaluation_every": 1, "logging_every": 100},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def whole(request, tmp_path_factory):
+    """The options, the results and the lines of a run that nothing breaks off."""
+    options = OPTIONS[request.param]
+    workdir = tmp_path_factory.mktemp("whole")
+    result = run(workdir, **options)
+    return options, result, untimed_lines(workdir)
+
+
+def test_the_yardstick_is_as_planned(whole):
+    options, (_, last, _, _), lines = whole
+    assert last == (4 if "patience" in options else STEPS)
+    evaluated = {0: [0, 6], 1: [0, 1, 2, 3, 4], 2: [0, 2, 4, 6]}[options.get("evaluation_every", 2)]
+    assert [line["step"] for line in lines if "eval/heldout/loss" in line] == evaluated
+    every, logged = options.get("logging_every", 1), [line["step"] for line in lines if "train/loss" in line]
+    assert logged == [step for step in range(1, last + 1) if step % every == 0 or step in evaluated]
+
+
+@pytest.mark.parametrize("stops", [*((k,) for k in range(1, STEPS + 1)), tuple(range(1, STEPS + 1))], ids=str)
+def test_a_run_that_is_asked_to_stop_does_all_of_it_once(whole, tmp_path, stops):
+    options, (params, last, _, _), lines = whole
+    for stop in (s for s in stops if s < last or (s == last and "patience" not in options)):
+        with pytest.raises(PreemptedError, match=f"step {stop}"):
+            run(tmp_path, stops=(stop,), **options)
+    found = run(tmp_path, **options)
+    assert found[:2] == (params, last)
+    assert untimed_lines(tmp_path) == lines
+    # A checkpoint is the best by its step's loss, whether that is known before or after it is written.
+    evaluated = {line["step"] for line in lines if "eval/heldout/loss" in line}
+    steps = {*stops, *range(3, last, 3), last} & evaluated
+    assert LOSSES[found[2]] == min(LOSSES[step] for step in steps if step <= last)
+
+
+def test_a_run_killed_between_any_two_of_them_does_all_of_it_once(whole, tmp_path):
+    """Killed at any moment of the whole run; or asked to stop where an evaluation is due, and killed after that."""
+    options, (params, last, _, moments), lines = whole
+    for stops, number in [((), n) for n in range(moments)] + [((2,), n) for n in range(6)]:
+        workdir = tmp_path / f"{len(stops)}-{number}"
+        workdir.mkdir()
+        if stops:
+            with pytest.raises(PreemptedError):
+                run(workdir, stops=stops, **options)
+        with pytest.raises(Killed):
+            run(workdir, killed_at=number, **options)
+        assert run(workdir, **options)[:2] == (params, last), (stops, number)
+        assert untimed_lines(workdir) == lines, (stops, number)
