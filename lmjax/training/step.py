@@ -106,7 +106,9 @@ def loss_and_gradients(
 
     The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so microbatches,
     packing and the mesh divide the work and leave the gradient as it is. Inside `jax.pmap`, whose axis is named,
-    `batch` is one replica's part, and weights, sums and gradients are those of all replicas together.
+    `batch` is one replica's part and weights are those of all; what is returned is this replica's share of the sums and
+    gradients. Its caller adds them up: a sum over replicas in here would be differentiated with the gradient, and the
+    transpose of a sum adds up the same vector once for each replica.
     """
     whole = whole_weights(model, task, batch, axis)
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
@@ -126,7 +128,7 @@ def loss_and_gradients(
     gradient = jax.grad(loss, has_aux=True)
     if accumulation == 1:
         grads, sums = gradient(state.params, batch, jnp.zeros((), jnp.int32))
-        return over_replicas((sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)), axis)
+        return sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     def add(carry: PyTree, part: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
         grads, sums = gradient(state.params, *part)
@@ -136,7 +138,7 @@ def loss_and_gradients(
     shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     (grads, sums), _ = jax.lax.scan(add, zeros, parts)
-    return over_replicas((sums, grads), axis)
+    return sums, grads
 
 
 def make_train_step(
@@ -148,12 +150,17 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch, hparams: Hyperparameters) -> tuple[TrainState, Metrics]:
-        def gradient(params: PyTree) -> tuple[dict[str, LossSum], PyTree]:
+        def share(params: PyTree) -> tuple[dict[str, LossSum], PyTree]:
             at = state.replace(params=params)
             sums, grads = loss_and_gradients(model, task, at, batch, hparams, accumulation, axis)
             return sums, zero_frozen(config, grads)
 
-        sums, grads = gradient(state.params)
+        def curvature(params: PyTree) -> PyTree:
+            # No microbatch has this number, so nothing else draws with this key; all replicas draw the same signs.
+            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2**31)
+            return over_replicas(hutchinson(lambda params: share(params)[1], params, key), axis)
+
+        sums, grads = over_replicas(share(state.params), axis)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm) & jnp.all(jnp.stack([jnp.isfinite(s.loss) for s in sums.values()]))
         good, spikes = finite, None
@@ -161,7 +168,7 @@ def make_train_step(
             spike, spikes = judge(state.spikes, grad_norm, finite, hparams)
             good = finite & ~spike
         tokens = over_replicas(count_tokens(batch), axis)
-        state = _updated(state, grads, good, config, hparams, lambda params: gradient(params)[1]).replace(
+        state = _updated(state, grads, good, config, hparams, curvature).replace(
             step=state.step + 1,
             tokens_seen=add_tokens(state.tokens_seen, tokens),
             skipped=state.skipped + ~finite,
@@ -188,7 +195,7 @@ def _updated(
     good: jax.Array,
     config: OptimizerConfig,
     hparams: Hyperparameters,
-    gradient: Callable[[PyTree], PyTree],
+    curvature: Callable[[PyTree], PyTree],
 ) -> TrainState:
     """Returns the state with new parameters, average and optimizer state, or, if the update is not good, the old ones.
 
@@ -198,15 +205,11 @@ def _updated(
         good: bool, whether the update counts.
         config: the optimizer.
         hparams: its numbers.
-        gradient: the gradients at other parameters, for optimizers that look at the curvature.
+        curvature: estimates the diagonal of the Hessian at parameters, for the optimizers that ask.
     """
     params = as_float32(state.params)
-    # No microbatch has this number, so nothing else draws with this key.
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2**31)
     optimizer = make_optimizer(config, hparams, state.step)
-    updates, opt_state = optimizer.update(
-        grads, state.opt_state, params, curvature=lambda: hutchinson(gradient, params, key)
-    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, params, curvature=lambda: curvature(params))
     new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state}
     if state.average is not None:
         # A young average forgets faster, or it would long remember the first parameters.
