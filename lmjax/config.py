@@ -122,7 +122,7 @@ def default_config(objective: tuple[str, ...] = ("next_token",), architecture: s
         ),
         model=PRESETS[f"nano_{chosen}"].model_copy(update={"vocab_size": 0}),
         tokenizer=TokenizerConfig(vocab_size=2048),
-        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=40),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=None),
         evaluation=EvaluationConfig(every=200),
         checkpoint=CheckpointConfig(every=200),
     )

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 from absl import logging
 
+from lmjax.config import Config
 from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import abstract_params, flat
@@ -65,6 +66,7 @@ def fit(
             # A new state is computed while the first step is compiled: nobody waits for it here.
             state = make_state(_given(run)) if restored is None else restored
         start = 0 if restored is None else int(restored.step)
+        _warn_of_warmup(config)
         if announce is not None:
             announce(run, abstract.params, start)
         if budget:
@@ -98,6 +100,18 @@ def fit(
                 progress=progress,
             ).run(state)
     return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
+
+
+def _warn_of_warmup(config: Config) -> None:
+    """Warns of a warm-up that does not end before the run does; a time budget's steps are not known yet."""
+    optimizer, warmup = config.optimizer, config.optimizer.warmup(config.steps)
+    if warmup >= config.steps > 1 and config.minutes is None:
+        logging.warning(
+            "--config.optimizer.warmup_steps=%d is no shorter than the run of %d steps: the learning rate rises to "
+            "%.3g, and its peak %.3g is %s; lower it, or take --config.optimizer.warmup_steps=none",
+            warmup, config.steps, optimizer.learning_rate * config.steps / warmup, optimizer.learning_rate,
+            "never reached" if warmup > config.steps else "that of the last update",
+        )  # fmt: skip
 
 
 def _given(run: Run) -> dict[str, Any] | None:

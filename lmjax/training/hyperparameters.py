@@ -22,13 +22,18 @@ from lmjax.schema import Schema
 PyTree = Any
 Shape = Literal["constant", "linear", "cosine", "rsqrt", "wsd", "polynomial"]
 
+# Steps, where the config leaves the warm-up to the run's length: what the nano models' 600 steps were tuned with.
+_LONGEST_WARMUP = 40
+
 
 class OptimizerConfig(Schema):
     """The optimizer, its schedule, and their numbers; one flat group, where the description says who reads a field."""
 
     name: Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon", "schedule_free", "sophia"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="the peak")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from zero")
+    warmup_steps: int | None = Field(
+        0, ge=0, description="steps of linear warm-up from zero; none: a tenth of the run, but at most 40"
+    )
     final_ratio: float = Field(0.1, ge=0, le=1, description="the last learning rate over the peak")
     schedule: Literal[Shape, "joined"] = Field("cosine", description="what follows the warm-up")
     cooldown: float = Field(0.2, gt=0, le=1, description="wsd: the share of the steps in which the rate falls")
@@ -101,6 +106,10 @@ class OptimizerConfig(Schema):
                 raise ValueError(f"group_patterns: {pattern!r} is no regular expression: {e}") from e
         return self
 
+    def warmup(self, steps: int) -> int:
+        """Returns the steps of warm-up of a run of `steps`."""
+        return min(_LONGEST_WARMUP, steps // 10) if self.warmup_steps is None else self.warmup_steps
+
 
 class Hyperparameters(struct.PyTreeNode):
     """The numbers of a run, float32 arrays that ride beside the state; `OptimizerConfig` says what most of them are.
@@ -151,7 +160,13 @@ class Hyperparameters(struct.PyTreeNode):
         penalties: Penalties = NO_PENALTIES,
     ) -> Hyperparameters:
         """Returns the numbers of a config as arrays."""
-        own = {"total_steps": steps, "dropout": dropout, "loss_weights": loss_weights, "penalties": penalties}
+        own = {
+            "total_steps": steps,
+            "warmup_steps": config.warmup(steps),
+            "dropout": dropout,
+            "loss_weights": loss_weights,
+            "penalties": penalties,
+        }
         numbers = {name: getattr(config, name) for name in cls.__dataclass_fields__ if name not in own}
         arrays = {name: None if value is None else jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
         return cls(**arrays, **jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), own))

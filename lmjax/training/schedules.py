@@ -15,10 +15,10 @@ class Phase(NamedTuple):
     """Where a schedule stands.
 
     Attributes:
-        progress: from 0 at its first step to 1 at its last.
+        progress: 0 at the last update before it, 1 at its own last.
         step: updates so far, the coming one included.
-        begin: updates before it.
-        start: the rate over the peak where it takes over: 1 after the warm-up.
+        begin: updates before it; the warm-up's last one, which has the peak, is the first that counts.
+        start: the rate over the peak at the last update before it: 1 after the warm-up.
         final: the rate over the peak that it falls to.
     """
 
@@ -52,8 +52,7 @@ def _cosine(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Ar
 def _rsqrt(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
     """1 / sqrt(step), which knows no end (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
     del config, h
-    begin = jnp.maximum(phase.begin, 1)
-    return phase.start * jnp.sqrt(begin / jnp.maximum(phase.step, begin))
+    return phase.start * jnp.sqrt(phase.begin / jnp.maximum(phase.step, phase.begin))
 
 
 def _wsd(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
@@ -81,23 +80,27 @@ SCHEDULES: dict[str, Callable[[Phase, OptimizerConfig, Hyperparameters], jax.Arr
 
 
 def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) -> jax.Array:
-    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule, down to the last step.
+    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule, down to the last update.
 
-    Joined schedules share the steps after the warm-up, and each takes over where the one before it left off.
+    Of n updates of warm-up the first has 1 / n of the peak and the last the peak; without warm-up the first update has
+    the peak. The last update of the run has `final_ratio` of it, where the schedule has an end. Joined schedules share
+    the steps after the warm-up, and each takes over where the one before it left off. A warm-up that is as long as the
+    run is all there is of it.
     """
-    step = step.astype(jnp.float32)
-    warmup = jnp.minimum((step + 1) / jnp.maximum(h.warmup_steps, 1), 1)
+    # Updates so far, this one included: the first is number 1, the last is number `total_steps`.
+    number = step.astype(jnp.float32) + 1
+    warmup_steps = jnp.maximum(h.warmup_steps, 1)
     names = config.schedules or (config.schedule,)
-    ends = jnp.cumsum(h.shares) / jnp.sum(h.shares) if config.schedules else jnp.ones(1)
-    decay_steps = jnp.maximum(h.total_steps - h.warmup_steps, 1)
+    ends = jnp.cumsum(h.shares) if config.schedules else jnp.ones(1)
+    decay_steps = jnp.maximum(h.total_steps - warmup_steps, 0)
 
-    begin, start = h.warmup_steps, jnp.ones(())
+    begin, start = warmup_steps, jnp.ones(())
     factor = start
-    for name, end in zip(names, list(ends), strict=True):
-        last = h.warmup_steps + end * decay_steps
-        progress = jnp.clip((step - begin) / (last - begin), 0, 1)
-        phase = Phase(progress, step + 1, begin, start, h.final_ratio)
-        factor = jnp.where(step >= begin, SCHEDULES[name](phase, config, h), factor)
+    for name, end in zip(names, list(ends / ends[-1]), strict=True):
+        last = warmup_steps + end * decay_steps
+        progress = jnp.clip((number - begin) / jnp.maximum(last - begin, 1e-6), 0, 1)
+        phase = Phase(progress, number, begin, start, h.final_ratio)
+        factor = jnp.where(number > begin, SCHEDULES[name](phase, config, h), factor)
         start = SCHEDULES[name](phase._replace(progress=jnp.ones(()), step=last), config, h)
         begin = last
-    return h.learning_rate * warmup * factor
+    return h.learning_rate * jnp.minimum(number / warmup_steps, 1) * factor

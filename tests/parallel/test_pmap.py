@@ -74,14 +74,7 @@ def test_every_optimizer_makes_one_update_on_every_replica(layer, name):
     Two replicas do: sums that are not made, or made twice, show as well as with eight.
     """
     run, batch = layer
-    fields = {
-        "name": name,
-        "schedule": "constant",
-        "curvature_every": 1,
-        "warmup_steps": 0,
-        "factor_from": 2,
-        "gamma": 1.0,
-    }
+    fields = {"name": name, "schedule": "constant", "curvature_every": 1, "factor_from": 2, "gamma": 1.0}
     config = run.config.optimizer.model_copy(update=fields)
     hparams = jax.device_get(run.hparams).replace(curvature_every=np.float32(1), gamma=np.float32(1))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])

@@ -11,12 +11,14 @@ from lmjax.training.preemption import StopRequest
 from tests.workdirs import bits, losses, resumed_from, untimed_lines
 
 
-def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys):
+def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, caplog):
     config = tiny(
         steps=20, model__num_layers=1, evaluation__every=2, evaluation__patience=2, evaluation__min_delta=10,
         checkpoint__every=3,
     )  # fmt: skip
     workdir = train(config, tmp_path / "run", progress=False)
+    # The tests' short runs never get to the end of their warm-up.
+    assert "warmup_steps=40 is no shorter than the run of 20 steps: the learning rate rises to 0.002" in caplog.text
     assert "stopped at step 4: the held-out loss has not fallen below" in capsys.readouterr().out
     assert read_metrics(workdir, "eval/heldout/loss")[0] == [0, 2, 4]
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "4"}
