@@ -18,6 +18,7 @@ from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import hutchinson, make_optimizer
+from lmjax.training.rounding import add_updates
 from lmjax.training.schedules import learning_rate
 from lmjax.training.spikes import judge
 from lmjax.training.state import TrainState, add_tokens, as_float32
@@ -27,6 +28,9 @@ Metrics = dict[str, jax.Array]
 
 # The outputs that are forward passes, by the method of the model that makes them.
 STATES = {"states": "__call__", "generator_states": "generator_states"}
+
+# Purposes of a step's keys beside dropout, whose keys are numbered by the microbatch: no microbatch has these numbers.
+_SIGNS, _ROUNDING = 2**31, 2**31 + 1
 
 
 def forward(
@@ -156,8 +160,8 @@ def make_train_step(
             return sums, zero_frozen(config, grads)
 
         def curvature(params: PyTree) -> PyTree:
-            # No microbatch has this number, so nothing else draws with this key; all replicas draw the same signs.
-            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 2**31)
+            # All replicas draw the same signs.
+            key = _key(state, _SIGNS)
             return over_replicas(hutchinson(lambda params: share(params)[1], params, key), axis)
 
         sums, grads = over_replicas(share(state.params), axis)
@@ -210,7 +214,7 @@ def _updated(
     params = as_float32(state.params)
     optimizer = make_optimizer(config, hparams, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, params, curvature=lambda: curvature(params))
-    new = {"params": optax.apply_updates(state.params, updates), "opt_state": opt_state}
+    new = {"params": add_updates(state.params, updates, _key(state, _ROUNDING)), "opt_state": opt_state}
     if state.average is not None:
         # A young average forgets faster, or it would long remember the first parameters.
         age = state.step.astype(jnp.float32)
@@ -218,6 +222,11 @@ def _updated(
         new["average"] = jax.tree.map(lambda a, p: a + share * (p - a), state.average, new["params"])
     old = {name: getattr(state, name) for name in new}
     return state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
+
+
+def _key(state: TrainState, purpose: int) -> jax.Array:
+    """Returns a step's key for a purpose, the same on all replicas."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), purpose)
 
 
 def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -> Metrics:

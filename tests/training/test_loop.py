@@ -48,11 +48,12 @@ def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, ca
 
 @pytest.fixture(scope="module")
 def config(tiny):
-    """All that an optimizer may keep: matrices and others, an average, a guard, groups."""
+    """All that an optimizer may keep: matrices and others, an average, a guard, groups, roundings at random."""
     return tiny(
         "mlm,nsp", steps=6, checkpoint__every=3, checkpoint__keep=10, evaluation__every=3, optimizer__name="muon",
         optimizer__ema_decay=0.9, optimizer__spike_factor=1.5, optimizer__spike_warmup=1, optimizer__layer_decay=0.9,
         optimizer__group_patterns="table,scale", optimizer__group_factors="0.5,0", optimizer__schedule="wsd",
+        model__param_dtype="bfloat16",
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.groups import decay_mask, map_named, names_of
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS, averaged_iterate, hutchinson, make_optimizer, orthogonalized
+from lmjax.training.rounding import add_updates
+from lmjax.training.state import as_float32
 
 RATES = {
     "adamw": 1e-2, "adam": 1e-2, "sgd": 3e-2, "adafactor": 5e-2, "lion": 3e-3, "muon": 5e-2, "schedule_free": 3e-2,
@@ -222,6 +224,41 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(name, tmp_path):
     grads = some_grads(1, params)
     kept, back = (step(s["params"], s["opt_state"], grads, jnp.int32(1)) for s in (state, restored))
     jax.tree.map(np.testing.assert_array_equal, kept, back)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_below_the_spacing_of_bfloat16_add_up(name):
+    """In the mean over many elements they are those of float32; rounded to the nearest, not one would move."""
+    config = config_of(name, weight_decay=0.0, clip_norm=None)
+    shape = {"layer_0": {"up": {"kernel": jnp.full((64, 64), 1.5)}}}
+    grads = jax.tree.map(lambda x: jnp.abs(x) + 0.5, some_grads(0, shape))
+    spacing, steps = 2.0**-7, 8
+
+    def direction(params, opt_state, number):
+        optimizer = make_optimizer(config, numbers(config), number)
+        return optimizer.update(grads, opt_state, params, curvature=lambda: jax.tree.map(jnp.abs, grads))
+
+    updates, _ = jax.jit(direction)(shape, initial(config, shape), jnp.int32(0))
+    size = 0.05 * spacing / float(jnp.mean(jnp.abs(jax.tree.leaves(updates)[0])))
+    config = config.model_copy(update={"learning_rate": RATES[name] * size})
+    moved = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = optax.tree.cast(shape, dtype)
+        opt_state = initial(config, as_float32(params))
+
+        @jax.jit
+        def step(params, opt_state, number):
+            updates, opt_state = direction(as_float32(params), opt_state, number)
+            return add_updates(params, updates, jax.random.key(number)), opt_state
+
+        for number in range(steps):
+            params, opt_state = step(params, opt_state, jnp.int32(number))
+        (found,) = jax.tree.leaves(params)
+        assert found.dtype == dtype
+        moved[dtype.__name__] = 1.5 - found.astype(jnp.float32)
+    assert float(jnp.max(jnp.abs(moved["float32"]))) / steps < spacing / 2, "an update is as large as the spacing"
+    along = moved["bfloat16"] * jnp.sign(moved["float32"])
+    assert float(along.mean()) == pytest.approx(float(jnp.abs(moved["float32"]).mean()), rel=0.15)
 
 
 def newton_schulz(x):
