@@ -18,6 +18,11 @@ PyTree = Any
 _SCANNED = "layers"
 # A layer of its own: one of many in turn, or the one that all share.
 _SINGLE = re.compile(r"layer_(\d+)|shared_layer")
+# Tables that are biases on attention scores, a scalar for each head and distance, and no vectors of anything.
+_BIAS_TABLES = ("relative_bias", "cross_relative_bias")
+# What stands before the lowest layer: the token table, positions and types with their norm, and the way from a
+# factorised table's width to the model's.
+_BELOW = {"embedding", "inputs", "project_in"}
 
 
 def names_of(path: tuple) -> tuple[str, ...]:
@@ -36,8 +41,13 @@ def is_scanned(names: tuple[str, ...]) -> bool:
 
 
 def is_matrix(names: tuple[str, ...]) -> bool:
-    """Returns whether a parameter, in each layer, is a matrix: a kernel or an embedding, no vector."""
-    return names[-1] in ("kernel", "table")
+    """Returns whether a parameter, in each layer, is a matrix: a kernel or an embedding, no vector and no bias."""
+    return names[-1] in ("kernel", "table") and not is_bias_table(names)
+
+
+def is_bias_table(names: tuple[str, ...]) -> bool:
+    """Returns whether a parameter is a table of biases on attention scores (Raffel et al. 2020, section 2.1)."""
+    return len(names) > 1 and names[-2] in _BIAS_TABLES
 
 
 def is_hidden_matrix(names: tuple[str, ...]) -> bool:
@@ -58,8 +68,8 @@ def matrix_shape(names: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, i
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Returns True at the parameters that weight decay acts on: all but biases, the scales of norms and sinks."""
-    return map_named(lambda names, _: not names[-1].endswith(("bias", "scale", "sinks", "sink_logits")), params)
+    """Returns True at the parameters that weight decay acts on: the matrices; no biases, scales of norms or sinks."""
+    return map_named(lambda names, _: is_matrix(names), params)
 
 
 def _group(config: OptimizerConfig, names: tuple[str, ...]) -> int | None:
@@ -97,9 +107,10 @@ def check_groups(config: OptimizerConfig, params: PyTree) -> None:
 def rate_factors(config: OptimizerConfig, h: Hyperparameters, tree: PyTree) -> PyTree:
     """Returns what the learning rate of every parameter is multiplied by, in a shape that fits it.
 
-    With `layer_decay` d, a layer with n layers above it in its stack gets d**(n + 1), embeddings and position tables
-    one factor more than the lowest layer, and what comes after the layers 1 (Howard and Ruder 2018, arXiv:1801.06146,
-    section 3.2; Clark et al. 2020, arXiv:2003.10555, section 3.4).
+    With `layer_decay` d, a layer with n layers above it in its stack gets d**(n + 1), and so do biases on attention
+    scores that the layers share, as a part of the lowest; what stands before the layers, one factor more than the
+    lowest; and what comes after them 1 (Howard and Ruder 2018, arXiv:1801.06146, section 3.2; Clark et al. 2020,
+    arXiv:2003.10555, section 3.4, whose code counts the projection of small embeddings among these).
     """
     counts = _layer_counts(tree)
 
@@ -134,8 +145,9 @@ def _depth(names: tuple[str, ...], leaf: jax.Array, counts: dict[tuple[str, ...]
     """Returns how many factors of layer decay a parameter gets; `[layers, 1, ...]` for scanned layers."""
     place = _stack_of(names)
     if place is None:
-        below = names[-1] == "table" or bool({"embedding", "inputs"} & set(names))
-        return jnp.float32(max(counts.values(), default=0) + 1 if below else 0)
+        if is_bias_table(names):
+            return jnp.float32(counts.get(names[:-2], 0))
+        return jnp.float32(max(counts.values(), default=0) + 1 if _BELOW & set(names) else 0)
     stack, name = place
     if name == _SCANNED:
         depths = jnp.arange(counts[stack], 0, -1, dtype=jnp.float32)

@@ -1,5 +1,8 @@
 """Parameters by path: matrices, decay, and learning rates by pattern and by depth, scanned or not."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 from lmjax.errors import FlagError
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.presets import PRESETS
 from lmjax.training.groups import (
     check_groups,
     decay_mask,
     is_frozen,
     is_hidden_matrix,
+    is_matrix,
     map_named,
     matrix_shape,
     names_of,
@@ -26,8 +31,7 @@ def shapes(**fields):
     sizes = {"vocab_size": 64, "embed_dim": 8, "num_heads": 2, "mlp_dim": 32, "num_layers": 3, "max_length": 16}
     model = LanguageModel(ModelConfig(**(sizes | {"architecture": "decoder"} | fields)))
     boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    plain = map_named(lambda names, x: jax.ShapeDtypeStruct(x.shape, x.dtype), boxed)
-    return {"/".join(names_of(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
+    return flat(map_named(lambda names, x: jax.ShapeDtypeStruct(x.shape, x.dtype), boxed))
 
 
 def tree(paths):
@@ -42,13 +46,17 @@ def tree(paths):
     return result
 
 
+def flat(nested):
+    """Returns nested dictionaries as values by path."""
+    return {"/".join(names_of(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nested)}
+
+
 def factors(paths, **fields):
     """Returns the factor of every path, stacked layers as lists."""
     config = OptimizerConfig(**fields)
     h = Hyperparameters.build(config, steps=1, dropout=DropoutRates(), loss_weights={})
     found = rate_factors(config, h, tree(paths))
-    leaves = jax.tree_util.tree_leaves_with_path(found)
-    return {"/".join(names_of(path)): np.asarray(x).reshape(-1).tolist() for path, x in leaves}
+    return {path: np.asarray(x).reshape(-1).tolist() for path, x in flat(found).items()}
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -69,15 +77,91 @@ def test_experts_are_a_matrix_each_and_the_router_is_no_hidden_one():
     assert is_hidden_matrix(("stack", "shared_layer", "mlp", "up", "kernel"))
 
 
-def test_decay_leaves_vectors_of_biases_and_norms_alone():
-    params = {"a": {"kernel": 1, "bias": 2}, "norm": {"scale": 3}, "embedding": {"table": 4}, "output_bias": 5}
-    assert decay_mask(params) == {
-        "a": {"kernel": True, "bias": False},
-        "norm": {"scale": False},
-        "embedding": {"table": True},
-        "output_bias": False,
-    }
-    assert decay_mask({"relative_bias": {"table": 1}}) == {"relative_bias": {"table": True}}
+# Every kind of parameter, by the end of its path: whether it decays, whether it is a matrix, whether it is a kernel of
+# a layer (muon's), and where layer decay sees it: in its layer, in the lowest one, below the layers or above them.
+KINDS = {
+    r"(attention|cross_attention)/(query|key|value|out)/kernel": (True, True, True, "layer"),
+    r"mlp/(up|gate|down)/kernel": (True, True, True, "layer"),
+    r"moe/(up|gate|down)/kernel": (True, True, True, "layer"),
+    r"router/kernel": (True, True, False, "layer"),
+    r"(attention|cross_attention)/(query|key|value|out)/bias": (False, False, False, "layer"),
+    r"(mlp|moe)/(up|gate|down)/bias": (False, False, False, "layer"),
+    r"(query|key)_norm/(scale|bias)": (False, False, False, "layer"),
+    r"(attention|cross_attention|mlp)(_output)?_norm/(scale|bias)": (False, False, False, "layer"),
+    r"sink_logits": (False, False, False, "layer"),
+    r"layer[^/]*/(cross_)?relative_bias/table": (False, False, False, "layer"),
+    r"stack/(cross_)?relative_bias/table": (False, False, False, "lowest"),
+    r"embedding/table": (True, True, False, "below"),
+    r"inputs/(positions|types)/table": (True, True, False, "below"),
+    r"inputs/norm/(scale|bias)": (False, False, False, "below"),
+    r"project_in/kernel": (True, True, False, "below"),
+    r"project_in/bias": (False, False, False, "below"),
+    r"stack/final_norm/(scale|bias)": (False, False, False, "above"),
+    r"(project_out|output)/kernel": (True, True, False, "above"),
+    r"(project_out/|output_)bias": (False, False, False, "above"),
+    r"(\w+_head/\w+|transform/dense)/kernel": (True, True, False, "above"),
+    r"(\w+_head/\w+|transform/dense)/bias": (False, False, False, "above"),
+    r"transform/norm/(scale|bias)": (False, False, False, "above"),
+}
+HEADS_OF = {"encoder": ("masked_lm", "next_sentence", "replaced_token", "pooler", "classifier", "tagger", "span")}
+EXTRA = {
+    "relative_per_layer": {"architecture": "encoder_decoder", "positions": "relative", "cross_positions": "relative",
+                           "relative": {"per_layer": True}},
+    "relative_across": {"architecture": "encoder_decoder", "positions": "relative", "cross_positions": "relative"},
+    "sinks": {"sink_logits": True, "qk_norm": "head"},
+    "factorised": {"embedding_dim": 4},
+    "experts": {"moe": {"num_experts": 4, "top_k": 2}},
+}  # fmt: skip
+
+
+def small(config):
+    """Returns a model of a preset's parts with two layers, or one that is shared."""
+    sizes = {"num_layers": 2, "vocab_size": config.vocab_size or 64}
+    return config.model_copy(update=sizes | ({"num_decoder_layers": 2} if config.num_decoder_layers else {}))
+
+
+@functools.cache
+def parameters_of(name):
+    """Returns shapes by path of a preset, or of a model with a part that no preset has."""
+    if name in EXTRA:
+        return shapes(**(EXTRA[name] | {"num_layers": 2}))
+    config = small(PRESETS[name])
+    model = LanguageModel(config, HEADS_OF.get(config.architecture, ()))
+    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return flat(map_named(lambda names, x: jax.ShapeDtypeStruct(x.shape, x.dtype), boxed))
+
+
+def kind_of(path):
+    """Returns the one row of the table that a path belongs to; the same names in a layer and outside are two."""
+    in_layer = re.search(r"/(layers|layer_\d+|shared_layer)/", path) is not None
+    found = [p for p in KINDS if re.fullmatch(f"(.*/)?{p}", path) and (KINDS[p][3] == "layer") == in_layer]
+    assert len(found) == 1, f"{path}: {found}; say in KINDS what this kind of parameter is"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *EXTRA])
+def test_what_decays_what_is_a_matrix_and_how_deep_it_stands(name):
+    """Of every parameter of every preset, by an explicit table; a new kind of parameter has to be put there."""
+    paths = parameters_of(name)
+    decays = flat(decay_mask(tree(paths)))
+    found_factors = factors(paths, layer_decay=0.5)
+    layers = 1 if any("shared_layer" in path for path in paths) else 2
+    for path in paths:
+        names = tuple(path.split("/"))
+        decay, matrix, hidden, place = KINDS[kind_of(path)]
+        assert (decays[path], is_matrix(names), is_hidden_matrix(names)) == (decay, matrix, hidden), path
+        expected = {"below": [0.5 ** (layers + 1)], "lowest": [0.5**layers], "above": [1.0]}
+        if place != "layer":
+            assert found_factors[path] == expected[place], path
+        elif "layers" in names:
+            assert found_factors[path] == [0.25, 0.5], path
+        else:
+            assert found_factors[path] == [0.25 if "layer_0" in names else 0.5], path
+
+
+def test_every_kind_of_parameter_exists():
+    """A row of the table that nothing fits would test nothing."""
+    assert {kind_of(path) for name in [*PRESETS, *EXTRA] for path in parameters_of(name)} == set(KINDS)
 
 
 def test_the_first_pattern_that_matches_counts():
@@ -105,9 +189,8 @@ def test_layer_decay_falls_from_the_top_to_the_embeddings(positions):
     scanned = factors(shapes(positions=positions), layer_decay=0.5)
     assert scanned["backbone/stack/layers/mlp/up/kernel"] == [0.125, 0.25, 0.5]
     assert scanned["backbone/stack/final_norm/scale"] == [1.0]
-    assert {p: x for p, x in scanned.items() if p.endswith("table")} == {
-        p: [0.0625] for p in scanned if p.endswith("table")
-    }
+    tables = {p: x for p, x in scanned.items() if p.endswith("table")}
+    assert tables == {p: [0.125 if "relative_bias" in p else 0.0625] for p in tables}
     unrolled = factors(shapes(positions=positions, scan_layers=False), layer_decay=0.5)
     for path, found in unrolled.items():
         name = next((n for n in path.split("/") if n.startswith("layer_")), None)
