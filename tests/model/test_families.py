@@ -193,3 +193,16 @@ def test_rows_longer_than_the_position_table_are_refused(build):
     model, params = build("decoder")
     with pytest.raises(FlagError, match=r"rows of 17 tokens.*max_length=16.*raise max_length"):
         model.apply({"params": params}, {"tokens": np.zeros((1, 17), np.int32)})
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_embeddings_are_scaled_by_the_root_of_their_width(build, forward, architecture):
+    """Of the inputs alone: 16 columns, so tokens whose vectors are four times as large enter without the scale."""
+    fields = {"positions": "sinusoidal", "num_types": 0}
+    scaled, params = build(architecture, embed_scale=True, **fields)
+    plain, _ = build(architecture, embed_scale=False, **fields)
+    larger = params | {"embedding": {"table": params["embedding"]["table"] * 4}}
+    batch = _batch(architecture)
+    found = forward(scaled, params, batch)
+    np.testing.assert_allclose(found, forward(plain, larger, batch), atol=1e-5)
+    assert np.abs(found - forward(plain, params, batch)).max() > 0.1

@@ -378,3 +378,21 @@ def test_scanned_layers_start_different(build):
     params = jax.jit(lambda rng: nn.unbox(init_params(model, rng)))(jax.random.key(0))
     kernel = params["backbone"]["stack"]["layers"]["mlp"]["up"]["kernel"]
     assert (kernel[0] != kernel[1]).any()
+
+
+@pytest.mark.parametrize("scan", ["scanned", "unrolled", "shared"])
+@pytest.mark.parametrize("architecture", ["encoder", "decoder"])
+def test_every_layer_draws_a_mask_of_dropout_of_its_own(build, architecture, scan):
+    """Two layers that add ones alone, half of them dropped: a sum of two masks has three values, twice one mask two."""
+    options = {"scan_layers": scan != "unrolled", "share_layers": scan == "shared"}
+    model, params = build(architecture, dropout_rate=0.5, **options)
+
+    def only_ones(path, leaf):
+        ones = ("['mlp']['down']['bias']", "['final_norm']['scale']")
+        return np.full_like(leaf, jax.tree_util.keystr(path).endswith(ones))
+
+    params = jax.tree_util.tree_map_with_path(only_ones, params)
+    args = {"deterministic": False, "rngs": {"dropout": jax.random.key(3)}}
+    hidden = np.asarray(model.apply({"params": params}, {"tokens": TOKENS}, **args), np.float64)
+    values = [len(np.unique(x.round(3))) for x in hidden.reshape(-1, hidden.shape[-1])]
+    assert max(values) == 3

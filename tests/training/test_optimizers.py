@@ -394,3 +394,21 @@ def test_hutchinson_is_exact_where_the_hessian_is_diagonal():
     gradient = jax.grad(lambda p: sum(jnp.sum(scales[n] * x**2) / 2 for n, x in p.items()))
     found = hutchinson(gradient, jax.tree.map(jnp.ones_like, scales), jax.random.key(3))
     jax.tree.map(np.testing.assert_allclose, found, scales)
+
+
+def test_hutchinson_is_right_in_the_mean_where_the_hessian_is_not_diagonal():
+    """Inside a parameter and between two: signs that are equal, or equal for both, would add whole rows."""
+    matrix = np.random.default_rng(0).normal(size=(6, 6))
+    matrix = jnp.asarray(matrix + matrix.T, jnp.float32)
+
+    def gradient(params):
+        return jax.grad(lambda p: jnp.concatenate([p["a"], p["b"]]) @ matrix @ jnp.concatenate([p["a"], p["b"]]) / 2)(
+            params
+        )
+
+    ones = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = jax.vmap(lambda key: hutchinson(gradient, ones, key))(keys)
+    means = jnp.concatenate([found["a"].mean(0), found["b"].mean(0)])
+    np.testing.assert_allclose(means, jnp.diag(matrix), atol=0.25)
+    assert float(jnp.abs(matrix.sum(1) - jnp.diag(matrix)).max()) > 1, "the rows do not show it"

@@ -4,16 +4,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lmjax.axes import RULES
+from lmjax.model.config import DropoutRates
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.moe import AUXILIARY, auxiliary_sums
 from lmjax.objectives.base import Penalties
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
 from lmjax.training.hyperparameters import Hyperparameters
+from lmjax.training.optimizers import make_optimizer
+from lmjax.training.schedules import learning_rate
 from lmjax.training.state import add_tokens, read_tokens, state_maker
-from lmjax.training.step import loss_and_gradients, make_eval_step, make_train_step
+from lmjax.training.step import loss_and_gradients, loss_metrics, make_eval_step, make_train_step
 
 TASKS = ("next_token", "mlm,nsp", "span_corruption")
 
@@ -260,3 +265,84 @@ def test_accumulation_counts_router_losses_once(experts):
 def test_tokens_are_counted_past_32_bits():
     seen = jnp.array([2**32 - 5, 7], jnp.uint32)
     assert read_tokens(add_tokens(seen, jnp.uint32(9))) == (7 << 32) + 2**32 - 5 + 9
+
+
+def test_the_gradient_is_that_of_the_loss_that_is_reported(experts):
+    """For each loss alone, the routers' among them: what is minimised is written down elsewhere than what is shown."""
+    run, state, batch, hparams = experts
+
+    def compute(params, h):
+        return loss_and_gradients(run.model, run.task, state.replace(params=params), batch, h, 1)
+
+    def reported(params, h):
+        return loss_metrics(compute(params, h)[0], h.loss_weights)["loss"]
+
+    both = jax.jit(lambda h: (compute(state.params, h)[1], jax.grad(reported)(state.params, h)))
+    for name in hparams.loss_weights:
+        found, expected = both(
+            hparams.replace(loss_weights={n: jnp.float32(2 * (n == name)) for n in hparams.loss_weights})
+        )
+        assert optax.tree.norm(expected) > 1e-3, name
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_the_sums_of_the_routers_are_those_that_the_model_leaves(experts):
+    run, state, batch, hparams = experts
+    sums, _ = jax.jit(lambda s: loss_and_gradients(run.model, run.task, s, batch, hparams, 1))(state)
+    _, left = run.model.apply({"params": state.params}, batch, mutable=[AUXILIARY])
+    for name, (loss, weight) in auxiliary_sums(left[AUXILIARY]).items():
+        assert float(sums[name].loss) == pytest.approx(float(loss), rel=1e-5)
+        assert float(sums[name].weight) == float(weight)
+
+
+def test_microbatches_and_steps_draw_masks_of_dropout_of_their_own(one_device):
+    """Two microbatches of the same rows have the same loss without dropout, and different ones with it."""
+    run, _, state, batch, hparams = one_device
+    # Far from the first parameters, whose small logits hardly depend on what is dropped.
+    state = state.replace(params=jax.tree.map(lambda x: 4 * x, state.params))
+    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)  # each microbatch takes every other row
+
+    def loss(rows, accumulation, state=state, rate=None):
+        h = hparams.replace(dropout=DropoutRates(residual=rate))
+        sums, _ = loss_and_gradients(run.model, run.task, state, rows, h, accumulation)
+        return sums["next_token"].loss / sums["next_token"].weight
+
+    compute = jax.jit(loss, static_argnums=1)
+    assert float(compute(twice, 2)) == pytest.approx(float(compute(batch, 1)), rel=1e-6)
+    rate = jnp.float32(0.3)
+    once = float(compute(batch, 1, rate=rate))
+    assert abs(float(compute(twice, 2, rate=rate)) - once) > 1e-3
+    assert abs(float(compute(batch, 1, state.replace(step=state.step + 1), rate)) - once) > 1e-3
+
+
+def test_the_learning_rate_that_is_reported_is_the_one_of_the_update(one_device):
+    """Adam's first update is as long as the rate wherever nothing decays; the schedule counts updates from 0."""
+    run, step, state, batch, hparams = one_device
+    config = run.config.optimizer
+    for number in range(2):
+        after, metrics = step(state, batch, hparams)
+        assert metrics["learning_rate"] == learning_rate(config, hparams, jnp.int32(number))
+        assert float(metrics["learning_rate"]) == pytest.approx((number + 1) / 40 * config.learning_rate, rel=1e-6)
+        if number == 0:
+            scales = (s.params["backbone"]["stack"]["final_norm"]["scale"] for s in (after, state))
+            moved = jnp.abs(jnp.subtract(*scales)).max()
+            assert float(moved) == pytest.approx(float(metrics["learning_rate"]), rel=2e-3)
+        state = after
+
+
+def test_signs_of_the_curvature_are_new_at_every_step(one_device, monkeypatch):
+    """Sophia's average over its estimates would else be an average of one and the same error."""
+    run, _, state, batch, hparams = one_device
+    monkeypatch.setattr(
+        "lmjax.training.step.hutchinson",
+        lambda gradient, params, key: jax.tree.map(lambda x: jnp.full(x.shape, jax.random.uniform(key)), params),
+    )
+    config = run.config.optimizer.model_copy(update={"name": "sophia"})
+    hparams = hparams.replace(curvature_every=jnp.float32(1), beta2=jnp.float32(0))
+    opt_state = make_optimizer(config, hparams, state.step).init(state.params)
+    step = jax.jit(make_train_step(run.model, run.task, config, 1))
+    state, drawn = state.replace(opt_state=opt_state), []
+    for _ in range(2):
+        state, _ = step(state, batch, hparams)
+        drawn.append(float(optax.tree.get(state.opt_state, "curvature")["embedding"]["table"][0, 0]))
+    assert drawn[0] != drawn[1]
