@@ -90,6 +90,10 @@ class Config(Schema):
         """Returns eight hex digits that tell this config from others."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
+    def flat(self) -> dict[str, Any]:
+        """Returns every value by its dotted path."""
+        return _flat(self.model_dump())
+
     def to_json(self) -> str:
         """Returns the config as indented JSON; `from_json` reads it back."""
         return self.model_dump_json(indent=2) + "\n"

@@ -13,6 +13,7 @@ from lmjax.model.parameters import count_parameters
 from lmjax.objectives.task import architectures
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
+from lmjax.training.metrics import write_report
 from lmjax.training.state import TrainState
 
 
@@ -61,8 +62,12 @@ def _table(run: Run) -> list[str]:
 
 
 def final_report(run: Run, state: TrainState, ending: str = "") -> str:
-    """Returns the table of held-out losses, a sample, and where to go from here; `ending` says why it ended early."""
+    """Returns the table of held-out losses, a sample, and where to go from here; `ending` says why it ended early.
+
+    Table and sample are written for TensorBoard, too.
+    """
     parts = ["", *_table(run)]
+    texts = {"held-out": "\n".join(_table(run))}
     if ending:
         parts += ["", ending]
     if jax.process_count() == 1:
@@ -70,7 +75,10 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         pairs = any(o.wants_pairs for o in run.task.objectives)
         loaded = trained_model(run, jax.device_get(state.evaluation_params()))
         sample = showcase(loaded, run.eval_sets[0].examples.rows.store, pairs)
-        parts += ["", sample] if sample else []
+        if sample:
+            parts += ["", sample]
+            texts["sample"] = sample
+    write_report(run.workdir, run.config.logging, int(state.step), texts)
     skipped = int(state.skipped)
     if skipped:
         parts += ["", f"{skipped} update(s) were not finite and were left out"]

@@ -25,7 +25,7 @@ from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
-from lmjax.training.metrics import MetricsWriter, Timers
+from lmjax.training.metrics import HyperparameterTable, MetricsWriter, Timers
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
@@ -195,4 +195,6 @@ def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWr
     """Returns the writer of metrics in the first process, and nothing in the others."""
     if jax.process_index():
         return contextlib.nullcontext()
-    return MetricsWriter(run.workdir, run.config.logging, start)
+    names = [f"eval/{evaluated.name}/loss" for evaluated in run.eval_sets]
+    table = HyperparameterTable(run.config.flat(), names)
+    return MetricsWriter(run.workdir, run.config.logging, start, table)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import resource
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import jax
 from pydantic import Field
 
 from lmjax.schema import Schema
+
+# TensorBoard's folder in a workdir, and the end of the name of the file with the texts of a run's end.
+_BOARD, _REPORT = "tensorboard", ".report"
 
 
 class LoggingConfig(Schema):
@@ -30,7 +36,21 @@ class MetricsWriter:
     so that every step stands in the file once; a run that starts over leaves no line.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start_step: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: LoggingConfig,
+        start_step: int,
+        hyperparameters: HyperparameterTable | None = None,
+    ):
+        """Opens the files of a run that goes on from a step.
+
+        Args:
+            workdir: of the run.
+            config: what is written.
+            start_step: updates behind it.
+            hyperparameters: what TensorBoard lists beside other runs; None: nothing.
+        """
         self._path = workdir / "metrics.jsonl"
         keep_lines(self._path, start_step)
         self._file = self._path.open("a")
@@ -39,7 +59,10 @@ class MetricsWriter:
             # Here, because it takes a tenth of a second to import, and only training writes.
             import tensorboardX
 
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._board = tensorboardX.SummaryWriter(str(workdir / _BOARD), purge_step=start_step + 1)
+            if hyperparameters is not None:
+                for summary in hyperparameters.summaries():
+                    self._board.file_writer.add_summary(summary)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -58,6 +81,53 @@ class MetricsWriter:
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparameterTable:
+    """A run as a row of TensorBoard's table of hyperparameters.
+
+    Attributes:
+        values: by name.
+        metrics: names of the metrics that stand beside them.
+    """
+
+    values: Mapping[str, Any]
+    metrics: Sequence[str]
+
+    def summaries(self) -> Sequence[Any]:
+        """Returns the events that declare the table and give this run's row."""
+        from tensorboardX.summary import hparams
+
+        # tensorboardX's own `add_hparams` would write them as another run, in a folder below.
+        shown = {name: x if isinstance(x, bool | int | float | str) else _as_text(x) for name, x in self.values.items()}
+        experiment, start, _ = hparams(shown, dict.fromkeys(self.metrics, 0.0))
+        return experiment, start
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()
+
+
+def write_report(workdir: pathlib.Path, config: LoggingConfig, step: int, texts: Mapping[str, str]) -> None:
+    """Writes texts of a run that has ended, by title, as TensorBoard shows them; in place of those of its last end.
+
+    Args:
+        workdir: of the run.
+        config: whether TensorBoard's events are written.
+        step: the last one.
+        texts: by title; their lines and columns are kept.
+    """
+    if not config.tensorboard:
+        return
+    import tensorboardX
+
+    for old in (workdir / _BOARD).glob(f"*{_REPORT}"):
+        old.unlink()
+    with tensorboardX.SummaryWriter(str(workdir / _BOARD), filename_suffix=_REPORT) as board:
+        for title, text in texts.items():
+            # Indented, Markdown leaves a text as it is.
+            board.add_text(title, textwrap.indent(text, "    ", lambda line: True), step)
 
 
 def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:

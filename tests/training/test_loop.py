@@ -32,9 +32,12 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, cap
 
 def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, capsys, monkeypatch):
     """Also where an evaluation is due, which is then made when the run goes on, and at the last step."""
-    config = tiny(steps=2, model__num_layers=1, evaluation__every=1, checkpoint__every=2)
+    config = tiny(steps=2, model__num_layers=1, evaluation__every=1, checkpoint__every=2, logging__tensorboard="true")
     whole = train(config, tmp_path / "whole", progress=False)
     report = capsys.readouterr().out
+    events = b"".join(path.read_bytes() for path in (whole / "tensorboard").iterdir())
+    for tag in (b"held-out/text_summary", b"sample/text_summary", b"_hparams_/session_start_info", b"train/loss"):
+        assert tag in events
     for step in (1, 2):
         with monkeypatch.context() as asked:
             asked.setattr(StopRequest, "stop_at", lambda _, number, step=step: number == step)

@@ -1,10 +1,20 @@
 """What is written down: every step once, the same names everywhere."""
 
 import json
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, read_metrics
+from lmjax.training.metrics import (
+    HyperparameterTable,
+    LoggingConfig,
+    MetricsWriter,
+    Timers,
+    read_metrics,
+    write_report,
+)
 
 
 def steps(path):
@@ -30,6 +40,49 @@ def test_tensorboard_gets_the_same_names(tmp_path):
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
     assert b"train/loss" in events
     assert b"eval/heldout/loss" in events
+
+
+def events(path):
+    """Returns all summaries that TensorBoard would read, as (tag, plugin's name, plugin's content, text)."""
+    found = []
+    for file in sorted((path / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            for value in event.summary.value:
+                plugin = value.metadata.plugin_data
+                found.append(
+                    (event.step, value.tag, plugin.plugin_name, plugin.content, b"".join(value.tensor.string_val))
+                )
+    return found
+
+
+def test_hyperparameters_are_a_row_of_tensorboards_table(tmp_path):
+    values = {"optimizer.learning_rate": 0.5, "steps": 8, "task.objective": ("mlm", "nsp"), "minutes": None, "a": True}
+    table = HyperparameterTable(values, ["eval/heldout/loss"])
+    with MetricsWriter(tmp_path, LoggingConfig(), 0, table) as writer:
+        writer.write(1, {"eval/heldout/loss": 2.5})
+    assert not [p for p in (tmp_path / "tensorboard").iterdir() if p.is_dir()], "the row is another run's"
+    contents = {tag: HParamsPluginData.FromString(x) for _, tag, name, x, _ in events(tmp_path) if name == "hparams"}
+    start = contents["_hparams_/session_start_info"].session_start_info
+    numbers = {name: x.number_value for name, x in start.hparams.items() if x.HasField("number_value")}
+    assert numbers == {"optimizer.learning_rate": 0.5, "steps": 8.0}
+    assert start.hparams["a"].bool_value
+    texts = {name: x.string_value for name, x in start.hparams.items() if x.HasField("string_value")}
+    assert texts == {"task.objective": "mlm,nsp", "minutes": "none"}
+    experiment = contents["_hparams_/experiment"].experiment
+    assert [m.name.tag for m in experiment.metric_infos] == ["eval/heldout/loss"]
+    assert {h.name for h in experiment.hparam_infos} == set(values)
+
+
+def test_the_report_is_texts_that_keep_their_columns_and_stand_once(tmp_path):
+    for text in ("step  0", "a  b\n  1  2\n\nend"):
+        write_report(tmp_path, LoggingConfig(), 8, {"held-out": text})
+    found = [(step, tag, text) for step, tag, _, _, text in events(tmp_path)]
+    assert found == [(8, "held-out/text_summary", b"    a  b\n      1  2\n    \n    end")]
+    write_report(tmp_path / "off", LoggingConfig(tensorboard=False), 8, {"held-out": "x"})
+    assert not (tmp_path / "off").exists()
 
 
 def test_timers_add_up_by_purpose_and_survive_errors():
