@@ -7,9 +7,9 @@ import flax.struct
 import jax
 
 from lmjax import axes
-from lmjax.model.cache import KeyValue
 from lmjax.model.config import ModelConfig
 from lmjax.model.kernels import Mask, attention
+from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import Dense, Norm
 from lmjax.model.parameters import parameter
 from lmjax.model.positions import Rotation, rope
@@ -39,7 +39,7 @@ class Kept(NamedTuple):
 
     Attributes:
         cache: keys and values.
-        filled: slots written before; None: none.
+        filled: slots written before, of all rows or int32 `[batch]` of each; None: none.
         capacity: slots of a layer that sees everything.
     """
 

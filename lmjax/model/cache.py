@@ -3,132 +3,20 @@
 A slot holds a token of every row. Slots are written in order, whatever each row has there: padding (segment 0), several
 segments, or tokens that were taken back and are written over. Who sees whom follows from the positions and segments
 that stand beside the slots, never from the slots' numbers.
+
+How many slots are filled is one scalar as long as all rows are written together, and int32 `[batch]` once a row has
+joined by `Cache.put` or left by `Cache.free`. The rank is known when a program is compiled: with the scalar every layer
+writes one slice of its array, with a number for each row it writes a slice of every row, which takes more time.
 """
 
 from __future__ import annotations
-
-from typing import Literal, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax import axes
 from lmjax.model.config import ModelConfig
-
-CacheType = Literal["compute", "int8"]
-_AXES = ("act_batch", "act_heads")
-
-
-@flax.struct.dataclass
-class KeyValue:
-    """Keys and values of one attention, heads before slots, so that a head's keys lie next to each other.
-
-    A batch of one row, and one head, are no dimension: XLA on a CPU would reshape the array between writing and reading
-    it, and so copy all of it at every token.
-
-    Attributes:
-        key: `[batch, kv_heads, slots, head_dim]` less the first two where they are 1, rotated already.
-        value: the same.
-        key_scale: float32 `[..., slots, 1]`, what an int8 key is multiplied by; None: stored as computed.
-        value_scale: the same for the values.
-        shape: batch and kv_heads.
-    """
-
-    key: jax.Array
-    value: jax.Array
-    key_scale: jax.Array | None = None
-    value_scale: jax.Array | None = None
-    shape: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
-
-    @classmethod
-    def zeros(cls, shape: tuple[int, int], slots: int, width: int, dtype: str, kind: CacheType) -> Self:
-        """Returns an empty one.
-
-        Args:
-            shape: batch and kv_heads.
-            slots: of a row.
-            width: of a head.
-            dtype: of what is computed.
-            kind: of what is stored.
-        """
-        rest = tuple(n for n in shape if n > 1)
-        zeros = jnp.zeros((*rest, slots, width), jnp.int8 if kind == "int8" else dtype)
-        scale = jnp.zeros((*rest, slots, 1), jnp.float32) if kind == "int8" else None
-        return cls(zeros, zeros, scale, scale, shape)._constrained()
-
-    @property
-    def slots(self) -> int:
-        """Returns the number of slots; of a layer with a window, only so many as it can see."""
-        return self.key.shape[-2]
-
-    def extend(
-        self, key: jax.Array, value: jax.Array, filled: jax.Array | None, capacity: int
-    ) -> tuple[jax.Array, jax.Array, KeyValue]:
-        """Returns the keys and values to be asked `[batch, keys, kv_heads, head_dim]`, and the cache with new ones.
-
-        Args:
-            key: of the new tokens, `[batch, length, kv_heads, head_dim]`.
-            value: the same.
-            filled: slots written before; None: none, and the new tokens see each other alone.
-            capacity: slots of the whole cache; a layer that has fewer writes over its oldest.
-        """
-        new = self._packed(key), self._packed(value)
-        new = KeyValue(new[0][0], new[1][0], new[0][1], new[1][1], self.shape)
-        length, dtype = key.shape[1], key.dtype
-        ring = self.slots < capacity
-        written = self._write(new, filled, ring)
-        if filled is None:
-            return key, value, written
-        if ring and length > 1:
-            # The first of the new tokens still see what the last of them write over.
-            old, new = self.read(dtype), new.read(dtype)
-            return *(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), written
-        return *written.read(dtype), written
-
-    def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """Returns all keys and values, `[batch, slots, kv_heads, head_dim]`."""
-        pairs = (self.key, self.key_scale), (self.value, self.value_scale)
-        found = (x.astype(dtype) if scale is None else (x * scale).astype(dtype) for x, scale in pairs)
-        return tuple(x.reshape(*self.shape, *x.shape[-2:]).swapaxes(1, 2) for x in found)
-
-    def take(self, rows: jax.Array) -> KeyValue:
-        """Returns the cache whose row i is the row `rows[i]` of this one."""
-
-        def take(x: jax.Array) -> jax.Array:
-            whole = jnp.take(x.reshape(*self.shape, *x.shape[-2:]), rows, axis=0)
-            return whole.reshape(*(n for n in whole.shape[:2] if n > 1), *x.shape[-2:])
-
-        return jax.tree.map(take, self).replace(shape=(len(rows), self.shape[1]))
-
-    def _packed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Returns `[batch, length, kv_heads, head_dim]` as it is stored, and its scales."""
-        x = x.swapaxes(1, 2)
-        x = x.reshape(*(n for n in self.shape if n > 1), *x.shape[-2:])
-        if self.key_scale is None:
-            return x.astype(self.key.dtype), None
-        x = x.astype(jnp.float32)
-        scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
-        return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
-
-    def _constrained(self) -> KeyValue:
-        """Returns the same, split over the mesh as activations are."""
-        names = [name for name, n in zip(_AXES, self.shape, strict=True) if n > 1]
-        return jax.tree.map(lambda x: axes.constrain(x, (*names, None, None)), self)
-
-    def _write(self, new: KeyValue, filled: jax.Array | None, ring: bool) -> KeyValue:
-        """Returns the cache with `new` in its next slots."""
-        length, slots = new.slots, self.slots
-        start = 0 if filled is None else filled
-        if not ring or (length == 1 and filled is not None):
-            at = start % slots if ring else start
-            written = jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, at, axis=-2), self, new)
-        else:
-            kept = min(length, slots)
-            last = jax.tree.map(lambda y: y[..., length - kept :, :], new)
-            at = (start + length - kept + jnp.arange(kept)) % slots
-            written = jax.tree.map(lambda x, y: x.at[..., at, :].set(y), self, last)
-        return written._constrained()
+from lmjax.model.key_value import CacheType, KeyValue
 
 
 @flax.struct.dataclass
@@ -139,7 +27,8 @@ class Cache:
         layers: the keys and values of every layer, by the name of its attention.
         positions: int32 `[batch, capacity]`.
         segment_ids: int32 `[batch, capacity]`; 0: padding, or nothing yet.
-        filled: int32 scalar, slots written; None: none, which the compiler knows.
+        filled: int32 scalar, slots written in all rows; or int32 `[batch]`, in each; None: none, which the compiler
+            knows.
         memory_positions: int32 `[batch, length]` of the encoder's output; None: there is none.
         memory_segments: int32 `[batch, length]`, the same.
     """
@@ -169,7 +58,7 @@ class Cache:
         return self.replace(
             positions=_put(self.positions, jnp.broadcast_to(positions, shape), start),
             segment_ids=_put(self.segment_ids, segment_ids, start),
-            filled=jnp.int32(start + shape[1]),
+            filled=jnp.asarray(start + shape[1], jnp.int32),
         )
 
     def places(self, slots: int, length: int) -> tuple[jax.Array, jax.Array]:
@@ -181,24 +70,29 @@ class Cache:
         """
         if slots >= self.capacity:
             return self.positions, self.segment_ids
-        ring = jnp.arange(slots)
-        before = self.filled - (length if length > 1 else 0)
+        ring = jnp.arange(slots)[None]
+        before = jnp.reshape(self.filled - (length if length > 1 else 0), (-1, 1))
         number = before - 1 - (before - 1 - ring) % slots
         if length > 1:
-            number = jnp.concatenate([number, before + jnp.arange(length)])
-        positions, segments = (jnp.take(x, number, axis=1, mode="clip") for x in (self.positions, self.segment_ids))
-        return positions, jnp.where(number[None] >= 0, segments, 0)
+            number = jnp.concatenate([number, before + jnp.arange(length)[None]], axis=1)
+        positions, segments = (_columns(x, number) for x in (self.positions, self.segment_ids))
+        return positions, jnp.where(number >= 0, segments, 0)
 
     def rewind(self, filled: jax.Array) -> Cache:
-        """Returns the cache with the slots from `filled` on taken back: hidden until they are written again."""
-        kept = jnp.arange(self.capacity)[None] < filled
+        """Returns the cache with the slots from `filled` on taken back: hidden until they are written again.
+
+        Args:
+            filled: slots that stay; a scalar or int32 `[batch]`.
+        """
+        kept = jnp.arange(self.capacity)[None] < jnp.reshape(filled, (-1, 1))
         return self.replace(segment_ids=jnp.where(kept, self.segment_ids, 0), filled=filled)
 
     def reorder(self, parents: jax.Array) -> Cache:
         """Returns the cache whose row i is the row `parents[i]` of this one; both read the same memory."""
         layers = tuple({**layer, "attention": layer["attention"].take(parents)} for layer in self.layers)
         positions, segment_ids = (jnp.take(x, parents, axis=0) for x in (self.positions, self.segment_ids))
-        return self.replace(layers=layers, positions=positions, segment_ids=segment_ids)
+        filled = _filled_of(self.filled, parents)
+        return self.replace(layers=layers, positions=positions, segment_ids=segment_ids, filled=filled)
 
     def repeat(self, times: int) -> Cache:
         """Returns the cache with every row `times` times, next to each other."""
@@ -206,7 +100,58 @@ class Cache:
         layers = tuple({name: kept.take(rows) for name, kept in layer.items()} for layer in self.layers)
         places = self.replace(layers=(), filled=None)
         places = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), places)
-        return places.replace(layers=layers, filled=self.filled)
+        return places.replace(layers=layers, filled=_filled_of(self.filled, rows))
+
+    def put(self, row: int | jax.Array, other: Cache) -> Cache:
+        """Returns the cache with the rows of another in the place of those from `row` on, however far each is.
+
+        What the rows held before is gone. What they hold now is what they would hold alone; all other rows stay.
+
+        Args:
+            row: the first that is replaced; a traced one must leave room for the others.
+            other: of the same model and kind, with a prompt read; at most as many rows, slots and tokens of memory.
+
+        Raises:
+            ValueError: the rows do not fit.
+        """
+        self._check_fits(row, other)
+        ring = [layer["attention"].slots < other.capacity for layer in other.layers]
+        layers = tuple(
+            {name: kept.put(row, new[name], ring[i] and name == "attention") for name, kept in old.items()}
+            for i, (old, new) in enumerate(zip(self.layers, other.layers, strict=True))
+        )
+        names = ["positions", "segment_ids"]
+        names += ["memory_positions", "memory_segments"] if self.memory_positions is not None else []
+        places = {name: _put_rows(getattr(self, name), getattr(other, name), row) for name in names}
+        filled = jnp.broadcast_to(other.filled, other.positions.shape[:1])
+        filled = jax.lax.dynamic_update_slice_in_dim(self.filled_rows, filled, row, axis=0)
+        return self.replace(layers=layers, filled=filled, **places)
+
+    def free(self, row: int | jax.Array) -> Cache:
+        """Returns the cache with one row empty: nothing of it is seen, and its next token goes into its first slot."""
+        names = ["segment_ids"] + (["memory_segments"] if self.memory_segments is not None else [])
+        segments = {name: getattr(self, name).at[row].set(0) for name in names}
+        return self.replace(filled=self.filled_rows.at[row].set(0), **segments)
+
+    @property
+    def filled_rows(self) -> jax.Array:
+        """Returns int32 `[batch]`: slots written in each row."""
+        rows = self.positions.shape[:1]
+        return jnp.broadcast_to(jnp.int32(0) if self.filled is None else self.filled, rows)
+
+    def _check_fits(self, row: int | jax.Array, other: Cache) -> None:
+        """Raises ValueError where the rows of another cache cannot stand in this one."""
+        rows, batch = (x.positions.shape[0] for x in (other, self))
+        if other.filled is None:
+            raise ValueError("the rows that join have read nothing; read their prompts first")
+        if rows > batch or (not isinstance(row, jax.core.Tracer) and not 0 <= row <= batch - rows):
+            raise ValueError(f"{rows} rows cannot join at row {row} of a cache of {batch}; give a row that leaves room")
+        memory = [0 if x.memory_positions is None else x.memory_positions.shape[1] for x in (other, self)]
+        for name, found, room in (("slots", other.capacity, self.capacity), ("tokens of memory", *memory)):
+            if found > room:
+                raise ValueError(f"rows of {found} {name} cannot join a cache of {room}; make the cache larger")
+        if (memory[0] == 0) != (memory[1] == 0):
+            raise ValueError("rows without a memory cannot join a cache with one; read them with the same model")
 
 
 def init_cache(
@@ -247,5 +192,26 @@ def init_cache(
 
 
 def _put(x: jax.Array, new: jax.Array, start: int | jax.Array) -> jax.Array:
-    """Returns `[batch, capacity]` with `new` from column `start` on."""
+    """Returns `[batch, capacity]` with `new` from column `start` on, which is a scalar or one for each row."""
+    if jnp.ndim(start):
+        rows, columns = jnp.arange(len(x))[:, None], start[:, None] + jnp.arange(new.shape[1])[None]
+        return x.at[rows, columns].set(new.astype(x.dtype), mode="drop")
     return jax.lax.dynamic_update_slice(x, new.astype(x.dtype), (0, start))
+
+
+def _put_rows(x: jax.Array, new: jax.Array, row: int | jax.Array) -> jax.Array:
+    """Returns `[batch, columns]` with `new` `[rows, fewer columns]` in the rows from `row` on, and zeros behind it."""
+    new = jnp.pad(new, ((0, 0), (0, x.shape[1] - new.shape[1])))
+    return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0)
+
+
+def _columns(x: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns `[batch, columns]` of `[batch, capacity]`, by their number `[batch or 1, columns]`; none is outside."""
+    if len(number) == 1:
+        return jnp.take(x, number[0], axis=1, mode="clip")
+    return jnp.take_along_axis(x, jnp.clip(number, 0, x.shape[1] - 1), axis=1)
+
+
+def _filled_of(filled: jax.Array | None, rows: jax.Array) -> jax.Array | None:
+    """Returns the filled slots of a choice of rows, in the form of `Cache.filled`."""
+    return filled if filled is None or filled.ndim == 0 else jnp.take(filled, rows, axis=0)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model.attention import Attention, Kept, Relation
-from lmjax.model.cache import Cache, KeyValue
+from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.cpu import fence
 from lmjax.model.kernels import Mask
+from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import MLP, Norm, dropout
 from lmjax.model.moe import AUXILIARY, MoE
 from lmjax.model.platform import platform

@@ -75,22 +75,24 @@ def _cut(batch, start, stop):
     return {k: v if k.startswith("encoder_") else v[:, start:stop] for k, v in batch.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _read(model, params, piece, cache):
+    """Returns the logits `[rows, tokens, vocab]` of a piece, and the cache with it; compiled once for each shape."""
+    hidden, cache = model.apply({"params": params}, piece, cache, method="extend")
+    return model.apply({"params": params}, hidden, method="logits"), cache
+
+
 def _cached(model, params, batch, cuts, **kwargs):
     """Returns the logits of a batch that is read in pieces, and the cache."""
     rows = batch[next(k for k in batch if k in ("tokens", "decoder_tokens"))].shape[0]
     memory = {"memory_length": 6} if "encoder_tokens" in batch else {}
     cache = init_cache(model.config, rows, kwargs.pop("capacity", 16), **memory, **kwargs)
-
-    def read(piece, cache):
-        hidden, cache = model.apply({"params": params}, piece, cache, method="extend")
-        return model.apply({"params": params}, hidden, method="logits"), cache
-
-    found, start, step = [], 0, jax.jit(read)
+    found, start = [], 0
     for stop in cuts:
         piece = _cut(batch, start, stop)
         if start:
             piece = {k: v for k, v in piece.items() if not k.startswith("encoder_")}
-        logits, cache = step(piece, cache)
+        logits, cache = _read(model, params, piece, cache)
         found.append(logits)
         start = stop
     return np.concatenate(found, axis=1), cache
@@ -205,3 +207,113 @@ def test_scanned_layers_have_no_cache():
     model = LanguageModel(CONFIG.model_copy(update={"scan_layers": True}))
     with pytest.raises(ValueError, match="unrolled layers"):
         _cached(model, params, _rows(model, SEGMENTS, POSITIONS), (5,))
+
+
+def _alone(model, params, batch, text, cut, **kwargs):
+    """Returns the logits `[LENGTH - cut, vocab]` of a text that is read by itself: up to `cut`, then token by token."""
+    row = {k: v[text : text + 1] for k, v in batch.items()}
+    return _cached(model, params, row, (cut, *range(cut + 1, LENGTH + 1)), capacity=12, **kwargs)[0][0, cut:]
+
+
+# (row, text, tokens that were read before it joins), or how many tokens all rows then read at once. Row 1 is empty at
+# first; row 0 is taken again when its text is over, and then before its text is over.
+SCHEDULE = ((0, 0, 4), 1, (2, 2, 7), 3, (1, 1, 7), 1, 3, (0, 2, 4), 1, 1, (0, 0, 7), 1, 3, 1)
+
+
+def _joined(model, params, batch, wrong=lambda cache: cache, **kwargs):
+    """Yields text, tokens before it joined, and the logits `[tokens, vocab]` of what it reads in a batch of others.
+
+    `wrong` is done to the cache whenever a row has joined.
+    """
+    side = "decoder_" if "encoder_tokens" in batch else ""
+    cache, now = init_cache(model.config, 3, 16, memory_length=8 if side else 0, **kwargs), {}
+    for event in SCHEDULE:
+        if isinstance(event, tuple):
+            row, text, cut = event
+            if row in now:
+                yield now[row]
+            alone = {k: v[text : text + 1] for k, v in batch.items()}
+            other = _cached(model, params, alone, (cut,), capacity=12, **kwargs)[1]
+            cache, now[row] = wrong(cache.put(row, other)), (text, cut, np.zeros((0, 24)))
+            continue
+        piece = {f"{side}{k}": np.zeros((3, event), np.int32) for k in ("tokens", "positions", "segment_ids")}
+        for row, (text, cut, found) in now.items():
+            column = cut + len(found)
+            for k, x in piece.items():
+                part = batch[k][text, column : column + event]
+                x[row, : len(part)] = part
+        logits, cache = _read(model, params, piece, cache)
+        for row, (text, cut, found) in now.items():
+            # What is read behind the end of a text is padding.
+            now[row] = text, cut, np.concatenate([found, logits[row]])[: LENGTH - cut]
+    yield from now.values()
+
+
+@pytest.mark.parametrize("kind", ["compute", "int8"])
+@pytest.mark.parametrize(
+    "name", ["learned", "rope_yarn_mqa", "relative", "window", "alternating", "window_sinks", "t5", "cross_rope_window"]
+)
+def test_rows_that_join_late_read_on_as_they_would_alone(name, kind):
+    model, params = _model(**MODELS[name])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    texts = list(_joined(model, params, batch, kind=kind))
+    lengths = sorted((text, cut, len(found)) for text, cut, found in texts)
+    assert lengths == [(0, 4, 8), (0, 7, 5), (1, 7, 5), (2, 4, 2), (2, 7, 5)]
+    for text, cut, found in texts:
+        alone = _alone(model, params, batch, text, cut, kind=kind)[: len(found)]
+        np.testing.assert_allclose(found, alone, atol=1e-5, rtol=1e-5, err_msg=f"text {text} from {cut}")
+
+
+@pytest.mark.parametrize("name", ["rope", "window"])
+def test_each_row_needs_its_own_number_of_slots(name):
+    """The negative control: with one number for all rows, as a scalar would be, texts differ."""
+    model, params = _model(**MODELS[name])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+
+    def wrong(cache):
+        return cache.replace(filled=jnp.full(3, jnp.min(cache.filled)))
+
+    texts = _joined(model, params, batch, wrong)
+    errors = [np.abs(found - _alone(model, params, batch, text, cut)[: len(found)]).max() for text, cut, found in texts]
+    assert max(errors) > 1e-2
+
+
+def test_a_row_that_is_free_holds_nothing():
+    """What reads on in a freed row sees itself alone, and the other rows see what they saw."""
+    model, params = _model(**MODELS["window"])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    _, cache = _cached(model, params, batch, (6,))
+    free = cache.free(0)
+    np.testing.assert_array_equal(free.filled, [0, 6, 6])
+    apply = functools.partial(model.apply, {"params": params})
+    piece = _cut(batch, 6, 7)
+    found, before = (apply(piece, c, method="extend")[0] for c in (free, cache))
+    np.testing.assert_array_equal(found[1:], before[1:])
+    np.testing.assert_allclose(found[0], apply({k: v[:1] for k, v in piece.items()})[0], atol=1e-5)
+    assert np.abs(found[0] - before[0]).max() > 1e-3
+
+
+def test_rows_that_do_not_fit_are_refused():
+    model, params = _model(**MODELS["window"])
+    batch = _rows(model, SEGMENTS, POSITIONS)
+    row = {k: v[:1] for k, v in batch.items()}
+    running = init_cache(model.config, 3, 8)
+
+    def read(cut=4, model=model, params=params, row=row, **kwargs):
+        return _cached(model, params, row, (cut,), **{"capacity": 8} | kwargs)[1]
+
+    running.put(2, read())
+    with pytest.raises(ValueError, match=r"1 rows cannot join at row 3 of a cache of 3"):
+        running.put(3, read())
+    with pytest.raises(ValueError, match=r"rows of 16 slots cannot join a cache of 8"):
+        running.put(0, read(capacity=16))
+    with pytest.raises(ValueError, match=r"rows of 5 slots cannot join a cache of 3 slots in a layer"):
+        running.put(0, read(slack=2))
+    with pytest.raises(ValueError, match=r"keys of int8 .* the same kind of cache"):
+        running.put(0, read(kind="int8"))
+    with pytest.raises(ValueError, match="read nothing"):
+        running.put(0, init_cache(model.config, 1, 8))
+    both, noise = _model(**MODELS["t5"])
+    row = {k: v[:1] for k, v in _rows(both, SEGMENTS, POSITIONS).items()}
+    with pytest.raises(ValueError, match=r"rows of 6 tokens of memory cannot join a cache of 5"):
+        init_cache(both.config, 3, 8, memory_length=5).put(0, read(model=both, params=noise, row=row))

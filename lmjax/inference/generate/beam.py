@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.inference.generate.processors import Processors, apply
-from lmjax.inference.generate.strategy import Choice, Moment
+from lmjax.inference.generate.strategy import Choice, Moment, put_requests
 from lmjax.schema import Schema
 
 PyTree = Any
@@ -199,28 +199,33 @@ class BeamSearch:
     def _advanced(self, state: BeamState, found: Candidates, kept: Candidates, moment: Moment) -> BeamState:
         """Returns the state after this choice, whose candidates were `found` and of which `kept` go on."""
         width = state.written.shape[2]
-        length = moment.count + 1
+        count, limit = (_of_groups(x, state.done.shape) for x in (moment.count, moment.limit))
+        length = count + 1
         best = jax.tree.map(lambda x: x[..., :width], found)
         # A sum of minus infinity, of an id that is not allowed or a beam without a text, joins as no text does.
         joins = best.ended & ~state.done[..., None]
-        scores = jnp.where(joins, best.sums / state.norms[length], -jnp.inf)
-        texts = _extended(state.written, best, moment.count)
+        scores = jnp.where(joins, best.sums / state.norms[length][..., None], -jnp.inf)
+        texts = _extended(state.written, best, count)
         scores, order = jax.lax.top_k(jnp.concatenate([state.scores, scores], axis=-1), width)
         ids = _taken(jnp.concatenate([state.ids, texts], axis=2), order[..., None], 2)
-        lengths = jnp.concatenate([state.lengths, jnp.broadcast_to(length, joins.shape)], axis=-1)
+        lengths = jnp.concatenate([state.lengths, jnp.broadcast_to(length[..., None], joins.shape)], axis=-1)
         running = jnp.where(kept.ended, -jnp.inf, kept.sums)
 
         worst = scores[..., -1]
-        hope = jnp.max(running, axis=-1) / state.norms[jnp.where(state.patient, moment.limit, length)]
-        done = state.done | (hope <= worst) | (state.hasty & (worst > -jnp.inf)) | (length >= moment.limit)
+        hope = jnp.max(running, axis=-1) / state.norms[jnp.where(state.patient, limit, length)]
+        done = state.done | (hope <= worst) | (state.hasty & (worst > -jnp.inf)) | (length >= limit)
         return state.replace(
             running=running,
-            written=_extended(state.written, kept, moment.count),
+            written=_extended(state.written, kept, count),
             scores=scores,
             ids=ids,
             lengths=_taken(lengths, order, 2),
             done=done,
         )
+
+    def put(self, state: BeamState, other: BeamState, request: jax.Array) -> BeamState:
+        """Returns the state with the requests of another one of the same room from int32 `request` on."""
+        return put_requests(state, other, request, ("running", "written", "scores", "ids", "lengths", "done"))
 
     def finished(self, state: BeamState) -> jax.Array:
         """Returns bool `[requests]`: those all of whose groups are done."""
@@ -263,18 +268,31 @@ def _candidates(
     _, order = jax.lax.top_k((compared + base).reshape(flat), min(count, width * vocab))
     ids = _taken(ids.reshape(flat), order, 1)
     stops = jnp.any(ids[..., None] == moment.stop[None, None], axis=-1)
+    count, limit = (_of_groups(x, (len(ids), 1)) for x in (moment.count, moment.limit))
     return Candidates(
         sums=_taken((plain + base).reshape(flat), order, 1),
         parents=order // compared.shape[-1],
         ids=ids,
-        ended=stops | (moment.count + 1 >= moment.limit),
+        ended=stops | (count + 1 >= limit),
     )
 
 
 def _extended(written: jax.Array, continued: Candidates, place: jax.Array) -> jax.Array:
-    """Returns what the parents of candidates have written, `[..., room]`, with the candidates' tokens at `place`."""
+    """Returns what the parents of candidates have written, `[requests, groups, width, room]`, and the candidates' ids.
+
+    Args:
+        written: by the beams.
+        continued: the candidates.
+        place: int32 `[requests, groups]`: where their ids stand.
+    """
     texts = _taken(written, continued.parents[..., None], 2)
-    return jax.lax.dynamic_update_slice_in_dim(texts, continued.ids[..., None], place, axis=3)
+    here = jnp.arange(texts.shape[-1])[None, None, None] == place[..., None, None]
+    return jnp.where(here, continued.ids[..., None], texts)
+
+
+def _of_groups(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Returns int32 `[requests, groups]` of int32 `[rows]`, which is the same in all beams of a request."""
+    return jnp.broadcast_to(x.reshape(shape[0], -1)[:, :1], shape)
 
 
 def _taken(values: jax.Array, places: jax.Array, axis: int) -> jax.Array:

@@ -3,6 +3,9 @@
 What the loop carries has fixed shapes. Prompts stand at the right of their columns, padding in front, so that the next
 token of every row goes into the same slot of the cache, which is written in place. Compiled programs are shared by all
 prompts that fit the same shapes, whatever their lengths, seeds, temperatures and limits.
+
+Requests may join a batch that is being written (`join`): its rows then are at different columns and slots, and each has
+its own count and limit. A text that has ended stays as it is while others are written.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.inference.generate.strategy import Moment, Strategy
-from lmjax.model.cache import Cache, CacheType, init_cache
+from lmjax.model.cache import Cache, init_cache
+from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel
 
 PyTree = Any
@@ -32,9 +36,9 @@ class Decoding:
         tokens: int32 `[rows, room]`: the prompt, then what was written.
         written: bool `[rows, room]`: where `tokens` holds anything.
         positions: int32 `[rows]`: where in its row the token stands that was chosen last.
-        column: int32 scalar: of `tokens`, the next to be written.
-        count: int32 scalar: tokens chosen, forced ones included.
-        limit: int32 scalar: the most that may be.
+        column: int32 `[rows]`: of `tokens`, the next to be written.
+        count: int32 `[rows]`: tokens chosen, forced ones included.
+        limit: int32 `[rows]`: the most that may be.
         stop: int32 `[stops]`: ids that end a text; -1 is none.
     """
 
@@ -96,12 +100,13 @@ def begin(
         strategy: that chooses.
     """
     rows = strategy.rows
-    tokens, written = (jnp.repeat(prompts[name], rows, axis=0) for name in ("tokens", "written"))
+    of_rows = {name: jnp.repeat(x, rows, axis=0) for name, x in prompts.items() if name != "stop"}
     decoding = Decoding(
         cache=cache.repeat(rows) if rows > 1 else cache,
         state=state,
-        positions=jnp.sum(written, axis=1, dtype=jnp.int32) - 1,
-        **prompts | {"tokens": tokens, "written": written},
+        positions=jnp.sum(of_rows["written"], axis=1, dtype=jnp.int32) - 1,
+        stop=prompts["stop"],
+        **of_rows,
     )
     return _choose(strategy, decoding, jnp.repeat(logits, rows, axis=0), allowed)
 
@@ -132,11 +137,44 @@ def run(
 
     def step(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
         done, now = carry
-        last = jax.lax.dynamic_slice_in_dim(now.tokens, now.column - 1, 1, axis=1)
+        last = jnp.take_along_axis(now.tokens, now.column[:, None] - 1, axis=1, mode="promise_in_bounds")
         logits, cache = _read(model, params, row_fields(model, last, now.positions[:, None]), now.cache)
         return done + 1, _choose(strategy, now.replace(cache=cache), logits, allowed)
 
     return jax.lax.while_loop(go_on, step, (jnp.int32(0), decoding))[1]
+
+
+def join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: Strategy) -> Decoding:
+    """Returns the batch with the requests of another one in the place of those from `request` on.
+
+    Each goes on as it would alone. Stop ids and the numbers of the strategy stay those of the batch.
+
+    Args:
+        decoding: the batch, whose memory is written over.
+        other: begun with the same model and strategy; its cache fits as `Cache.put` says, its room is at most as large.
+        request: int32 scalar, the first that is replaced; there are as many from it on as join.
+        strategy: that chooses.
+
+    Raises:
+        ValueError: the caches do not fit.
+    """
+    cache = decoding.cache
+    decoding = decoding.replace(cache=cache.replace(filled=cache.filled_rows))
+    return _join(decoding, other, request, strategy=strategy)
+
+
+@functools.partial(jax.jit, static_argnames=("strategy",), donate_argnames=("decoding",))
+def _join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: Strategy) -> Decoding:
+    """Returns what `join` does, of a batch whose cache has a number of slots for each row."""
+    row, room = request * strategy.rows, decoding.tokens.shape[1] - other.tokens.shape[1]
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    wide = {name: jnp.pad(getattr(other, name), ((0, 0), (0, room))) for name in ("tokens", "written")}
+    rows = {name: getattr(other, name) for name in ("positions", "column", "count", "limit")} | wide
+    return decoding.replace(
+        cache=decoding.cache.put(row, other.cache),
+        state=strategy.put(decoding.state, other.state, request),
+        **{name: put(getattr(decoding, name), x) for name, x in rows.items()},
+    )
 
 
 def row_fields(
@@ -171,13 +209,15 @@ def _choose(strategy: Strategy, now: Decoding, logits: jax.Array, allowed: jax.A
     if choice.parents is not None:
         cache = cache.reorder(choice.parents)
         tokens, written, positions = (jnp.take(x, choice.parents, axis=0) for x in (tokens, written, positions))
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=now.column, axis=1)
+    # A text that had ended before gets no further token.
+    grows = jnp.repeat(~strategy.finished(now.state), strategy.rows).astype(jnp.int32)
+    here = (jnp.arange(tokens.shape[1])[None] == now.column[:, None]) & (grows > 0)[:, None]
     return now.replace(
         cache=cache,
         state=choice.state,
-        tokens=put(tokens, choice.ids[:, None]),
-        written=put(written, jnp.ones_like(choice.ids[:, None], bool)),
-        positions=positions + 1,
-        column=now.column + 1,
-        count=now.count + 1,
+        tokens=jnp.where(here, choice.ids[:, None], tokens),
+        written=written | here,
+        positions=positions + grows,
+        column=now.column + grows,
+        count=now.count + grows,
     )

@@ -88,8 +88,8 @@ def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Arra
         scores = _without(scores, processors.banned[None])
     if processors.min_new_tokens is not None:
         # -1 is no stop id, and jax would take it for the last one.
-        early = (moment.count < processors.min_new_tokens) & (moment.stop >= 0)
-        scores = _without(scores, jnp.where(early, moment.stop, scores.shape[-1])[None])
+        early = (moment.count < processors.min_new_tokens)[:, None] & (moment.stop >= 0)[None]
+        scores = _without(scores, jnp.where(early, moment.stop[None], scores.shape[-1]))
     return scores
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.inference.generate.processors import Processors, apply
-from lmjax.inference.generate.strategy import Choice, Moment
+from lmjax.inference.generate.strategy import Choice, Moment, put_requests
 from lmjax.schema import Schema
 
 PyTree = Any
@@ -184,7 +184,7 @@ class Sampling:
         if state.keys is None:
             ids = jnp.argmax(scores, axis=-1)
         else:
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, moment.count)
+            keys = jax.vmap(jax.random.fold_in)(state.keys, moment.count)
             ids = draw(weights(scores, state.numbers), keys)
         chosen = jnp.take_along_axis(moment.logits, ids[:, None], axis=1)[:, 0]
         gained = chosen - jax.nn.logsumexp(moment.logits, axis=-1)
@@ -193,6 +193,10 @@ class Sampling:
         ids = jnp.where(state.done, filler, ids).astype(jnp.int32)
         scores = state.scores + jnp.where(state.done, 0, gained)
         return Choice(ids, None, state.replace(done=state.done | ended, scores=scores))
+
+    def put(self, state: SamplingState, other: SamplingState, request: jax.Array) -> SamplingState:
+        """Returns the state with the requests of another one in the place of those from int32 `request` on."""
+        return put_requests(state, other, request, ("keys", "done", "scores"))
 
     def finished(self, state: SamplingState) -> jax.Array:
         """Returns bool `[requests]`: those whose text has ended."""

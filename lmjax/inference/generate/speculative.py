@@ -133,7 +133,7 @@ class SpeculativeWriting:
         if draft is not None:
             with draft.on_devices():
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
-        self.start = int(prompts["column"])
+        self.start = int(prompts["column"][0])
         self.decoding = Guessing(
             # A round begins by reading the last token.
             cache=cache.rewind(cache.filled - 1),
@@ -141,7 +141,7 @@ class SpeculativeWriting:
             state=strategy.start(np.array([request.seed], np.uint32), prompts["tokens"].shape[1]),
             gains=np.zeros(prompts["tokens"].shape, np.float32),
             rounds=np.int32(0),
-            **prompts,
+            **prompts | {name: prompts[name][0] for name in ("column", "count", "limit")},
         )
         self.advance(1)
 
@@ -324,7 +324,7 @@ def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts:
     """Returns the logits `[rows, vocab]` after penalties and bans, each behind `counts` written tokens of its row."""
 
     def one(logits: jax.Array, tokens: jax.Array, written: jax.Array, count: jax.Array) -> jax.Array:
-        moment = Moment(logits[None], tokens[None], written[None], count, now.limit, now.stop)
+        moment = Moment(logits[None], tokens[None], written[None], count[None], now.limit[None], now.stop)
         return apply(logits[None], moment, now.state.processors)[0]
 
     return jax.vmap(one)(logits, tokens, written, jnp.broadcast_to(counts, (len(logits),)))

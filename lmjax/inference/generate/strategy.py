@@ -5,10 +5,12 @@ A row is what the model continues. A request has `rows` of them: one, or its bea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -23,8 +25,8 @@ class Moment:
             been written, then nothing yet.
         written: bool `[rows, room]`: where `tokens` holds a token of the prompt or of what was written; a short prompt
             has padding in front.
-        count: int32 scalar: tokens written behind the prompt, forced ones included.
-        limit: int32 scalar: the most that may be.
+        count: int32 `[rows]`: tokens written behind the prompt, forced ones included.
+        limit: int32 `[rows]`: the most that may be.
         stop: int32 `[stops]`: ids that end a text; -1 is none.
     """
 
@@ -72,6 +74,26 @@ class Strategy(Protocol):
         """Returns the next token of every row; pure, traced by jit."""
         ...
 
+    def put(self, state: PyTree, other: PyTree, request: jax.Array) -> PyTree:
+        """Returns the state with the requests of another one in the place of those from int32 `request` on."""
+        ...
+
     def finished(self, state: PyTree) -> jax.Array:
         """Returns bool `[requests]`: those that no further choice would change."""
         ...
+
+
+def put_requests(state: PyTree, other: PyTree, request: jax.Array, names: Sequence[str]) -> PyTree:
+    """Returns a state in which the fields that have a row for each request hold another's from `request` on.
+
+    Args:
+        state: a dataclass.
+        other: of the same kind.
+        request: int32 scalar, the first that is replaced.
+        names: of the fields; the others stay.
+    """
+
+    def put(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(jnp.asarray(x), y, request, axis=0)
+
+    return state.replace(**{name: jax.tree.map(put, getattr(state, name), getattr(other, name)) for name in names})

@@ -12,7 +12,8 @@ from lmjax.inference.generate import decode
 from lmjax.inference.generate.requests import Request, bucket, columns, longest_row
 from lmjax.inference.generate.strategy import Strategy
 from lmjax.inference.loaded import LoadedModel
-from lmjax.model.cache import Cache, CacheType
+from lmjax.model.cache import Cache
+from lmjax.model.key_value import CacheType
 
 
 def read_prompts(
@@ -74,9 +75,9 @@ def read_prompts(
         {
             "tokens": np.pad(fields["tokens"], behind, constant_values=pad),
             "written": np.pad(fields["segment_ids"] > 0, behind),
-            "column": np.int32(width),
-            "count": np.int32(len(loaded.prompts.forced)),
-            "limit": np.int32(limit),
+            "column": np.full(len(prompts), width, np.int32),
+            "count": np.full(len(prompts), len(loaded.prompts.forced), np.int32),
+            "limit": np.full(len(prompts), limit, np.int32),
             "stop": np.array(sorted(set(stop)) or [-1], np.int32),
         },
     )
@@ -137,7 +138,7 @@ class Writing:
                 chunk=chunk,
                 kind=kind,
             )
-            self.start = int(prompts["column"])
+            self.start = int(prompts["column"][0])
             state = strategy.start(np.array([r.seed for r in rows], np.uint32), prompts["tokens"].shape[1])
             self.decoding = decode.begin(logits, cache, state, prompts, self._all(allowed), strategy=strategy)
 
@@ -160,8 +161,8 @@ class Writing:
             )
 
     def written(self) -> np.ndarray:
-        """Returns int32 `[rows of the requests, tokens]`: what has been written, with what follows a stop id."""
-        end = int(self.decoding.column)
+        """Returns int32 `[rows of the requests, tokens]`: what has been written; behind the end of a text, padding."""
+        end = int(np.asarray(self.decoding.column).max())
         rows = len(self.requests) * self._strategy.rows
         return np.asarray(self.decoding.tokens)[:rows, self.start : end]
 

@@ -26,7 +26,8 @@ def step(strategy, table, tokens, count, limit, stop, state):
     logits = jnp.repeat(table, strategy.rows, axis=0)[jnp.arange(len(tokens)), last]
     # One token of prompt stands in front.
     written = jnp.broadcast_to(jnp.arange(tokens.shape[1]) <= count, tokens.shape)
-    choice = strategy.choose(Moment(logits, tokens, written, count, limit, stop), state)
+    counts, limits = (jnp.full(len(tokens), x) for x in (count, limit))
+    choice = strategy.choose(Moment(logits, tokens, written, counts, limits, stop), state)
     tokens = tokens[choice.parents].at[:, count + 1].set(choice.ids)
     return tokens, choice.state, strategy.finished(choice.state)
 

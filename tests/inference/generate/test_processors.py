@@ -23,7 +23,8 @@ def moment(texts, *, count=0, stop=(-1,), room=ROOM):
     # What is not written may hold anything; here it holds an id that would matter.
     tokens[~written] = 1
     scores = jnp.zeros((len(texts), VOCAB))
-    return Moment(scores, *map(jnp.asarray, (tokens, written)), *map(jnp.int32, (count, 99)), jnp.asarray(stop))
+    counts, limits = (jnp.full(len(texts), x, jnp.int32) for x in (count, 99))
+    return Moment(scores, *map(jnp.asarray, (tokens, written)), counts, limits, jnp.asarray(stop))
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ def reference(logits, config):
 def moment(logits, count=0, limit=99, stop=(-1,)):
     logits = jnp.asarray(logits, jnp.float32)
     nothing = jnp.zeros((len(logits), 1), jnp.int32)
-    return Moment(logits, nothing, nothing > 0, jnp.int32(count), jnp.int32(limit), jnp.asarray(stop, jnp.int32))
+    counts, limits = (jnp.full(len(logits), x, jnp.int32) for x in (count, limit))
+    return Moment(logits, nothing, nothing > 0, counts, limits, jnp.asarray(stop, jnp.int32))
 
 
 @pytest.fixture(scope="module")
