@@ -4,67 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from lmjax.errors import DataError, FlagError
-from lmjax.inference.generate.beam import BeamConfig, BeamSearch
+from lmjax.inference.generate.beam import BeamSearch
+from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint, ConstraintState
-from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.requests import SMALLEST, Prompt, Request, batches, check_length, make_requests
-from lmjax.inference.generate.sampling import Sampling, SamplingConfig
+from lmjax.inference.generate.processors import Processors
+from lmjax.inference.generate.requests import Prompt, Request, batches, check_length, make_requests
+from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import TextStream
 from lmjax.inference.generate.writing import Writing
 from lmjax.inference.loaded import LoadedModel
-from lmjax.model.cache import CacheType
-from lmjax.schema import Schema
-
-
-class GenerateConfig(Schema):
-    """How texts are written; the default is greedy."""
-
-    max_new_tokens: int = Field(64, ge=1, description="Tokens written behind a prompt, at most.")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="What a token is drawn from.")
-    processors: ProcessorConfig = Field(ProcessorConfig(), description="Penalties and bans.")
-    beams: BeamConfig | None = Field(None, description="Beam search; none: one text is followed.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a text, and are no part of it.")
-    stop_ids: tuple[int, ...] = Field((), description="Ids that end a text, beside the model's own.")
-    regex: str | None = Field(None, description="What the whole text must match.")
-    json_schema: str | None = Field(None, description="A JSON schema, as JSON, that the whole text must fit.")
-    draft_tokens: int = Field(
-        4, ge=1, le=64, description="Tokens guessed at once, by a draft model or by lookup, and checked in one pass."
-    )
-    lookup: int = Field(
-        0, ge=0, le=SMALLEST, description="Guess what followed this many last tokens where they stood before; 0: not."
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the draws; prompt i has seed + i.")
-    batch_size: int = Field(8, ge=1, description="Prompts written together.")
-    cache: CacheType = Field("compute", description="What keys and values are kept in: int8 takes a byte for each.")
-    prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read at once.")
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        """Raises ValueError, with the field, its value and the remedy, for choices that exclude each other."""
-        if "" in self.stop:
-            raise ValueError("stop='' would end every text before it begins; give the string that ends it")
-        constrained = self.regex is not None or self.json_schema is not None
-        if self.regex is not None and self.json_schema is not None:
-            raise ValueError("regex and json_schema are both given; a text is constrained by one of them")
-        if self.beams is not None:
-            others = {
-                f"temperature={self.sampling.temperature}": self.sampling.temperature > 0,
-                "regex or json_schema": constrained,
-                "stop strings (stop_ids go)": bool(self.stop),
-                f"lookup={self.lookup}": self.lookup > 0,
-            }
-            if clash := [name for name, given in others.items() if given]:
-                raise ValueError(f"beams={self.beams.beams} and {clash[0]}: beam search goes without; leave one out")
-        if self.lookup and constrained:
-            raise ValueError(f"lookup={self.lookup} and regex or json_schema: guesses obey neither; leave one out")
-        return self
 
 
 @dataclasses.dataclass(frozen=True)

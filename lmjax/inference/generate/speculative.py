@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.errors import FlagError
+from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.decode import row_fields
 from lmjax.inference.generate.processors import apply
 from lmjax.inference.generate.requests import Request, bucket
@@ -29,9 +30,6 @@ from lmjax.inference.generate.writing import read_prompts
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    from lmjax.inference.generate.generate import GenerateConfig
 
 PyTree = Any
 
