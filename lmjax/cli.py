@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
 from lmjax import __version__
 from lmjax.errors import FlagError, UserError
+from lmjax.nearest import nearest
+from lmjax.phases import phase, tell
 
 COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
@@ -38,10 +38,26 @@ def run(argv: Sequence[str]) -> object:
     """
     if not argv or argv[0] not in COMMANDS:
         given = argv[0] if argv else ""
-        raise FlagError(f"no command {given!r}; there are {', '.join(COMMANDS)} (lmjax --help)")
+        hint = nearest(given, COMMANDS)
+        raise FlagError(f"no command {given!r}; {hint}{' ' if hint else ''}there are {', '.join(COMMANDS)} (--help)")
+    command, arguments = argv[0], argv[1:]
+    from absl import flags
+
+    from lmjax.commands.flags import help_text, parse
+
+    # What a command is told stands apart from what it does, which imports jax: help and a wrong flag need none of it.
+    told = importlib.import_module(f"lmjax.commands.{command}_flags")
+    values, same = told.define(), getattr(told, "SAME", None)
+    overrides = parse(values, arguments, same, command=command)
+    if values["help"].value:
+        print(help_text(values, told.DESCRIPTION))
+        return None
     # Grain and others read absl's global flags, which nobody parses in a notebook.
     flags.FLAGS.mark_as_parsed()
-    return importlib.import_module(f"lmjax.commands.{argv[0]}").main(argv[1:])
+    tell()
+    with phase("loading jax"):
+        main = importlib.import_module(f"lmjax.commands.{command}").main
+    return main(values) if same is None else main(values, overrides)
 
 
 def main() -> None:
@@ -63,6 +79,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:
+        print("\nlmjax: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -7,11 +7,12 @@ once, so a combination that cannot work is refused before anything is built.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import json
 import pathlib
+import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
+from lmjax.nearest import choose, nearest, nearest_fields
 from lmjax.objectives.task import TaskConfig, architectures
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.schema import Schema
@@ -117,6 +119,8 @@ def default_config(objective: tuple[str, ...] = ("next_token",), architecture: s
     """Returns the config that `lmjax train` starts from: a nano model that learns within minutes on two CPU cores."""
     can = architectures(objective)
     chosen = can[0] if architecture is None else architecture
+    if chosen not in NANO_RUNS:
+        raise FlagError(f"--architecture={chosen}: {choose('architecture', chosen, list(NANO_RUNS))}")
     steps, batch_size, learning_rate = NANO_RUNS[chosen]
     return Config(
         steps=steps,
@@ -164,6 +168,8 @@ def resolve(
     if objective is not None:
         values["task"]["objective"] = objective
     if preset is not None:
+        if preset not in PRESETS:
+            raise FlagError(f"--preset={preset}: {choose('preset', preset, list(PRESETS))}")
         model = PRESETS[preset]
     if model is not None:
         values["model"] = model.model_dump()
@@ -195,7 +201,9 @@ def load_experiment(spec: str) -> Config:
     name, _, variant = spec.partition(":")
     path = pathlib.Path(name)
     if path.suffix != ".py" or not path.is_file():
-        raise FlagError(f"--config={spec}: there is no Python file {name!r}; give FILE.py or FILE.py:variant")
+        beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
+        hint = nearest(str(path), beside) or "give FILE.py or FILE.py:variant"
+        raise FlagError(f"--config={spec}: there is no Python file {name!r}; {hint}")
     module_spec = importlib.util.spec_from_file_location(f"lmjax_experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
@@ -203,18 +211,27 @@ def load_experiment(spec: str) -> Config:
         raise FlagError(f"--config={spec}: {name} defines no get_config(variant) -> lmjax.config.Config")
     variants = getattr(module, "VARIANTS", ("",))
     if variant not in variants:
-        raise FlagError(f"--config={spec}: no variant {variant!r}; {name} has {', '.join(map(repr, variants))}")
+        known = [each for each in variants if each]
+        raise FlagError(f"--config={spec}: {choose('variant', variant, known) if known else f'{name} has no variants'}")
     config = module.get_config(variant)
     if not isinstance(config, Config):
         raise FlagError(f"--config={spec}: get_config returned {type(config).__name__}, not lmjax.config.Config")
     return config
 
 
+def changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the values of every field that differs, the old and the new, by dotted path."""
+    left, right = _flat(old.model_dump()), _flat(new.model_dump())
+    return {p: (left.get(p), right.get(p)) for p in left | right if left.get(p) != right.get(p)}
+
+
 def difference(old: Config, new: Config, may_change: tuple[str, ...] = ()) -> list[str]:
     """Returns one line for every field that differs, leaving out those whose path starts with one of `may_change`."""
-    left, right = _flat(old.model_dump()), _flat(new.model_dump())
-    paths = [p for p in left | right if left.get(p) != right.get(p) and not p.startswith(may_change or ("\0",))]
-    return [f"{p}: {left.get(p)!r} there, {right.get(p)!r} here" for p in paths]
+    return [
+        f"{path}: {there!r} there, {here!r} here"
+        for path, (there, here) in changed(old, new).items()
+        if not path.startswith(may_change or ("\0",))
+    ]
 
 
 def _validated(values: dict) -> Config:
@@ -231,19 +248,15 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {p: v for k, x in values.items() for p, v in _flat(x, f"{prefix}.{k}" if prefix else k).items()}
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-
-
 def _parent(values: dict, path: str) -> tuple[dict, str]:
     """Returns the dict that holds the last name of a dotted path, and that name; raises FlagError for a wrong name."""
     *groups, last = path.split(".")
     here, seen = values, "config"
     for name in [*groups, last]:
-        if not isinstance(here, dict) or name not in here:
-            known = sorted(here) if isinstance(here, dict) else []
-            hint = _nearest(name, known) if known else f"{seen} is a value, not a group"
+        if not isinstance(here, dict):
+            raise FlagError(f"--config.{path}: no field {name} in {seen}; {seen} is a value, not a group")
+        if name not in here:
+            hint = nearest_fields(path, list(_flat(values))) or f"there are {', '.join(sorted(here))}"
             raise FlagError(f"--config.{path}: no field {name} in {seen}; {hint}")
         parent, here, seen = here, here[name], name
     return parent, last
@@ -261,7 +274,16 @@ def _parsed(values: dict, path: str, text: str) -> Any:
         raise FlagError(f"--config.{path}={text}: {name} is a group; set one of {', '.join(sorted(parent[name]))}")
     if isinstance(parent[name], list | tuple):
         return [] if text.lower() == "none" else [part for part in text.split(",") if part]
-    return None if text.lower() == "none" else text
+    return None if text.lower() == "none" and _optional(path) else text
+
+
+def _optional(path: str) -> bool:
+    """Returns whether a field may be None; elsewhere `none` may be one of its choices."""
+    schema: Any = Config
+    *groups, last = path.split(".")
+    for name in groups:
+        schema = schema.model_fields[name].annotation
+    return type(None) in typing.get_args(schema.model_fields[last].annotation)
 
 
 def _explain(error: pydantic.ValidationError) -> str:
@@ -271,6 +293,8 @@ def _explain(error: pydantic.ValidationError) -> str:
         path = ".".join(str(part) for part in e["loc"])
         message = e["msg"].removeprefix("Value error, ")
         given = e["input"]
+        if e["type"] == "literal_error" and (hint := nearest(str(given), re.findall(r"'([^']*)'", message))):
+            message = f"{message}; {hint}"
         value = "" if isinstance(given, Mapping | pydantic.BaseModel) else f"={given}"
         lines.append(f"--config.{path}{value}: {message[0].lower()}{message[1:]}" if path else message)
     return "\n".join(lines)

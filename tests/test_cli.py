@@ -59,7 +59,7 @@ def test_print_config_shows_json_and_parameters_and_makes_nothing(lmjax, tmp_pat
         (("train", "--objective=mlm,foo"), 64, ("--objective", "no objective 'foo'", "span_corruption")),
         (("train", "--architecture=both"), 64, ("--architecture", "encoder_decoder")),
         (("train", "more"), 64, ("'more' is no flag",)),
-        (("train", "--config.model.num_layer=3"), 64, ("did you mean num_layers?",)),
+        (("train", "--config.model.num_layer=3"), 64, ("did you mean --config.model.num_layers?",)),
         (("train", "--config.model.num_layers"), 64, ("--config.model.num_layers=VALUE",)),
         (("train", "--config.parallel.fsdp=3"), 64, ("fsdp=3", "8 device(s)")),
         (("train", "--config.batch_size=12"), 64, ("--config.batch_size=12", "multiple of 8")),

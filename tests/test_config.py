@@ -90,8 +90,8 @@ def test_every_preset_makes_a_run(preset):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"model.num_layer": "3"}, ("no field num_layer in model", "did you mean num_layers?")),
-        ({"modle.num_layers": "3"}, ("no field modle in config", "did you mean model?")),
+        ({"model.num_layer": "3"}, ("no field num_layer in model", "did you mean --config.model.num_layers?")),
+        ({"modle.num_layers": "3"}, ("no field modle in config", "did you mean --config.model.num_layers?")),
         ({"steps.more": "3"}, ("steps is a value, not a group",)),
         ({"model": "3"}, ("model is a group", "num_layers")),
         ({"model.num_layers": "many"}, ("--config.model.num_layers=many", "integer")),

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
-from lmjax.commands.flags import help_text, parse
 from lmjax.config import Config, default_config, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
-from lmjax.interop.families import FAMILIES
-from lmjax.interop.shards import SHARD_BYTES, read_json
+from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
 from lmjax.runs.build import claim_workdir, environment
@@ -25,55 +22,9 @@ from lmjax.runs.trained import GENERATION, ORIGIN, Pretrained, open_pretrained, 
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
 
-DESCRIPTION = f"""
-lmjax convert: brings a Hugging Face checkpoint into a workdir, and a trained model out into a folder that
-`AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load. Reads safetensors and JSON, never code.
 
-  lmjax convert --from=gpt2/ --workdir=runs/gpt2           a folder (or a name of the hub) in
-  lmjax convert --workdir=runs/mine --to=mine-hf/          a run out: its newest checkpoint, or --step
-  lmjax convert --from=llama/ --to=half/ --dtype=bfloat16  from folder to folder
-  lmjax train --init_from=runs/gpt2 --data=input.txt       train on from either
-
-Families: {", ".join(sorted(FAMILIES))}.
-"""
-
-
-def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    strings = {
-        "from": "a folder of Hugging Face, or a name on its hub",
-        "workdir": "with --from, the workdir to make; else the run to write out",
-        "to": "the new folder for a checkpoint of Hugging Face",
-    }
-    for name, text in strings.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_enum(
-        "family",
-        None,
-        sorted(FAMILIES),
-        "with --to, the model_type to write (default: the one it came from, else the first that can express the model)",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16", "float16"], "with --to, of the tensors (default: as stored)", values
-    )
-    flags.DEFINE_integer("step", None, "of the checkpoint to write out (default: the newest)", flag_values=values)
-    flags.DEFINE_float(
-        "shard_gb", SHARD_BYTES / 1e9, "with --to, most gigabytes of one file", 0.001, flag_values=values
-    )
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    return values
-
-
-def main(argv: Sequence[str]) -> pathlib.Path | None:
+def main(values: flags.FlagValues) -> pathlib.Path:
     """Returns the workdir or folder that was made."""
-    values = _flags()
-    overrides = parse(values, argv)
-    if values["help"].value:
-        print(help_text(values, DESCRIPTION))
-        return None
-    if overrides:
-        raise FlagError(f"--config.{next(iter(overrides))}: convert has no config; what a model is, its folder says")
     given = {name: values[name].value for name in ("from", "workdir", "to") if values[name].value}
     if len(given) != 2:
         raise FlagError(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 from pydantic import ValidationError
 
 from lmjax import __version__
-from lmjax.commands.flags import define_model, help_text, parse
+from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
+from lmjax.commands.flags import set_name
 from lmjax.commands.prompts import new_file
-from lmjax.data.sources import SET_NAME, DataConfig, read_documents
+from lmjax.data.sources import DataConfig, read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.inference.loaded import LoadedModel
@@ -24,66 +23,11 @@ from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.runs.trained import load_model
 
-DESCRIPTION = """
-lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder
-pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
-
-  lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
-  lmjax evaluate --model=gpt2/ --data=a=a.txt --data=b=b.jsonl      a folder or a hub name; several sets
-  lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
-  lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
-  lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
-  lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
-"""
-
-_TASKS = {
-    "perplexity": "of texts, each token predicted once, in windows where a text is long",
-    "minimal_pairs": "share of records whose good text is likelier than their bad one",
-    "multiple_choice": "share of questions whose likeliest choice is the answer; each follows its context as it stands",
-    "pairs": "log-likelihood of the targets given their sources",
-}
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
-# Fields of ScoreConfig that are flags.
-_NUMBERS = ("max_length", "stride", "batch_tokens")
-_SWITCHES = ("truncate", "end", "within_word")
 
 
-def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    strings = {
-        "harness": "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data",
-        "include_path": "with --harness, a folder of tasks of your own (YAML); only these are known then",
-        "output": "a new JSON file for the results",
-    }
-    for name, text in strings.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_multi_string(
-        "data",
-        [],
-        "a file or a quoted glob; or NAME=PATH; may be repeated. Text, JSONL, CSV or TSV, also gzipped; stdlib",
-        flag_values=values,
-    )
-    meanings = "; ".join(f"{name}: {text}" for name, text in _TASKS.items())
-    flags.DEFINE_enum("task", "perplexity", list(_TASKS), meanings, flag_values=values)
-    define_model(values)
-    flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
-    for name in (*_NUMBERS, *_SWITCHES):
-        field = ScoreConfig.model_fields[name]
-        define = flags.DEFINE_integer if name in _NUMBERS else flags.DEFINE_boolean
-        define(name, field.default, field.description, flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    return values
-
-
-def main(argv: Sequence[str]) -> dict[str, dict[str, float]] | None:
+def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     """Returns the metrics of every set of data, or of every task of the harness, by name."""
-    values = _flags()
-    overrides = parse(values, argv)
-    if values["help"].value:
-        print(help_text(values, DESCRIPTION))
-        return None
-    if overrides:
-        raise FlagError(f"--config.{next(iter(overrides))}: evaluate has no config; its flags say all")
     place, config, output = _checked(values)
     data = {name: read(values["task"].value, path) for name, path in _sets(values).items()}
     keep_freed_memory()
@@ -120,7 +64,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
             raise FlagError(f"--{name}={values[name].value}: is for --harness; give that too, or leave it out")
     output = new_file(values["output"].value)
     try:
-        config = ScoreConfig(**{name: values[name].value for name in (*_NUMBERS, *_SWITCHES)})
+        config = ScoreConfig(**{name: values[name].value for name in (*NUMBERS, *SWITCHES)})
     except ValidationError as e:
         error = e.errors()[0]
         raise FlagError(f"--{error['loc'][0]}={error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}") from e
@@ -131,8 +75,8 @@ def _sets(values: flags.FlagValues) -> dict[str, str]:
     """Returns the paths that --data gives, by name; one without a name is called what it is."""
     found: dict[str, str] = {}
     for spec in values["data"].value:
-        name, equals, path = spec.partition("=")
-        name, path = (name, path) if equals and re.match(SET_NAME, name) else (spec, spec)
+        name = set_name(spec)
+        name, path = (name, spec.partition("=")[2]) if name else (spec, spec)
         if name in found:
             raise FlagError(f"--data={spec}: two sets are called {name!r}; write --data=NAME={path}")
         found[name] = path

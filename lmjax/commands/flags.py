@@ -1,43 +1,59 @@
-"""Flags that several commands share, and how `--help` and `--config.a.b=value` are read."""
+"""Flags that several commands share, and how `--help` and `--config.a.b=value` are read. Imports no jax."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from absl import flags
 
-from lmjax.data.sources import SET_NAME
+from lmjax.commands import facts
 from lmjax.errors import FlagError
-from lmjax.objectives.task import OBJECTIVES
+from lmjax.nearest import choose, nearest, nearest_fields
+
+# Flags whose value may be left out; absl knows no such thing.
+_OPTIONAL = ("help_config",)
 
 
-class _Objectives(flags.ArgumentParser):
-    """Names of objectives joined by commas."""
+class _Choice(flags.ArgumentParser):
+    """One name of several, or several of them joined by commas."""
 
-    syntactic_help = f"one or several of {', '.join(OBJECTIVES)}, joined by commas"
+    def __init__(self, kind: str, known: Collection[str], *, several: bool = False):
+        # Help shows the names of a choice of one in front; those of several stand in its text.
+        self.enum_values = [] if several else list(known)
+        self._kind, self._known, self._several = kind, list(known), several
+        self.syntactic_help = f"{'one or several' if several else 'one'} of {', '.join(known)}"
 
-    def parse(self, argument: str | tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the names; raises ValueError for one that is not an objective."""
-        names = argument if isinstance(argument, tuple) else tuple(argument.split(","))
-        for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(f"no objective {name!r}; choose of {', '.join(OBJECTIVES)}")
-        return names
+    def parse(self, argument: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """Returns the name, or the names; raises ValueError for one that there is not."""
+        given = argument if isinstance(argument, tuple) else tuple(argument.split(",") if self._several else [argument])
+        for name in given:
+            if name not in self._known:
+                raise ValueError(choose(self._kind, name, self._known))
+        return given if self._several else given[0]
 
     def flag_type(self) -> str:
         """Returns the name of the type, for absl's messages."""
-        return "objectives"
+        return self._kind
+
+
+def define_choice(
+    values: flags.FlagValues, name: str, known: Collection[str], text: str, default: str | None = None
+) -> None:
+    """Defines a flag that takes one of several names; a wrong one is answered with the nearest."""
+    flags.DEFINE(_Choice(name, known), name, default, text, values)
 
 
 def define_objective(values: flags.FlagValues) -> None:
     """Defines --objective."""
-    help_text = (
-        f"what is trained: {', '.join(OBJECTIVES)}; names joined by commas are trained together: mlm,nsp and mlm,sop "
+    known = facts.names("lmjax.objectives.task", "OBJECTIVES")
+    text = (
+        f"what is trained: {', '.join(known)}; names joined by commas are trained together: mlm,nsp and mlm,sop "
         "on the same rows, others row by row, as often as --config.task.NAME.rate says (default: next_token)"
     )
-    flags.DEFINE(_Objectives(), "objective", None, help_text, values)
+    flags.DEFINE(_Choice("objective", known, several=True), "objective", None, text, values)
 
 
 def define_data(values: flags.FlagValues) -> None:
@@ -56,18 +72,27 @@ def define_model(values: flags.FlagValues) -> None:
     """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and --tensor."""
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
     flags.DEFINE_string("workdir", None, "the same, for a workdir", flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", None, ["float32", "bfloat16"], "of parameters and compute (default: the model's)", values
-    )
+    define_choice(values, "dtype", ["float32", "bfloat16"], "of parameters and compute (default: the model's)")
     flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
     flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+
+
+def define_help(values: flags.FlagValues) -> None:
+    """Defines --help."""
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+
+
+def set_name(spec: str) -> str:
+    """Returns the name in front of a set of data, NAME=PATH; empty: there is none."""
+    name, equals, _ = spec.partition("=")
+    return name if equals and re.match(facts.constant("lmjax.data.sources", "SET_NAME"), name) else ""
 
 
 def data_fields(specs: Sequence[str]) -> dict[str, object]:
     """Returns the fields of the config that --data sets: a path, or named sets."""
     if not specs:
         return {}
-    named = [spec for spec in specs if "=" in spec and re.match(SET_NAME, spec.partition("=")[0])]
+    named = [spec for spec in specs if set_name(spec)]
     if not named and len(specs) == 1:
         return {"data.train": specs[0], "data.mixture": ()}
     if len(named) < len(specs):
@@ -87,28 +112,112 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         path, equals, value = name.removeprefix("config.").partition("=")
         if not equals:
             raise FlagError(f"{argument}: give the value after an equals sign, as --config.{path}=VALUE")
+        if path in overrides:
+            raise FlagError(
+                f"--config.{path} is given twice, as {overrides[path] or 'nothing'} and {value or 'nothing'}; "
+                "give it once"
+            )
         overrides[path] = value
     return rest, overrides
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> dict[str, str]:
+def parse(
+    values: flags.FlagValues, argv: Sequence[str], same: Mapping[str, str] | None = None, *, command: str = "lmjax"
+) -> dict[str, str]:
     """Parses the arguments of a command into `values`, and returns the `--config.` overrides.
 
     Args:
         values: the command's flags.
         argv: the arguments, without the program and the command.
+        same: the field of the config that each of these flags stands for; None: the command has no config.
+        command: what messages call it.
 
     Raises:
-        FlagError: an unknown flag, a value of the wrong type, or an argument that is no flag.
+        FlagError: an unknown flag or field, a value of the wrong type, a flag or field given twice, or an argument that
+            is no flag.
     """
     rest, overrides = split_overrides(argv)
+    rest = [f"{each}=" if each.startswith("-") and each.lstrip("-") in _OPTIONAL else each for each in rest]
     try:
-        surplus = values(["lmjax", *rest])[1:]
+        surplus = values([command, *rest])[1:]
+    except flags.UnrecognizedFlagError as e:
+        raise FlagError(_unknown(values, e.flagname, same is not None)) from e
     except flags.Error as e:
-        raise FlagError(re.sub(r"invalid literal for int.*", "the value must be an integer", str(e))) from e
+        raise FlagError(_reworded(str(e))) from e
+    if values["help"].value:
+        return overrides
     if surplus:
-        raise FlagError(f"{surplus[0]!r} is no flag; flags look like --name=value")
+        raise FlagError(_no_flag(surplus[0], values))
+    if same is None and overrides:
+        raise FlagError(f"--config.{next(iter(overrides))}: {command} has no config; its flags say all")
+    _check_once(values, overrides, same or {})
+    _check_fields(overrides, values)
     return overrides
+
+
+def _check_fields(overrides: Mapping[str, str], values: flags.FlagValues) -> None:
+    """Raises FlagError for a field that there is not, or a value that is none of the field's few."""
+    known = facts.fields(*facts.CONFIG) if overrides else {}
+    for path, value in overrides.items():
+        if path not in known:
+            raise FlagError(_no_field(path, values))
+        if known[path].choices and value not in known[path].choices:
+            name = path.rpartition(".")[2]
+            raise FlagError(f"--config.{path}={value}: {choose(name, value, known[path].choices)}")
+
+
+def _check_once(values: flags.FlagValues, overrides: Mapping[str, str], same: Mapping[str, str]) -> None:
+    """Raises FlagError for a flag that is given twice, or beside the field that it stands for."""
+    for name in values:
+        flag = values[name]
+        if flag.name == name and flag.present > 1 and not isinstance(flag, flags.MultiFlag):
+            raise FlagError(f"--{name} is given {flag.present} times, the last time as {flag.value}; give it once")
+        if flag.present and same.get(name) in overrides:
+            path = same[name]
+            raise FlagError(
+                f"--{name} and --config.{path}={overrides[path]}: both set the same field; give one of them"
+            )
+
+
+def _reworded(message: str) -> str:
+    """Returns absl's message about a value in our words."""
+    message = re.sub(r"invalid literal for int.*", "the value must be an integer", message)
+    message = re.sub(r"could not convert string to float.*", "the value must be a number", message)
+    message = re.sub(r"^Missing value for flag (--\w+)$", r"\1: give it a value, as \1=VALUE", message)
+    return message.removeprefix("flag ")
+
+
+def _unknown(values: flags.FlagValues, name: str, has_config: bool) -> str:
+    """Returns the answer to a flag that there is not: the nearest flag, or the field of the config that is meant."""
+    paths = list(facts.fields(*facts.CONFIG)) if has_config else []
+    plain = name.lower().replace("-", "_")
+    exact = nearest_fields(plain, paths) if any(plain in (p, p.rpartition(".")[2]) for p in paths) else ""
+    hint = _near_flag(plain, values, 1.0) or exact or _near_flag(plain, values, 0.7) or nearest_fields(plain, paths)
+    return f"--{name}: no such flag; {hint or '--help lists all flags'}"
+
+
+def _near_flag(name: str, values: flags.FlagValues, cutoff: float) -> str:
+    """Returns "did you mean --FLAG?" for a flag that is at least this similar, or nothing."""
+    return nearest(name, [n for n in values if len(n) > 1], cutoff).replace("mean ", "mean --")
+
+
+def _no_field(path: str, values: flags.FlagValues) -> str:
+    """Returns the answer to a field of the config that there is not."""
+    paths = facts.fields(*facts.CONFIG)
+    if inside := sorted({p.removeprefix(f"{path}.").partition(".")[0] for p in paths if p.startswith(f"{path}.")}):
+        return f"--config.{path}: is a group; set one of {', '.join(inside)}, as --config.{path}.{inside[0]}=VALUE"
+    group, _, name = path.rpartition(".")
+    hint = nearest_fields(path, paths) or _near_flag(name, values, 1.0)
+    return f"--config.{path}: no field {name} in {group or 'config'}; {hint or '--help_config lists all fields'}"
+
+
+def _no_flag(argument: str, values: flags.FlagValues) -> str:
+    """Returns the answer to an argument that is no flag."""
+    known = {n for n in values if len(n) > 1}
+    if argument.partition("=")[0] in known:
+        return f"{argument!r} is no flag; write --{argument}"
+    name = next((n for n in ("prompt", "data", "from") if n in known), "name")
+    return f"{argument!r} is no flag; flags look like --name=value, such as --{name}={shlex.quote(argument)}"
 
 
 def help_text(values: flags.FlagValues, description: str) -> str:
@@ -119,9 +228,10 @@ def help_text(values: flags.FlagValues, description: str) -> str:
         if flag.name != name:
             continue
         choices = getattr(flag.parser, "enum_values", None)
-        shown = f"--[no]{name}" if flag.boolean else f"--{name}={'|'.join(choices) if choices else 'VALUE'}"
+        short = f" or --{flag.short_name}" if flag.short_name and len(flag.short_name) > 1 else ""
+        shown = f"--[no]{name}" if flag.boolean else f"--{name}={'|'.join(choices) if choices else 'VALUE'}{short}"
         default = "" if flag.default in (None, "", []) or flag.boolean else f" (default: {flag.default_as_str})"
-        # absl puts the choices in front of an enum's help, where they are shown already.
-        text = re.sub(r"^<.*?>: |;\s+repeat this option.*", "", flag.help, flags=re.DOTALL)
+        # absl adds a remark to the help of flags that may be repeated.
+        text = re.sub(r";\s+repeat this option.*", "", flag.help, flags=re.DOTALL)
         lines += [f"  {shown}", textwrap.indent(textwrap.fill(text + default, 94), " " * 6)]
     return "\n".join(lines)

@@ -3,102 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
 from pydantic import ValidationError
 
-from lmjax.commands.flags import define_model, help_text, parse
+from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
-from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.fill_mask import Filling, fill_mask
 from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
+from lmjax.nearest import nearest
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.runs.trained import load_model, open_pretrained
 from lmjax.runs.untrained import random_model
 
-DESCRIPTION = """
-lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
-fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given.
-
-  lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
-  lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
-  lmjax generate --model=t5/ --prompts=in.jsonl --output=out.jsonl --beams=4
-  lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
-  lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
-"""
-
-# Flag -> field of GenerateConfig; what is not given is the field's default.
-_SAMPLING = {name: f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
-_PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no_repeat_ngram", "min_new_tokens")}
-_BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
-_BEAMS |= {"beam_groups": "beams.groups"}
-_WHOLE = ("max_new_tokens", "seed", "batch_size", "prefill_chunk", "regex", "json_schema", "lookup", "draft_tokens")
-_FIELDS = _SAMPLING | _PROCESSORS | _BEAMS | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
-# Flags that may be repeated.
-_LISTS = {"stop": "stop", "stop_id": "stop_ids"}
 # What an encoder, which fills masks, reads of them.
 _OF_MASKS = ("top_k",)
 _SHOWN = 60
 
 
-def _flags() -> flags.FlagValues:
-    values = flags.FlagValues()
-    strings = {
-        "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
-        "prompts": "a file of prompts: one a line, or JSONL or CSV with a field prompt",
-        "output": "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal",
-        "draft": "a smaller model with the same tokenizer, whose guesses are checked several at a time",
-    }
-    for name, text in strings.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_enum(
-        "preset", None, sorted(PRESETS), "a model of published size with random weights; needs --tokenizer", values
-    )
-    flags.DEFINE_multi_string("prompt", [], "a text to go on from; may be repeated", flag_values=values)
-    for name, path in _LISTS.items():
-        flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
-    for name, path in _FIELDS.items():
-        flags.DEFINE_string(name, None, _described(path), flag_values=values)
-    define_model(values)
-    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    return values
-
-
-def _described(path: str) -> str:
-    """Returns what --help says of a field of GenerateConfig."""
-    schema: Any = GenerateConfig
-    *parents, name = path.split(".")
-    for parent in parents:
-        schema = BeamConfig if parent == "beams" else schema.model_fields[parent].annotation
-    field = schema.model_fields[name]
-    # Without --beams there is no BeamConfig.
-    default = "off" if field.default is None or path == "beams.beams" else field.default
-    return field.description + ("" if default == () else f" (default: {default})")
-
-
-def main(argv: Sequence[str]) -> list[list[Generation]] | list[list[list[Filling]]] | None:
+def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Filling]]] | None:
     """Returns what was written behind each prompt, or put into its masks; None after a conversation."""
-    values = _flags()
-    overrides = parse(values, argv)
-    if values["help"].value:
-        print(help_text(values, DESCRIPTION))
-        return None
-    if overrides:
-        raise FlagError(f"--config.{next(iter(overrides))}: generate has no config; its flags say all")
-    settings = {name: values[name].value for name in (*_FIELDS, *_LISTS) if values[name].value not in (None, [])}
+    settings = {name: values[name].value for name in (*FIELDS, *LISTS) if values[name].value not in (None, [])}
     place, encoder = _place(values)
     output = new_file(values["output"].value)
     if encoder:
@@ -176,21 +113,20 @@ def configure(settings: Mapping[str, Any], draft: str | None = None) -> Generate
     Raises:
         FlagError: a flag that is none, or a value that does not fit.
     """
-    if unknown := [name for name in settings if name not in (*_FIELDS, *_LISTS)]:
-        near = difflib.get_close_matches(unknown[0], (*_FIELDS, *_LISTS), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*_FIELDS, *_LISTS))}"
+    if unknown := [name for name in settings if name not in (*FIELDS, *LISTS)]:
+        hint = nearest(unknown[0], (*FIELDS, *LISTS)) or f"there are {', '.join((*FIELDS, *LISTS))}"
         raise FlagError(f"{unknown[0]}: no such setting; {hint}")
     if draft and "beams" in settings:
         raise FlagError(f"--beams={settings['beams']} and --draft={draft}: beam search guesses nothing; leave one out")
-    lone = [name for name in _BEAMS if name in settings and "beams" not in settings]
+    lone = [name for name in BEAMS if name in settings and "beams" not in settings]
     if lone:
         raise FlagError(f"--{lone[0]}={settings[lone[0]]}: is of beam search; give --beams=N too, or leave it out")
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        *parents, field = (_FIELDS | _LISTS)[name].split(".")
+        *parents, field = (FIELDS | LISTS)[name].split(".")
         if name == "json_schema":
             value = _schema_text(value)
-        if name in _LISTS and isinstance(value, str):
+        if name in LISTS and isinstance(value, str):
             value = (value,)
         functools.reduce(lambda at, parent: at.setdefault(parent, {}), parents, values)[field] = value
     try:
@@ -218,7 +154,7 @@ def _explained(error: ValidationError) -> FlagError:
     message = first["msg"].removeprefix("Value error, ")
     # Unions and lists add the member's name and the item's number behind the field's.
     path = ".".join(str(part) for part in first["loc"])
-    flag = next((n for n, p in (_FIELDS | _LISTS).items() if path == p or path.startswith(f"{p}.")), None)
+    flag = next((n for n, p in (FIELDS | LISTS).items() if path == p or path.startswith(f"{p}.")), None)
     if flag is None:
         return FlagError(f"--{message}")
     return FlagError(f"--{flag}={first['input']}: {message[0].lower()}{message[1:]}")

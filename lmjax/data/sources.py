@@ -62,10 +62,18 @@ class DataConfig(Schema):
     temperature: float = pydantic.Field(
         1.0, gt=0, description="sets of a mixture come at weight**(1/temperature); the higher, the more evenly"
     )
-    eval: tuple[NamedSet, ...] = ()
-    held_out: float = pydantic.Field(0.05, ge=0.0, le=0.5)
-    split: Literal["hash", "tail"] = "hash"
-    bad_records: Literal["error", "skip"] = "error"
+    eval: tuple[NamedSet, ...] = pydantic.Field(
+        (), description="held-out sets, NAME=PATH,NAME=PATH; none: a part of the training text"
+    )
+    held_out: float = pydantic.Field(
+        0.05, ge=0.0, le=0.5, description="share of the training text that is held out where eval names no set"
+    )
+    split: Literal["hash", "tail"] = pydantic.Field(
+        "hash", description="hash holds out whole documents, tail the end of each text"
+    )
+    bad_records: Literal["error", "skip"] = pydantic.Field(
+        "error", description="what a record that cannot be read does: end the command, or be left out"
+    )
     workers: int = pydantic.Field(0, ge=0, description="processes that make examples; 0: threads of this one")
     prefetch: int = pydantic.Field(4, gt=0, description="batches made ahead")
     cache_dir: str = pydantic.Field("", description="empty: $LMJAX_CACHE, or ~/.cache/lmjax")

@@ -61,10 +61,14 @@ class TokenizerConfig(Schema):
     path: str = pydantic.Field(
         "", description="a .model, a tokenizer.json or a folder with one to load; empty: one is trained"
     )
-    kind: Literal["unigram", "bpe", "char"] = "bpe"
-    vocab_size: int = pydantic.Field(4096, gt=0)
-    byte_fallback: bool = True
-    sample_bytes: int = pydantic.Field(10_000_000, gt=0)
+    kind: Literal["unigram", "bpe", "char"] = pydantic.Field("bpe", description="algorithm of one that is trained")
+    vocab_size: int = pydantic.Field(
+        4096, gt=0, description="special symbols, bytes and learned pieces together; not read by char"
+    )
+    byte_fallback: bool = pydantic.Field(True, description="what no piece covers becomes bytes instead of unknown")
+    sample_bytes: int = pydantic.Field(
+        10_000_000, gt=0, description="most bytes of text that it is trained on, drawn from all documents"
+    )
 
 
 class Tokenizer(Vocabulary):

@@ -16,7 +16,7 @@ from lmjax.errors import DataError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5_000_000_000
 
 _DTYPES = {
     "F64": np.dtype(np.float64),

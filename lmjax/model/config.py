@@ -301,6 +301,19 @@ class ModelConfig(Schema):
         """Factor on the initial query kernel: T5 puts there the 1/sqrt(head_dim) that its scores lack."""
         return self.width_of_head**-0.5 / self.score_scale if self.initializer == "fan_in" else 1.0
 
+    @property
+    def least_parameters(self) -> int:
+        """Parameters that there are at the least: tables, queries and outputs, and two matrices of each MLP.
+
+        What takes no tracing to know tells a size that no machine holds before anything of that size is made.
+        """
+        rows = self.vocab_size + self.num_types + (self.max_length if self.positions == "learned" else 0)
+        layers = 1 if self.share_layers else self.num_layers
+        attention = 2 * self.embed_dim * self.num_heads * self.width_of_head
+        experts = self.moe.num_experts * (layers // self.moe.every) if self.moe.num_experts else 0
+        dense = layers - layers // self.moe.every if self.moe.num_experts else layers
+        return rows * self.table_dim + layers * attention + (dense + experts) * 2 * self.embed_dim * self.mlp_dim
+
     def side_positions(self, decoder: bool) -> str:
         """Returns how the order of tokens enters the encoder or the decoder."""
         return self.decoder_positions if decoder and self.decoder_positions is not None else self.positions

@@ -15,9 +15,19 @@ def problems(config: ModelConfig) -> Rules:
     return (*_sizes(config), *_positions(config), *_layers(config), *_attention(config), *_ends(config))
 
 
+# More parameters than all machines hold, and more than shapes of 32 bits can name.
+_MOST_PARAMETERS = 10**14
+
+
 def _sizes(config: ModelConfig) -> Rules:
-    """Returns the rules on heads and on the number of layers."""
+    """Returns the rules on sizes, on heads and on the number of layers."""
     return (
+        (
+            config.least_parameters > _MOST_PARAMETERS,
+            f"vocab_size={config.vocab_size}, embed_dim={config.embed_dim}, num_heads={config.num_heads},"
+            f" mlp_dim={config.mlp_dim} and num_layers={config.num_layers} make at least"
+            f" {config.least_parameters:.1e} parameters, more than any machine holds; lower the largest of them",
+        ),
         (
             config.head_dim is None and config.embed_dim % config.num_heads != 0,
             f"embed_dim={config.embed_dim} is not a multiple of num_heads={config.num_heads}; change one, or head_dim",

@@ -25,7 +25,7 @@ Batch = dict[str, jax.Array]
 class ObjectiveConfig(Schema):
     """What every objective's settings begin with."""
 
-    loss_weight: float = 1.0
+    loss_weight: float = Field(1.0, description="factor on its loss in the sum of all objectives")
     rate: float = Field(1.0, gt=0, description="how often its rows come in a mixture, relative to the others")
 
     def loss_weights(self, name: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
+from lmjax.nearest import choose
 from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Penalties, Rows
 from lmjax.objectives.denoise import Denoise, DenoiseConfig
 from lmjax.objectives.infilling import Infilling, InfillingConfig
@@ -78,7 +79,7 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
     flag = f"--objective={','.join(names)}"
     for name in names:
         if name not in OBJECTIVES:
-            raise FlagError(f"{flag}: no objective {name!r}; choose of {', '.join(OBJECTIVES)}")
+            raise FlagError(f"{flag}: {choose('objective', name, list(OBJECTIVES))}")
     if not names or len(set(names)) < len(names):
         raise FlagError(f"{flag}: give one or several of {', '.join(OBJECTIVES)}, each once")
     types = tuple(OBJECTIVES[name] for name in sorted(names))

@@ -34,6 +34,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.task import Examples, Task, objective_types
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
+from lmjax.phases import phase
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage
@@ -153,14 +154,8 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Any:
     return lock
 
 
-def build(config: Config, workdir: pathlib.Path) -> Run:
-    """Returns the parts of a run: data tokenised, model and mesh checked, nothing compiled yet.
-
-    Raises:
-        FlagError: sizes that do not fit the devices or the tokenizer.
-        DataError: data that cannot be read.
-        ConfigMismatchError: the data is not what the workdir was trained on.
-    """
+def checked_mesh(config: Config) -> jax.sharding.Mesh:
+    """Returns the mesh of a config; raises FlagError where devices, batch or model do not divide over it."""
     pmap.check(config.parallel)
     mesh = make_mesh(config.parallel)
     model_config = config.model
@@ -178,6 +173,18 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
                 "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
             },
         )
+    return mesh
+
+
+def build(config: Config, workdir: pathlib.Path) -> Run:
+    """Returns the parts of a run: data tokenised, model and mesh checked, nothing compiled yet.
+
+    Raises:
+        FlagError: sizes that do not fit the devices or the tokenizer.
+        DataError: data that cannot be read.
+        ConfigMismatchError: the data is not what the workdir was trained on.
+    """
+    mesh = checked_mesh(config)
     pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
     train, evals = open_splits(config.data, pairs=pairs)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
@@ -197,7 +204,8 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         # A set of a mixture is the same store whatever it is mixed with.
         own = {"train": prints[part_of]} if part_of in prints else {}
         parts = identity | own | {"set": name}
-        return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
+        with phase(f"tokenizing the documents of {name}"):
+            return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
 
     stores = {name: store(documents, "train", name) for name, documents in train.items()}
     tokens = [s.num_tokens for s in stores.values()]
@@ -268,7 +276,8 @@ def _trained_tokenizer(
     cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
     if cached.exists():
         return Tokenizer.load(str(cached))
-    tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
+    with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} pieces"):
+        tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     cached.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(cached))
     return tokenizer

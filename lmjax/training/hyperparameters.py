@@ -29,7 +29,9 @@ _LONGEST_WARMUP = 40
 class OptimizerConfig(Schema):
     """The optimizer, its schedule, and their numbers; one flat group, where the description says who reads a field."""
 
-    name: Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon", "schedule_free", "sophia"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon", "schedule_free", "sophia"] = Field(
+        "adamw", description="what makes updates of gradients"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="the peak")
     warmup_steps: int | None = Field(
         0, ge=0, description="steps of linear warm-up from zero; none: a tenth of the run, but at most 40"

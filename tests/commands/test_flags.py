@@ -1,7 +1,11 @@
-"""--data: a path, or sets by name, told apart without a second flag."""
+"""Flags: sets of data by name, what a wrong name is answered with, and that no field is set twice in silence."""
+
+import json
 
 import pytest
 
+from lmjax import cli
+from lmjax.commands import facts, train_flags
 from lmjax.commands.flags import data_fields
 from lmjax.errors import FlagError
 
@@ -24,3 +28,74 @@ def test_a_path_and_named_sets_are_told_apart(specs, fields):
 def test_of_several_sets_each_needs_a_name():
     with pytest.raises(FlagError, match=r"--data=b\.txt: of several sets each has a name; write --data=NAME=b\.txt"):
         data_fields(["code=a.txt", "b.txt"])
+
+
+def answer(*argv: str) -> str:
+    """Returns the message that a command line is answered with."""
+    with pytest.raises(FlagError) as error:
+        cli.run(argv)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("train", "--num_layers=3"), "--num_layers: no such flag; did you mean --config.model.num_layers?"),
+        (("train", "--batch-size=3"), "did you mean --batch_size?"),
+        (("train", "--learning-rte=3"), "did you mean --learning_rate?"),
+        (("train", "--every=3"), "did you mean --config.model.moe.every or --config.evaluation.every or"),
+        (("train", "--dropout=0.1"), "did you mean --config.model.dropout_rate or"),
+        (("train", "--hidden_size=3"), "--help lists all flags"),
+        (("train", "--config.num_layer=3"), "no field num_layer in config; did you mean --config.model.num_layers?"),
+        (("train", "--config.modle.num_layers=3"), "did you mean --config.model.num_layers?"),
+        (("train", "--config.lr=3"), "did you mean --lr?"),
+        (("train", "--config.model=3"), "is a group; set one of"),
+        (("train", "--config.model.mlp=swigul"), "--config.model.mlp=swigul: no mlp 'swigul'; did you mean swiglu?"),
+        (("train", "--preset=GPT-2"), "did you mean gpt2? (--help lists all"),
+        (("train", "--objective=mlm,nps"), "no objective 'nps'; did you mean nsp?"),
+        (("train", "--optimizer=adamx"), "did you mean adam"),
+        (("train", "--schedule=cosin"), "did you mean cosine?"),
+        (("train", "--parallel=mehs"), "did you mean mesh?"),
+        (("tokenizer", "--kind=bep"), "did you mean bpe?"),
+        (("convert", "--family=lama"), "did you mean llama?"),
+        (("generate", "--preset=gpt-2"), "did you mean gpt2?"),
+        (
+            ("generate", "--dtype=bf16"),
+            "--dtype=bf16: no dtype 'bf16'; did you mean bfloat16? choose of float32, bfloat16",
+        ),
+        (("generate", "--temprature=1"), "did you mean --temperature?"),
+        (("generate", "Once upon a time"), "such as --prompt='Once upon a time'"),
+        (("evaluate", "--task=perplexty"), "did you mean perplexity?"),
+        (("evaluate", "--config.seed=1"), "evaluate has no config"),
+        (("train", "data.txt"), "such as --data=data.txt"),
+        (("train", "steps=3"), "write --steps=3"),
+        (("train", "--data"), "--data: give it a value, as --data=VALUE"),
+        (("train", "--lr=fast"), "--learning_rate=fast: the value must be a number"),
+        (("trian",), "did you mean train?"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(argv, words):
+    assert words in answer(*argv)
+
+
+@pytest.mark.parametrize("flag", sorted(train_flags.SAME))
+def test_a_field_that_is_set_twice_is_refused(flag):
+    """Which of two values counts is for the user to say."""
+    path = train_flags.SAME[flag]
+    values = {"objective": "mlm", "architecture": "encoder", "optimizer": "adam", "schedule": "linear"}
+    value = values.get(flag, "mesh" if flag == "parallel" else "3")
+    said = answer("train", f"--{flag}={value}", f"--config.{path}={value}")
+    assert said == f"--{flag} and --config.{path}={value}: both set the same field; give one of them"
+    assert "twice" in answer("train", f"--config.{path}={value}", f"--config.{path}={value}")
+
+
+def test_a_flag_that_is_given_twice_is_refused():
+    assert "--learning_rate is given 2 times" in answer("train", "--lr=1", "--learning_rate=2")
+
+
+def test_short_flags_are_fields_of_the_config(capsys):
+    cli.run(["train", "--lr=0.5", "--batch_size=3", "--length=24", "--warmup_steps=7", "--print_config"])
+    config, _ = json.JSONDecoder().raw_decode(capsys.readouterr().out)
+    assert (config["optimizer"]["learning_rate"], config["optimizer"]["warmup_steps"]) == (0.5, 7)
+    assert (config["batch_size"], config["task"]["length"]) == (3, 24)
+    assert set(train_flags.SAME.values()) <= set(facts.fields(*facts.CONFIG))

@@ -140,8 +140,10 @@ def test_mistakes_are_told_in_one_line_before_anything_compiles(folder, no_compi
     flags = [flag.replace("{here}", here) for flag in flags]
     if flags[-1] == "--prompt" or not any(flag.startswith("--prompt=") for flag in flags):
         flags = [*(flag for flag in flags if flag != "--prompt"), "--prompt=The king"]
+    if not any(flag.startswith("--max_new_tokens") for flag in flags):
+        flags = ["--max_new_tokens=4", *flags]
     with pytest.raises((FlagError, DataError), match=message) as error:
-        run(["generate", f"--model={folder}", "--max_new_tokens=4", *flags])
+        run(["generate", f"--model={folder}", *flags])
     assert "\n" not in str(error.value)
 
 

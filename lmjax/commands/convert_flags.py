@@ -1,0 +1,46 @@
+"""The flags of `lmjax convert`. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands import facts
+from lmjax.commands.flags import define_choice, define_help
+
+FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
+
+DESCRIPTION = f"""
+lmjax convert: brings a Hugging Face checkpoint into a workdir, and a trained model out into a folder that
+`AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load. Reads safetensors and JSON, never code.
+
+  lmjax convert --from=gpt2/ --workdir=runs/gpt2           a folder (or a name of the hub) in
+  lmjax convert --workdir=runs/mine --to=mine-hf/          a run out: its newest checkpoint, or --step
+  lmjax convert --from=llama/ --to=half/ --dtype=bfloat16  from folder to folder
+  lmjax train --init_from=runs/gpt2 --data=input.txt       train on from either
+
+Families: {", ".join(sorted(FAMILIES))}.
+"""
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, none of them parsed yet."""
+    values = flags.FlagValues()
+    strings = {
+        "from": "a folder of Hugging Face, or a name on its hub",
+        "workdir": "with --from, the workdir to make; else the run to write out",
+        "to": "the new folder for a checkpoint of Hugging Face",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    define_choice(
+        values,
+        "family",
+        sorted(FAMILIES),
+        "with --to, the model_type to write (default: the one it came from, else the first that can express the model)",
+    )
+    define_choice(values, "dtype", ["float32", "bfloat16", "float16"], "with --to, of the tensors (default: as stored)")
+    flags.DEFINE_integer("step", None, "of the checkpoint to write out (default: the newest)", flag_values=values)
+    most = facts.constant("lmjax.interop.shards", "SHARD_BYTES") / 1e9
+    flags.DEFINE_float("shard_gb", most, "with --to, most gigabytes of one file", 0.001, flag_values=values)
+    define_help(values)
+    return values

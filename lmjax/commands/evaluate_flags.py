@@ -1,0 +1,61 @@
+"""The flags of `lmjax evaluate`. Imports no jax."""
+
+from __future__ import annotations
+
+import ast
+
+from absl import flags
+
+from lmjax.commands import facts
+from lmjax.commands.flags import define_choice, define_help, define_model
+
+DESCRIPTION = """
+lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder
+pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
+
+  lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
+  lmjax evaluate --model=gpt2/ --data=a=a.txt --data=b=b.jsonl      a folder or a hub name; several sets
+  lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
+  lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
+  lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
+  lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
+"""
+
+TASKS = {
+    "perplexity": "of texts, each token predicted once, in windows where a text is long",
+    "minimal_pairs": "share of records whose good text is likelier than their bad one",
+    "multiple_choice": "share of questions whose likeliest choice is the answer; each follows its context as it stands",
+    "pairs": "log-likelihood of the targets given their sources",
+}
+# Fields of ScoreConfig that are flags.
+NUMBERS = ("max_length", "stride", "batch_tokens")
+SWITCHES = ("truncate", "end", "within_word")
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, none of them parsed yet."""
+    values = flags.FlagValues()
+    strings = {
+        "harness": "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data",
+        "include_path": "with --harness, a folder of tasks of your own (YAML); only these are known then",
+        "output": "a new JSON file for the results",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_multi_string(
+        "data",
+        [],
+        "a file or a quoted glob; or NAME=PATH; may be repeated. Text, JSONL, CSV or TSV, also gzipped; stdlib",
+        flag_values=values,
+    )
+    meanings = "; ".join(f"{name}: {text}" for name, text in TASKS.items())
+    define_choice(values, "task", TASKS, meanings, "perplexity")
+    define_model(values)
+    flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
+    known = facts.fields("lmjax.inference.score.texts", "ScoreConfig")
+    for name in (*NUMBERS, *SWITCHES):
+        default, text, _ = known[name]
+        define = flags.DEFINE_integer if name in NUMBERS else flags.DEFINE_boolean
+        define(name, ast.literal_eval(default), text, flag_values=values)
+    define_help(values)
+    return values

@@ -1,0 +1,168 @@
+"""What modules of lmjax say of their choices and fields, read from their source: importing them would import jax.
+
+Importing jax takes seconds, and help and the answer to a typo need none of it. So the names of a registry and the
+fields of a config are read where they stand, as text. `tests/commands/test_facts.py` holds them against the objects.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lmjax
+
+CONFIG = ("lmjax.config", "Config")
+_SCHEMA = "Schema"
+
+
+class Fact(NamedTuple):
+    """A field of a config.
+
+    Attributes:
+        default: as it is written in the source; empty: there is none.
+        description: what the field says of itself.
+        choices: the values that it may have, where it is one of a few.
+    """
+
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+class _Module:
+    """A module's source: what stands at its top level, and where its imported names come from."""
+
+    def __init__(self, name: str):
+        # By its path: to look for a module, importlib imports the packages around it.
+        place = pathlib.Path(lmjax.__file__).parent.joinpath(*name.split(".")[1:])
+        tree = ast.parse((place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text("utf-8"))
+        self.values: dict[str, ast.expr] = {}
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.imports: dict[str, tuple[str, str]] = {}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                self.classes[node.name] = node
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.values[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                self.values[node.target.id] = node.value
+            elif isinstance(node, ast.ImportFrom):
+                self.imports |= {a.asname or a.name: (node.module, a.name) for a in node.names}
+
+
+@functools.cache
+def _module(name: str) -> _Module:
+    return _Module(name)
+
+
+def names(module: str, variable: str) -> tuple[str, ...]:
+    """Returns the names that a registry of a module holds, such as `("lmjax.model.presets", "PRESETS")`.
+
+    The registry may be a dict, dicts joined by `|` or `**`, a function's keywords, or a comprehension over another
+    registry or over classes that carry a `name`.
+    """
+    here = _module(module)
+    if variable in here.values:
+        return tuple(dict.fromkeys(_keys(here, here.values[variable])))
+    return names(*here.imports[variable])
+
+
+def constant(module: str, variable: str) -> Any:
+    """Returns a text or a number that a module defines."""
+    return ast.literal_eval(_module(module).values[variable])
+
+
+def _keys(here: _Module, node: ast.expr) -> Iterator[str]:
+    """Yields the keys of an expression that makes a dict."""
+    match node:
+        case ast.Dict():
+            for key, value in zip(node.keys, node.values, strict=True):
+                yield from _keys(here, value) if key is None else [ast.literal_eval(key)]
+        case ast.BinOp():
+            yield from _keys(here, node.left)
+            yield from _keys(here, node.right)
+        case ast.Call():
+            yield from (keyword.arg for keyword in node.keywords)
+        case ast.Name() if node.id in here.values:
+            yield from _keys(here, here.values[node.id])
+        case ast.Name():
+            yield from names(*here.imports[node.id])
+        case ast.Attribute():
+            yield from names(".".join(here.imports[node.value.id]), node.attr)
+        case ast.DictComp(key=ast.Attribute(attr="name")):
+            for element in node.generators[0].iter.elts:
+                yield from _names_of_class(here, element.id)
+        case ast.DictComp():
+            yield from _keys(here, node.generators[0].iter.func.value)
+        case _:
+            raise TypeError(f"cannot read the names of {ast.unparse(node)[:60]}")
+
+
+def _names_of_class(here: _Module, name: str) -> Iterator[str]:
+    """Yields the `name` of a class."""
+    if name not in here.classes:
+        module, name = here.imports[name]
+        here = _module(module)
+    for node in here.classes[name].body:
+        if isinstance(node, ast.AnnAssign) and node.target.id == "name":
+            yield ast.literal_eval(node.value)
+
+
+def fields(module: str, name: str) -> dict[str, Fact]:
+    """Returns the fields of a config class by dotted path, those of the configs within it included."""
+    here = _module(module)
+    if name not in here.classes:
+        return fields(*here.imports[name])
+    found: dict[str, Fact] = {}
+    for base in here.classes[name].bases:
+        if base.id != _SCHEMA:
+            found |= fields(*_place(here, module, base.id))
+    for node in here.classes[name].body:
+        if isinstance(node, ast.AnnAssign) and not ast.unparse(node.annotation).startswith("ClassVar"):
+            found |= _field(here, module, node)
+    return found
+
+
+def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
+    """Returns one field by its name, or a config's fields by their paths."""
+    for part in ast.walk(node.annotation):
+        if isinstance(part, ast.Name) and _is_config(here, module, part.id) and not _is_list(node.annotation):
+            inner = fields(*_place(here, module, part.id))
+            return {f"{node.target.id}.{path}": fact for path, fact in inner.items()}
+    value, description = node.value, ""
+    if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field"):
+        said = {k.arg: k.value for k in value.keywords}
+        description = ast.literal_eval(said["description"]) if "description" in said else ""
+        value = value.args[0] if value.args else said.get("default")
+    default = "" if value is None else ast.unparse(value)
+    return {node.target.id: Fact(default, description, tuple(_choices(here, node.annotation)))}
+
+
+def _choices(here: _Module, node: ast.expr) -> Iterator[str]:
+    """Yields the values of a Literal, those of others that stand in it included; nothing of any other annotation."""
+    if isinstance(node, ast.Name) and node.id in here.values:
+        yield from _choices(here, here.values[node.id])
+    elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+        for part in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
+            yield from [part.value] if isinstance(part, ast.Constant) else _choices(here, part)
+
+
+def _place(here: _Module, module: str, name: str) -> tuple[str, str]:
+    return (module, name) if name in here.classes else here.imports[name]
+
+
+def _is_list(annotation: ast.expr) -> bool:
+    return ast.unparse(annotation).startswith(("tuple", "list"))
+
+
+def _is_config(here: _Module, module: str, name: str) -> bool:
+    """Returns whether a name is that of a config class: one whose bases end in Schema."""
+    module, name = _place(here, module, name) if name in here.classes or name in here.imports else ("", "")
+    if not module.startswith("lmjax."):
+        return False
+    here = _module(module)
+    bases = [base.id for base in here.classes[name].bases if isinstance(base, ast.Name)] if name in here.classes else []
+    return _SCHEMA in bases or any(_is_config(here, module, base) for base in bases)

@@ -1,0 +1,60 @@
+"""The flags of `lmjax generate`. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands import facts
+from lmjax.commands.flags import define_choice, define_help, define_model
+
+DESCRIPTION = """
+lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
+fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given.
+
+  lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
+  lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
+  lmjax generate --model=t5/ --prompts=in.jsonl --output=out.jsonl --beams=4
+  lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
+  lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
+"""
+
+# Flag -> field of GenerateConfig; what is not given is the field's default.
+_SAMPLING = {name: f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+_PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no_repeat_ngram", "min_new_tokens")}
+BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
+BEAMS |= {"beam_groups": "beams.groups"}
+_WHOLE = ("max_new_tokens", "seed", "batch_size", "prefill_chunk", "regex", "json_schema", "lookup", "draft_tokens")
+FIELDS = _SAMPLING | _PROCESSORS | BEAMS | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
+# Flags that may be repeated.
+LISTS = {"stop": "stop", "stop_id": "stop_ids"}
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, none of them parsed yet."""
+    values = flags.FlagValues()
+    strings = {
+        "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
+        "prompts": "a file of prompts: one a line, or JSONL or CSV with a field prompt",
+        "output": "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal",
+        "draft": "a smaller model with the same tokenizer, whose guesses are checked several at a time",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
+    define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
+    flags.DEFINE_multi_string("prompt", [], "a text to go on from; may be repeated", flag_values=values)
+    for name, path in LISTS.items():
+        flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
+    for name, path in FIELDS.items():
+        flags.DEFINE_string(name, None, _described(path), flag_values=values)
+    define_model(values)
+    define_help(values)
+    return values
+
+
+def _described(path: str) -> str:
+    """Returns what --help says of a field of GenerateConfig."""
+    default, description, _ = facts.fields("lmjax.inference.generate.generate", "GenerateConfig")[path]
+    # Without --beams there is no BeamConfig.
+    shown = "off" if default == "None" or path == "beams.beams" else default.strip("'")
+    return description + ("" if default == "()" else f" (default: {shown})")

@@ -1,0 +1,30 @@
+"""The flags of `lmjax tokenizer`. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands import facts
+from lmjax.commands.flags import define_choice, define_data, define_help
+
+DESCRIPTION = """
+lmjax tokenizer: trains a SentencePiece tokenizer on the training part of the data and writes it to a file.
+
+  lmjax tokenizer --data='texts/*.txt' --vocab_size=8192 --output=my.model
+  lmjax train --data='texts/*.txt' --config.tokenizer.path=my.model
+"""
+
+# Flags that stand for one field of the config.
+FIELDS = {"vocab_size": "tokenizer.vocab_size", "kind": "tokenizer.kind"}
+SAME = FIELDS | {"data": "data.train"}
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, none of them parsed yet."""
+    values = flags.FlagValues()
+    define_data(values)
+    flags.DEFINE_integer("vocab_size", None, "pieces, special ones and bytes included", flag_values=values)
+    define_choice(values, "kind", facts.fields(*facts.CONFIG)["tokenizer.kind"].choices, "the algorithm")
+    flags.DEFINE_string("output", "tokenizer.model", "where it is written; must not exist", flag_values=values)
+    define_help(values)
+    return values

@@ -1,0 +1,125 @@
+"""The flags of `lmjax train`. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands import facts
+from lmjax.commands.flags import define_choice, define_data, define_help, define_objective
+
+DESCRIPTION = """
+lmjax train: trains an encoder, a decoder or an encoder-decoder. The family follows from the objective.
+
+  lmjax train                                              next-token prediction on the embedded corpus
+  lmjax train --objective=mlm,nsp --config.model.num_layers=6
+  lmjax train --objective=span_corruption --data='texts/*.txt' --steps=5000
+  lmjax train --minutes=15 --optimizer=muon --schedule=wsd
+  lmjax train --init_from=gpt2/ --data=input.txt             a checkpoint of Hugging Face, or a workdir, goes on
+  lmjax train --config=experiments/tinyshakespeare.py --data=input.txt
+
+Every field of the config is a flag: --config.a.b=value. --help_config explains them all, --help_config=WORD those that
+the word stands in; --print_config prints JSON. The same command again resumes.
+Exit codes: 0 done, 64 bad flag, 65 bad data, 66 no checkpoint can be read, 70 diverged, 74 save failed,
+75 preempted and saved, 78 the workdir belongs to another config.
+"""
+
+# Flags that stand for one field of the config.
+FIELDS = {
+    "steps": "steps",
+    "minutes": "minutes",
+    "seed": "seed",
+    "batch_size": "batch_size",
+    "length": "task.length",
+    "learning_rate": "optimizer.learning_rate",
+    "warmup_steps": "optimizer.warmup_steps",
+    "optimizer": "optimizer.name",
+    "schedule": "optimizer.schedule",
+    "parallel": "parallel.kind",
+}
+# Flags that set a field in a way of their own.
+SAME = FIELDS | {
+    "objective": "task.objective",
+    "architecture": "model.architecture",
+    "data": "data.train",
+    "eval_data": "data.eval",
+    "init_from": "init_from",
+}
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, none of them parsed yet."""
+    values = flags.FlagValues()
+    define_objective(values)
+    define_data(values)
+    known = facts.fields(*facts.CONFIG)
+    enums = {
+        "architecture": (
+            known["model.architecture"].choices,
+            "the family, where the objective leaves a choice",
+        ),
+        "preset": (sorted(facts.names("lmjax.model.presets", "PRESETS")), "a model of published size, or nano"),
+        "optimizer": (sorted(known["optimizer.name"].choices), "what makes updates of gradients"),
+        "schedule": (
+            sorted(known["optimizer.schedule"].choices),
+            "how the learning rate goes on after the warm-up",
+        ),
+        "parallel": (
+            known["parallel.kind"].choices,
+            "a mesh of data, fsdp and tensor axes, or plain replicas (default: mesh)",
+        ),
+    }
+    for name, (choices, text) in enums.items():
+        define_choice(values, name, choices, text)
+    strings = {
+        "config": "an experiment: FILE.py or FILE.py:variant. It is Python and runs: use files that you trust",
+        "workdir": "where everything is written (default: runs/OBJECTIVE-WHAT_DIFFERS-DIGEST_OF_THE_CONFIG)",
+        "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its numbers, "
+        "with its model and its tokenizer",
+        "coordinator_address": "HOST:PORT of process 0, to train in several processes",
+        "help_config": "explain every field of the config, with its value under the other flags, its allowed values "
+        "and what it does, and stop; =WORD: the fields that hold the word",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    integers = {
+        "steps": "updates",
+        "seed": "of parameters, order, corruption and dropout",
+        "batch_size": "rows of a step, over all devices and microbatches",
+        "length": "tokens in a row; in an encoder-decoder, of the encoder's",
+        "warmup_steps": "steps in which the learning rate rises to its peak",
+        "num_processes": "how many processes train together",
+        "process_id": "which of them this is",
+    }
+    for name, text in integers.items():
+        flags.DEFINE_integer(name, None, text, flag_values=values)
+    flags.DEFINE_float("learning_rate", None, "its peak", flag_values=values, short_name="lr")
+    flags.DEFINE_float(
+        "minutes",
+        None,
+        "train for this time instead of for a number of steps: the schedule is planned from the measured speed",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "eval_data",
+        [],
+        "held-out text, PATH or NAME=PATH; may be repeated (default: a part of the training text that "
+        "is not trained on)",
+        flag_values=values,
+    )
+    _define_switches(values)
+    define_help(values)
+    return values
+
+
+def _define_switches(values: flags.FlagValues) -> None:
+    switches = {
+        "print_config": (False, "print the resolved config as JSON and a table of parameters, and stop"),
+        "keep_memory": (
+            True,
+            "on a CPU, keep freed memory for the next step instead of handing it back to the system: faster, and "
+            "memory stays at its peak",
+        ),
+        "progress": (True, "show a progress bar"),
+    }
+    for name, (default, text) in switches.items():
+        flags.DEFINE_boolean(name, default, text, flag_values=values)

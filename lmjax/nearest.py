@@ -1,0 +1,61 @@
+"""The nearest of the names that there are, for the answer to one that is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+# Similarity from 0 to 1 above which a name is offered.
+_CUTOFF = 0.6
+_SAME_KIND = 0.75
+# Fields that are offered at once, names that are listed beside an offer, and letters that tell a part of a name.
+_MOST, _LISTED, _PART = 4, 12, 4
+
+
+def nearest(name: str, known: Collection[str], cutoff: float = _CUTOFF) -> str:
+    """Returns "did you mean NAME?", or nothing if no known name resembles it; case, `-` and `_` make no difference."""
+    plain: dict[str, str] = {}
+    for each in known:
+        plain.setdefault(_plain(each), each)
+    close = difflib.get_close_matches(_plain(name), plain, 1, cutoff)
+    return f"did you mean {plain[close[0]]}?" if close else ""
+
+
+def choose(kind: str, name: str, known: Sequence[str]) -> str:
+    """Returns the answer to a name that is none of `known`: the nearest one, and all that there are if they are few."""
+    hint = nearest(name, known)
+    if hint and len(known) > _LISTED:
+        return f"no {kind} {name!r}; {hint} (--help lists all {len(known)})"
+    return f"no {kind} {name!r}; {hint}{' ' if hint else ''}choose of {', '.join(known)}"
+
+
+def nearest_fields(path: str, known: Collection[str]) -> str:
+    """Returns which fields of a config a wrong dotted path may mean, each with its whole path; or nothing.
+
+    In this order: fields of that name in other groups; a similar name in the same group; a similar path; a similar
+    name, and last one that the given name is a part of, in any group.
+    """
+    found = _fields(_plain(path), {_plain(p): p for p in known})
+    shown = " or ".join(f"--config.{p}" for p in found[:_MOST])
+    return f"did you mean {shown}?" if shown else ""
+
+
+def _fields(path: str, known: dict[str, str]) -> list[str]:
+    """Returns the known paths, of their plain forms, that a plain path may mean."""
+    group, _, last = path.rpartition(".")
+    names: dict[str, list[str]] = {}
+    for plain, whole in known.items():
+        names.setdefault(plain.rpartition(".")[2], []).append(whole)
+    if last in names:
+        return names[last]
+    siblings = {plain.rpartition(".")[2]: whole for plain, whole in known.items() if plain.rpartition(".")[0] == group}
+    for candidates, given, cutoff in ((siblings, last, _CUTOFF), (known, path, _SAME_KIND)):
+        if close := difflib.get_close_matches(given, candidates, 1, cutoff):
+            return [candidates[close[0]]]
+    if close := difflib.get_close_matches(last, names, 1, _SAME_KIND):
+        return names[close[0]]
+    return [p for name, paths in names.items() if len(last) >= _PART and last in name for p in paths]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
