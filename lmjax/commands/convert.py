@@ -17,8 +17,9 @@ from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
+from lmjax.phases import phase
 from lmjax.runs.build import claim_workdir, environment
-from lmjax.runs.trained import GENERATION, ORIGIN, Pretrained, open_pretrained, storage_mesh
+from lmjax.runs.trained import GENERATION, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
 
@@ -32,13 +33,12 @@ def main(values: flags.FlagValues) -> pathlib.Path:
             f"where from and where to; {', '.join(f'--{name}' for name in given) or 'none'} given"
         )
     start = time.perf_counter()
+    if "from" not in given:
+        local_folder(given["workdir"])
     source = open_pretrained(given.get("from") or given["workdir"], values["step"].value)
-    if "to" in given:
-        target = pathlib.Path(given["to"])
-        lines = _write_out(source, target, values)
-    else:
-        target = pathlib.Path(given["workdir"])
-        lines = _bring_in(source, target)
+    target = pathlib.Path(given["to"] if "to" in given else given["workdir"])
+    with phase(f"writing {target}"):
+        lines = _write_out(source, target, values) if "to" in given else _bring_in(source, target)
     lines["time"] = f"{time.perf_counter() - start:.1f} s"
     lines["host memory"] = f"{peak_host_memory() / 2**30:.2f} GiB at its peak"
     if source.largest_file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import time
@@ -14,6 +15,7 @@ from lmjax import __version__
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.flags import set_name
 from lmjax.commands.prompts import new_file
+from lmjax.commands.table import aligned
 from lmjax.data.sources import DataConfig, read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
@@ -21,7 +23,8 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.score import minimal_pairs, multiple_choice, rolling, score, summary
 from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
-from lmjax.runs.trained import load_model
+from lmjax.phases import phase
+from lmjax.runs.trained import load_model, local_folder
 
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
 
@@ -29,15 +32,23 @@ _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip insta
 def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     """Returns the metrics of every set of data, or of every task of the harness, by name."""
     place, config, output = _checked(values)
-    data = {name: read(values["task"].value, path) for name, path in _sets(values).items()}
+    with phase("reading the data"):
+        data = {name: read(values["task"].value, path) for name, path in _sets(values).items()}
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
     start = time.perf_counter()
-    loaded = load_model(place, step=values["step"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)
+    with phase(f"loading {place}"):
+        loaded = load_model(
+            place, step=values["step"].value, dtype=values["dtype"].value, tensor=values["tensor"].value
+        )
     if values["harness"].value:
-        results = _harness(loaded, values, config)
+        with phase(f"running {values['harness'].value}"):
+            results = _harness(loaded, values, config)
     else:
-        results = {name: evaluate(loaded, values["task"].value, found, config) for name, found in data.items()}
+        results = {}
+        for name, found in data.items():
+            with phase(f"scoring {len(found.records):,} text(s) of {name}"):
+                results[name] = evaluate(loaded, values["task"].value, found, config)
     print(table(results))
     kind = "pseudo-log-likelihoods" if loaded.config.architecture == "encoder" else "log-likelihoods"
     print(f"\n{place}: {loaded.config.architecture.replace('_', '-')}, {kind}, {time.perf_counter() - start:.1f} s")
@@ -68,6 +79,8 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
     except ValidationError as e:
         error = e.errors()[0]
         raise FlagError(f"--{error['loc'][0]}={error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}") from e
+    if values["workdir"].value:
+        local_folder(places[0])
     return places[0], config, output
 
 
@@ -140,19 +153,12 @@ def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig)
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Returns the metrics of several sets, a row for each, as lines to print."""
-    width = max(len(name) for name in results)
-    lines = []
-    shown: list[str] = []
-    for name, metrics in results.items():
-        if list(metrics) != shown:
-            shown = list(metrics)
-            lines.append(f"{'':<{width}}" + "".join(f"{column:>{_column(column)}}" for column in shown))
-        cells = (f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in metrics.values())
-        lines.append(f"{name:<{width}}" + "".join(f"{x:>{_column(c)}}" for c, x in zip(shown, cells, strict=True)))
+    """Returns the metrics of several sets, a row for each, as lines to print; equal columns stand together."""
+    lines: list[str] = []
+    for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):
+        rows = [("", *columns)]
+        for name in names:
+            cells = (f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in results[name].values())
+            rows.append((name, *cells))
+        lines += aligned(rows)
     return "\n".join(lines)
-
-
-def _column(name: str) -> int:
-    """Returns the width of a column: of its name, or of a large number."""
-    return max(len(name), 12) + 2

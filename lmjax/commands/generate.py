@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -25,7 +26,8 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.phases import phase
+from lmjax.runs.trained import load_model, local_folder, open_pretrained
 from lmjax.runs.untrained import random_model
 
 # What an encoder, which fills masks, reads of them.
@@ -51,7 +53,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
         raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
-    loaded = _loaded(values, place)
+    with phase(f"loading {place}"):
+        loaded = _loaded(values, place)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
     draft = _draft(values)
@@ -79,6 +82,8 @@ def _place(values: flags.FlagValues) -> tuple[str, bool]:
         )
     if is_preset and values["step"].value is not None:
         raise FlagError(f"--step={values['step'].value}: a preset has no checkpoints; leave it out")
+    if given[0] == "workdir":
+        local_folder(place)
     config = PRESETS[place] if is_preset else open_pretrained(place, values["step"].value).config
     return place, config.architecture == "encoder"
 
@@ -168,13 +173,14 @@ def _fill(
     def show(text: str, number: int) -> None:
         (found,) = fill_mask(loaded, [text], top_k)
         for place, mask in enumerate(found, 1):
-            print(f"{place}: " + ", ".join(f"{each.text.strip()!r} {each.probability:.3f}" for each in mask))
+            print(f"{place}: {_filled([each._asdict() for each in mask])}")
 
     if prompts is None:
         with history():
             Repl({}, lambda settings: show).run()
         return None
-    found = fill_mask(loaded, prompts.texts, top_k)
+    with phase("filling the masks"):
+        found = fill_mask(loaded, prompts.texts, top_k)
     records = [
         {"prompt": text, "masks": [[each._asdict() for each in mask] for mask in masks]}
         for text, masks in zip(prompts.texts, found, strict=True)
@@ -185,8 +191,13 @@ def _fill(
     for record in records:
         print(record["prompt"])
         for number, mask in enumerate(record["masks"], 1):
-            print(f"  {number}: " + ", ".join(f"{each['text'].strip()!r} {each['probability']:.3f}" for each in mask))
+            print(f"  {number}: {_filled(mask)}")
     return found
+
+
+def _filled(mask: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the tokens for one mask with their probabilities; the space before a word is no part of it."""
+    return ", ".join(f"{(each['text'].strip(' ') or each['text'])!r} {each['probability']:.3f}" for each in mask)
 
 
 def _prepared(
@@ -202,12 +213,25 @@ def _prepared(
 
 
 def _streamed(
-    loaded: LoadedModel, draft: LoadedModel | None, prompt: str, config: GenerateConfig, name: str = "--prompt"
+    loaded: LoadedModel,
+    draft: LoadedModel | None,
+    prompt: str,
+    config: GenerateConfig,
+    name: str = "--prompt",
+    *,
+    echo: bool = False,
 ) -> Generation:
-    """Returns what was written behind a prompt, and shows it as it comes."""
+    """Returns what was written behind a prompt, and shows it as it comes, behind the prompt if that has an `echo`."""
     start = time.perf_counter()
     first, found = None, None
-    for piece in stream(loaded, prompt, config, draft=draft, name=name):
+    with phase("compiling, and reading the prompt"):
+        pieces = stream(loaded, prompt, config, draft=draft, name=name)
+        opening = list(itertools.islice(pieces, 1))
+    if echo:
+        # Beside the text, not in it: at a terminal both are seen, and a pipe gets what was written alone.
+        end = "" if loaded.config.architecture == "decoder" else "\n"
+        print(prompt, end=end, file=sys.stderr, flush=True)
+    for piece in itertools.chain(opening, pieces):
         first = first or time.perf_counter() - start
         if isinstance(piece, Generation):
             found = piece
@@ -234,9 +258,10 @@ def _write(
     """Returns what was written behind each prompt, in their order, and shows or saves it."""
     several = config.beams is not None and config.beams.num_return > 1
     if len(prompts.texts) == 1 and not several and not output:
-        return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0])]]
+        return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0], echo=True)]]
     start = time.perf_counter()
-    found = generate(loaded, prompts.texts, config, draft=draft, names=prompts.names)
+    with phase(f"writing behind {len(prompts.texts):,} prompt(s)"):
+        found = generate(loaded, prompts.texts, config, draft=draft, names=prompts.names)
     _report(sum(len(each.ids) for texts in found for each in texts), time.perf_counter() - start)
     if output:
         write_records(
@@ -251,5 +276,7 @@ def _write(
     for prompt, texts in zip(prompts.texts, found, strict=True):
         for each in texts:
             score = f" ({each.score:.3f})" if several else ""
-            print(f"== {prompt if len(prompt) <= _SHOWN else prompt[: _SHOWN - 3] + '...'}{score}\n{each.text}")
+            # A prompt of several lines is told on one.
+            line = " ".join(prompt.splitlines())
+            print(f"== {line if len(line) <= _SHOWN else line[: _SHOWN - 3] + '...'}{score}\n{each.text}")
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from lmjax.commands.table import aligned
 from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
@@ -18,7 +19,7 @@ from lmjax.training.state import TrainState
 
 
 def opening_report(run: Run, params: Any, step: int) -> str:
-    """Returns a line on what is about to be trained: parameters, or their shapes, from a step on."""
+    """Returns a line on what is about to be trained and where: parameters, or their shapes, from a step on."""
     c = run.config
     tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
@@ -26,7 +27,7 @@ def opening_report(run: Run, params: Any, step: int) -> str:
     return (
         f"{c.model.architecture.replace('_', '-')}, {count_parameters(params) / 1e6:.2f} M parameters, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}"
+        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
     )
 
 
@@ -47,18 +48,19 @@ def _table(run: Run) -> list[str]:
         "bits_per_byte": "bits per byte",
         "accuracy": "accuracy",
     }
-    lines = [f"{'':<40}{'step ' + str(before['step']):>12}{'step ' + str(after['step']):>12}"]
+    rows = [("", f"step {before['step']}", f"step {after['step']}")]
     for evaluated in run.eval_sets:
         for name in run.config.task.loss_weights():
             prefix = f"eval/{evaluated.name}/{name}/"
             for key, label in labels.items():
                 if prefix + key in after:
-                    row = f"{evaluated.name} {name} {label}"
-                    lines.append(f"{row:<40}{before[prefix + key]:>12.4f}{after[prefix + key]:>12.4f}")
+                    rows.append(
+                        (f"{evaluated.name} {name} {label}", *(f"{x[prefix + key]:.4f}" for x in (before, after)))
+                    )
             if name in evaluated.unigram_entropy:
-                row = f"{evaluated.name} {name} unigram entropy, a yardstick"
-                lines.append(f"{row:<52}{evaluated.unigram_entropy[name]:>12.4f}")
-    return lines
+                yardstick = f"{evaluated.unigram_entropy[name]:.4f}"
+                rows.append((f"{evaluated.name} {name} unigram entropy, a yardstick", "", yardstick))
+    return aligned(rows)
 
 
 def final_report(run: Run, state: TrainState, ending: str = "") -> str:

@@ -13,6 +13,7 @@ from lmjax.config import resolve
 from lmjax.data.sources import open_splits
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.errors import FlagError
+from lmjax.phases import phase
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Tokenizer:
@@ -26,16 +27,18 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Tokenizer:
     fields |= {path: values[name].value for name, path in FIELDS.items() if values[name].value is not None}
     config = resolve(overrides=overrides, fields=fields)
     train, evals = open_splits(config.data, pairs=False)
-    tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
+    with phase("training the tokenizer"):
+        tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     tokenizer.save(str(output))
     print(f"{output}: {tokenizer.vocab_size} pieces")
     named = [*train.items(), *((f"held out of {name}" if name in train else name, e) for name, e in evals.items())]
     for name, documents in named:
         num_bytes = num_tokens = 0
-        for document in documents():
-            text = document.text
-            num_bytes += len(text.encode())
-            num_tokens += len(tokenizer.encode(text))
+        with phase(f"counting the tokens of {name}"):
+            for document in documents():
+                text = document.text
+                num_bytes += len(text.encode())
+                num_tokens += len(tokenizer.encode(text))
         print(
             f"{name}: {num_tokens:,} tokens, {num_bytes:,} bytes, {num_tokens / max(num_bytes, 1):.4f} tokens per byte"
         )

@@ -19,6 +19,7 @@ from lmjax.axes import RULES
 from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
+from lmjax.phases import phase
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.build import Run
 from lmjax.training.budget import Budget
@@ -61,7 +62,7 @@ def fit(
     ):
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
         peak = peak_flops()
-        with timers.time("compilation"):
+        with timers.time("compilation"), phase("loading the newest checkpoint" if checkpoints.steps else "starting"):
             restored = checkpoints.restore(abstract)
             # A new state is computed while the first step is compiled: nobody waits for it here.
             state = make_state(_given(run)) if restored is None else restored
@@ -73,7 +74,7 @@ def fit(
             budget.open(start)
 
         def start_stage(stage: Stage, step: int) -> OpenStage:
-            with timers.time("compilation"):
+            with timers.time("compilation"), phase("compiling the training step"):
                 return _open_stage(run, stage, step, abstract, hparams)
 
         with Course(run.stages, start_stage) as course, _writer(run, start) as writer:

@@ -21,7 +21,9 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
+from lmjax.nearest import nearest
 from lmjax.objectives.task import heads, objective_types
+from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
 from lmjax.training.checkpoint import Checkpoints
@@ -122,7 +124,20 @@ def load_model(place: str, *, step: int | None = None, dtype: str | None = None,
     tokenizer = load_tokenizer(str(opened.folder))
     config = inference_config(opened.config, dtype)
     mesh = inference_mesh(config, tensor)
+    check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
     return assemble(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
+
+
+def check_parameters(place: str, params: PyTree) -> None:
+    """Raises FlagError, with the numbers, where the parameters of a model do not fit its devices.
+
+    Args:
+        place: what messages call the model.
+        params: their shapes, dtypes and shardings.
+    """
+    memory = device_memory()
+    remedy = "give --dtype=bfloat16, more devices with --tensor, or a smaller model"
+    check_fits(place, {"parameters": held(params, memory)}, memory, remedy)
 
 
 def trained_model(run: Run, params: PyTree) -> LoadedModel:
@@ -222,15 +237,36 @@ def _published_prompts(
     return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end, never)
 
 
+def local_folder(place: str) -> pathlib.Path:
+    """Returns the folder that a name means here; raises FlagError, with the nearest run, where there is none."""
+    folder = pathlib.Path(place).expanduser()
+    if not folder.is_dir():
+        raise FlagError(f"{place}: there is no such folder; {_nearest_run(folder)}")
+    return folder
+
+
+def _nearest_run(folder: pathlib.Path) -> str:
+    """Returns which run, or folder with a model, beside a folder that is not there may be meant, or those that are."""
+    places = {p.parent for parent in (folder.parent, pathlib.Path("runs")) for p in parent.glob("*/config.json")}
+    known = sorted(map(str, places))
+    same = [p for p in known if pathlib.Path(p).name == folder.name]
+    hint = f"did you mean {same[0]}?" if same else nearest(str(folder), known)
+    return hint or (f"there are {', '.join(known[:5])}" if known else "a run makes one: lmjax train --workdir=...")
+
+
 def _from_hub(name: str) -> pathlib.Path:
     """Returns the folder into which a checkpoint of the hub was downloaded: its tensors, JSON and tokenizer alone."""
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise FlagError(f"{name}: there is no such folder")
+    beside = pathlib.Path(name).parent
+    # The hub's names are OWNER/NAME or NAME; a folder that is here makes the first a path.
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or (beside.name and beside.is_dir()):
+        return local_folder(name)
+    hint = _nearest_run(pathlib.Path(name))
     try:
         import huggingface_hub
     except ImportError as e:
         raise FlagError(
-            f"{name}: there is no such folder here; to look on the Hugging Face hub: pip install huggingface_hub"
+            f"{name}: there is no such folder here ({hint}); to look on the Hugging Face hub: pip install "
+            "huggingface_hub"
         ) from e
     try:
         patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
@@ -238,7 +274,7 @@ def _from_hub(name: str) -> pathlib.Path:
     except Exception as e:
         # Whatever the library or the network raises: the user named something that cannot be had.
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise FlagError(f"{name}: no such folder here, and the hub gives none: {reason}") from e
+        raise FlagError(f"{name}: no such folder here ({hint}), and the hub gives none: {reason}") from e
 
 
 def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:

@@ -15,7 +15,7 @@ from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.axes import RULES
 from lmjax.parallel.mesh import on_mesh
-from lmjax.runs.trained import assemble, inference_config, inference_mesh
+from lmjax.runs.trained import assemble, check_parameters, inference_config, inference_mesh
 
 
 def random_model(
@@ -38,7 +38,9 @@ def random_model(
     mesh = inference_mesh(config, tensor)
     heads = ("masked_lm",) if config.architecture == "encoder" else ()
     init, key = functools.partial(init_params, LanguageModel(config, heads)), jax.random.key(seed)
-    placed = jax.tree.map(lambda x: x.sharding, on_mesh(jax.eval_shape(init, key), mesh))
+    shapes = on_mesh(jax.eval_shape(init, key), mesh)
+    check_parameters("--preset", shapes)
+    placed = jax.tree.map(lambda x: x.sharding, shapes)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         params = jax.jit(lambda key: unboxed(init(key)), out_shardings=placed)(key)
     return assemble(config, heads, params, tokenizer, _prompts(config, tokenizer), mesh)

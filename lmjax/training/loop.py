@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from lmjax.errors import DivergedError, PreemptedError
+from lmjax.phases import phase
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Evaluator
@@ -65,6 +66,7 @@ class Loop:
     peak_flops: float | None
     progress: bool = True
     _spikes: int = 0
+    _held_out: float | None = None
 
     def run(self, state: TrainState) -> TrainState:
         """Returns the last state.
@@ -78,9 +80,10 @@ class Loop:
         if self.budget is not None:
             self._follow(self.budget.total)
         if number < self.steps and not self.stopping.reached:
-            with self.timers.time("compilation"):
+            with self.timers.time("compilation"), phase("compiling the evaluation"):
                 self.evaluator.compile(state.evaluation_params())
-        self._catch_up(state, number)
+        with phase("evaluating before the first step"):
+            self._catch_up(state, number)
         self._spikes = 0 if state.spikes is None else int(state.spikes.left_out)
         pending: tuple[int, dict[str, jax.Array]] | None = None
         clock = _Clock(number, self.timers, self.peak_flops)
@@ -110,7 +113,7 @@ class Loop:
                 if stopping:
                     self.checkpoints.wait()
                     raise PreemptedError(f"stopped at step {number} of {self.steps}, saved; run the command again")
-        with self.timers.time("checkpoint"):
+        with self.timers.time("checkpoint"), phase("saving"):
             self.checkpoints.wait()
         return state
 
@@ -160,6 +163,7 @@ class Loop:
         loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
         self.stopping.add(loss)
         self.checkpoints.note(number, loss)
+        self._held_out = loss
 
     def _save(self, number: int, state: TrainState) -> None:
         with self.timers.time("checkpoint"):
@@ -188,8 +192,10 @@ class Loop:
         if number % self.logging.every and not self._due(number, self.evaluation.every):
             return
         speed = clock.read(number)
+        held_out = "" if self._held_out is None else f"held-out {self._held_out:.3f}, "
         bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {speed['tokens_per_second']:,.0f} tokens/s, lr {values['learning_rate']:.1e}",
+            f"loss {values['loss']:.3f}, {held_out}{speed['tokens_per_second']:,.0f} tokens/s, "
+            f"lr {values['learning_rate']:.1e}",
             refresh=False,
         )
         if self.writer is not None:

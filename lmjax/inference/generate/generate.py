@@ -13,7 +13,7 @@ from lmjax.inference.generate.beam import BeamSearch
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint, ConstraintState
 from lmjax.inference.generate.processors import Processors
-from lmjax.inference.generate.requests import Prompt, Request, batches, check_length, make_requests
+from lmjax.inference.generate.requests import Prompt, Request, batches, check_length, check_memory, make_requests
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import TextStream
@@ -63,6 +63,9 @@ def check(
     for name, ids in (("stop_ids", config.stop_ids), ("processors.banned", config.processors.banned)):
         if odd := [i for i in ids if not 0 <= i < size]:
             raise FlagError(f"{name}: {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
+    if requests:
+        beams = config.beams.beams if config.beams else 1
+        check_memory(loaded, requests, config.batch_size, beams, config.max_new_tokens, config.cache)
     if draft is not None:
         check_draft(loaded, draft, config)
         for r in requests:

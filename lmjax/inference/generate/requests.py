@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.model.cache import CacheType, init_cache
 from lmjax.model.config import ModelConfig
+from lmjax.parallel.memory import check_fits, device_memory, held
 
 Prompt = str | Sequence[int]
 
@@ -119,6 +122,34 @@ def check_length(
         remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
         and_new = f" and --max_new_tokens={new}" if new else ""
         raise FlagError(f"{place} has {prompt} tokens{and_new}, and {whose} rows have {limit}; {remedy}")
+
+
+def check_memory(
+    loaded: LoadedModel, requests: Sequence[Request], batch_size: int, beams: int, new: int, kind: CacheType
+) -> None:
+    """Raises FlagError where a batch's keys, values and logits do not fit beside the parameters, which are there.
+
+    Args:
+        loaded: the model.
+        requests: at least one.
+        batch_size: requests that are written together.
+        beams: rows of a request.
+        new: tokens that are written behind each prompt, at most.
+        kind: of the cache.
+    """
+    memory = device_memory()
+    rows = min(batch_size, len(requests)) * beams
+    prompt, source = max(len(r.prompt) for r in requests), max(len(r.source) for r in requests)
+    cache = jax.eval_shape(lambda: init_cache(loaded.config, rows, prompt + new, memory_length=source, kind=kind))
+    # Heads and vocabulary are split over the devices of the model.
+    ways = 1 if memory.shared else loaded.mesh.size
+    needs = {
+        "parameters": held(loaded.params, memory),
+        "keys and values": held(cache, memory) // ways,
+        "logits": rows * loaded.config.vocab_size * np.dtype(np.float32).itemsize // ways,
+    }
+    given = f"--beams={beams}, " * (beams > 1) + f"--batch_size={batch_size}, --max_new_tokens={new}"
+    check_fits(given, needs, memory, "lower one of these, or give --cache_dtype=int8")
 
 
 def _check_answer(config: ModelConfig, form: PromptFormat, new: int) -> None:
