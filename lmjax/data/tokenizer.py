@@ -217,13 +217,13 @@ def _size_error(message: str, config: TokenizerConfig) -> Exception:
     small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if small:
         return FlagError(
-            f"tokenizer.vocab_size: {config.vocab_size} is too small: special symbols, byte pieces and the characters "
+            f"--config.tokenizer.vocab_size={config.vocab_size}: too small: special symbols, bytes and the characters "
             f"of the training text need at least {small[1]}"
         )
     large = re.search(r"Vocabulary size too high .* value <= (\d+)", message)
     if large:
         return FlagError(
-            f"tokenizer.vocab_size: {config.vocab_size} is more than the training text can fill: give at most "
+            f"--config.tokenizer.vocab_size={config.vocab_size}: more than the training text can fill: give at most "
             f"{large[1]}, or more text"
         )
     return RuntimeError(f"SentencePiece could not train: {message}")

@@ -22,6 +22,7 @@ from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.score import rolling, score
 from lmjax.inference.score.texts import Item, Reader, ScoreConfig
+from lmjax.nearest import nearest
 
 # What lm-eval's own models write at most where a task does not say.
 _WRITTEN = 256
@@ -129,8 +130,8 @@ def run_tasks(
     manager = TaskManager(include_path=include_path, include_defaults=include_path is None)
     known = set(manager.all_tasks)
     if missing := [name for name in names if name not in known]:
-        there = f"; there are {', '.join(sorted(known)[:20])}" if include_path else ""
-        raise FlagError(f"--harness={','.join(names)}: no task {missing[0]!r}{there}")
+        hint = nearest(missing[0], known) or (f"there are {', '.join(sorted(known)[:20])}" if include_path else "")
+        raise FlagError(f"--harness={','.join(names)}: no task {missing[0]!r}{'; ' if hint else ''}{hint}")
     found = simple_evaluate(
         model=HarnessModel(loaded, config),
         tasks=list(names),

@@ -308,11 +308,12 @@ class ModelConfig(Schema):
         What takes no tracing to know tells a size that no machine holds before anything of that size is made.
         """
         rows = self.vocab_size + self.num_types + (self.max_length if self.positions == "learned" else 0)
-        layers = 1 if self.share_layers else self.num_layers
+        sides = [self.num_layers, *([self.decoder_layers] if self.architecture == "encoder_decoder" else [])]
+        layers = len(sides) if self.share_layers else sum(sides)
         attention = 2 * self.embed_dim * self.num_heads * self.width_of_head
-        experts = self.moe.num_experts * (layers // self.moe.every) if self.moe.num_experts else 0
-        dense = layers - layers // self.moe.every if self.moe.num_experts else layers
-        return rows * self.table_dim + layers * attention + (dense + experts) * 2 * self.embed_dim * self.mlp_dim
+        mixed = layers // self.moe.every if self.moe.num_experts else 0
+        hidden = (layers - mixed) * self.mlp_dim + mixed * self.moe.num_experts * (self.moe.mlp_dim or self.mlp_dim)
+        return rows * self.table_dim + layers * attention + 2 * self.embed_dim * hidden
 
     def side_positions(self, decoder: bool) -> str:
         """Returns how the order of tokens enters the encoder or the decoder."""

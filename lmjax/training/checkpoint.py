@@ -138,6 +138,9 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, and none can be read: a run never starts over in silence.
         """
+        if step is not None and step not in self.steps:
+            there = ", ".join(map(str, self.steps)) or "none"
+            raise CheckpointError(f"--step={step}: {self._path} has no such checkpoint; there are {there}")
         wanted = self.steps[::-1] if step is None else [step]
         failures = []
         for candidate in wanted:

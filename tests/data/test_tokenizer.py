@@ -191,9 +191,9 @@ def test_an_absent_model_is_named(tmp_path):
 
 
 def test_impossible_sizes_name_the_bound(text):
-    with pytest.raises(FlagError, match=r"tokenizer\.vocab_size: 200 is too small.* at least (4\d\d)"):
+    with pytest.raises(FlagError, match=r"--config\.tokenizer\.vocab_size=200: too small.* at least (4\d\d)"):
         train_tokenizer([text], TokenizerConfig(vocab_size=200))
-    with pytest.raises(FlagError, match=r"tokenizer\.vocab_size: 90000 is more .* at most \d+"):
+    with pytest.raises(FlagError, match=r"--config\.tokenizer\.vocab_size=90000: more .* at most \d+"):
         train_tokenizer([text], TokenizerConfig(vocab_size=90000))
 
 

@@ -66,9 +66,10 @@ class Reader:
         model = loaded.config
         kind = model.architecture.replace("_", "-")
         limit = config.max_length or model.max_length
-        if limit > model.max_length and "learned" in (model.side_positions(False), model.side_positions(True)):
+        positions = {model.side_positions(False), model.side_positions(True)}
+        if limit > model.max_length and positions & {"learned", "rope"}:
             raise FlagError(
-                f"max_length={limit}: the model has {model.max_length} learned positions; take at most as many"
+                f"--max_length={limit}: the model's rows have {model.max_length} tokens; give at most as many"
             )
         if model.architecture == "encoder" and config.end:
             raise FlagError("end=True: an encoder predicts no end of a text; leave it off")
