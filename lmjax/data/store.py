@@ -18,7 +18,6 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -29,10 +28,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lmjax.data.documents import Document
-from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, SaveError
 
-_FORMAT = 1  # raise it when the format, or the way texts are split and encoded, changes
+_FORMAT = 2  # raise it when the format, or the way texts are split and encoded, changes
 _BATCH_CHARS = 4_000_000
 _TEMPORARY = ".tmp-store-"
 _INDEX_FILES = ("documents.bin", "document_segments.bin", "segments.bin")
@@ -96,13 +95,14 @@ class Store:
 
 
 def build_store(
-    documents: Callable[[], Iterator[Document]], tokenizer: Tokenizer, *, fingerprint_parts: dict, cache_dir: str
+    documents: Callable[[], Iterator[Document]], tokenizer: Vocabulary, *, fingerprint_parts: dict, cache_dir: str
 ) -> Store:
     """The store of the documents: the one in `cache_dir` if its fingerprint matches and it is whole, else a new one.
 
     Args:
       documents: called only if a store must be built; read as a stream.
-      tokenizer: encodes each segment by itself.
+      tokenizer: encodes each text as a whole: a document, or either side of a pair. A token that spans two sentences is
+        the first one's, in which it begins.
       fingerprint_parts: what decides the documents (the corpus's fingerprint, the split ...), as JSON values.
       cache_dir: the folder of stores.
 
@@ -141,7 +141,7 @@ def _read_meta(folder: pathlib.Path) -> dict | None:
     return meta if whole and meta["format"] == _FORMAT else None
 
 
-def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Tokenizer) -> dict:
+def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocabulary) -> dict:
     """Writes the tokens and offsets, batch by batch; returns the meta data.
 
     Raises:
@@ -156,19 +156,20 @@ def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Token
         for file in index:
             np.zeros(1, np.int64).tofile(file)
         for batch in _batches(documents):
-            kept = _encode(batch, tokenizer)
             pairs = batch[0].pair
-            sizes = np.array([len(part) for parts in kept for part in parts], np.int64)
-            counts = np.array([len(parts) for parts in kept], np.int64)
-            ends = num_tokens + np.cumsum(sizes)
-            document_ends = num_segments + np.cumsum(counts)
-            flat = itertools.chain.from_iterable(part for parts in kept for part in parts)
-            np.fromiter(flat, dtype, count=int(sizes.sum())).tofile(tokens)
-            for file, offsets in zip(index, (ends[document_ends - num_segments - 1], document_ends, ends), strict=True):
-                offsets.tofile(file)
             num_bytes += sum(len(segment.encode()) for document in batch for segment in document.segments)
-            num_documents, num_segments = num_documents + len(kept), num_segments + len(sizes)
-            num_tokens += int(sizes.sum())
+            encoded = list(_encode(batch, tokenizer))
+            if not encoded:
+                continue
+            for ids, _ in encoded:
+                tokens.write(ids.astype(dtype))
+            sizes, counts = (np.array([len(of[i]) for of in encoded], np.int64) for i in (0, 1))
+            document_ends, segment_counts = num_tokens + np.cumsum(sizes), num_segments + np.cumsum(counts)
+            segment_ends = np.repeat(document_ends - sizes, counts) + np.concatenate([ends for _, ends in encoded])
+            for file, offsets in zip(index, (document_ends, segment_counts, segment_ends), strict=True):
+                offsets.tofile(file)
+            num_documents += len(encoded)
+            num_segments, num_tokens = int(segment_counts[-1]), int(document_ends[-1])
         if not num_tokens:
             raise DataError("the documents hold no tokens; check what --data and --eval_data name")
         for file in (tokens, *index):
@@ -199,16 +200,23 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(batch: list[Document], tokenizer: Tokenizer) -> list[list[list[int]]]:
-    """The tokens of the segments of each document; documents and sentences without tokens are left out."""
-    segments = [segment for document in batch for segment in document.segments]
-    encoded = iter(tokenizer.encode_batch(segments, threads=os.cpu_count() or 1))
-    kept = []
-    for document in batch:
-        parts = [next(encoded) for _ in document.segments]
-        if any(parts):
-            kept.append(parts if document.pair else [part for part in parts if part])
-    return kept
+def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The tokens of each document, and where its segments end in them; one without tokens is left out."""
+    threads = os.cpu_count() or 1
+    if batch[0].pair:
+        encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
+        for source in encoded:
+            target = next(encoded)
+            if source or target:
+                ids = np.array(source + target, np.int32)
+                yield ids, np.array([len(source), len(ids)])
+        return
+    located = tokenizer.locate_batch([document.text for document in batch], threads)
+    for document, (ids, starts) in zip(batch, located, strict=True):
+        if len(ids):
+            cuts = np.cumsum([len(segment) for segment in document.segments[:-1]], dtype=np.int64)
+            ends = np.append(np.searchsorted(starts, cuts), len(ids))
+            yield ids, np.unique(ends[ends > 0])
 
 
 def _write_meta(folder: pathlib.Path, meta: dict) -> None:

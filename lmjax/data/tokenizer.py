@@ -32,9 +32,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pydantic
 import sentencepiece
 
+from lmjax.data.long_texts import Located
 from lmjax.data.vocabulary import Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
 from lmjax.schema import Schema
@@ -48,7 +50,6 @@ _TRAINING_THREADS = 4  # fixed: the sums of the EM steps, and so the model, depe
 _CHUNK_CHARS = 16_384  # the unit of sampling
 _LINE_CHARS = 1_000  # SentencePiece leaves out training lines of more than 4192 bytes
 _SCORE_STEPS = 512
-_ENCODE_CHARS = 65_536  # longer texts are encoded in parts, so that the lattice stays small
 
 
 class TokenizerConfig(Schema):
@@ -89,7 +90,9 @@ class Tokenizer(Vocabulary):
             roles,
             [model.piece_to_id(piece) for piece in SENTINELS],
         )
-        self._line_feed = model.piece_to_id("\n") if splits_lines(parsed(proto)) else None
+        settings = parsed(proto)
+        self._line_feed = model.piece_to_id("\n") if splits_lines(settings) else None
+        self._byte_pairs = settings.trainer_spec.model_type == settings.trainer_spec.BPE
         self.fingerprint = hashlib.blake2b(proto, digest_size=16).hexdigest()
 
     @classmethod
@@ -126,26 +129,46 @@ class Tokenizer(Vocabulary):
         """Writes `tokenizer.model` into `folder`."""
         self.save(str(folder / "tokenizer.model"))
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text, without special symbols, computed by `threads` threads.
+    def _lines(self, text: str) -> list[str]:
+        """What of a text is encoded by itself.
 
-        Where a line feed is a token whatever stands around it, the lines are encoded one by one: sums of scores then
-        stay small, and so exact, in a unigram model.
+        Where a line feed is a token whatever stands around it, these are the lines: sums of scores then stay small, and
+        so exact, in a unigram model.
         """
-        apart = self._line_feed is not None
-        lines = [[list(_chunks(line, _ENCODE_CHARS)) for line in (t.split("\n") if apart else [t])] for t in texts]
-        parts = [part for text in lines for line in text for part in line]
-        encoded = iter(self._model.encode(parts, num_threads=threads)) if parts else iter(())
+        return [text] if self._line_feed is None else text.split("\n")
+
+    def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        lines = [self._lines(text) for text in texts]
+        encoded = iter(self._model.encode([line for text in lines for line in text], num_threads=threads))
         found = []
         for text in lines:
-            ids = []
-            for number, line in enumerate(text):
-                if number:
-                    ids.append(self._line_feed)
-                for _ in line:
-                    ids += next(encoded)
+            ids = next(encoded)
+            for _ in text[1:]:
+                ids.append(self._line_feed)
+                ids += next(encoded)
             found.append(ids)
         return found
+
+    def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
+        del parts  # a SentencePiece model sees a text as one
+        encoded = zip(texts, self._encode(texts, threads), strict=True)
+        return [self._spelled(text, ids) or self._mapped(text) for text, ids in encoded]
+
+    def _mapped(self, text: str) -> Located:
+        """The tokens of a text that they do not spell, with the places that SentencePiece gives."""
+        ids: list[int] = []
+        starts: list[int] = []
+        begin = 0
+        for number, line in enumerate(self._lines(text)):
+            if number:
+                ids.append(self._line_feed)
+                starts.append(begin - 1)
+            mapped = self._model.encode(line, return_type="offset_mapping")
+            ids += mapped["ids"]
+            starts += [begin + start for start, _ in mapped["offsets"]]
+            begin += len(line) + 1
+        places = np.maximum.accumulate(np.array(starts, np.int64))
+        return Located(np.array(ids, np.int32), places, np.zeros(len(ids), np.bool_))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special symbols leave nothing, bytes that are not UTF-8 become U+FFFD."""

@@ -1,11 +1,14 @@
 """What every tokenizer knows of its ids: which are special, which are text, and what each of them stands for."""
 
+import functools
 import pathlib
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from lmjax.data import long_texts
+from lmjax.data.long_texts import Joints, Located
 from lmjax.errors import FlagError
 
 # What each special symbol is called, and an example of it.
@@ -48,6 +51,7 @@ class Vocabulary:
     """
 
     fingerprint: str
+    _byte_pairs = False  # whether the ids are those of byte-pair encoding
     pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id = map(_role, ROLES)
 
     def __init__(
@@ -104,8 +108,49 @@ class Vocabulary:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text, computed by `threads` threads."""
+        """The token ids of each text, of any length, computed by `threads` threads."""
+        encoded = iter(self._encode([text for text in texts if not _is_long(text)], threads))
+        return [self._located(text, threads).ids.tolist() if _is_long(text) else next(encoded) for text in texts]
+
+    def locate_batch(self, texts: Sequence[str], threads: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The token ids of each text, int32, and the character of the text at which each token begins, int64."""
+        located = iter(self._locate([text for text in texts if not _is_long(text)], threads, parts=False))
+        found = (self._located(text, threads) if _is_long(text) else next(located) for text in texts)
+        return [(tokens.ids, tokens.starts) for tokens in found]
+
+    def _located(self, text: str, threads: int) -> Located:
+        """The tokens of a text that is too long to be encoded at once."""
+        return long_texts.encode_long(text, functools.partial(self._locate, threads=threads, parts=True), self._joints)
+
+    @functools.cached_property
+    def _joints(self) -> Joints:
+        return Joints(self.pieces, self._byte_pairs)
+
+    def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """The token ids of each text, encoded at once."""
         raise NotImplementedError
+
+    def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
+        """The tokens of each text, encoded at once.
+
+        Args:
+          texts: any.
+          threads: how many compute.
+          parts: whether `Located.parts` is needed; else it may be all False.
+        """
+        raise NotImplementedError
+
+    def _spelled(self, text: str, ids: Sequence[int]) -> Located | None:
+        """The tokens of a text, with their places counted by their bytes; None if they do not spell the text."""
+        content = text.encode()
+        if b"".join([self.pieces[i] for i in ids]) != content:
+            return None
+        ids = np.array(ids, np.int32)
+        sizes = self.token_bytes[ids].astype(np.int64)
+        starts = np.cumsum(sizes) - sizes
+        if len(content) != len(text):
+            starts = (np.cumsum((np.frombuffer(content, np.uint8) & 0xC0) != 0x80) - 1)[starts]
+        return Located(ids, starts, np.zeros(len(ids), np.bool_))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special symbols leave nothing."""
@@ -114,6 +159,10 @@ class Vocabulary:
     def save_in(self, folder: pathlib.Path) -> None:
         """Writes into `folder` what `load_tokenizer` needs to give back the same tokenizer."""
         raise NotImplementedError
+
+
+def _is_long(text: str) -> bool:
+    return len(text) > long_texts.WINDOW
 
 
 def starts_word(piece: bytes) -> bool:

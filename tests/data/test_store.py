@@ -178,4 +178,4 @@ def test_the_meta_data_says_what_the_store_was_built_from(documents, tokenizer, 
     store = build(documents, tokenizer, tmp_path, corpus="abc", split="hash")
     with open(os.path.join(store.path, "meta.json")) as file:
         parts = json.load(file)["parts"]
-    assert parts == {"format": 1, "tokenizer": tokenizer.fingerprint, "corpus": "abc", "split": "hash"}
+    assert parts == {"format": 2, "tokenizer": tokenizer.fingerprint, "corpus": "abc", "split": "hash"}
