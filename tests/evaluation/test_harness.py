@@ -88,7 +88,7 @@ def test_mistakes_are_named(tasks):
 
     with pytest.raises(FlagError, match="an encoder writes no text"):
         HarnessModel(tiny("encoder"), CONFIG).generate_until([])
-    with pytest.raises(FlagError, match=r"no task 'cho'; there are choose, roll, write"):
+    with pytest.raises(FlagError, match=r"no task 'cho'; did you mean choose"):
         run_tasks(tiny("encoder"), ["cho"], CONFIG, str(tasks))
     with pytest.raises(FlagError, match=r"--include_path=nowhere: there is no such folder"):
         run_tasks(tiny("encoder"), ["choose"], CONFIG, "nowhere")
