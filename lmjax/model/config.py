@@ -337,7 +337,7 @@ class ModelConfig(Schema):
         `scaled`: Radford et al. 2019, section 2.3; `depth_scaled`: Zhang et al. 2019, arXiv:1908.11365, section 4.1.
         """
         if self.initializer == "depth_scaled":
-            return (2 * (layer + 1)) ** -0.5
+            return (1 / (2 * (layer + 1))) ** 0.5
         return (2 * self.num_layers) ** -0.5 if self.initializer == "scaled" else 1.0
 
     def dropout_rates(self) -> DropoutRates:

@@ -101,7 +101,8 @@ class ClassifierHead(nn.Module):
         x = hidden[:, 0]
         if config.classifier_pooling == "mean":
             total = jnp.sum(hidden.astype(jnp.float32), axis=1, where=real[..., None])
-            x = (total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]).astype(hidden.dtype)
+            count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
+            x = (total / count[:, None]).astype(hidden.dtype)
         if kind == "transform":
             x = Transform(config, config.embed_dim, name="transform")(x)
         else:

@@ -83,7 +83,9 @@ class KeyValue:
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Returns all keys and values, `[batch, slots, kv_heads, head_dim]`."""
         pairs = (self.key, self.key_scale), (self.value, self.value_scale)
-        found = (x.astype(dtype) if scale is None else (x * scale).astype(dtype) for x, scale in pairs)
+        found = (
+            x.astype(dtype) if scale is None else (x.astype(scale.dtype) * scale).astype(dtype) for x, scale in pairs
+        )
         return tuple(x.reshape(*self.shape, *x.shape[-2:]).swapaxes(1, 2) for x in found)
 
     def take(self, rows: jax.Array) -> KeyValue:

@@ -185,5 +185,6 @@ def auxiliary_weight(config: ModelConfig, batch: Mapping[str, jax.Array]) -> jax
     total = jnp.zeros(())
     for side, count in layers.items():
         tokens = batch[f"{side}tokens"]
-        total += count * jnp.sum(batch.get(f"{side}segment_ids", jnp.ones_like(tokens)) > 0)
+        real = batch.get(f"{side}segment_ids", jnp.ones_like(tokens)) > 0
+        total += count * jnp.sum(real).astype(jnp.float32)
     return total / max(1, sum(layers.values()))

@@ -95,7 +95,7 @@ def as_float32(tree: PyTree) -> PyTree:
 def add_tokens(tokens_seen: jax.Array, count: jax.Array) -> jax.Array:
     """Returns `tokens_seen + count` in two 32-bit words; a long run reads more than one word can count."""
     low = tokens_seen[0] + count.astype(jnp.uint32)
-    return jnp.stack([low, tokens_seen[1] + (low < tokens_seen[0])])
+    return jnp.stack([low, tokens_seen[1] + (low < tokens_seen[0]).astype(jnp.uint32)])
 
 
 def read_tokens(tokens_seen: jax.Array) -> int:

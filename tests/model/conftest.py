@@ -38,3 +38,13 @@ def _forward(model, params, batch, method=None):
 def forward():
     """Returns a function (model, params, batch, method=None), compiled once for each model and shape."""
     return _forward
+
+
+@pytest.fixture(autouse=True)
+def _no_silent_promotion():
+    """A product of two dtypes is an error, so none is computed in another precision than is written down.
+
+    The model alone is held to it: optax raises float32 rates to the power of integer counts.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -95,7 +95,7 @@ class Mask:
     def _distance(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array:
         """Returns int32 `[batch or 1, 1, queries, keys]`: how far each key is behind its query."""
         if self.query_positions is None:
-            rows, columns = row + jnp.arange(queries), column + jnp.arange(keys)
+            rows, columns = (start + jnp.arange(n, dtype=jnp.int32) for start, n in ((row, queries), (column, keys)))
             return (rows[:, None] - columns[None])[None, None]
         rows = jax.lax.dynamic_slice_in_dim(self.query_positions, row, queries, axis=1)
         columns = jax.lax.slice_in_dim(self.key_positions, column, column + keys, axis=1)

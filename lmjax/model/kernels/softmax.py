@@ -131,7 +131,7 @@ def _blocks_forward(plan: _Plan, query: jax.Array, *others: Any) -> tuple[jax.Ar
         found = _average(_scores(q, k, b, seen, plan), v, sink_logits, drop.fold(row))
         return tuple(_add(x, piece, row) for x, piece in zip(carry, found, strict=True))
 
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
+    dtype = _summed_in(query.dtype)
     empty = jnp.zeros(query.shape, value.dtype), jnp.zeros((*query.shape[:3], 1), dtype)
     y, log_total = _each_block(plan.spans, block, empty)
     return y, (query, *others, y, log_total)
@@ -241,7 +241,7 @@ def _scores(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.
     if plan.softcap is not None:
         scores = plan.softcap * jnp.tanh(scores / plan.softcap)
     if bias is not None:
-        scores += bias
+        scores += bias.astype(scores.dtype)
     return scores if seen is None else jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
 
 
@@ -289,7 +289,12 @@ def _mix(weights: jax.Array, value: jax.Array, drop: Dropout) -> jax.Array:
 
 def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns the product of operands of one dtype, summed in float32."""
-    return jnp.einsum(equation, x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.einsum(equation, x, y, preferred_element_type=_summed_in(x.dtype))
+
+
+def _summed_in(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the dtype of sums of products: float32, or float64 for operands of it."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def _dot_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
