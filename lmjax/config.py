@@ -49,6 +49,9 @@ class Config(Schema):
     init_from: str = Field(
         "", description="a workdir or a Hugging Face folder whose parameters training starts from; empty: from nothing"
     )
+    accept_fields: tuple[str, ...] = Field(
+        (), description="of init_from's config.json, fields that lmjax does not know and that change no number of it"
+    )
     task: TaskConfig = TaskConfig()
     model: ModelConfig
     data: DataConfig = DataConfig()

@@ -166,3 +166,10 @@ def test_difference_names_what_differs_and_leaves_out_what_may():
     old, new = default_config(), resolve(overrides={"steps": "3", "seed": "1"})
     assert difference(old, new) == ["seed: 0 there, 1 here", "steps: 600 there, 3 here"]
     assert difference(old, new, ("steps",)) == ["seed: 0 there, 1 here"]
+
+
+def test_none_is_a_choice_where_a_field_has_it_and_no_value_elsewhere():
+    overrides = {"model.qk_norm": "none", "model.remat": "none", "model.head_dim": "none", "minutes": "None"}
+    config = resolve(overrides=overrides, fields={"model.qk_norm": "head"})
+    assert (config.model.qk_norm, config.model.remat) == ("none", "none")
+    assert (config.model.head_dim, config.minutes) == (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -14,12 +15,13 @@ from lmjax.config import Config, default_config, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
+from lmjax.interop.generation import GENERATION
 from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
 from lmjax.phases import phase
 from lmjax.runs.build import claim_workdir, environment
-from lmjax.runs.trained import GENERATION, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
+from lmjax.runs.trained import HEADS, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
 
@@ -35,7 +37,7 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     start = time.perf_counter()
     if "from" not in given:
         local_folder(given["workdir"])
-    source = open_pretrained(given.get("from") or given["workdir"], values["step"].value)
+    source = open_pretrained(given.get("from") or given["workdir"], values["step"].value, values["accept_fields"].value)
     target = pathlib.Path(given["to"] if "to" in given else given["workdir"])
     with phase(f"writing {target}"):
         lines = _write_out(source, target, values) if "to" in given else _bring_in(source, target)
@@ -76,7 +78,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
             checkpoints.save(0, {"params": params})
             checkpoints.wait()
         tokenizer.save_in(workdir)
-        write_json(workdir / ORIGIN, dict(source.origin))
+        write_json(workdir / ORIGIN, dict(source.origin) | {HEADS: source.heads})
         if (source.folder / GENERATION).is_file():
             write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
         write_json(workdir / "env.json", environment())
@@ -114,6 +116,12 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))
     params = {part: x for part, x in params.items() if part != "generator"}
+
+    def beside(new: pathlib.Path) -> None:
+        export_tokenizer(tokenizer, new, description.model_type, source.config.max_length)
+        if (source.folder / GENERATION).is_file():
+            shutil.copy(source.folder / GENERATION, new)
+
     export(
         description,
         source.config,
@@ -121,7 +129,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         folder,
         dtype=values["dtype"].value,
         extra={} if source.origin else {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()},
-        beside=lambda new: export_tokenizer(tokenizer, new, description.model_type, source.config.max_length),
+        beside=beside,
         shard_bytes=int(values["shard_gb"].value * 1e9),
     )
     files = list(folder.glob("*.safetensors"))

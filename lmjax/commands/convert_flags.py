@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_help
+from lmjax.commands.flags import define_accept_fields, define_choice, define_help
 
 FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
 
@@ -42,5 +42,6 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("step", None, "of the checkpoint to write out (default: the newest)", flag_values=values)
     most = facts.constant("lmjax.interop.shards", "SHARD_BYTES") / 1e9
     flags.DEFINE_float("shard_gb", most, "with --to, most gigabytes of one file", 0.001, flag_values=values)
+    define_accept_fields(values)
     define_help(values)
     return values

@@ -37,10 +37,9 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
     start = time.perf_counter()
+    opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
     with phase(f"loading {place}"):
-        loaded = load_model(
-            place, step=values["step"].value, dtype=values["dtype"].value, tensor=values["tensor"].value
-        )
+        loaded = load_model(place, **opening)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
             results = _harness(loaded, values, config)

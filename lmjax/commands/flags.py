@@ -69,12 +69,24 @@ def define_data(values: flags.FlagValues) -> None:
 
 
 def define_model(values: flags.FlagValues) -> None:
-    """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and --tensor."""
+    """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and so on."""
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
     flags.DEFINE_string("workdir", None, "the same, for a workdir", flag_values=values)
     define_choice(values, "dtype", ["float32", "bfloat16"], "of parameters and compute (default: the model's)")
     flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
     flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
+    define_accept_fields(values)
+
+
+def define_accept_fields(values: flags.FlagValues) -> None:
+    """Defines --accept_fields."""
+    flags.DEFINE_list(
+        "accept_fields",
+        [],
+        "fields of a Hugging Face config.json, joined by commas, that lmjax would refuse and that change no number of "
+        "the model: it is computed as if they were not there",
+        flag_values=values,
+    )
 
 
 def define_help(values: flags.FlagValues) -> None:

@@ -20,6 +20,7 @@ from lmjax.commands.repl import Repl, history
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
+from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask
 from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
 from lmjax.inference.loaded import LoadedModel
@@ -30,6 +31,8 @@ from lmjax.phases import phase
 from lmjax.runs.trained import load_model, local_folder, open_pretrained
 from lmjax.runs.untrained import random_model
 
+# Configs within GenerateConfig.
+_PARTS = ("sampling", "processors", "beams")
 # What an encoder, which fills masks, reads of them.
 _OF_MASKS = ("top_k",)
 _SHOWN = 60
@@ -38,7 +41,7 @@ _SHOWN = 60
 def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Filling]]] | None:
     """Returns what was written behind each prompt, or put into its masks; None after a conversation."""
     settings = {name: values[name].value for name in (*FIELDS, *LISTS) if values[name].value not in (None, [])}
-    place, encoder = _place(values)
+    place, encoder, defaults = _place(values)
     output = new_file(values["output"].value)
     if encoder:
         if surplus := [name for name in (*settings, "draft") if name not in _OF_MASKS and values[name].value]:
@@ -47,7 +50,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
             )
         top_k = _integer("top_k", settings.get("top_k", "5"))
     else:
-        config = configure(settings, values["draft"].value)
+        config = configure(settings, values["draft"].value, defaults)
+        _say(config, defaults)
     prompts = read_prompts(values["prompt"].value, values["prompts"].value)
     if prompts is None and output:
         raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
@@ -65,8 +69,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     return _write(loaded, draft, prompts, config, output)
 
 
-def _place(values: flags.FlagValues) -> tuple[str, bool]:
-    """Returns the model's name and whether it is an encoder, after a look at its config alone."""
+def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
+    """Returns the model's name, whether it is an encoder, and how it writes, after a look at its config alone."""
     given = [name for name in ("model", "workdir", "preset") if values[name].value]
     if len(given) != 1:
         raise FlagError(
@@ -82,17 +86,23 @@ def _place(values: flags.FlagValues) -> tuple[str, bool]:
         )
     if is_preset and values["step"].value is not None:
         raise FlagError(f"--step={values['step'].value}: a preset has no checkpoints; leave it out")
+    accepted = values["accept_fields"].value
+    if is_preset and accepted:
+        raise FlagError(f"--accept_fields={accepted[0]}: a preset has no config.json; leave it out")
+    if is_preset:
+        return place, PRESETS[place].architecture == "encoder", GenerationDefaults()
     if given[0] == "workdir":
         local_folder(place)
-    config = PRESETS[place] if is_preset else open_pretrained(place, values["step"].value).config
-    return place, config.architecture == "encoder"
+    opened = open_pretrained(place, values["step"].value, accepted)
+    return place, opened.config.architecture == "encoder", opened.defaults
 
 
 def _loaded(values: flags.FlagValues, place: str) -> LoadedModel:
     """Returns the model on its devices."""
     dtype, tensor = values["dtype"].value, values["tensor"].value
     if not values["preset"].value:
-        return load_model(place, step=values["step"].value, dtype=dtype, tensor=tensor)
+        accepted = values["accept_fields"].value
+        return load_model(place, step=values["step"].value, dtype=dtype, tensor=tensor, accept_fields=accepted)
     seed = _integer("seed", values["seed"].value or "0")
     print(f"{place}: weights are random (--seed={seed}), and so is what they write", file=sys.stderr)
     return random_model(PRESETS[place], load_tokenizer(values["tokenizer"].value), seed, dtype=dtype, tensor=tensor)
@@ -112,8 +122,22 @@ def _integer(name: str, text: str) -> int:
         raise FlagError(f"--{name}={text}: the value must be an integer") from e
 
 
-def configure(settings: Mapping[str, Any], draft: str | None = None) -> GenerateConfig:
-    """Returns the config of flags that were given, as text.
+def _say(config: GenerateConfig, defaults: GenerationDefaults) -> None:
+    """Tells what the model's own file decides, and what of it cannot be honoured."""
+    used = config.model_dump()
+    parts = ((used, defaults.whole), *((used[name] or {}, getattr(defaults, name)) for name in _PARTS))
+    shown = [f"{name}={value}" for there, own in parts for name, value in own.items() if there.get(name) == value]
+    if shown:
+        print(f"{defaults.source}: {', '.join(shown)} (flags win)", file=sys.stderr)
+    if defaults.ignored:
+        said = ", ".join(f"{name}={value!r}"[:60] for name, value in defaults.ignored.items())
+        print(f"WARNING: {defaults.source}: {said}: lmjax has no counterpart, and writes without", file=sys.stderr)
+
+
+def configure(
+    settings: Mapping[str, Any], draft: str | None = None, defaults: GenerationDefaults | None = None
+) -> GenerateConfig:
+    """Returns the config of flags that were given, as text, and of what the model's own file says beside them.
 
     Raises:
         FlagError: a flag that is none, or a value that does not fit.
@@ -123,7 +147,8 @@ def configure(settings: Mapping[str, Any], draft: str | None = None) -> Generate
         raise FlagError(f"{unknown[0]}: no such setting; {hint}")
     if draft and "beams" in settings:
         raise FlagError(f"--beams={settings['beams']} and --draft={draft}: beam search guesses nothing; leave one out")
-    lone = [name for name in BEAMS if name in settings and "beams" not in settings]
+    searches = "beams" in settings or bool(defaults and defaults.searches)
+    lone = [name for name in BEAMS if name in settings and not searches]
     if lone:
         raise FlagError(f"--{lone[0]}={settings[lone[0]]}: is of beam search; give --beams=N too, or leave it out")
     values: dict[str, Any] = {}
@@ -135,7 +160,7 @@ def configure(settings: Mapping[str, Any], draft: str | None = None) -> Generate
             value = (value,)
         functools.reduce(lambda at, parent: at.setdefault(parent, {}), parents, values)[field] = value
     try:
-        return GenerateConfig.model_validate(values)
+        return GenerateConfig.model_validate(merged(values, defaults or GenerationDefaults(), drafted=bool(draft)))
     except ValidationError as e:
         raise _explained(e) from e
 
@@ -204,7 +229,7 @@ def _prepared(
     loaded: LoadedModel, draft: LoadedModel | None, settings: Mapping[str, Any]
 ) -> Callable[[str, int], Generation]:
     """Returns a function that writes behind a prompt, to the terminal, as the settings say; prompt i has seed + i."""
-    config = configure(settings, "the model that was given" if draft else None)
+    config = configure(settings, "the model that was given" if draft else None, loaded.defaults)
 
     def write(prompt: str, number: int) -> Generation:
         return _streamed(loaded, draft, prompt, config.model_copy(update={"seed": config.seed + number}))

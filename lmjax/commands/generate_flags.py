@@ -9,7 +9,8 @@ from lmjax.commands.flags import define_choice, define_help, define_model
 
 DESCRIPTION = """
 lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
-fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given.
+fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given, or the model's own
+generation_config.json asks for something else.
 
   lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
   lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation

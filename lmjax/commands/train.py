@@ -52,11 +52,18 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
     if values["eval_data"].value:
         fields["data.eval"] = _eval_sets(values["eval_data"].value)
     objective, source, origin = values["objective"].value, None, {}
+    accepted = values["accept_fields"].value
+    if accepted and not values["init_from"].value:
+        raise FlagError(f"--accept_fields={accepted[0]}: is for --init_from; give that too")
     if values["init_from"].value:
         if values["preset"].value:
             raise FlagError(f"--preset={values['preset'].value}: --init_from brings its own model; give one of them")
-        source = open_pretrained(values["init_from"].value)
-        origin = {"init_from": str(source.folder), "tokenizer.path": str(source.folder)}
+        source = open_pretrained(values["init_from"].value, accept_fields=accepted)
+        origin = {
+            "init_from": str(source.folder),
+            "accept_fields": tuple(accepted),
+            "tokenizer.path": str(source.folder),
+        }
         if objective is None and values["config"].value is None:
             objective = (source.objective,)
     choices = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_data, define_help, define_objective
+from lmjax.commands.flags import define_accept_fields, define_choice, define_data, define_help, define_objective
 
 DESCRIPTION = """
 lmjax train: trains an encoder, a decoder or an encoder-decoder. The family follows from the objective.
@@ -43,6 +43,7 @@ SAME = FIELDS | {
     "data": "data.train",
     "eval_data": "data.eval",
     "init_from": "init_from",
+    "accept_fields": "accept_fields",
 }
 
 
@@ -107,6 +108,7 @@ def define() -> flags.FlagValues:
         flag_values=values,
     )
     _define_switches(values)
+    define_accept_fields(values)
     define_help(values)
     return values
 

@@ -57,8 +57,10 @@ class FastTokenizer(Vocabulary):
         vocab = fast.get_vocab(with_added_tokens=True)
         named = {role: names[f"{role}_token"] for role in ROLES if names.get(f"{role}_token") in vocab}
         extra = [token for token in names["extra_special_tokens"] if token in vocab]
-        # As in transformers, what is named as special is found in text too. None of these is new: no id is added.
-        fast.add_special_tokens(sorted({*named.values(), *extra}))
+        # As in transformers, what is named as special is found in text too. None of these is new: no id is added. What
+        # the file itself says of one stays, such as that a mask takes in the space in front of it.
+        found = {token["content"] for token in content.get("added_tokens") or ()}
+        fast.add_special_tokens(sorted({*named.values(), *extra} - found))
         roles = {role: vocab[token] for role, token in named.items()}
         added = {token["id"]: token["special"] for token in content.get("added_tokens") or ()}
         special = {i for i, is_special in added.items() if is_special} | {vocab[token] for token in extra}

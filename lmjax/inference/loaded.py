@@ -13,6 +13,7 @@ import jax
 from lmjax.axes import RULES
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
+from lmjax.inference.defaults import GenerationDefaults
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 
@@ -30,6 +31,9 @@ class PromptFormat:
         forced: ids that it then writes whatever it thinks, such as the target's language; a decoder forces none.
         stop: ids that end what is written.
         never: ids that are never written: they stand for no text, or the tokenizer does not know them.
+        never_first: ids that are not written first, behind those that are forced.
+        never_words: several ids each, that are never written behind one another.
+        last: ids of which one is written where the limit is reached, whatever the model thinks.
         bidirectional: a decoder's prompt is a prefix, all of which its tokens see (prefix language models).
     """
 
@@ -39,6 +43,9 @@ class PromptFormat:
     forced: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()
     never: tuple[int, ...] = ()
+    never_first: tuple[int, ...] = ()
+    never_words: tuple[tuple[int, ...], ...] = ()
+    last: tuple[int, ...] = ()
     bidirectional: bool = False
 
     def around(self, ids: Sequence[int]) -> list[int]:
@@ -56,6 +63,7 @@ class LoadedModel:
         tokenizer: text to ids and back.
         prompts: what stands around a text.
         mesh: the devices.
+        defaults: how it writes unless asked otherwise.
     """
 
     model: LanguageModel
@@ -63,6 +71,7 @@ class LoadedModel:
     tokenizer: Vocabulary
     prompts: PromptFormat
     mesh: jax.sharding.Mesh
+    defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
 
     @property
     def config(self) -> ModelConfig:
@@ -79,7 +88,7 @@ class LoadedModel:
         """Raises FlagError if the model predicts no tokens."""
         if not self.model.has_vocabulary:
             encoder = self.config.architecture == "encoder"
-            needed = "a masked_lm head" if encoder else "no classifier in its logits' place"
+            needed = "a masked_lm head" if encoder else "vocabulary logits, and no classifier in their place"
             raise FlagError(
                 f"this {self.config.architecture.replace('_', '-')} with heads={self.model.heads} predicts no tokens; "
                 f"take a model with {needed}"

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import functools
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from lmjax.interop.fields import Fields
 from lmjax.interop.shards import Shards, read_json
 from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
-from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.language_model import BARE, LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import layer_paths, unstack_layers
 from lmjax.parallel.mesh import on_mesh
@@ -40,7 +40,8 @@ class Description:
         config: of the model.
         heads: that the checkpoint has.
         bare: whether it is of the model without heads.
-        values: all that the file holds.
+        values: all that the file holds, but for what was accepted, with the class by its name of today.
+        accepted: fields that passed because the user said so.
     """
 
     model_type: str
@@ -49,37 +50,50 @@ class Description:
     heads: tuple[str, ...]
     bare: bool
     values: Mapping[str, Any]
+    accepted: frozenset[str] = frozenset()
 
     def rename(self, tensor: str) -> str:
-        """Returns the name of a tensor of the family's table in this checkpoint."""
+        """Returns the name of a tensor of the family's table in the checkpoints that this class writes."""
         return self.family.rename(tensor, bare=self.bare)
 
     def rows(self) -> list[Row]:
         """Returns the table of this model, layers and experts written out."""
-        return self.family.expand(shapes(self.config, self.heads), bare=self.bare)
+        return self.family.expand(shapes(self.config, self.heads))
 
 
-def describe(path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[str] = ()) -> Description:
+def family_of(path: pathlib.Path, values: Mapping[str, Any]) -> tuple[str, Family]:
+    """Returns the family that a config.json names, and its name; raises FlagError if lmjax has none such."""
+    name = values.get("model_type")
+    if name not in FAMILIES:
+        remedy = "; write there what these weights are" if name is None else ""
+        raise FlagError(f"{path}: model_type={name!r}: lmjax implements {', '.join(sorted(FAMILIES))}{remedy}")
+    return name, FAMILIES[name]
+
+
+def describe(
+    path: pathlib.Path,
+    values: Mapping[str, Any],
+    tensors: Collection[str] = (),
+    accept: Collection[str] = (),
+    *,
+    lenient: bool = False,
+) -> Description:
     """Returns what the values of a config.json say.
 
     Args:
         path: of the file, for messages.
         values: what is in it.
         tensors: names of those beside it; some families' files tell by a tensor whether a model has a part.
+        accept: fields that the user vouches for: what lmjax does not know of them changes no number.
+        lenient: whether a value that lmjax does not implement is read as one that it does.
 
     Raises:
         FlagError: a family, a class, a field or a value that lmjax does not implement.
     """
-    name = values.get("model_type")
-    if name not in FAMILIES:
-        raise FlagError(f"{path}: model_type={name!r}: lmjax implements {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[name]
-    named = values.get("architectures") or ["nothing"]
-    known = {**dict.fromkeys(family.bare, ()), **family.heads}
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
-        raise FlagError(f"{path}: architectures={named}: of {name} lmjax implements one of {', '.join(known)}")
-    fields = Fields(values, path, tensors)
-    heads = known[named[0]]
+    name, family = family_of(path, values)
+    chosen = _class(path, values.get("architectures"), name, family)
+    values = dict(values) | {"architectures": [chosen]}
+    fields = Fields(values, path, tensors, accept, lenient)
     labels = fields.take("id2label", {"0": "", "1": ""})
     try:
         config = ModelConfig.model_validate(family.read(fields) | {"num_labels": max(1, len(labels))})
@@ -88,7 +102,53 @@ def describe(path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[
         field = ".".join(map(str, first["loc"]))
         raise FlagError(f"{path}: {field}: {first['msg'].removeprefix('Value error, ')}") from e
     fields.finish()
-    return Description(name, family, config, heads, named[0] in family.bare, values)
+    bare = chosen in family.bare
+    heads = family.heads.get(chosen, ())
+    if bare and tensors:
+        # Some are published without the pooler that their class has.
+        heads = tuple(head for head in heads if family.has_head(head, tensors))
+    if bare and config.architecture != "encoder" and not config.tie_embeddings:
+        heads = (BARE,)
+    # What was accepted is not part of the model that is computed here.
+    values = {k: v for k, v in values.items() if k not in fields.accepted}
+    return Description(name, family, config, heads, bare, values, frozenset(fields.accepted))
+
+
+def _class(path: pathlib.Path, named: Any, model_type: str, family: Family) -> str:
+    """Returns the class that `architectures` names, as the family writes it today; raises FlagError for another."""
+    known = {name.lower(): name for name in (*family.heads, *family.bare)}
+    known |= {old.lower(): new for old, new in family.aliases.items()}
+    if not isinstance(named, list) or len(named) != 1 or str(named[0]).lower() not in known:
+        raise FlagError(
+            f"{path}: architectures={named}: of {model_type} lmjax implements one of "
+            f"{', '.join(dict.fromkeys((*family.bare, *family.heads)))}"
+        )
+    return known[str(named[0]).lower()]
+
+
+def _described_by_tensors(
+    path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[str], accept: Collection[str]
+) -> Description:
+    """Returns what a config.json says that names no class: of the class that has most of the tensors, if it lacks none.
+
+    Raises:
+        FlagError: there is none, or two read the same tensors as different things.
+    """
+    model_type, family = family_of(path, values)
+    found: dict[str, tuple[int, Description]] = {}
+    for name in dict.fromkeys((*family.heads, *family.bare)):
+        description = describe(path, values | {"architectures": [name]}, tensors, accept)
+        wanted = {tensor for row in description.rows() for tensor in row.theirs}
+        if wanted <= set(tensors):
+            found[name] = (len(wanted), description)
+    labels = [name for name, (_, each) in found.items() if {"classifier", "tagger", "span"} & set(each.heads)]
+    if not found or len(labels) > 1:
+        choices = labels or dict.fromkeys((*family.heads, *family.bare))
+        raise FlagError(
+            f'{path}: names no class, and the tensors do not tell it; add "architectures": [NAME], of {model_type} '
+            f"one of {', '.join(choices)}"
+        )
+    return max(found.values(), key=lambda each: each[0])[1]
 
 
 @functools.lru_cache(maxsize=8)
@@ -132,17 +192,30 @@ class Checkpoint:
         ignored: those of them that are not read: they hold no parameter, or one that the class has no use for.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, accept: Collection[str] = ()):
         """Reads config.json and the headers.
 
+        Args:
+            folder: that holds them.
+            accept: fields of config.json that the user vouches for.
+
         Raises:
-            FlagError: something in config.json that lmjax does not implement.
+            FlagError: something in config.json that lmjax does not implement, or a field to accept that it does.
             DataError: a file that cannot be read, or a tensor that is missing, left over, or of another shape.
         """
         path = folder / "config.json"
         values = read_json(path)
         self.shards = Shards(folder)
-        description = describe(path, values, self.shards.headers.keys())
+        family = family_of(path, values)[1]
+        # From here on by the names of the table, whichever class the file was written by.
+        self.shards.rename(family.names(self.shards.headers))
+        tensors = self.shards.headers.keys()
+        make = describe if values.get("architectures") else _described_by_tensors
+        description = make(path, values, tensors, accept)
+        if surplus := sorted(set(accept) - description.accepted):
+            raise FlagError(
+                f"--accept_fields={surplus[0]}: lmjax has nothing against this field of {path}; leave it out"
+            )
         half = any(h.dtype is not None and h.dtype.name == "bfloat16" for h in self.shards.headers.values())
         dtype = "bfloat16" if half else "float32"
         config = description.config.model_copy(update={"param_dtype": dtype})
@@ -151,8 +224,7 @@ class Checkpoint:
         self._shapes = shapes(config, description.heads)
         self._rows = self.description.rows()
         self._row_of = {path: row for row in self._rows for path in row.ours}
-        constants = {self.description.rename(n): make for n, make in description.family.constants.items()}
-        self._constants = {name: make for name, make in constants.items() if name in self.shards.headers}
+        self._constants = {n: make for n, make in family.constants.items() if n in tensors}
         self._copies = self._check_names()
 
     def _check_sizes(self) -> None:
@@ -174,17 +246,17 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for row in self._rows:
             wanted |= zip(row.theirs, row.layout.shapes([self._shapes[p] for p in row.ours]), strict=True)
-        if missing := sorted(wanted.keys() - headers.keys()):
-            raise DataError(
-                f"{folder}: tensor {missing[0]!r} is missing"
-                f"{f', and {len(missing) - 1} more' if missing[1:] else ''}; copy the checkpoint again"
-            )
-        family, rename = self.description.family, self.description.rename
-        copies = {rename(a): rename(b) for a, b in family.copies.items()}
-        copies = {a: b for a, b in copies.items() if a in headers and a not in wanted and b in wanted}
+        family, tied = self.description.family, self.description.config.tie_embeddings
+        copies = {a: b for a, b in family.copies.items() if a in headers and a not in wanted and b in wanted}
+        # An output of its own, which the bare model has no use for, is no copy of the table.
+        copies = {a: b for a, b in copies.items() if tied or not family.of_a_head(a)}
         left = [n for n in headers if n not in wanted and n not in copies and n not in self._constants]
-        self.ignored = sorted(n for n in left if any(fnmatch.fnmatch(n, pattern) for pattern in family.ignored))
+        self.ignored = sorted(
+            n for n in left if family.of_a_head(n) or any(fnmatch.fnmatch(n, pattern) for pattern in family.ignored)
+        )
         left = sorted(set(left) - set(self.ignored))
+        if missing := sorted(wanted.keys() - headers.keys()):
+            raise self._missing(missing, left)
         if left:
             raise DataError(
                 f"{folder}: tensor {left[0]!r}{f' and {len(left) - 1} more' if left[1:] else ''} belong to nothing "
@@ -199,6 +271,20 @@ class Checkpoint:
             if headers[name].dtype is None:
                 raise DataError(f"{headers[name].file}: tensor {name!r} does not hold floating-point numbers")
         return copies
+
+    def _missing(self, missing: Sequence[str], left: Sequence[str]) -> DataError:
+        """Returns the error about tensors that are missing, where others may be left over."""
+        described, family = self.description, self.description.family
+        named = described.values["architectures"][0]
+        more = f", and {len(missing) - 1} more" if missing[1:] else ""
+        if all(family.of_a_head(n) for n in missing) and family.bare and not described.bare:
+            remedy = f'for the model without it, write "architectures": ["{family.bare[0]}"] in config.json'
+            what = f"these are weights without the head of a {named}"
+        else:
+            what = f"config.json describes a {named} of {described.config.num_layers} layers"
+            remedy = f"{left[0]!r} belongs to none such; is it" if left else "is it"
+            remedy += " the config.json of these weights?"
+        return DataError(f"{self.shards.folder}: tensor {missing[0]!r} is missing{more}: {what}; {remedy}")
 
     def params(self, config: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
         """Returns the parameters on a mesh, read tensor by tensor.

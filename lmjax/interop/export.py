@@ -16,8 +16,10 @@ import numpy as np
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import Description, describe, flat, shapes
 from lmjax.interop.families import FAMILIES
+from lmjax.interop.nearest import Change, changes
 from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import BARE
 from lmjax.model.transformer import layer_paths
 
 # What changes no number that a trained model computes without dropout, or only how fast.
@@ -82,35 +84,86 @@ def describe_as(
         paths: of its parameters.
         known: values of a config.json that are kept where the model does not decide them.
     """
-    family = FAMILIES[model_type]
-    classes = [name for name, has in family.heads.items() if set(has) == set(heads)]
-    classes += [] if heads else [name for name in family.bare if name not in family.heads]
+    classes = _classes(model_type, heads)
     if not classes:
         return [f"heads={list(heads)}"]
     chosen = [name for name in known.get("architectures") or () if name in classes] or classes
-    results = [_described(model_type, config, paths, known, name) for name in chosen]
+    results = [_described(model_type, config, heads, paths, known, name) for name in chosen]
     return next((r for r in results if isinstance(r, Description)), results[0])
 
 
-def _described(
-    model_type: str, config: ModelConfig, paths: Set[str], known: Mapping[str, Any], name: str
-) -> Description | list[str]:
-    """Returns the model as a checkpoint of a class, or what of it the class cannot say."""
-    family, heads = FAMILIES[model_type], FAMILIES[model_type].heads.get(name, ())
+def _classes(model_type: str, heads: tuple[str, ...]) -> list[str]:
+    """Returns the classes of a family that have these heads."""
+    family = FAMILIES[model_type]
+    classes = [name for name, has in family.heads.items() if set(has) == set(heads)]
+    return classes + ([name for name in family.bare if name not in classes] if set(heads) <= {BARE} else [])
+
+
+def _read_back(
+    model_type: str,
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    paths: Set[str],
+    known: Mapping[str, Any],
+    name: str,
+    *,
+    lenient: bool = False,
+) -> Description:
+    """Returns what a class reads in the config.json that its family writes of a model; raises FlagError if nothing."""
+    family = FAMILIES[model_type]
     values = dict(known) | family.write(config)
     values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
     values.pop("torch_dtype", None)
     if {"classifier", "tagger"} & set(heads) and len(values.get("id2label") or {}) != config.num_labels:
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
         values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}
+    return describe(pathlib.Path(model_type), values, family.ends(paths), lenient=lenient)
+
+
+def _differences(config: ModelConfig, other: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields in which two models compute something else, with both values."""
+    ours, theirs = _function(config), _function(other)
+    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("classifier_layer", "classifier_pooling")
+    return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k] and k not in unread}
+
+
+def _described(
+    model_type: str,
+    config: ModelConfig,
+    heads: tuple[str, ...],
+    paths: Set[str],
+    known: Mapping[str, Any],
+    name: str,
+) -> Description | list[str]:
+    """Returns the model as a checkpoint of a class, or what of it the class cannot say."""
     try:
-        found = describe(pathlib.Path(model_type), values, family.ends(paths))
+        found = _read_back(model_type, config, heads, paths, known, name)
     except FlagError as e:
         return [str(e)]
-    ours, theirs = _function(config), _function(found.config)
-    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("classifier_layer", "classifier_pooling")
-    different = [f"{k}={v!r} (there {theirs[k]!r})" for k, v in ours.items() if v != theirs[k] and k not in unread]
-    return different or found
+    if set(found.heads) != set(heads):
+        return [f"heads={list(heads)} (there {list(found.heads)})"]
+    different = _differences(config, found.config, heads)
+    return [f"{k}={ours!r} (there {theirs!r})" for k, (ours, theirs) in different.items()] or found
+
+
+def _changes(model_type: str, config: ModelConfig, heads: tuple[str, ...]) -> list[Change]:
+    """Returns what has to change in a model for a family to express it; nothing: no change helps."""
+    classes = _classes(model_type, heads)
+
+    def compare(now: ModelConfig) -> tuple[set[str], ModelConfig] | None:
+        paths = shapes(now, heads).keys()
+        try:
+            theirs = _read_back(model_type, now, heads, paths, {}, classes[0], lenient=True)
+        except FlagError:
+            return None
+        if theirs.config.architecture != config.architecture or set(theirs.heads) != set(heads):
+            return None
+        if not (different := _differences(now, theirs.config, heads)):
+            strict = describe_as(model_type, now, heads, paths, {})
+            return (set(), theirs.config) if isinstance(strict, Description) else None
+        return set(different), theirs.config
+
+    return changes(config, compare) if classes else []
 
 
 def choose_family(
@@ -119,7 +172,7 @@ def choose_family(
     """Returns the model as a checkpoint of the family asked for, or else of the first that can say all of it.
 
     Raises:
-        FlagError: none can; names the nearest, and what it cannot say.
+        FlagError: none can; names the nearest, and what would have to be otherwise for it.
     """
     if model_type is not None and model_type not in FAMILIES:
         raise FlagError(f"--family={model_type}: lmjax implements {', '.join(sorted(FAMILIES))}")
@@ -132,11 +185,24 @@ def choose_family(
         if isinstance(result, Description):
             return result
         tried[name] = result
-    # Of a family that refuses a field nobody knows what else it lacks: its complaint begins with its name.
-    nearest = min(tried, key=lambda name: (tried[name][0].startswith(f"{name}: "), len(tried[name])))
-    raise FlagError(
-        f"{'--family=' + model_type if model_type else 'no family of Hugging Face'} cannot express this model"
-        f"{'' if model_type else '; the nearest is ' + nearest}: {', '.join(tried[nearest][:4])}"
+    raise FlagError(_no_family(config, heads, model_type, tried))
+
+
+def _no_family(
+    config: ModelConfig, heads: tuple[str, ...], model_type: str | None, tried: Mapping[str, list[str]]
+) -> str:
+    """Returns why no family, or not the one asked for, can express a model, and what the nearest needs."""
+    whose = f"--family={model_type}" if model_type else "no family of Hugging Face"
+    needed = {name: found for name in tried if (found := _changes(name, config, heads))}
+    if not needed:
+        reasons = f": {', '.join(tried[model_type][:4])}" if model_type else ""
+        having = f" with heads={list(heads)}" if heads else ""
+        return f"{whose} cannot express this {config.architecture.replace('_', '-')}{having}{reasons}"
+    nearest = min(needed, key=lambda name: len(needed[name]))
+    ways = ", ".join(f"{c.path}={c.value!r}" for c in needed[nearest])
+    return (
+        f"{whose} cannot express this model{'' if model_type else f'; the nearest is {nearest}'}. In its way: {ways}. "
+        f"A model that is trained with these goes out: {' '.join(c.flag for c in needed[nearest])}"
     )
 
 
@@ -200,4 +266,4 @@ def tensors_of(description: Description, config: ModelConfig, params: Any) -> It
     assert arrays.keys() == shapes(config, description.heads).keys()
     for row in description.rows():
         ours = [jax.device_get(a if layer is None else a[layer]) for a, layer in (arrays[p] for p in row.ours)]
-        yield from zip(row.theirs, row.layout.join(ours), strict=True)
+        yield from zip(map(description.rename, row.theirs), row.layout.join(ours), strict=True)

@@ -7,80 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lmjax.errors import FlagError
+from lmjax.interop.immaterial import IMMATERIAL
 
-# What says nothing of the function that the weights compute: provenance, defaults of generation and of reports.
-IMMATERIAL = {
-    "_name_or_path",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "architectures",
-    "auto_map",
-    "model_type",
-    "name_or_path",
-    "transformers_version",
-    "tokenizer_class",
-    "torch_dtype",
-    "dtype",
-    "torchscript",
-    "use_bfloat16",
-    "tf_legacy_loss",
-    "use_cache",
-    "use_return_dict",
-    "return_dict",
-    "return_dict_in_generate",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "gradient_checkpointing",
-    "initializer_factor",
-    "finetuning_task",
-    "task_specific_params",
-    "problem_type",
-    "label2id",
-    "classifier_dropout",
-    "pruned_heads",
-    "prefix",
-    "cross_attention_hidden_size",
-    "add_cross_attention",
-    "is_decoder",
-    "is_encoder_decoder",
-    "tie_encoder_decoder",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "sep_token_id",
-    "cls_token_id",
-    "mask_token_id",
-    "unk_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "suppress_tokens",
-    "max_length",
-    "min_length",
-    "do_sample",
-    "early_stopping",
-    "num_beams",
-    "num_beam_groups",
-    "diversity_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-    "repetition_penalty",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "num_return_sequences",
-    "remove_invalid_values",
-    "exponential_decay_length_penalty",
-    "extra_special_tokens",
-    "n_positions_ctx",
-    "gradient_checkpointing_kwargs",
-}
-
+QUANTISATION = ("quantization_config", "quantization")
 _REQUIRED = object()
 # Bounds on what a hostile file can make a reader loop over or multiply.
 _MOST_LAYERS, _LARGEST = 10_000, 2**40
@@ -92,12 +21,30 @@ class Fields:
     Attributes:
         path: of the file, for messages.
         tensors: names of those that the checkpoint has, where they tell what its fields do not.
+        accepted: of the fields that the user vouches for, those that would have been refused; whole once all are read.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: pathlib.Path, tensors: Collection[str] = ()):
-        """Takes what is in the file."""
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        path: pathlib.Path,
+        tensors: Collection[str] = (),
+        accept: Collection[str] = (),
+        lenient: bool = False,
+    ):
+        """Takes what is in the file.
+
+        Args:
+            values: of the file.
+            path: of the file.
+            tensors: of the checkpoint.
+            accept: fields that pass though lmjax does not know what they say.
+            lenient: whether a value that lmjax does not implement is read as one that it does, for comparison.
+        """
         self._values, self.path, self.tensors = dict(values), path, tensors
+        self._accept, self.accepted = accept, set[str]()
         self._read: set[str] = set()
+        self._lenient, self._within = lenient, ""
 
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
@@ -124,6 +71,8 @@ class Fields:
         """Returns a positive whole number, or the default."""
         value = self.take(name, default)
         if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
+            if self._lenient and isinstance(default, int):
+                return default
             raise self.error(name, "must be a positive whole number")
         if value is not default and value > (_MOST_LAYERS if "layer" in name else _LARGEST):
             raise self.error(name, "is larger than any model's")
@@ -146,13 +95,26 @@ class Fields:
         try:
             return choices[value]
         except (KeyError, TypeError) as e:
+            if self._lenient:
+                return choices.get(default, next(iter(choices.values())))
             known = ", ".join(map(repr, choices))
             raise self.error(name, f"lmjax implements {known}") from e
 
     def expect(self, **values: Any) -> None:
-        """Raises FlagError unless each of these fields is absent or has this value: lmjax implements no other."""
+        """Raises FlagError unless each of these fields is absent, has this value or is accepted.
+
+        lmjax implements no other value, and computes what this one says.
+        """
         for name, value in values.items():
-            self.choose(name, {value: value, None: value}, None)
+            found = self.take(name, None)
+            if found is None or found == value or self._lenient:
+                continue
+            full = self._within + name
+            if full not in self._accept:
+                raise self.error(
+                    name, f"lmjax implements {value!r} alone; if this changes no number, --accept_fields={full}"
+                )
+            self.accepted.add(full)
 
     def skip(self, *names: str) -> None:
         """Marks fields that this family's weights do not depend on."""
@@ -166,14 +128,24 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.error(name, "must be an object")
-        return Fields(value, pathlib.Path(f"{self.path}: {name}"))
+        inner = Fields(value, pathlib.Path(f"{self.path}: {name}"), accept=self._accept, lenient=self._lenient)
+        inner._within, inner.accepted = f"{self._within}{name}.", self.accepted
+        return inner
 
     def finish(self) -> None:
-        """Raises FlagError if there is a field that nobody has read and that may matter."""
-        left = {n: v for n, v in self._values.items() if n not in self._read | IMMATERIAL and v is not None}
-        if left:
-            name = sorted(left)[0]
-            raise self.error(name, "lmjax does not know this field of this family, and does not guess")
+        """Raises FlagError if there is a field that was not read, may matter and is not accepted."""
+        left = {n for n, v in self._values.items() if n not in self._read | IMMATERIAL and v is not None}
+        if names := sorted(left.intersection(QUANTISATION)):
+            raise self.error(names[0], "lmjax reads no quantised weights; take the checkpoint before quantisation")
+        full = {self._within + name: name for name in left}
+        self.accepted |= full.keys() & set(self._accept)
+        if (left := sorted(full.keys() - self.accepted)) and not self._lenient:
+            others = f", nor {', '.join(left[1:])}" if left[1:] else ""
+            raise self.error(
+                full[left[0]],
+                f"lmjax does not know this field of this family{others}, and does not guess; if they change no number "
+                f"of the model, --accept_fields={','.join(left)}",
+            )
 
     def error(self, name: str, problem: str) -> FlagError:
         """Returns the error about one field."""
@@ -196,13 +168,16 @@ GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "gelu_new": "gegl
 GATED |= {"gelu_pytorch_tanh": "geglu_new"}
 
 
-def rope_fields(fields: Fields, theta: float = 10_000.0, fraction: float | None = None) -> dict[str, Any]:
+def rope_fields(
+    fields: Fields, theta: float = 10_000.0, fraction: float | None = None, length: int | None = None
+) -> dict[str, Any]:
     """Returns the fields of a RopeConfig, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
 
     Args:
         fields: of the model.
         theta: where they do not say.
         fraction: of a head that rotates, where they do not say; None: in this family it is all of it.
+        length: of rows, where they do not say; None: they must.
     """
     # Both may be there, as in a file that transformers 5 wrote anew; it prefers the older.
     scaling = fields.group("rope_scaling") or fields.group("rope_parameters")
@@ -210,7 +185,8 @@ def rope_fields(fields: Fields, theta: float = 10_000.0, fraction: float | None 
     base = fields.number("rope_theta", theta)
     if scaling is None:
         return {"theta": base, "fraction": 1.0 if fraction is None else fraction}
-    return rope_scaling(scaling, base, fields.integer("max_position_embeddings"), fraction)
+    length = fields.integer("max_position_embeddings", *([] if length is None else [length]))
+    return rope_scaling(scaling, base, length, fraction)
 
 
 def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -18,6 +18,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
+# What stands in the place of a large file in a clone that was made without Git LFS.
+_POINTER = b"version https://git-lfs"
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -81,6 +83,10 @@ class Shards:
         """Returns the bytes of the largest file."""
         return max(file.stat().st_size for file in {header.file for header in self.headers.values()})
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Calls the tensors as `names` says; each header keeps the name that is in the file."""
+        self.headers = {names[name]: header for name, header in self.headers.items()}
+
     def read(self, name: str) -> np.ndarray:
         """Returns a tensor.
 
@@ -128,6 +134,10 @@ def _opened(file: pathlib.Path) -> safe_open:
     try:
         return safe_open(file, "numpy")
     except (SafetensorError, OSError) as e:
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+            raise DataError(
+                f"{file}: is Git's note of where the file is, not the file; run `git lfs pull` there"
+            ) from e
         raise DataError(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]}); copy it again") from e
 
 

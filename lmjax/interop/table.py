@@ -7,6 +7,7 @@ parameters it lacks fall away. So a family needs no rule about biases, heads or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Set
 from typing import Any
@@ -57,6 +58,8 @@ class Family:
         copies: tensors that some checkpoints repeat, and what they repeat.
         constants: tensors that checkpoints may hold though they are a function of the config, and the function.
         ignored: patterns (fnmatch) of tensors that hold no parameter, such as position ids.
+        generation: fields of generation by which texts are written where neither file says them.
+        aliases: classes by the names that they had in transformers before 3, and the names of today.
     """
 
     read: Callable[[Fields], dict[str, Any]]
@@ -68,26 +71,58 @@ class Family:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Callable[[ModelConfig], np.ndarray]] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def rename(self, tensor: str, *, bare: bool) -> str:
         """Returns the name of a tensor, in a checkpoint of the bare model without the base."""
         return tensor.removeprefix(self.base) if bare else tensor
 
+    def names(self, found: Iterable[str]) -> dict[str, str]:
+        """Returns what this table calls the tensors of a checkpoint, by their names there.
+
+        Files of a model with a head may lack the base, and those of the bare model may have it, as transformers
+        allows: a name that is none of this table's is tried with the base, and without it. Where two tensors would
+        get one name, the one that has it already keeps it.
+        """
+        found = set(found)
+        known = self._pattern.fullmatch
+        names = {}
+        for name in sorted(found):
+            others = (f"{self.base}{name}", name.removeprefix(self.base))
+            names[name] = next((x for x in others if not known(name) and known(x) and x not in found), name)
+        return names
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Returns what matches the name of any tensor of the table, of any layer and expert."""
+        named = {name for row in self.table for name in row.theirs} | {*self.copies, *self.constants}
+        escaped = (re.escape(name).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+") for name in sorted(named))
+        return re.compile("|".join(escaped))
+
+    def of_a_head(self, tensor: str) -> bool:
+        """Returns whether a tensor of the table stands behind the hidden states, and in no layer."""
+        rows = (row for row in self.table if tensor in row.theirs)
+        return any(not row.ours[0].startswith(("backbone/", "embedding/")) for row in rows)
+
+    def has_head(self, head: str, tensors: Container[str]) -> bool:
+        """Returns whether a checkpoint with these tensors has a head."""
+        return any(row.ours[0].startswith(f"{head}_head/") and row.theirs[0] in tensors for row in self.table)
+
     def ends(self, paths: Set[str]) -> set[str]:
         """Returns the tensors outside of layers that a model with these parameters has."""
         return {name for row in self.table if paths >= set(row.ours) for name in row.theirs}
 
-    def expand(self, shapes: Mapping[str, Shape], *, bare: bool = False) -> list[Row]:
+    def expand(self, shapes: Mapping[str, Shape]) -> list[Row]:
         """Returns the rows of one model, layers and experts written out.
 
         Args:
             shapes: of its parameters by path, layers not stacked.
-            bare: whether names lack the base.
         """
         rows = [r for row in self.table for r in _expanded(row, shapes)]
         covered = [path for row in rows for path in row.ours]
         assert sorted(covered) == sorted(shapes), sorted(set(covered) ^ set(shapes))
-        return [dataclasses.replace(r, theirs=tuple(self.rename(t, bare=bare) for t in r.theirs)) for r in rows]
+        return rows
 
 
 def _expanded(row: Row, shapes: Mapping[str, Shape]) -> Iterable[Row]:

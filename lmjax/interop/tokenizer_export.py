@@ -13,6 +13,7 @@ from lmjax.data.tokenizer import Tokenizer, parsed, splits_lines
 from lmjax.data.tokenizer_files import byte_pair_merges
 from lmjax.data.vocabulary import ROLES, write_whole
 from lmjax.errors import FlagError
+from lmjax.inference.generate.fill_mask import spaced
 
 CONFIG = "tokenizer_config.json"
 
@@ -31,8 +32,9 @@ def export_tokenizer(
     """Writes `tokenizer.json`, `tokenizer_config.json` and what came with a loaded tokenizer into `folder`.
 
     A loaded fast tokenizer is written as it came, byte for byte. A SentencePiece model becomes a `tokenizer.json` with
-    the same ids. Text never spells one of its special tokens, as in lmjax: `split_special_tokens` says so, and a call
-    with `split_special_tokens=False` reads "[MASK]" in a prompt as the mask.
+    the same ids. A text that spells one of its special tokens, such as "[MASK]", is read as that token, as with every
+    published tokenizer and as pipelines need; lmjax's own reads it as text, and so does AutoTokenizer where it is
+    called with `split_special_tokens=True`.
 
     Of a tokenizer that lmjax trained, all ids are the same (a unigram model's in lines of up to 32,768 nats). A loaded
     `.model` differs in two things that the tokenizers library does otherwise: a unigram model's equally good ways to
@@ -92,7 +94,6 @@ def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str,
         "model_input_names": inputs if model_type in _WITH_TYPES else [inputs[0], inputs[2]],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
     }
 
 
@@ -111,7 +112,12 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
     steps = _normalizers(model)
     fast.normalizer = normalizers.Sequence(steps) if steps else None
     fast.add_special_tokens(
-        [AddedToken(p.piece, special=True, normalized=False) for p in model.pieces if p.type in _special(kind)]
+        [
+            # What is masked has its space in front of it, where tokens do: the mask takes it in.
+            AddedToken(p.piece, special=True, normalized=False, lstrip=i == tokenizer.mask_id and spaced(tokenizer))
+            for i, p in enumerate(model.pieces)
+            if p.type in _special(kind)
+        ]
     )
     if spec.model_type != _UNIGRAM or splits_lines(model):
         user_defined = [p.piece for p in model.pieces if p.type == kind.USER_DEFINED]

@@ -15,17 +15,20 @@ from lmjax.model.layers import Dense, Embed, align
 from lmjax.model.parameters import parameter
 
 HEADS = ("masked_lm", "next_sentence", "replaced_token", "generator", "pooler", "classifier", "tagger", "span")
+# No vocabulary logits and nothing in their place: decoders published without an output layer, as for embeddings.
+BARE = "bare"
 
 
 class LanguageModel(nn.Module):
     """A language model of any family.
 
-    Encoder-decoders always have vocabulary logits, and decoders do unless they have a classifier in their place; an
+    Encoder-decoders and decoders have vocabulary logits unless they have a classifier in their place, or are bare; an
     encoder has the outputs that `heads` lists.
 
     Attributes:
         config: the architecture.
-        heads: of an encoder, any of HEADS; of a decoder, none or "classifier". "generator" is ELECTRA's, a smaller
+        heads: of an encoder, any of HEADS; of a decoder, none, "classifier" or "bare", which is for hidden states
+            alone; of an encoder-decoder, none or "bare". "generator" is ELECTRA's, a smaller
             masked language model that shares the embeddings of the inputs; "span" gives an answer's start and end.
         shared: the token table and the embeddings of the inputs of another model, to be used here too; None: its own.
     """
@@ -37,9 +40,9 @@ class LanguageModel(nn.Module):
     def setup(self) -> None:
         """Makes the parts; a part that is never called has no parameters."""
         config = self.config
-        if unknown := set(self.heads) - set(HEADS):
-            raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join(HEADS)}")
-        allowed = {"encoder": HEADS, "decoder": ("classifier",)}.get(config.architecture, ())
+        if unknown := set(self.heads) - {*HEADS, BARE}:
+            raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join((*HEADS, BARE))}")
+        allowed = {"encoder": HEADS, "decoder": ("classifier", BARE), "encoder_decoder": (BARE,)}[config.architecture]
         if not set(self.heads) <= set(allowed):
             raise ValueError(
                 f"heads={self.heads} stand on an encoder, a classifier alone on a decoder too; and"
@@ -85,7 +88,7 @@ class LanguageModel(nn.Module):
     @property
     def has_vocabulary(self) -> bool:
         """Whether this model has vocabulary logits."""
-        return "masked_lm" in self.heads if self.config.architecture == "encoder" else "classifier" not in self.heads
+        return "masked_lm" in self.heads if self.config.architecture == "encoder" else not self.heads
 
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None

@@ -123,7 +123,7 @@ def _given(run: Run) -> dict[str, Any] | None:
     """
     if not run.config.init_from:
         return None
-    source = open_pretrained(run.config.init_from)
+    source = open_pretrained(run.config.init_from, accept_fields=run.config.accept_fields)
     wanted = abstract_params(run.model.config, run.model.heads)
     there = abstract_params(
         source.config.model_copy(update={"scan_layers": run.config.model.scan_layers}), source.heads

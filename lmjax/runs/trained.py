@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from lmjax.config import Config, from_json
-from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import CheckpointError, DataError, FlagError
+from lmjax.errors import CheckpointError, FlagError
+from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.generation import read_defaults, read_prompts
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
@@ -33,8 +35,8 @@ PyTree = Any
 
 # In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
 ORIGIN = "huggingface.json"
-# Beside it, and in a folder of Hugging Face: the ids that writing starts and ends with.
-GENERATION = "generation_config.json"
+# A field that it has there: the heads that were found in the checkpoint, some of which its own fields do not tell.
+HEADS = "lmjax_heads"
 
 # Objectives of a decoder whose rows are a source, its end, and a target.
 _SOURCE_TARGET = ("seq2seq", "span_corruption", "denoise", "infilling")
@@ -53,6 +55,7 @@ class Pretrained:
         prompts: what stands around a text in its rows, given its tokenizer.
         largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
         ignored: tensors of the folder that are not read.
+        defaults: how it writes unless asked otherwise.
     """
 
     folder: pathlib.Path
@@ -63,6 +66,7 @@ class Pretrained:
     prompts: Callable[[Vocabulary], PromptFormat]
     largest_file: int | None = None
     ignored: tuple[str, ...] = ()
+    defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
 
     @property
     def objective(self) -> str:
@@ -72,12 +76,13 @@ class Pretrained:
         ]
 
 
-def open_pretrained(place: str, step: int | None = None) -> Pretrained:
+def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence[str] = ()) -> Pretrained:
     """Returns the model in a workdir, in a folder of Hugging Face, or on its hub; its names and shapes are checked.
 
     Args:
         place: the folder; a name that is no folder here is looked for on the hub, if huggingface_hub is installed.
         step: of a workdir's checkpoint; None: the newest.
+        accept_fields: of a config.json of Hugging Face, those that lmjax does not know and the user vouches for.
 
     Raises:
         FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
@@ -92,22 +97,32 @@ def open_pretrained(place: str, step: int | None = None) -> Pretrained:
     if "model_type" in values:
         if step is not None:
             raise FlagError(f"--step={step}: {place} is a checkpoint of Hugging Face, which has no steps")
-        checkpoint = Checkpoint(folder)
-        found = checkpoint.description
+        checkpoint = Checkpoint(folder, accept_fields)
+        found, values = checkpoint.description, checkpoint.description.values
         return Pretrained(
             folder=folder,
             config=found.config,
             heads=found.heads,
             params=checkpoint.params,
             origin=values,
-            prompts=functools.partial(_published_prompts, folder, values, found.config.architecture),
+            prompts=functools.partial(read_prompts, folder, values, found.config.architecture),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
+            defaults=read_defaults(folder, values, found.config),
         )
+    if accept_fields:
+        raise FlagError(f"--accept_fields={accept_fields[0]}: {place} is a workdir, which has no such fields")
     return _from_workdir(folder, from_json(folder / "config.json"), step)
 
 
-def load_model(place: str, *, step: int | None = None, dtype: str | None = None, tensor: int = 1) -> LoadedModel:
+def load_model(
+    place: str,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    tensor: int = 1,
+    accept_fields: Sequence[str] = (),
+) -> LoadedModel:
     """Returns the model in a workdir, in a folder of Hugging Face, or on its hub, ready to write and to score.
 
     Args:
@@ -115,17 +130,20 @@ def load_model(place: str, *, step: int | None = None, dtype: str | None = None,
         step: of a workdir's checkpoint; None: the newest.
         dtype: of parameters and compute; None: that of the model's compute.
         tensor: devices that split heads, MLPs and the vocabulary; the others are left alone.
+        accept_fields: as for `open_pretrained`.
 
     Raises:
         FlagError: there is nothing of the kind, or `tensor` does not divide it.
         DataError: a file that cannot be read.
     """
-    opened = open_pretrained(place, step)
+    opened = open_pretrained(place, step, accept_fields)
     tokenizer = load_tokenizer(str(opened.folder))
     config = inference_config(opened.config, dtype)
     mesh = inference_mesh(config, tensor)
     check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
-    return assemble(config, opened.heads, opened.params(config, mesh), tokenizer, opened.prompts(tokenizer), mesh)
+    params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
+    loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
+    return dataclasses.replace(loaded, defaults=opened.defaults)
 
 
 def check_parameters(place: str, params: PyTree) -> None:
@@ -208,35 +226,6 @@ def _trained_prompts(config: Config, tokenizer: Vocabulary) -> PromptFormat:
     )
 
 
-def _published_prompts(
-    folder: pathlib.Path, origin: Mapping[str, Any], architecture: str, tokenizer: Vocabulary
-) -> PromptFormat:
-    """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it starts and ends with."""
-    path = folder / GENERATION
-    values = dict(origin) | (read_json(path) if path.is_file() else {})
-    said = path if path.is_file() else folder / "config.json"
-
-    def ids(name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        given = values.get(name)
-        found = default if given is None else tuple(given) if isinstance(given, list) else (given,)
-        if name == "bad_words_ids":
-            # Words of several tokens are left to whoever asks for a text.
-            found = tuple(word[0] for word in found if isinstance(word, list) and len(word) == 1)
-        for i in found:
-            if not isinstance(i, int) or not 0 <= i < tokenizer.vocab_size:
-                raise DataError(f"{said}: {name}={given} is no token's id; mend it")
-        return found
-
-    before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
-    roles = tokenizer.role_ids
-    end = ids("eos_token_id", (roles["eos"],) if "eos" in roles else ())
-    never = ids("bad_words_ids")
-    if architecture != "encoder_decoder":
-        return PromptFormat(tuple(before), tuple(after), stop=end if architecture == "decoder" else (), never=never)
-    start = ids("decoder_start_token_id", ids("bos_token_id", (tokenizer.pad_id,)))
-    return PromptFormat(tuple(before), tuple(after), start, ids("forced_bos_token_id"), end, never)
-
-
 def local_folder(place: str) -> pathlib.Path:
     """Returns the folder that a name means here; raises FlagError, with the nearest run, where there is none."""
     folder = pathlib.Path(place).expanduser()
@@ -284,7 +273,9 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
         config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
+    present = tuple(origin.pop(HEADS, ()) or ()) if HEADS in origin else None
+    if present is None:
+        present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
 
     def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
         with Checkpoints(folder, config.checkpoint) as checkpoints:
@@ -296,10 +287,11 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         placed = on_mesh(abstract_params(wanted, present), mesh)
         return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
 
-    prompts = functools.partial(_published_prompts, folder, origin, config.model.architecture)
+    prompts = functools.partial(read_prompts, folder, origin, config.model.architecture)
     if not origin:
         prompts = functools.partial(_trained_prompts, config)
-    return Pretrained(folder, config.model, present, params, origin, prompts)
+    defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
+    return Pretrained(folder, config.model, present, params, origin, prompts, defaults=defaults)
 
 
 def _trained(

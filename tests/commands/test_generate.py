@@ -13,6 +13,7 @@ from lmjax.commands.generate import configure
 from lmjax.commands.prompts import read_prompts
 from lmjax.commands.repl import Repl, history
 from lmjax.errors import DataError, FlagError
+from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.generate.generate import GenerateConfig, generate
 from lmjax.model.presets import PRESETS
 from lmjax.runs.trained import load_model
@@ -314,7 +315,7 @@ def test_a_preset_gets_random_weights_and_says_so(workdir, capsys, monkeypatch):
 
 
 def test_an_encoder_fills_masks_and_takes_no_flag_of_writing(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("lmjax.commands.generate._place", lambda values: ("x", True))
+    monkeypatch.setattr("lmjax.commands.generate._place", lambda values: ("x", True, GenerationDefaults()))
     monkeypatch.setattr("lmjax.commands.generate._loaded", lambda values, place: tiny("encoder"))
     output = tmp_path / "out.jsonl"
     found = run(["generate", "--prompt=The [MASK] sees [MASK]", "--top_k=2", f"--output={output}"])

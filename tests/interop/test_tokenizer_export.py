@@ -4,13 +4,17 @@ import json
 import pathlib
 import warnings
 
+import numpy as np
 import pytest
 import tokenizers
 
 from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
 from lmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from lmjax.errors import FlagError
+from lmjax.inference.generate.fill_mask import encode_masked, fill_mask
+from lmjax.interop.export import choose_family, export
 from lmjax.interop.tokenizer_export import export_tokenizer, sentencepiece_json
+from tests.inference.scoring import tiny
 from tests.texts import SAMPLES, library_lines, sentencepiece_model, training_lines
 
 KINDS = [(kind, fallback) for kind in ("bpe", "unigram", "char") for fallback in (True, False)]
@@ -148,8 +152,8 @@ def auto():
     return transformers.AutoTokenizer.from_pretrained
 
 
-def plain(tokenizer: object, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def plain(tokenizer: object, texts: list[str], **settings: object) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, **settings)["input_ids"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -161,14 +165,48 @@ def test_transformers_gives_an_exported_tokenizers_ids(auto, trained, lines, tmp
         export_tokenizer(trained, folder, model_type, 512)
         theirs = auto(folder)
         texts = [*SAMPLES, *lines] if model_type == "llama" else list(SAMPLES)
-        assert plain(theirs, texts) == trained.encode_batch(texts)
+        assert plain(theirs, texts, split_special_tokens=True) == trained.encode_batch(texts)
         assert {r: getattr(theirs, f"{r}_token_id") for r in ROLES} == {r: getattr(trained, f"{r}_id") for r in ROLES}
         assert len(theirs) == trained.vocab_size, "transformers added a token that the model has no row for"
         assert theirs.model_max_length == 512
         around = {"llama": (["bos"], []), "gpt2": (["bos"], []), "bert": (["cls"], ["sep"]), "t5": ([], ["eos"])}
         before, after = ([getattr(trained, f"{r}_id") for r in roles] for roles in around[model_type])
         assert theirs("a b")["input_ids"] == [*before, *trained.encode("a b"), *after]
-        assert theirs("[MASK]", split_special_tokens=False, add_special_tokens=False)["input_ids"] == [trained.mask_id]
+        texts = ["The [MASK] sees the[MASK]", "[MASK]", "[MASK] [MASK]."]
+        assert plain(theirs, texts) == [encode_masked(trained, text) for text in texts]
+        assert load_tokenizer(str(folder)).encode_batch(texts) == plain(theirs, texts)
+
+
+def test_the_written_files_know_the_special_tokens(trained, tmp_path):
+    """Without transformers: by the library that its fast tokenizers are, with the settings that it reads."""
+    export_tokenizer(trained, tmp_path, "bert", 512)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["mask_token"] == "[MASK]"
+    assert not settings.get("split_special_tokens")
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("The [MASK] sees the[MASK]", "[MASK]", "a [MASK] [MASK]."):
+        assert fast.encode(text).ids == [trained.cls_id, *encode_masked(trained, text), trained.sep_id]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_fill_mask_pipeline_takes_an_exported_bert(auto, tmp_path):
+    """Its likeliest tokens are those that lmjax fills in."""
+    pipeline = pytest.importorskip("transformers").pipeline
+    pytest.importorskip("torch")
+    post = {"norm_position": "post", "norm_epsilon": 1e-12, "embed_norm": True, "num_types": 2}
+    loaded = tiny("encoder", output_bias=True, mlm_transform=True, **post)
+    description = choose_family(loaded.config, ("masked_lm",), "bert", {})
+
+    def beside(folder: pathlib.Path) -> None:
+        export_tokenizer(loaded.tokenizer, folder, "bert", loaded.config.max_length)
+
+    extra = {f"{role}_token_id": i for role, i in loaded.tokenizer.role_ids.items()}
+    export(description, loaded.config, loaded.params, tmp_path / "out", extra=extra, beside=beside)
+    fill = pipeline("fill-mask", model=str(tmp_path / "out"))
+    for text in ("The king [MASK] the castle", "[MASK] king", "The[MASK]"):
+        theirs = {each["token"]: each["score"] for each in fill(text, top_k=192)}
+        ((ours,),) = fill_mask(loaded, [text], 5)
+        np.testing.assert_allclose([theirs[each.id] for each in ours], [each.probability for each in ours], rtol=1e-3)
 
 
 def byte_level(folder: pathlib.Path) -> None:
@@ -254,6 +292,8 @@ def test_the_ids_of_a_loaded_folder_are_those_of_transformers(auto, name, lines,
     write(tmp_path)
     texts = [*SAMPLES, *lines[:1000], "\n".join(lines[:500])]
     theirs = auto(tmp_path)
+    special = [t for t in (theirs.mask_token, theirs.eos_token) if t]
+    texts += [text.replace("_", t) for t in special for text in ("a _ b", "_", " _a", "a_ b _", "a  _  _\n_")]
     same(theirs, load_tokenizer(str(tmp_path)), texts)
     saved = tmp_path / "saved"
     theirs.save_pretrained(saved)

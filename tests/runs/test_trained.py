@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lmjax.cli import run
 from lmjax.config import from_json
@@ -205,7 +205,7 @@ def test_how_an_encoder_decoder_begins(tmp_path):
     folder = shutil.copytree(RECORDED / "bart", tmp_path / "bart")
     found = open_pretrained(str(folder))
     # As its config.json says; where there is another file, as that says, and the rest as before.
-    assert found.prompts(tokenizer()) == PromptFormat(start=(2,), stop=(2,))
+    assert found.prompts(tokenizer()) == PromptFormat(start=(2,), stop=(2,), last=(2,))
     (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4, "eos_token_id": [3, 5]}')
     assert found.prompts(tokenizer()) == PromptFormat(start=(2,), forced=(4,), stop=(3, 5))
     (folder / "generation_config.json").write_text('{"decoder_start_token_id": null, "bos_token_id": 7}')
@@ -213,6 +213,21 @@ def test_how_an_encoder_decoder_begins(tmp_path):
     (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4000}')
     with pytest.raises(DataError, match="forced_bos_token_id=4000 is no token's id"):
         found.prompts(tokenizer())
+
+
+def test_a_workdir_has_the_heads_that_its_checkpoint_had(tmp_path):
+    """Which of a bare model's heads were there, the tensors said, and no field of config.json."""
+    for name in ("bert_bare", "mistral_bare"):
+        folder = shutil.copytree(RECORDED / name, tmp_path / name)
+        shutil.copy(RECORDED.parents[1] / "inference" / "generation" / "recorded" / "gpt2" / "tokenizer.json", folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file({n: t for n, t in tensors.items() if "pooler" not in n}, folder / "model.safetensors")
+        run(["convert", f"--from={folder}", f"--workdir={tmp_path / 'in' / name}"])
+        found = open_pretrained(str(tmp_path / "in" / name))
+        assert found.heads == {"bert_bare": (), "mistral_bare": ("bare",)}[name]
+        assert found.origin == open_pretrained(str(folder)).origin
+        run(["convert", f"--workdir={tmp_path / 'in' / name}", f"--to={tmp_path / 'out' / name}"])
+        assert open_pretrained(str(tmp_path / "out" / name)).origin["architectures"] == found.origin["architectures"]
 
 
 def test_devices_that_split_a_loaded_model(trained):

@@ -172,7 +172,7 @@ class BeamSearch:
         """
         requests, groups, width, _ = state.written.shape
         vocab = moment.logits.shape[-1]
-        if jax.tree.leaves(state.processors) or state.processors.no_repeat_ngram:
+        if state.processors.any:
             logits = apply(jax.nn.log_softmax(moment.logits), moment, state.processors)
             offset = jnp.zeros(len(logits), jnp.float32)
         else:

@@ -32,6 +32,18 @@ from lmjax.inference.generate.text import a_word, begins_anew
 _LAYOUT = {"whitespace_pattern": r" |\n {0,16}"}
 # What the grammar of JSON may force; that it lacks nothing of a schema is checked beside.
 _JSON_CHARACTERS = frozenset('{}[]":,-+.0123456789eEtruefalsn')
+# What the library says, and what it means to whoever wrote the schema.
+_IN_OUR_WORDS = (
+    (r"oneOf constraints are not supported", "oneOf may allow what two of its schemas allow; write anyOf"),
+    (r"lookarounds not supported", r"look-around is not supported, nor is \\b"),
+    (r"Unimplemented keys: \[(.*)\]", r"\1 is not implemented; leave it out"),
+    (r"Resource '(.*?)' is not present", r"$ref to '\1': nothing is fetched; put it under $defs"),
+    (r"Pointer '(.*?)' does not exist", r"$ref to '#\1': there is no such place in it"),
+    (r"too (?:big|complex|large)|limit", "it is too large to be compiled; simplify it"),
+)
+_OF_THE_LIBRARY = re.compile(r"\boptions?\b|\bEnable\b|JsonCompileOptions|\w+::\w+")
+# Options of the library that it reads from a schema.
+_OPTIONS = "x-guidance"
 _NOT_SPACE_FIRST = r"/([^ ](?s:.)*)?/"
 _SAMPLED_TOKENS = 256
 
@@ -241,6 +253,8 @@ def _schema_body(schema: str, spelled: str, flag: str) -> str:
         raise FlagError(f"{flag}: is no JSON ({e}); give a JSON schema, or the file that holds one") from e
     if not isinstance(values, dict):
         raise FlagError(f'{flag}: a JSON schema is an object, such as {{"type": "object"}}; {_remedy(flag)}')
+    if _OPTIONS in values:
+        raise FlagError(f"{flag}: {_OPTIONS} is no keyword of JSON schema; leave it out")
     if spelled:
         text = json.dumps(values, ensure_ascii=False)
         missing = sorted(c for c in _JSON_CHARACTERS | set(text) if not re.fullmatch(_python_class(spelled), c))
@@ -249,7 +263,7 @@ def _schema_body(schema: str, spelled: str, flag: str) -> str:
                 f"{flag}: this tokenizer has no token for {' '.join(missing)}, which the text may need; take one "
                 "with byte pieces"
             )
-    return f"x: %json {json.dumps({'x-guidance': _LAYOUT} | values)}"
+    return f"x: %json {json.dumps({_OPTIONS: _LAYOUT} | values)}"
 
 
 def _python_class(ranges: str) -> str:
@@ -315,10 +329,15 @@ def _check_spelling(vocabulary: Vocabulary, name: str) -> None:
 
 
 def _reason(message: str) -> str:
-    """Returns one line of what the library says."""
+    """Returns one line of what the library says, in words that hold here: its options and its code do not exist."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["nothing may follow"]
     found = next((line for line in lines if line.startswith("error: ")), lines[0])
-    return re.sub(r"^(error: |at \d+\(\d+\): )", "", found)
+    found = re.sub(r"^(error: |at \d+\(\d+\): |failed to compile JSON schema: )+", "", found)
+    for pattern, said in _IN_OUR_WORDS:
+        if match := re.search(pattern, found):
+            return match.expand(said)
+    sentences = re.split(r"(?<=[.;]) ", found)
+    return " ".join(s for s in sentences if not _OF_THE_LIBRARY.search(s)) or "it is not implemented"
 
 
 def _remedy(flag: str) -> str:

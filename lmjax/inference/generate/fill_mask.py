@@ -36,6 +36,11 @@ def mask_text(tokenizer: Vocabulary) -> str:
     return tokenizer.names["mask_token"] if isinstance(tokenizer, FastTokenizer) else MASK
 
 
+def spaced(tokenizer: Vocabulary) -> bool:
+    """Returns whether tokens have their space in front of them."""
+    return any(len(piece) > 1 and piece.startswith(b" ") for piece in tokenizer.pieces)
+
+
 def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
     """Returns the ids of a text, the mask's own where the text has the mask's.
 
@@ -46,7 +51,7 @@ def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
     if isinstance(tokenizer, FastTokenizer):
         return tokenizer.encode(text)
     parts = text.split(mask)
-    if any(len(piece) > 1 and piece.startswith(b" ") for piece in tokenizer.pieces):
+    if spaced(tokenizer):
         parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
     first, *others = tokenizer.encode_batch(parts)
     return [*first, *(i for part in others for i in (tokenizer.mask_id, *part))]

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from lmjax.errors import DataError, FlagError
+from lmjax.inference.defaults import merged
 from lmjax.inference.generate.beam import BeamSearch
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint, ConstraintState
@@ -100,7 +101,7 @@ def generate(
     Args:
         loaded: a decoder or an encoder-decoder.
         prompts: texts, or token ids that are taken as they are.
-        config: how; None: greedily.
+        config: how; what it leaves unset, and all where it is None, is as the model's folder says, else greedy.
         seeds: of each prompt's draws; None: the config's and those after it.
         draft: a smaller model with the same tokenizer, whose guesses the model checks several at a time (speculative
             decoding); the texts are distributed as without it.
@@ -109,7 +110,7 @@ def generate(
     Raises:
         FlagError: an empty prompt, one that is too long, an id outside the vocabulary, a constraint that no text meets.
     """
-    config = GenerateConfig() if config is None else config
+    config = resolved(loaded, config, drafted=draft is not None)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
     results: list[list[Generation]] = [[]] * len(requests)
     guessed = draft is not None or config.lookup > 0
@@ -136,12 +137,23 @@ def stream(
     A beam search knows its text at the end, and yields it in one piece. Arguments and errors, which call the prompt
     `name`, are those of `generate`; errors are raised at once.
     """
-    config = GenerateConfig() if config is None else config
+    config = resolved(loaded, config, drafted=draft is not None)
     requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
     if config.beams is not None:
         best = _beams(loaded, requests, config)[0][0]
         return iter((best.text, best))
     return _Texts(loaded, requests, config, constraint, draft).pieces()
+
+
+def resolved(loaded: LoadedModel, config: GenerateConfig | None, *, drafted: bool = False) -> GenerateConfig:
+    """Returns a config with what it does not set as the model's folder says; with `drafted`, a draft model guesses."""
+    given = {} if config is None else config.model_dump(exclude_unset=True)
+    # Whoever gives the whole of these means their own defaults too.
+    if "sampling" in given:
+        given["sampling"]["temperature"] = config.sampling.temperature
+    if given.get("beams") is not None:
+        given["beams"]["beams"] = config.beams.beams
+    return GenerateConfig.model_validate(merged(given, loaded.defaults, drafted=drafted))
 
 
 def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
@@ -151,7 +163,7 @@ def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
 
 def _processors(loaded: LoadedModel, config: GenerateConfig) -> Processors:
     """Returns the penalties and bans of the config, and of the model's own ids that are no text."""
-    return Processors.of(config.processors, loaded.prompts.never)
+    return Processors.of(config.processors, loaded.prompts)
 
 
 def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig) -> list[list[Generation]]:

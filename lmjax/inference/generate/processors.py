@@ -6,7 +6,6 @@ write the same texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Self
 
 import flax.struct
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.loaded import PromptFormat
 from lmjax.schema import Schema
 
 
@@ -36,6 +36,10 @@ class ProcessorConfig(Schema):
         " arXiv:1705.04304, section 2.5).",
     )
     min_new_tokens: int = Field(0, ge=0, description="Tokens written before one may end the text.")
+    min_length: int = Field(0, ge=0, description="The same with the prompt's, or what a decoder begins with, counted.")
+    renormalize: bool = Field(
+        False, description="Scores of beams are log-probabilities again behind penalties and bans, as Marian's."
+    )
     banned: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Ids that are never written.")
 
 
@@ -46,30 +50,56 @@ class Processors:
     Attributes:
         repetition_penalty: float32 scalar.
         min_new_tokens: int32 scalar.
+        min_length: int32 scalar.
         banned: int32 `[banned]`.
+        words: int32 `[words, longest]`, at the right, -1 in front: ids that are not written behind one another.
+        banned_first: int32 `[banned]`, not to be the first that is written behind `forced` tokens.
+        forced: int32 scalar.
+        last: int32 `[ids]`: all that may be written where the limit is reached, each as likely as can be.
         no_repeat_ngram: n; 0: off. A program is compiled for each.
+        renormalize: whether the scores that are left are log-probabilities among themselves.
     """
 
     repetition_penalty: jax.Array | None = None
     min_new_tokens: jax.Array | None = None
+    min_length: jax.Array | None = None
     banned: jax.Array | None = None
+    words: jax.Array | None = None
+    banned_first: jax.Array | None = None
+    forced: jax.Array | None = None
+    last: jax.Array | None = None
     no_repeat_ngram: int = flax.struct.field(pytree_node=False, default=0)
+    renormalize: bool = flax.struct.field(pytree_node=False, default=False)
 
     @classmethod
-    def of(cls, config: ProcessorConfig, banned: Sequence[int] = ()) -> Self:
+    def of(cls, config: ProcessorConfig, form: PromptFormat | None = None) -> Self:
         """Returns the numbers of a config, on the host.
 
         Args:
             config: penalties and bans.
-            banned: further ids that are never written, as those that stand for no text.
+            form: what the model itself never writes, or always; None: it may write anything.
         """
-        penalty, ids = config.repetition_penalty, sorted({*config.banned, *banned})
+        form = PromptFormat() if form is None else form
+        penalty, ids = config.repetition_penalty, sorted({*config.banned, *form.never})
+        longest = max(map(len, form.never_words), default=0)
+        words = [(-1,) * (longest - len(word)) + tuple(word) for word in form.never_words]
         return cls(
             repetition_penalty=None if penalty is None or penalty == 1 else np.float32(penalty),
             min_new_tokens=np.int32(config.min_new_tokens) if config.min_new_tokens else None,
+            min_length=np.int32(config.min_length) if config.min_length else None,
             banned=np.asarray(ids, np.int32) if ids else None,
+            words=np.asarray(words, np.int32) if words else None,
+            banned_first=np.asarray(form.never_first, np.int32) if form.never_first else None,
+            forced=np.int32(len(form.forced)) if form.never_first else None,
+            last=np.asarray(form.last, np.int32) if form.last else None,
             no_repeat_ngram=config.no_repeat_ngram,
+            renormalize=config.renormalize,
         )
+
+    @property
+    def any(self) -> bool:
+        """Returns whether anything is changed at all."""
+        return bool(jax.tree.leaves(self)) or self.no_repeat_ngram > 0 or self.renormalize
 
 
 def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Array:
@@ -86,11 +116,42 @@ def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Arra
         scores = _without(scores, repeats(moment, processors.no_repeat_ngram, scores.shape[-1]))
     if processors.banned is not None:
         scores = _without(scores, processors.banned[None])
+    if processors.words is not None:
+        scores = _without(scores, completions(moment, processors.words, scores.shape[-1]))
     if processors.min_new_tokens is not None:
-        # -1 is no stop id, and jax would take it for the last one.
-        early = (moment.count < processors.min_new_tokens)[:, None] & (moment.stop >= 0)[None]
-        scores = _without(scores, jnp.where(early, moment.stop[None], scores.shape[-1]))
+        scores = _unending(scores, moment, moment.count < processors.min_new_tokens)
+    if processors.min_length is not None:
+        scores = _unending(scores, moment, jnp.sum(moment.written, axis=1) < processors.min_length)
+    if processors.banned_first is not None:
+        first = (moment.count == processors.forced)[:, None]
+        scores = _without(scores, jnp.where(first, processors.banned_first[None], scores.shape[-1]))
+    if processors.last is not None:
+        only = jnp.full_like(scores, -jnp.inf).at[:, processors.last].set(0)
+        scores = jnp.where((moment.count + 1 >= moment.limit)[:, None], only, scores)
+    if processors.renormalize:
+        # Where nothing is allowed there is nothing to share.
+        total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        scores = jnp.where(jnp.isneginf(scores), scores, scores - total)
     return scores
+
+
+def _unending(scores: jax.Array, moment: Moment, early: jax.Array) -> jax.Array:
+    """Returns scores in which rows that bool `[rows]` `early` names may not end."""
+    # -1 is no stop id, and jax would take it for the last one.
+    at = early[:, None] & (moment.stop >= 0)[None]
+    return _without(scores, jnp.where(at, moment.stop[None], scores.shape[-1]))
+
+
+def completions(moment: Moment, words: jax.Array, vocab: int) -> jax.Array:
+    """Returns int32 `[rows, words]`: the last id of each word whose other ids end the row; `vocab`: none."""
+    tokens, written = moment.tokens, moment.written
+    before = words.shape[1] - 1
+    end = jnp.max(jnp.where(written, 1 + jnp.arange(tokens.shape[1])[None], 0), axis=1, keepdims=True)
+    places = end - before + jnp.arange(before)[None]
+    inside = (places >= 0) & jnp.take_along_axis(written, jnp.maximum(places, 0), axis=1)
+    found = jnp.where(inside, jnp.take_along_axis(tokens, jnp.maximum(places, 0), axis=1), -2)
+    alike = (words[None, :, :-1] == found[:, None]) | (words[None, :, :-1] < 0)
+    return jnp.where(jnp.all(alike, axis=-1), words[None, :, -1], vocab)
 
 
 def penalise(scores: jax.Array, moment: Moment, penalty: jax.Array) -> jax.Array:

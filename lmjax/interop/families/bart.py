@@ -27,6 +27,7 @@ class _Kind:
         embed_norm: whether the inputs are normalised.
         sinusoidal: whether positions are sines and cosines; off: learned.
         vocab_size: where a file says nothing.
+        end: the id that ends a text which reaches its limit, where a file says nothing.
     """
 
     name: str
@@ -34,6 +35,7 @@ class _Kind:
     embed_norm: bool
     sinusoidal: bool
     vocab_size: int = 50_265
+    end: int = 2
 
     @property
     def model(self) -> dict[str, Any]:
@@ -60,8 +62,8 @@ class _Kind:
 _KINDS = {
     "bart": _Kind("BartForConditionalGeneration", pre_norm=False, embed_norm=True, sinusoidal=False),
     "mbart": _Kind("MBartForConditionalGeneration", pre_norm=True, embed_norm=True, sinusoidal=False),
-    "marian": _Kind("MarianMTModel", pre_norm=False, embed_norm=False, sinusoidal=True, vocab_size=58_101),
-    "pegasus": _Kind("PegasusForConditionalGeneration", pre_norm=True, embed_norm=False, sinusoidal=True),
+    "marian": _Kind("MarianMTModel", pre_norm=False, embed_norm=False, sinusoidal=True, vocab_size=58_101, end=0),
+    "pegasus": _Kind("PegasusForConditionalGeneration", pre_norm=True, embed_norm=False, sinusoidal=True, end=1),
 }
 
 
@@ -78,10 +80,11 @@ def read(fields: Fields, *, kind: _Kind) -> dict[str, Any]:
     fields.expect(**kind.json, tie_word_embeddings=True, share_encoder_decoder_embeddings=True)
     vocab_size, layers = fields.integer("vocab_size", kind.vocab_size), fields.integer("encoder_layers", 12)
     fields.expect(num_hidden_layers=layers, decoder_vocab_size=vocab_size)
+    # A norm behind the sum of the embeddings, which transformers 3 had for Blenderbot alone.
+    fields.expect(do_blenderbot_90_layernorm=False)
     # Whole layers dropped in training; what transformers does not read; how a model was distilled.
-    fields.skip("encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "extra_pos_embeddings", "_num_labels")
-    fields.skip("add_bias_logits", "force_bos_token_to_be_generated", "output_past", "save_step")
-    fields.skip("replacing_rate", "student_encoder_layers", "student_decoder_layers")
+    fields.skip("encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "extra_pos_embeddings", "add_bias_logits")
+    fields.skip("save_step", "replacing_rate", "student_encoder_layers", "student_decoder_layers")
     return {
         "architecture": "encoder_decoder",
         "vocab_size": vocab_size,
@@ -172,6 +175,9 @@ def _family(kind: _Kind) -> Family:
             ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
             "model.shared.weight",
         ),
+        generation={"forced_eos_token_id": kind.end},
+        # Numbers of versions of fairseq.
+        ignored=("*coder.version",),
         constants={f"model.{side}.embed_positions.weight": _sines for side in _SIDES} if kind.sinusoidal else {},
     )
 

@@ -21,8 +21,6 @@ def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
     # Relative positions, decoders and untied outputs are in transformers' code, and in no published checkpoint.
     fields.expect(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     fields.expect(tie_word_embeddings=True)
-    # How the MLP is cut up, to save memory; and which outputs transformers 2 returned.
-    fields.skip("chunk_size_feed_forward", "output_past")
     return {
         "architecture": "encoder",
         "vocab_size": fields.integer("vocab_size", vocab_size),
@@ -114,6 +112,7 @@ def _read_albert(fields: Fields) -> dict[str, Any]:
     fields.expect(num_hidden_groups=1, inner_group_num=1)
     # Read by no code of transformers.
     fields.skip("net_structure_type", "num_memory_blocks", "gap_size", "down_scale_factor", "classifier_dropout_prob")
+    fields.skip("layers_to_keep")
     sizes = {"hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16_384, "vocab_size": 30_000}
     values = read(fields, **sizes, hidden_act="gelu_new", dropout=0.0)
     width = fields.integer("embedding_size", 128)

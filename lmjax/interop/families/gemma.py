@@ -177,5 +177,6 @@ FAMILIES = {
         write=write3,
         table=(*_SANDWICH, *_HEAD_NORMS),
         heads={"Gemma3ForCausalLM": (), "Gemma3TextForSequenceClassification": ("classifier",)},
+        bare=("Gemma3TextModel",),
     ),
 }

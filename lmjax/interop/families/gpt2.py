@@ -15,7 +15,8 @@ def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     width = fields.integer("n_embd", 768)
     fields.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    fields.skip("n_ctx", "reorder_and_upcast_attn")
+    # How precisely scores are summed up; what transformers reads of no GPT-2: the first GPT's, and a length said twice.
+    fields.skip("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens", "afn")
     fields.skip(*(f"summary_{x}" for x in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
     return {
         "architecture": "decoder",

@@ -11,6 +11,7 @@ from lmjax.model.config import ModelConfig
 
 WINDOW, FULL = "sliding_attention", "full_attention"
 LAYER, STACK = "backbone/stack/layer_{i}", "backbone/stack"
+_LENGTH = 2048  # of rows, where a file of Llama's does not say
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_tanh", "reglu": "relu"}
 
 
@@ -23,6 +24,7 @@ def shared_fields(
     activation: str = "hidden_act",
     activations: Mapping[str, str] = GATED,
     tied: bool = False,
+    length: int | None = None,
 ) -> dict[str, Any]:
     """Returns what the decoders that follow Llama's config.json have in common: all but biases, RoPE and windows.
 
@@ -34,7 +36,9 @@ def shared_fields(
         activation: the field that names it.
         activations: what it may be.
         tied: whether the output is the token table, where they do not say.
+        length: of rows, where they do not say; None: they must.
     """
+    length = fields.integer("max_position_embeddings", *([] if length is None else [length]))
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     kv_heads = heads if fields.is_null("num_key_value_heads") or kv_heads is None else kv_heads
     head_dim = width // heads if fields.is_null("head_dim") or head_dim is None else head_dim
@@ -47,7 +51,7 @@ def shared_fields(
         "num_kv_heads": fields.integer("num_key_value_heads", kv_heads),
         "head_dim": fields.integer("head_dim", head_dim),
         "mlp_dim": fields.integer("intermediate_size"),
-        "max_length": fields.integer("max_position_embeddings"),
+        "max_length": length,
         "norm": "rmsnorm",
         "norm_epsilon": fields.number("rms_norm_eps", epsilon),
         "mlp": fields.choose(activation, activations, next(iter(activations))),
@@ -130,9 +134,11 @@ def read(fields: Fields) -> dict[str, Any]:
     biases = attention_biases(fields)["biases"]
     biases += ("up", "gate", "down") if fields.take("mlp_bias", False) else ()
     # How products were cut up, and whether a converted file was: torch's sums in another order, the same function.
-    fields.skip("pretraining_tp", "is_llama_config", "transformers.js_config")
+    fields.skip("pretraining_tp", "is_llama_config")
     fields.expect(rope_interleaved=False)
-    return shared_fields(fields) | {"biases": biases, "rope": rope_fields(fields)}
+    # The first files call it so; transformers reads it under no name but the other.
+    fields.expect(max_sequence_length=fields.integer("max_position_embeddings", _LENGTH))
+    return shared_fields(fields, length=_LENGTH) | {"biases": biases, "rope": rope_fields(fields, length=_LENGTH)}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -172,9 +178,10 @@ def family(name: str, **others: Any) -> Family:
         "write": write,
         "table": TABLE,
         "heads": {f"{name}ForCausalLM": (), f"{name}ForSequenceClassification": ("classifier",)},
+        "bare": (f"{name}Model",),
         "base": "model.",
         "copies": {"lm_head.weight": "model.embed_tokens.weight"},
-        "ignored": ("*.rotary_emb.inv_freq",),
+        "ignored": ("*rotary_emb*.inv_freq",),
     }
     return Family(**(values | others))
 

@@ -156,5 +156,6 @@ FAMILIES = {
         base="model.",
         bare=("ModernBertModel",),
         copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        ignored=("*rotary_emb*.inv_freq",),
     )
 }

@@ -83,8 +83,9 @@ FAMILIES = {
         ),
         heads={"GPTNeoXForCausalLM": (), "GPTNeoXForSequenceClassification": ("classifier",)},
         base="gpt_neox.",
+        bare=("GPTNeoXModel",),
         copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
         # Masks and wavelengths that older files carry along.
-        ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
+        ignored=("*.attention.bias", "*.attention.masked_bias", "*rotary_emb*.inv_freq"),
     )
 }

@@ -16,7 +16,9 @@ def read(fields: Fields) -> dict[str, Any]:
     width = fields.integer("hidden_size")
     # 350m alone has another width for the tokens, and adds positions behind its projection.
     fields.expect(word_embed_proj_dim=width, _remove_final_layer_norm=False, layerdrop=0.0)
-    fields.skip("activation_dropout")  # read by no version of transformers
+    # Galactica's files say what every OPT has.
+    fields.expect(learned_embeddings=True, scale_embeddings=False)
+    fields.skip("activation_dropout", "output_projection")  # read by no version of transformers
     linears = ("query", "key", "value", "out", "up", "down") if fields.take("enable_bias", True) else ()
     affine = fields.take("layer_norm_elementwise_affine", True)
     return {
@@ -81,6 +83,9 @@ FAMILIES = {
         ),
         heads={"OPTForCausalLM": (), "OPTForSequenceClassification": ("classifier",)},
         base="model.",
+        bare=("OPTModel",),
         copies={"lm_head.weight": f"{_DECODER}.embed_tokens.weight"},
+        # The number of a version of fairseq.
+        ignored=("*decoder.version",),
     )
 }

@@ -15,8 +15,8 @@ def read(fields: Fields) -> dict[str, Any]:
     rope = rope_fields(fields, fraction=fields.number("partial_rotary_factor", 1.0))
     if rope.get("scaling", "none") != "none":
         raise fields.error("rope_scaling", "of Phi-3, lmjax implements none, and transformers none but longrope")
-    fields.expect(attention_bias=False)
-    fields.skip("original_max_position_embeddings")  # of longrope
+    fields.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1)
+    fields.skip("original_max_position_embeddings", "interpolate_factor")  # of longrope
     return shared_fields(fields, epsilon=1e-5) | {
         "attention_window": None if fields.is_null("sliding_window") else fields.integer("sliding_window", None),
         "biases": (),

@@ -29,12 +29,11 @@ def _ends(fields: Fields, model_type: str) -> dict[str, bool]:
     """Returns whether the output is the token table, and whether tied logits are scaled.
 
     transformers 4 writes whether they are tied, and scales them if so. transformers 5 writes that they are tied,
-    whatever the weights are, and of T5 beside it whether logits are scaled; its mT5 never scales them. There the
-    presence of the output in the file tells. (Its UMT5 scales even what is not tied; no published model is meant so,
-    and a file that says tied and holds another output is refused.)
+    whatever the weights are, and of T5 and UMT5 beside it whether logits are scaled; its mT5 never scales them. There
+    the presence of the output in the file tells. (UMT5 says so since 5.24.)
     """
     said = fields.take("tie_word_embeddings", True)
-    scale = fields.take("scale_decoder_outputs", said) if model_type == "t5" else said and model_type == "umt5"
+    scale = model_type != "mt5" and fields.take("scale_decoder_outputs", said)
     tied = said and (scale or "lm_head.weight" not in fields.tensors)
     return {"tie_embeddings": tied, "logit_scale": scale}
 
@@ -46,7 +45,7 @@ def read(fields: Fields, *, model_type: str) -> dict[str, Any]:
     feed = fields.take("feed_forward_proj", "relu" if old else "gated-gelu")
     mlp = fields.choose("feed_forward_proj", _MLPS, feed)
     fields.expect(**_derived(feed))
-    fields.skip("output_past", "scalable_attention")  # transformers reads neither
+    fields.skip("scalable_attention")  # transformers does not read it
     layers = fields.integer("num_layers", 6 if old else 8)
     fields.expect(num_hidden_layers=layers)
     dropout = fields.number("dropout_rate", 0.1)
@@ -102,7 +101,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "dropout_rate": config.dropout_rate,
     }
-    return values | ({"scale_decoder_outputs": config.logit_scale} if model_type == "t5" else {})
+    return values | ({} if model_type == "mt5" else {"scale_decoder_outputs": config.logit_scale})
 
 
 def _stack(ours: str, theirs: str, *, cross: bool) -> tuple[Row, ...]:
@@ -151,6 +150,8 @@ def _family(model_type: str, name: str) -> Family:
         ),
         # The first T5 files have a table that no model used.
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+        bare=(f"{name}Model",),
+        aliases={f"{name}WithLMHeadModel": f"{name}ForConditionalGeneration"},
     )
 
 

@@ -243,3 +243,42 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(FlagError, match=r"--regex needs .*pip install 'lmjax\[constrain\]'"):
         Constraint(tokenizer("char"), [3], regex="a")
+
+
+OVERLAP = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (OVERLAP, "oneOf may allow .*; write anyOf; change"),
+        ({"type": "object", "properties": {"first_name": OVERLAP}}, "; write anyOf; change"),
+        ({"$defs": {"x": OVERLAP}, "type": "array", "items": {"$ref": "#/$defs/x"}}, "; write anyOf; change"),
+        ({"if": {}, "then": {}}, '"if", "then" is not implemented; leave it out'),
+        ({"type": "array", "uniqueItems": True}, '"uniqueItems" is not implemented'),
+        (
+            {"$ref": "https://example.org/x"},
+            r"\$ref to 'https://example.org/x': nothing is fetched; put it under \$defs",
+        ),
+        ({"$ref": "#/definitions/x"}, r"\$ref to '#/definitions/x': there is no such place"),
+        ({"type": "string", "format": "nope"}, "Unknown format: nope"),
+        ({"minLength": -1, "type": "string"}, "Expected positive integer for 'minLength', got -1"),
+        ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "incompatible types"),
+        ({"x-guidance": {"coerce_one_of": True}, **OVERLAP}, "x-guidance is no keyword of JSON schema; leave it out"),
+        ({"x-guidance": 3}, "x-guidance is no keyword"),
+    ],
+)
+def test_a_schema_is_refused_in_words_of_json_schema(schema, said):
+    """The library that compiles it speaks of its own options, which no flag of lmjax sets."""
+    vocabulary = tokenizer("bpe")
+    with pytest.raises(FlagError, match=f"--json_schema=.*{said}") as error:
+        Constraint(vocabulary, [vocabulary.role_ids["eos"]], schema=json.dumps(schema))
+    text = str(error.value).partition("...: ")[2] or str(error.value)
+    assert not any(word in text for word in ("option", "Enable", "compile JSON schema", "struct ", "::"))
+
+
+def test_one_of_that_cannot_overlap_is_any_of():
+    vocabulary = tokenizer("bpe")
+    schemas = [{name: [{"type": "null"}, {"type": "boolean"}]} for name in ("oneOf", "anyOf")]
+    one, other = (Constraint(vocabulary, [1], schema=json.dumps(s)).start().allowed() for s in schemas)
+    np.testing.assert_array_equal(one, other)

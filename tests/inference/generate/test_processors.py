@@ -8,6 +8,7 @@ import pytest
 
 from lmjax.inference.generate.processors import ProcessorConfig, Processors, apply, repeats
 from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.loaded import PromptFormat
 
 VOCAB, ROOM, ROWS = 6, 14, 12
 process = jax.jit(apply)
@@ -82,7 +83,7 @@ def test_a_text_may_not_end_before_so_many_tokens(ragged, count, may_end):
 
 def test_banned_ids_are_never_written_and_another_number_compiles_nothing(ragged):
     texts, scores = ragged
-    first = Processors.of(ProcessorConfig(banned=(3,), repetition_penalty=2.0), banned=[5, 3])
+    first = Processors.of(ProcessorConfig(banned=(3,), repetition_penalty=2.0), PromptFormat(never=(5, 3)))
     second = Processors.of(ProcessorConfig(banned=(2, 4), repetition_penalty=1.2))
     before = process._cache_size()
     for processors, ids in ((first, [3, 5]), (second, [2, 4])):
@@ -118,8 +119,42 @@ def test_the_scores_are_those_of_transformers():
     theirs = hf.LogitsProcessorList([
         hf.RepetitionPenaltyLogitsProcessor(1.3),
         hf.NoRepeatNGramLogitsProcessor(2),
+        hf.NoBadWordsLogitsProcessor([[1], [3], [int(texts[0, -1]), 4], [*texts[1, -2:].tolist(), 2]], 3),
+        hf.MinLengthLogitsProcessor(10, 3),
         hf.MinNewTokensLengthLogitsProcessor(5, 5, 3, device="cpu"),
+        hf.SuppressTokensAtBeginLogitsProcessor([0], 9),
     ])  # fmt: skip
-    config = ProcessorConfig(repetition_penalty=1.3, no_repeat_ngram=2, min_new_tokens=5)
-    ours = process(scores, moment(texts.tolist(), count=4, stop=(3,)), Processors.of(config))
+    config = ProcessorConfig(repetition_penalty=1.3, no_repeat_ngram=2, min_new_tokens=5, min_length=10)
+    form = PromptFormat(
+        never=(1,),
+        never_words=((int(texts[0, -1]), 4), (*texts[1, -2:].tolist(), 2)),
+        never_first=(0,),
+        forced=(1, 1, 1, 1),
+    )
+    ours = process(scores, moment(texts.tolist(), count=4, stop=(3,)), Processors.of(config, form))
     np.testing.assert_allclose(ours, theirs(ids, torch.tensor(scores)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("longest", [2, 6])
+def test_words_are_found_at_the_end_of_what_is_written_and_nowhere_else(longest):
+    """Against the definition: short rows hold no word that is longer than they are, and padding is no part of one."""
+    rng = np.random.default_rng(2)
+    texts = [rng.integers(0, 3, size=n).tolist() for n in rng.integers(1, longest, size=40)]
+    words = tuple({tuple(rng.integers(0, 3, size=n).tolist()) for n in rng.integers(2, 5, size=12)})
+    scores = jnp.zeros((len(texts), VOCAB))
+    found = np.asarray(
+        process(scores, moment(texts), Processors.of(ProcessorConfig(), PromptFormat(never_words=words)))
+    )
+    for text, row in zip(texts, found, strict=True):
+        banned = {w[-1] for w in words if tuple(text[len(text) - len(w) + 1 :]) == w[:-1] and len(text) >= len(w) - 1}
+        assert set(np.flatnonzero(np.isneginf(row)).tolist()) == banned
+
+
+@pytest.mark.parametrize(("count", "forced"), [(97, False), (98, True)])
+def test_the_last_token_is_the_one_that_is_forced(count, forced):
+    form = PromptFormat(last=(4,), never=(4,))
+    found = np.asarray(
+        process(jnp.zeros((1, VOCAB)), moment([[3]], count=count), Processors.of(ProcessorConfig(), form))
+    )
+    expected = np.where(np.arange(VOCAB) == 4, *((0, -np.inf) if forced else (-np.inf, 0)))
+    np.testing.assert_array_equal(found[0], expected)

@@ -66,6 +66,9 @@ CASES = {
     ),
     # Rows longer than the windows.
     "mistral": Case("MistralForCausalLM", DECODER | {"sliding_window": 5}),
+    # As embedding models are published: no output layer, and names without `model.`.
+    "mistral_bare": Case("MistralModel", DECODER | {"sliding_window": 5, "num_hidden_layers": 1}),
+    "qwen2_bare": Case("Qwen2Model", NO_HEAD_DIM | {"num_hidden_layers": 1, "tie_word_embeddings": True}),
     # Its sizes are even, for it is also split over a mesh.
     "mixtral": Case(
         "MixtralForCausalLM",

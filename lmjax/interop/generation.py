@@ -1,0 +1,232 @@
+"""What a checkpoint's generation_config.json says, or for older ones its config.json: how its texts are written.
+
+Fields mean what they mean to `generate` of transformers 5. Where both files are there, the second says no more than
+which ids begin and end a text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from lmjax.data.fast_tokenizer import FastTokenizer
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import DataError
+from lmjax.inference.defaults import GenerationDefaults
+from lmjax.inference.generate.beam import BeamConfig
+from lmjax.inference.generate.processors import ProcessorConfig
+from lmjax.inference.generate.requests import longest_row
+from lmjax.inference.generate.sampling import SamplingConfig
+from lmjax.inference.loaded import PromptFormat
+from lmjax.interop.families import FAMILIES
+from lmjax.interop.shards import read_json
+from lmjax.model.config import ModelConfig
+
+GENERATION = "generation_config.json"
+# Their fields, and ours of a ProcessorConfig, a SamplingConfig and a BeamConfig; with the values that say nothing.
+_PROCESSORS = {"repetition_penalty": "repetition_penalty", "no_repeat_ngram_size": "no_repeat_ngram"}
+_PROCESSORS |= {name: name for name in ("min_length", "min_new_tokens")}
+_SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
+_BEAMS = {
+    "num_beams": "beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
+    "num_beam_groups": "groups",
+    "diversity_penalty": "diversity",
+    "num_return_sequences": "num_return",
+}
+_NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
+_NEUTRAL |= {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
+_NEUTRAL |= {"num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1}
+# What transformers draws from where a file asks for draws and names no number.
+_TOP_K = 50
+# The length that the first files hold because the config class had it, not because anybody chose it.
+_UNCHOSEN = 20
+# Fields that lmjax cannot honour, and the values at which they change nothing.
+_FOREIGN: dict[str, tuple[Any, ...]] = {
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1.0,),
+    "sequence_bias": (),
+    "top_h": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "constraints": (),
+    "force_words_ids": (),
+    "forced_decoder_ids": (),
+    "watermarking_config": (),
+    "max_time": (),
+    "token_healing": (False,),
+}
+
+
+def said(folder: pathlib.Path, origin: Mapping[str, Any]) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Returns the file that says how a checkpoint writes, and what it says.
+
+    Args:
+        folder: of the checkpoint.
+        origin: its config.json.
+    """
+    path = folder / GENERATION
+    if path.is_file():
+        return path, {k: v for k, v in read_json(path).items() if v is not None}
+    family = FAMILIES.get(str(origin.get("model_type")))
+    values = {**(family.generation if family else {}), **origin}
+    if values.get("force_bos_token_to_be_generated"):
+        values.setdefault("forced_bos_token_id", values.get("bos_token_id"))
+    if values.get("max_length") == _UNCHOSEN:
+        del values["max_length"]
+    return folder / "config.json", {k: v for k, v in values.items() if v is not None}
+
+
+def read_defaults(folder: pathlib.Path, origin: Mapping[str, Any], config: ModelConfig) -> GenerationDefaults:
+    """Returns how a checkpoint of Hugging Face writes unless asked otherwise.
+
+    Args:
+        folder: of the checkpoint.
+        origin: its config.json.
+        config: of the model; an encoder writes nothing.
+
+    Raises:
+        DataError: a value of another kind than it has to be.
+    """
+    if config.architecture == "encoder":
+        return GenerationDefaults()
+    path, values = said(folder, origin)
+    draws, searches = bool(values.get("do_sample")), values.get("num_beams", 1) != 1
+    sampling = _fields(path, values, _SAMPLING)
+    if draws:
+        sampling = {"temperature": 1.0} | ({} if "top_k" in values else {"top_k": _TOP_K}) | sampling
+    processors = _fields(path, values, _PROCESSORS)
+    if "min_new_tokens" in processors:
+        processors.pop("min_length", None)
+    ignored = {k: v for k, v in values.items() if k in _FOREIGN and v not in (*_FOREIGN[k], None, [], {})}
+    if draws and searches:
+        ignored["do_sample"] = True
+    if values.get("num_return_sequences", 1) != 1 and not searches:
+        ignored["num_return_sequences"] = values["num_return_sequences"]
+    if values.get("renormalize_logits"):
+        processors["renormalize"] = True
+    beams = _fields(path, values, _BEAMS)
+    _check(path, processors, sampling, beams)
+    return GenerationDefaults(
+        source=path.name,
+        whole=_whole(path, values, config),
+        processors=processors,
+        sampling=sampling,
+        draws=draws and not searches,
+        beams=beams,
+        searches=searches,
+        ignored=ignored,
+    )
+
+
+def _fields(path: pathlib.Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the fields of ours that values say something with; raises DataError for what is no number."""
+    found = {}
+    for theirs, ours in names.items():
+        value = values.get(theirs)
+        if value is None or value == _NEUTRAL.get(theirs):
+            continue
+        if isinstance(value, bool) != (theirs == "early_stopping" and value != "never"):
+            raise DataError(f"{path}: {theirs}={value!r} is not of the kind that it has to be; mend it")
+        if not isinstance(value, int | float) and value != "never":
+            raise DataError(f"{path}: {theirs}={value!r} is no number; mend it")
+        found[ours] = value
+    return found
+
+
+def _check(path: pathlib.Path, processors: Any, sampling: Any, beams: Any) -> None:
+    """Raises DataError for values that no text could be written with."""
+    parts = ((ProcessorConfig, processors), (SamplingConfig, {"temperature": 1.0} | sampling), (BeamConfig, beams))
+    for part, values in parts:
+        try:
+            part.model_validate(values)
+        except ValidationError as e:
+            first = e.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "its fields"
+            message = first["msg"].removeprefix("Value error, ")
+            raise DataError(f"{path}: {name}: {message}; mend it") from e
+
+
+def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Returns how long a text may be, and the strings that end it."""
+    found: dict[str, Any] = {}
+    longest = values.get("max_new_tokens")
+    if longest is None and config.architecture == "encoder_decoder" and "max_length" in values:
+        # The first token is what the decoder begins with.
+        longest = values["max_length"] - 1
+    if longest is not None:
+        if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
+            raise DataError(f"{path}: max_new_tokens or max_length is {longest!r}; mend it")
+        limit = longest_row(config, decoder=True)
+        found["max_new_tokens"] = longest if limit is None else min(longest, limit)
+    strings = values.get("stop_strings") or ()
+    if strings:
+        found["stop"] = (strings,) if isinstance(strings, str) else tuple(strings)
+    return found
+
+
+def read_prompts(
+    folder: pathlib.Path, origin: Mapping[str, Any], architecture: str, tokenizer: Vocabulary
+) -> PromptFormat:
+    """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it always or never writes.
+
+    Raises:
+        DataError: an id that is no token's.
+    """
+    path, values = said(folder, origin)
+    # Either file may say which ids these are.
+    either = {k: v for k, v in origin.items() if v is not None} | (read_json(path) if path.name == GENERATION else {})
+    reader = _ids(folder, values, tokenizer)
+    before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
+    roles = tokenizer.role_ids
+    stop = reader("eos_token_id", either, (roles["eos"],) if "eos" in roles else ())
+    if architecture == "encoder":
+        return PromptFormat(tuple(before), tuple(after))
+    words = values.get("bad_words_ids") or []
+    if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
+        raise DataError(f"{path}: bad_words_ids={words!r} is no token's id; mend it")
+    words = [reader("bad_words_ids", {"bad_words_ids": word}) for word in words]
+    form = PromptFormat(
+        before=tuple(before),
+        after=tuple(after),
+        stop=stop,
+        # As in transformers, the end of a text is no bad word.
+        never=(*(w[0] for w in words if len(w) == 1 and w[0] not in stop), *reader("suppress_tokens", values)),
+        never_first=reader("begin_suppress_tokens", values),
+        never_words=tuple(word for word in words if len(word) > 1),
+        last=reader("forced_eos_token_id", values),
+    )
+    if architecture == "decoder":
+        return form
+    start = reader("decoder_start_token_id", either, reader("bos_token_id", either, (tokenizer.pad_id,)))
+    return dataclasses.replace(form, start=start, forced=reader("forced_bos_token_id", values))
+
+
+def _ids(folder: pathlib.Path, own: Mapping[str, Any], tokenizer: Vocabulary) -> Callable[..., tuple[int, ...]]:
+    """Returns a function that gives the ids of a field, or its default where there is none.
+
+    Args:
+        folder: of the checkpoint, for messages.
+        own: what the file says that says how to write.
+        tokenizer: whose ids they are.
+    """
+
+    def ids(name: str, values: Mapping[str, Any], default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        given = values.get(name)
+        found = default if given is None else tuple(given) if isinstance(given, list) else (given,)
+        for i in found:
+            if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
+                file = GENERATION if name in own and (folder / GENERATION).is_file() else "config.json"
+                raise DataError(f"{folder / file}: {name}={given} is no token's id; mend it")
+        return found
+
+    return ids
