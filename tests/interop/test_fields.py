@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from lmjax.commands.train import main as train
+from lmjax.cli import run
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
 from lmjax.interop.families import FAMILIES
@@ -172,7 +172,7 @@ def test_the_user_vouches_for_a_field(folder, tmp_path):  # noqa: F811
     with pytest.raises(FlagError, match="quantised"):
         open_pretrained(str(folder), accept_fields=(*names, "quantization_config"))
     with pytest.raises(FlagError, match="--accept_fields=whim: is for --init_from"):
-        train(["--accept_fields=whim"])
+        run(["train", "--accept_fields=whim"])
 
 
 def test_what_transformers_writes_of_a_config_is_read():

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.inference.generate.defaults import FOLDER, SETTINGS, prompts, settings
 
 from lmjax.cli import run
 from lmjax.commands.generate import configure
@@ -16,6 +15,7 @@ from lmjax.inference.generate.generate import GenerateConfig, generate, resolved
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.generation import GENERATION, read_defaults, said
 from lmjax.runs.trained import load_model, open_pretrained
+from tests.inference.generate.defaults import FOLDER, SETTINGS, prompts, settings
 
 
 def copy(name: str, folder: pathlib.Path, values: dict | None, config: dict | None = None) -> pathlib.Path:

@@ -219,7 +219,7 @@ def test_a_workdir_has_the_heads_that_its_checkpoint_had(tmp_path):
     """Which of a bare model's heads were there, the tensors said, and no field of config.json."""
     for name in ("bert_bare", "mistral_bare"):
         folder = shutil.copytree(RECORDED / name, tmp_path / name)
-        shutil.copy(RECORDED.parents[1] / "inference" / "generation" / "recorded" / "gpt2" / "tokenizer.json", folder)
+        shutil.copy(RECORDED.parents[1] / "inference" / "generate" / "recorded" / "gpt2" / "tokenizer.json", folder)
         tensors = load_file(folder / "model.safetensors")
         save_file({n: t for n, t in tensors.items() if "pooler" not in n}, folder / "model.safetensors")
         run(["convert", f"--from={folder}", f"--workdir={tmp_path / 'in' / name}"])

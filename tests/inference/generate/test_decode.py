@@ -74,7 +74,7 @@ def _written(batch, request, start):
 @pytest.mark.parametrize("name", ["rope", "learned", "window", "both"])
 def test_texts_that_join_late_are_written_as_alone(name, sampling, kind):
     loaded = writer(name)
-    strategy = Sampling.of(sampling, Processors.of(PENALTIES, loaded.prompts.never))
+    strategy = Sampling.of(sampling, Processors.of(PENALTIES, loaded.prompts))
     found = dict(_join_and_leave(loaded, strategy, _written, kind=kind))
     assert set(found) >= {1, 2, 3, 4}
     for text, (ids, score) in found.items():
@@ -88,7 +88,7 @@ def test_texts_that_join_late_are_written_as_alone(name, sampling, kind):
 
 def test_beams_that_join_late_find_what_they_find_alone():
     loaded, config = writer("rope"), BeamConfig(beams=3, num_return=3)
-    strategy = BeamSearch.of(config, Processors.of(ProcessorConfig(), loaded.prompts.never))
+    strategy = BeamSearch.of(config, Processors.of(ProcessorConfig(), loaded.prompts))
 
     def found(batch, request, start):
         ids, lengths, scores = strategy.results(batch.state)
@@ -106,7 +106,7 @@ def test_beams_that_join_late_find_what_they_find_alone():
 
 def test_a_batch_that_has_one_number_of_slots_for_all_writes_other_texts(monkeypatch):
     """The negative control: what joins is at another slot than its batch."""
-    loaded, strategy = writer("rope"), Sampling.of(SamplingConfig(), Processors.of(PENALTIES, ()))
+    loaded, strategy = writer("rope"), Sampling.of(SamplingConfig(), Processors.of(PENALTIES))
     right = dict(_join_and_leave(loaded, strategy, _written))
     put = Cache.put
     monkeypatch.setattr(Cache, "put", lambda *args: _levelled(put(*args)))
