@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import pathlib
 import re
 import typing
@@ -19,6 +18,7 @@ from typing import Any
 import pydantic
 from pydantic import Field, model_validator
 
+from lmjax import strict_json
 from lmjax.data.sources import DataConfig
 from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.errors import FlagError
@@ -27,6 +27,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
 from lmjax.objectives.task import TaskConfig, architectures
 from lmjax.parallel.mesh import ParallelConfig
+from lmjax.paths import expanded
 from lmjax.schema import Schema
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
@@ -202,7 +203,7 @@ def load_experiment(spec: str) -> Config:
         spec: `FILE.py`, or `FILE.py:variant`, whose variant becomes the argument of `get_config`.
     """
     name, _, variant = spec.partition(":")
-    path = pathlib.Path(name)
+    path = expanded(name)
     if path.suffix != ".py" or not path.is_file():
         beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
         hint = nearest(str(path), beside) or "give FILE.py or FILE.py:variant"
@@ -306,5 +307,5 @@ def _explain(error: pydantic.ValidationError) -> str:
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes values as JSON, in one piece or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(values if isinstance(values, str) else json.dumps(values, indent=2) + "\n")
+    temporary.write_text(values if isinstance(values, str) else strict_json.dumps(values, indent=2) + "\n")
     temporary.replace(path)

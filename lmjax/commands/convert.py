@@ -19,9 +19,11 @@ from lmjax.interop.generation import GENERATION
 from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.parameters import count_parameters
+from lmjax.paths import shell_quoted
 from lmjax.phases import phase
-from lmjax.runs.build import claim_workdir, environment
+from lmjax.runs.build import environment
 from lmjax.runs.trained import HEADS, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
+from lmjax.runs.workdir import claim_workdir, is_unused
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
 
@@ -68,7 +70,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
     """Makes a workdir of a checkpoint; returns the lines of the report."""
     if not source.origin:
         raise FlagError(f"--from={source.folder}: is a workdir already; write it out with --workdir and --to")
-    if workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):
+    if not is_unused(workdir):
         raise FlagError(f"--workdir={workdir}: exists and is not empty; choose another")
     tokenizer = load_tokenizer(str(source.folder))
     config = _config(source)
@@ -86,7 +88,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
         write_json(workdir / "config.json", config.to_json())
     return _described(source, params) | {
         "from": f"{source.origin['model_type']}, {source.origin['architectures'][0]}",
-        "next": f"lmjax train --init_from={workdir} --data=TEXT",
+        "next": f"lmjax train --init_from={shell_quoted(workdir)} --data=TEXT",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_accept_fields, define_choice, define_help
+from lmjax.commands.flags import define_accept_fields, define_choice, define_help, define_path
 
 FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
 
@@ -25,13 +25,9 @@ Families: {", ".join(sorted(FAMILIES))}.
 def define() -> flags.FlagValues:
     """Returns the flags of the command, none of them parsed yet."""
     values = flags.FlagValues()
-    strings = {
-        "from": "a folder of Hugging Face, or a name on its hub",
-        "workdir": "with --from, the workdir to make; else the run to write out",
-        "to": "the new folder for a checkpoint of Hugging Face",
-    }
-    for name, text in strings.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_string("from", None, "a folder of Hugging Face, or a name on its hub", flag_values=values)
+    define_path(values, "workdir", "with --from, the workdir to make; else the run to write out")
+    define_path(values, "to", "the new folder for a checkpoint of Hugging Face")
     define_choice(
         values,
         "family",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from absl import flags
 from pydantic import ValidationError
 
-from lmjax import __version__
+from lmjax import __version__, strict_json
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.flags import set_name
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
+from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import DataConfig, read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
@@ -32,8 +33,9 @@ _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip insta
 def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     """Returns the metrics of every set of data, or of every task of the harness, by name."""
     place, config, output = _checked(values)
+    fields = FieldNames(**{name: values[f"{name}_field"].value for name in FieldNames._fields})
     with phase("reading the data"):
-        data = {name: read(values["task"].value, path) for name, path in _sets(values).items()}
+        data = {name: read(values["task"].value, path, fields) for name, path in _sets(values).items()}
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
     start = time.perf_counter()
@@ -55,7 +57,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         said = {"model": place, "lmjax": __version__, "task": values["harness"].value or values["task"].value}
         content = said | {"config": config.model_dump(), "results": results}
         with output.open("x") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
+            file.write(strict_json.dumps(content, indent=2) + "\n")
         print(f"written to {output}")
     return results
 
@@ -102,16 +104,25 @@ class Data(NamedTuple):
     records: list[Any]
 
 
-def read(task: str, path: str) -> Data:
+def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
     """Returns what a task needs of a file or a glob of files.
+
+    Args:
+        task: one of perplexity, minimal_pairs, multiple_choice and pairs.
+        path: or glob.
+        names: of the fields of texts and of pairs.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
     """
     if task == "perplexity":
-        texts = [document.text for document in read_documents(path)]
+        texts = [document.text for document in read_documents(path, names=names)]
         return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
-    parsers = {"minimal_pairs": minimal_pair, "multiple_choice": question, "pairs": source_target}
+    parsers = {
+        "minimal_pairs": minimal_pair,
+        "multiple_choice": question,
+        "pairs": functools.partial(source_target, names=names),
+    }
     return Data(*read_task(path, parsers[task]))
 
 

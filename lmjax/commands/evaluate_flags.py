@@ -7,7 +7,8 @@ import ast
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_help, define_model
+from lmjax.commands.flags import define_choice, define_help, define_model, define_path
+from lmjax.data.records import FieldNames
 
 DESCRIPTION = """
 lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder
@@ -35,19 +36,20 @@ SWITCHES = ("truncate", "end", "within_word")
 def define() -> flags.FlagValues:
     """Returns the flags of the command, none of them parsed yet."""
     values = flags.FlagValues()
-    strings = {
-        "harness": "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data",
-        "include_path": "with --harness, a folder of tasks of your own (YAML); only these are known then",
-        "output": "a new JSON file for the results",
-    }
-    for name, text in strings.items():
-        flags.DEFINE_string(name, None, text, flag_values=values)
+    harness = "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data"
+    flags.DEFINE_string("harness", None, harness, flag_values=values)
+    tasks = "with --harness, a folder of tasks of your own (YAML); only these are known then"
+    define_path(values, "include_path", tasks)
+    define_path(values, "output", "a new JSON file for the results")
     flags.DEFINE_multi_string(
         "data",
         [],
         "a file or a quoted glob; or NAME=PATH; may be repeated. Text, JSONL, CSV or TSV, also gzipped; stdlib",
         flag_values=values,
     )
+    for name in FieldNames._fields:
+        what = "a text" if name == "text" else f"the {name} of a pair"
+        flags.DEFINE_string(f"{name}_field", name, f"the field of JSON, or column, of {what}", flag_values=values)
     meanings = "; ".join(f"{name}: {text}" for name, text in TASKS.items())
     define_choice(values, "task", TASKS, meanings, "perplexity")
     define_model(values)

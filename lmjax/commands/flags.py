@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import textwrap
@@ -56,6 +57,21 @@ def define_objective(values: flags.FlagValues) -> None:
     flags.DEFINE(_Choice("objective", known, several=True), "objective", None, text, values)
 
 
+class _Path(flags.ArgumentParser):
+    """Paths, in which `~` is the home directory: most shells leave it alone behind an equals sign."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        """Returns the path with the home directory in it."""
+        return os.path.expanduser(argument)
+
+
+def define_path(values: flags.FlagValues, name: str, text: str, default: str | None = None) -> None:
+    """Defines a flag that names a file or a folder; where the readers of what is named expand `~`, none is needed."""
+    flags.DEFINE(_Path(), name, default, text, values)
+
+
 def define_data(values: flags.FlagValues) -> None:
     """Defines --data."""
     flags.DEFINE_multi_string(
@@ -71,7 +87,7 @@ def define_data(values: flags.FlagValues) -> None:
 def define_model(values: flags.FlagValues) -> None:
     """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and so on."""
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
-    flags.DEFINE_string("workdir", None, "the same, for a workdir", flag_values=values)
+    define_path(values, "workdir", "the same, for a workdir")
     define_choice(values, "dtype", ["float32", "bfloat16"], "of parameters and compute (default: the model's)")
     flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
     flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)

@@ -27,6 +27,7 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.paths import expanded
 from lmjax.phases import phase
 from lmjax.runs.trained import load_model, local_folder, open_pretrained
 from lmjax.runs.untrained import random_model
@@ -170,7 +171,7 @@ def _schema_text(value: str) -> str:
     if value.lstrip()[:1] in ("{", "["):
         return value
     try:
-        return pathlib.Path(value).read_text()
+        return expanded(value).read_text()
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
         raise FlagError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_help, define_model
+from lmjax.commands.flags import define_choice, define_help, define_model, define_path
 
 DESCRIPTION = """
 lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
@@ -35,12 +35,13 @@ def define() -> flags.FlagValues:
     values = flags.FlagValues()
     strings = {
         "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
-        "prompts": "a file of prompts: one a line, or JSONL or CSV with a field prompt",
-        "output": "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal",
         "draft": "a smaller model with the same tokenizer, whose guesses are checked several at a time",
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
+    define_path(values, "prompts", "a file of prompts: one a line, or JSONL or CSV with a field prompt")
+    output = "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal"
+    define_path(values, "output", output)
     presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
     flags.DEFINE_multi_string("prompt", [], "a text to go on from; may be repeated", flag_values=values)

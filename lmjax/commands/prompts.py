@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
-from lmjax.data.files import suffix
+from lmjax import strict_json
+from lmjax.data.fields import has_fields
+from lmjax.data.files import Faults, read_file, read_lines
 from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.records import read_fields
-
-_RECORDS = (".jsonl", ".json", ".csv", ".tsv")
-_NEEDED = "a record needs a prompt, a text that is not empty"
+from lmjax.evaluation.records import prompt, read_records
 
 
 class Prompts(NamedTuple):
@@ -65,27 +64,21 @@ def unspeakable(text: str) -> str:
 def _from_file(path: str) -> Prompts:
     if not pathlib.Path(path).is_file():
         raise DataError(f"--prompts={path}: there is no such file; name a text, JSONL or CSV file")
-    if suffix(path) in _RECORDS:
-        found = [(where, fields.get("prompt")) for where, fields in read_fields(path)]
+    if has_fields(path):
+        found = [(where, prompt(where, fields)) for where, fields in read_records(path)]
     else:
-        found = list(_text_lines(path))
-    for where, text in found:
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: {'no prompt' if text is None else f'prompt is {text!r}'}; {_NEEDED}")
-        if wrong := unspeakable(text):
-            raise DataError(f"{where}: {wrong}")
+        found = list(read_file(path, functools.partial(_text_lines, path), Faults("error")))
     if not found:
         raise DataError(f"--prompts={path}: the file is empty; give it a prompt in each line")
     return Prompts([where for where, _ in found], [text for _, text in found])
 
 
-def _text_lines(path: str) -> Iterable[tuple[str, str]]:
-    content = pathlib.Path(path).read_bytes().removesuffix(b"\n")
-    for number, line in enumerate(content.split(b"\n") if content else (), 1):
-        try:
-            yield f"{path}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
-        except UnicodeDecodeError as e:
-            raise DataError(f"{path}:{number}: not UTF-8 (the line's byte {e.start + 1}); convert the file") from e
+def _text_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
+    for line in read_lines(path, file):
+        where = f"{path}:{line.number}"
+        if line.fault or not line.text.strip():
+            raise DataError(line.fault or f"{where}: an empty prompt; remove the line or give it a text")
+        yield where, line.text.removesuffix("\n")
 
 
 def new_file(path: str | None) -> pathlib.Path | None:
@@ -103,4 +96,4 @@ def write_records(output: pathlib.Path, records: Iterable[Mapping[str, Any]]) ->
     """Writes records as JSON lines into a file that must not be there."""
     with output.open("x", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(strict_json.dumps(record, ensure_ascii=False) + "\n")

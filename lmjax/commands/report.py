@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import jax
@@ -12,9 +11,10 @@ from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.task import architectures
+from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
-from lmjax.training.metrics import write_report
+from lmjax.training.metrics import read_lines, write_report
 from lmjax.training.state import TrainState
 
 
@@ -34,8 +34,7 @@ def opening_report(run: Run, params: Any, step: int) -> str:
 def _evaluations(run: Run) -> list[dict[str, float]]:
     """Returns the lines of metrics.jsonl that hold an evaluation."""
     name = f"eval/{run.eval_sets[0].name}/loss"
-    lines = map(json.loads, (run.workdir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if name in line]
+    return [line for line in read_lines(run.workdir) if name in line]
 
 
 def _table(run: Run) -> list[str]:
@@ -86,7 +85,7 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         parts += ["", f"{skipped} update(s) were not finite and were left out"]
     if state.spikes is not None:
         parts += ["", f"{int(state.spikes.left_out)} update(s) were spikes and were left out"]
-    board = f"tensorboard --logdir={run.workdir}  (pip install tensorboard)"
+    board = f"tensorboard --logdir={shell_quoted(run.workdir)}  (pip install tensorboard)"
     parts += ["", f"workdir      {run.workdir}", f"TensorBoard  {board}"]
     commands = [f"  {command}" for command in _next_commands(run)]
     return "\n".join([*parts, "", "next:", *commands] if commands else parts)
@@ -99,7 +98,7 @@ def _next_commands(run: Run) -> list[str]:
     if run.model.has_vocabulary:
         prompt = "Return the" if embedded else "A text like those it was trained on"
         prompt += " [MASK]" if config.model.architecture == "encoder" else ""
-        commands.append(f'lmjax generate --workdir={run.workdir} --prompt="{prompt}"')
+        commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
     if embedded:
         names = ("next_token", "mlm,nsp", "span_corruption")
         others = [n for n in names if architectures(tuple(n.split(",")))[0] != config.model.architecture]

@@ -10,7 +10,7 @@ from absl import flags
 from lmjax.commands.flags import data_fields
 from lmjax.commands.tokenizer_flags import FIELDS
 from lmjax.config import resolve
-from lmjax.data.sources import open_splits
+from lmjax.data.splits import open_splits
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.errors import FlagError
 from lmjax.phases import phase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_data, define_help
+from lmjax.commands.flags import define_choice, define_data, define_help, define_path
 
 DESCRIPTION = """
 lmjax tokenizer: trains a SentencePiece tokenizer on the training part of the data and writes it to a file.
@@ -25,6 +25,6 @@ def define() -> flags.FlagValues:
     define_data(values)
     flags.DEFINE_integer("vocab_size", None, "pieces, special ones and bytes included", flag_values=values)
     define_choice(values, "kind", facts.fields(*facts.CONFIG)["tokenizer.kind"].choices, "the algorithm")
-    flags.DEFINE_string("output", "tokenizer.model", "where it is written; must not exist", flag_values=values)
+    define_path(values, "output", "where it is written; must not exist", "tokenizer.model")
     define_help(values)
     return values

@@ -23,9 +23,10 @@ from lmjax.model.parameters import parameter_table
 from lmjax.parallel import distributed
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.phases import phase, tell
-from lmjax.runs.build import Run, build, claim_workdir, environment
+from lmjax.runs.build import Run, build, environment
 from lmjax.runs.fit import fit
 from lmjax.runs.trained import open_pretrained
+from lmjax.runs.workdir import claim_workdir
 from lmjax.training.groups import check_groups
 from lmjax.training.state import TrainState
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_accept_fields, define_choice, define_data, define_help, define_objective
+from lmjax.commands.flags import (
+    define_accept_fields,
+    define_choice,
+    define_data,
+    define_help,
+    define_objective,
+    define_path,
+)
 
 DESCRIPTION = """
 lmjax train: trains an encoder, a decoder or an encoder-decoder. The family follows from the objective.
@@ -73,7 +80,6 @@ def define() -> flags.FlagValues:
         define_choice(values, name, choices, text)
     strings = {
         "config": "an experiment: FILE.py or FILE.py:variant. It is Python and runs: use files that you trust",
-        "workdir": "where everything is written (default: runs/OBJECTIVE-WHAT_DIFFERS-DIGEST_OF_THE_CONFIG)",
         "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its numbers, "
         "with its model and its tokenizer",
         "coordinator_address": "HOST:PORT of process 0, to train in several processes",
@@ -82,6 +88,8 @@ def define() -> flags.FlagValues:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
+    where = "where everything is written (default: runs/OBJECTIVE-WHAT_DIFFERS-DIGEST_OF_THE_CONFIG)"
+    define_path(values, "workdir", where)
     integers = {
         "steps": "updates",
         "seed": "of parameters, order, corruption and dropout",

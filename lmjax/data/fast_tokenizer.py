@@ -24,6 +24,7 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizer_files import MODEL_FILES, build
 from lmjax.data.vocabulary import ROLES, Vocabulary, write_whole
 from lmjax.errors import FlagError
+from lmjax.paths import expanded
 
 TOKENIZER, SPECIAL = "tokenizer.json", "special_tokens.json"
 # What is kept of a folder, byte for byte, beside the tokenizer.
@@ -132,7 +133,7 @@ def load_tokenizer(path: str) -> Tokenizer | FastTokenizer:
     Raises:
       FlagError: a file is absent, damaged or of a kind that is not read.
     """
-    place = pathlib.Path(path).expanduser()
+    place = expanded(path)
     if place.is_dir():
         return _load_folder(place)
     if place.suffix != ".json":

@@ -1,42 +1,64 @@
-"""Records of text, JSON and CSV files, streamed; every fault is named by file and line."""
+"""Files by path or glob, and their lines; a line that cannot be read keeps its place and says what is wrong with it."""
 
-import csv
+import collections
+import functools
 import glob
 import gzip
-import json
+import io
 import logging
 import os
 import pathlib
+import shlex
 import zlib
-from collections.abc import Collection, Iterator
-from typing import BinaryIO, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 from lmjax.errors import DataError
 
 MAX_BYTES = 256 * 2**20  # of a line, or of a document of text: more is refused, so that memory stays bounded
-
-_NEED = {False: "a record needs text, or source and target", True: "a pair needs source and target"}
+_HEAD_BYTES = 2**16  # of a file's beginning, which tells its encoding and its line ends
+_PIECE_BYTES = 2**18
+_LISTED_FILES = 1000
+# How files begin that are no UTF-8 text whatever their name says.
+_OTHER = {
+    b"\x1f\x8b": "this is gzip data; give it a name that ends in .gz",
+    b"\xff\xfe": "this is UTF-16 text; convert it to UTF-8",
+    b"\xfe\xff": "this is UTF-16 text; convert it to UTF-8",
+}
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+_BOM = b"\xef\xbb\xbf"
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class Record(NamedTuple):
-    """A text (`target` is None), or a pair."""
+class Line(NamedTuple):
+    """A line of a file.
 
-    source: str
-    target: str | None = None
+    Attributes:
+      number: from 1.
+      text: with its line feed; of a line with a fault, as much as is needed to tell where records end.
+      size: bytes.
+      fault: what is wrong with it, with file and line; empty if nothing is.
+    """
+
+    number: int
+    text: str
+    size: int
+    fault: str = ""
 
 
 class Faults:
     """What becomes of bad records: the first one ends the command, or all are left out, counted and reported.
 
     Attributes:
-      first: what was wrong with the first one; empty while there is none.
+      first: what was wrong with the first one, or else which file was empty; empty while there is none.
     """
 
     def __init__(self, action: Literal["error", "skip"]):
         self._action = action
         self._count = 0
+        self._empty: list[str] = []
         self.first = ""
 
     def bad(self, message: str) -> None:
@@ -47,13 +69,25 @@ class Faults:
         """
         if self._action == "error":
             raise DataError(message)
-        self.first = self.first or message
+        self.first = self.first if self._count else message
         self._count += 1
 
+    def empty(self, path: str) -> None:
+        """Notes a file without a byte, which is an error only if there are no others."""
+        self._empty.append(path)
+        self.first = self.first or f"{path}: the file is empty; remove it or give it text"
+
     def report(self) -> None:
-        """Logs the number of records left out and the first reason."""
+        """Logs the number of records and of empty files left out, and the first of each."""
         if self._count:
-            _log.warning("%d bad records left out; the first: %s", self._count, self.first)
+            _warn(f"{self._count} bad records left out; the first: {self.first}")
+        if self._empty:
+            _warn(f"{len(self._empty)} empty files left out; the first: {self._empty[0]}")
+
+
+@functools.lru_cache(maxsize=1024)  # a set is read several times, for its tokenizer and for each side of its split
+def _warn(message: str) -> None:
+    _log.warning("%s", message)
 
 
 def find_files(spec: str) -> list[str]:
@@ -64,7 +98,8 @@ def find_files(spec: str) -> list[str]:
     """
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
-        raise DataError(f"--data: {spec!r} is a directory; name its files, as in '{spec.rstrip('/')}/**/*.txt'")
+        pattern = os.path.join(glob.escape(path.rstrip("/") or "/"), "**", f"*{_commonest_suffix(path)}")
+        raise DataError(f"--data: {spec!r} is a directory; name its files, as in {shlex.quote(pattern)}")
     if os.path.exists(path):
         return [path]
     paths = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
@@ -73,48 +108,53 @@ def find_files(spec: str) -> list[str]:
     return paths
 
 
+def _commonest_suffix(folder: str) -> str:
+    """The suffix, .gz included, that most of the first files of a directory have."""
+    counts: collections.Counter[str] = collections.Counter()
+    for _, _, names in os.walk(folder):
+        shown = [name for name in names if not name.startswith(".")]
+        counts.update("".join(pathlib.PurePath(n).suffixes[-2 if n.endswith(".gz") else -1 :]) for n in shown)
+        if counts.total() > _LISTED_FILES:
+            break
+    return max(counts, key=lambda name: (counts[name], name)) if counts else ".txt"
+
+
 def suffix(path: str) -> str:
     """The suffix that decides the format, in small letters, without .gz."""
     name = path.lower().removesuffix(".gz")
     return pathlib.PurePath(name).suffix
 
 
-def is_text(path: str) -> bool:
-    """Whether the file holds running text rather than records with fields."""
-    return suffix(path) not in _READERS
+def read_file(path: str, read: Callable[[BinaryIO], Iterator[T]], faults: Faults) -> Iterator[T]:
+    """What `read` makes of the bytes of a file.
 
-
-def read_records(path: str, *, pairs: bool, whole: bool, faults: Faults) -> Iterator[Record]:
-    """The records of one file.
+    It gets them gunzipped, without a byte order mark, and with line feeds for the carriage returns of a file that has
+    no line feeds.
 
     Args:
-      path: the file; its suffix decides the format.
-      pairs: whether every record must be a pair; else a record that has both is read as a text.
-      whole: whether a text file is one record; else it is split at blank lines.
-      faults: what becomes of bad records.
+      path: the file.
+      read: given the bytes, from which it reads by lines or in pieces.
+      faults: what becomes of a DataError of `read`, and of a file that is damaged as a whole.
 
     Raises:
-      DataError: a record is bad and `faults` wants an error, or the file cannot be read at all.
+      DataError: the file cannot be opened, or `faults` wants an error.
     """
-    reader = _READERS.get(suffix(path))
     try:
         with _open(path) as file:
             before = os.stat(path)
-            lines = _lines(path, file, faults if reader else Faults("error"))
-            if reader is not None:
-                yield from reader(path, lines, pairs, faults)
-            elif pairs:
-                raise DataError(f"{path}: plain text, and pairs are needed: JSONL or CSV/TSV with source and target")
-            elif whole:
-                yield from _whole_text(path, lines)
-            else:
-                yield from _paragraphs(lines)
+            head, damage = _head(file)
+            for start, message in _OTHER.items():
+                if head.startswith(start):
+                    raise DataError(f"{path}: {message}")
+            if head in (b"", _BOM) and damage is None:
+                faults.empty(path)
+            yield from read(io.BufferedReader(_Bytes(head, damage, file), _PIECE_BYTES))
             after = os.stat(path)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise DataError(f"{path}: the file changed while it was read; run again once nothing writes to it")
     except DataError as error:
         faults.bad(str(error))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _DAMAGE as error:
         faults.bad(f"{path}: the gzip file is truncated or damaged ({error}); copy it again")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -124,134 +164,72 @@ def _open(path: str) -> BinaryIO:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
-def _lines(path: str, file: BinaryIO, faults: Faults) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1 and lines, each with its line feed."""
+def _head(file: BinaryIO) -> tuple[bytes, Exception | None]:
+    """The first bytes of a file, and the damage behind them if they are fewer for that."""
+    head = b""
+    try:
+        while len(head) < _HEAD_BYTES and (more := file.read1(_HEAD_BYTES - len(head))):
+            head += more
+    except _DAMAGE as error:
+        return head, error
+    return head, None
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a file whose beginning was read already, with one kind of line end less."""
+
+    def __init__(self, head: bytes, damage: Exception | None, file: BinaryIO):
+        # The last byte may be the first half of a carriage return and line feed.
+        whole = head[:-1] if len(head) == _HEAD_BYTES else head
+        self._old_ends = b"\n" not in head and b"\r" in whole
+        self._head = head.removeprefix(_BOM)
+        self._damage, self._file = damage, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
+        if not data and self._damage is not None:
+            raise self._damage
+        # What is whole in front of a damage is given first.
+        data = data or self._file.read1(len(buffer))
+        buffer[: len(data)] = data.replace(b"\r", b"\n") if self._old_ends else data
+        return len(data)
+
+
+def read_lines(path: str, file: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[Line]:
+    """The lines of a file, all of them, with those that cannot be read marked; CRLF is read as LF.
+
+    Args:
+      path: of the file, for messages.
+      file: its bytes, as `read_file` gives them.
+      max_bytes: of a line; a longer one has a fault, and is not held in memory.
+    """
     number = 0
-    while line := file.readline(MAX_BYTES + 1):
+    while line := file.readline(max_bytes + 1):
         number += 1
-        if len(line) > MAX_BYTES:
-            raise DataError(f"{path}:{number}: a line of more than {MAX_BYTES} bytes; break it up")
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if b"\x00" in line:
-            faults.bad(f"{path}:{number}: a NUL byte: this is binary data or UTF-16, not UTF-8 text; convert it")
+        if len(line) > max_bytes:
+            yield _too_long(f"{path}:{number}", number, line, file, max_bytes)
             continue
+        fault = ""
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            faults.bad(
-                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x}, the line's byte {error.start + 1}); "
-                "convert the file"
-            )
-            continue
-        yield number, text.removesuffix("\r\n") + "\n" if text.endswith("\r\n") else text
-    if not number:
-        raise DataError(f"{path}: the file is empty; remove it or give it text")
+            text, said = line.decode(errors="surrogateescape"), f"byte 0x{line[error.start]:02x}"
+            fault = f"{path}:{number}: not UTF-8 ({said}, the line's byte {error.start + 1}); convert the file"
+        if b"\0" in line:
+            fault = f"{path}:{number}: a NUL byte: this is binary data or UTF-16, not UTF-8 text; convert it"
+        if text.endswith("\r\n"):
+            text = text[:-2] + "\n"
+        yield Line(number, text, len(line), fault)
 
 
-def _whole_text(path: str, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
-    parts, size = [], 0
-    for number, line in lines:
-        size += len(line)
-        if size > MAX_BYTES:
-            raise DataError(f"{path}:{number}: a text of more than {MAX_BYTES} characters; split the file")
-        parts.append(line)
-    text = "".join(parts)
-    if text.strip():
-        yield Record(text)
-
-
-def _paragraphs(lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
-    parts: list[str] = []
-    for _, line in lines:
-        if line.strip():
-            parts.append(line)
-        elif parts:
-            yield Record("".join(parts).removesuffix("\n"))
-            parts = []
-    if parts:
-        yield Record("".join(parts).removesuffix("\n"))
-
-
-def _json_records(path: str, lines: Iterator[tuple[int, str]], pairs: bool, faults: Faults) -> Iterator[Record]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            faults.bad(f"{where}: not JSON ({error}); each line must hold one whole object")
-            continue
-        if not isinstance(value, dict):
-            faults.bad(f"{where}: a JSON {type(value).__name__}, not an object; each line must hold one whole object")
-            continue
-        if record := _record(where, value, pairs, faults):
-            yield record
-
-
-def _csv_records(path: str, lines: Iterator[tuple[int, str]], pairs: bool, faults: Faults) -> Iterator[Record]:
-    csv.field_size_limit(MAX_BYTES)
-    tabs = suffix(path) == ".tsv"
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    rows = csv.reader((line for _, line in lines), delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
-    header = None
-    while True:
-        first = rows.line_num + 1
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            faults.bad(f"{path}:{first}: {error}; quote the field, or double the quotes inside it")
-            continue
-        if row is None:
-            return
-        if not row:
-            continue
-        if header is None:
-            header = row
-            missing = set(_names(header, pairs)) - set(header)
-            if missing:
-                raise DataError(f"{path}:1: the header {str(header)[:200]} has no {_named(missing)}; {_NEED[pairs]}")
-        elif len(row) != len(header):
-            faults.bad(f"{path}:{first}: {len(row)} fields, and the header has {len(header)}; mend the row")
-        else:
-            record = _record(f"{path}:{first}", dict(zip(header, row, strict=True)), pairs, faults)
-            if record:
-                yield record
-
-
-def _names(known: Collection[str], pairs: bool) -> tuple[str, ...]:
-    """The fields that make a record of those that are there."""
-    if pairs or ("text" not in known and ("source" in known or "target" in known)):
-        return "source", "target"
-    return ("text",)
-
-
-def _named(fields: Collection[str]) -> str:
-    return " and no ".join(repr(field) for field in sorted(fields))
-
-
-def _record(where: str, fields: dict, pairs: bool, faults: Faults) -> Record | None:
-    """The record that named fields hold, or None if it is bad or its text is empty."""
-    names = _names(fields, pairs)
-    for name in names:
-        value = fields.get(name)
-        if not isinstance(value, str):
-            wrong = f"{name!r} is no string but {str(value)[:40]!r}" if name in fields else f"no {name!r}"
-            return faults.bad(f"{where}: {wrong}; {_NEED[pairs]}")
-        if "\x00" in value or not _encodes(value):
-            return faults.bad(f"{where}: {name!r} holds a NUL or half a surrogate pair; remove it")
-        if len(names) == 2 and not value.strip():
-            return faults.bad(f"{where}: {name!r} is empty; remove the record")
-    return Record(*(fields[name] for name in names)) if fields[names[0]].strip() else None
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-_READERS = {".jsonl": _json_records, ".json": _json_records, ".csv": _csv_records, ".tsv": _csv_records}
+def _too_long(where: str, number: int, line: bytes, file: BinaryIO, max_bytes: int) -> Line:
+    """What stands for a line that is too long, once the rest of it is passed over."""
+    size, quotes = len(line), line.count(b'"')
+    while not line.endswith(b"\n") and (line := file.readline(_PIECE_BYTES)):
+        size, quotes = size + len(line), quotes + line.count(b'"')
+    # In CSV it opens or closes a quoted field as the whole line does.
+    text = '"\n' if quotes % 2 else "x\n"
+    return Line(number, text, 2, f"{where}: a line of more than {max_bytes} bytes ({size}); break it up")

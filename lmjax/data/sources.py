@@ -1,25 +1,28 @@
-"""Documents from files and from the embedded corpus, and their split into training and held-out ones.
+"""Documents from files and from the embedded corpus.
 
 | name ends in (also with .gz) | documents |
 |---|---|
-| .jsonl, .json | one JSON object a line, with `text`, or with `source` and `target` |
+| .jsonl | one JSON object a line, with `text`, or with `source` and `target` |
+| .json | the same, or one array of such objects |
 | .csv, .tsv | a header with the column `text`, or `source` and `target`; quotes mean nothing in .tsv |
 | anything else | text: several files are a document each; one is split at blank lines (whole with `split="tail"`) |
 
-Everything is UTF-8, with or without a byte order mark; CRLF is read as LF. Reading is streamed: what is held in memory
-is one line, or one document of text, and both are bounded.
+`documents` asks for another cut of running text, and `text_field`, `source_field` and `target_field` for other names.
+Everything is UTF-8, with or without a byte order mark; CRLF is read as LF, and so are the carriage returns of a file
+that has no line feeds. What is bad is a record: it is an error, or is left out and counted, and its neighbours stay
+whole. Reading is streamed: what is held in memory is one line, or one document of text, and both are bounded.
 """
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 
 from lmjax.data import files, stdlib
 from lmjax.data.documents import Document
+from lmjax.data.records import USUAL_NAMES, FieldNames, Record, read_records
 from lmjax.data.sentences import split_sentences
 from lmjax.errors import DataError, FlagError
 from lmjax.schema import Schema
@@ -71,6 +74,14 @@ class DataConfig(Schema):
     split: Literal["hash", "tail"] = pydantic.Field(
         "hash", description="hash holds out whole documents, tail the end of each text"
     )
+    documents: Literal["auto", "files", "paragraphs", "lines"] = pydantic.Field(
+        "auto",
+        description="what a document of running text is: a file, what stands between blank lines, or a line; auto: "
+        "paragraphs of a single file, else files",
+    )
+    text_field: str = pydantic.Field("text", min_length=1, description="the field of JSON, or column, of a text")
+    source_field: str = pydantic.Field("source", min_length=1, description="the same, of a pair's source")
+    target_field: str = pydantic.Field("target", min_length=1, description="the same, of a pair's target")
     bad_records: Literal["error", "skip"] = pydantic.Field(
         "error", description="what a record that cannot be read does: end the command, or be left out"
     )
@@ -98,19 +109,64 @@ class DataConfig(Schema):
 
     @property
     def cache_path(self) -> str:
-        """The folder of tokenised stores."""
-        return os.path.expanduser(self.cache_dir or os.environ.get("LMJAX_CACHE") or "~/.cache/lmjax")
+        """The folder of tokenised stores; raises FlagError if it cannot be one."""
+        given = self.cache_dir or os.environ.get("LMJAX_CACHE")
+        path = os.path.expanduser(given or "~/.cache/lmjax")
+        there = os.path.abspath(path)
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            name = "data.cache_dir" if self.cache_dir else "LMJAX_CACHE" if given else "the cache"
+            raise FlagError(f"{name}: {path!r} cannot be a folder, for {there!r} is a file; name a folder")
+        return path
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """What decides the documents of a file beside its bytes, where it is not what is usual."""
+        names = ("documents", "text_field", "source_field", "target_field")
+        return {
+            name: getattr(self, name) for name in names if getattr(self, name) != type(self).model_fields[name].default
+        }
 
 
-class Splits(NamedTuple):
-    """Functions that read the documents of each training set and of each evaluation set anew."""
+class Unsplit(NamedTuple):
+    """A document whose sentences were not looked for yet, which takes longer than to read it.
 
-    train: dict[str, Callable[[], Iterator[Document]]]
-    evals: dict[str, Callable[[], Iterator[Document]]]
+    Attributes:
+      record: the text or the pair; None where `document` is there.
+      group: as the document's.
+      as_pair: whether a pair is needed.
+      made: the document of the embedded corpus.
+    """
+
+    record: Record | None
+    group: str
+    as_pair: bool
+    made: Document | None = None
+
+    @property
+    def text(self) -> str:
+        """The running text."""
+        source, target = self.record
+        return source if target is None else f"{source}\n{target}"
+
+    def document(self) -> Document:
+        """The document."""
+        if self.made is not None:
+            return self.made
+        if self.as_pair:
+            return Document(tuple(self.record), self.group, pair=True)
+        return Document(split_sentences(self.text), self.group)
 
 
 def read_documents(
-    spec: str, *, pairs: bool = False, bad_records: Literal["error", "skip"] = "error", whole: bool = False
+    spec: str,
+    *,
+    pairs: bool = False,
+    bad_records: Literal["error", "skip"] = "error",
+    documents: Literal["auto", "files", "paragraphs", "lines"] = "auto",
+    names: FieldNames = USUAL_NAMES,
+    max_bytes: int = files.MAX_BYTES,
 ) -> Iterator[Document]:
     """The documents that `spec` names, in a fixed order.
 
@@ -118,37 +174,40 @@ def read_documents(
       spec: "stdlib", or the path or glob of files.
       pairs: whether pairs are needed; without it a pair is read as its source, a line feed and its target.
       bad_records: whether a bad record is an error, or is left out and counted in the log.
-      whole: whether one file of text is one document, rather than one for each part between blank lines.
+      documents: what a document of running text is; auto: what stands between blank lines of a single file, else a
+        file.
+      names: of the fields.
+      max_bytes: of a document of running text, or of a line.
 
     Raises:
       DataError: the data is absent, empty or bad; the message names file and line.
     """
+    for found in read_unsplit(spec, pairs, bad_records, documents, names, max_bytes):
+        yield found.document()
+
+
+def read_unsplit(
+    spec: str, pairs: bool, bad_records: str, documents: str, names: FieldNames, max_bytes: int = files.MAX_BYTES
+) -> Iterator[Unsplit]:
+    """What `read_documents` gives, before sentences are looked for."""
     if spec == STDLIB:
-        yield from stdlib.documents(pairs)
+        yield from (Unsplit(None, document.group, pairs, document) for document in stdlib.documents(pairs))
         return
     paths = files.find_files(spec)
     faults = files.Faults(bad_records)
-    several = len(paths) > 1
-    found = False
+    if documents == "auto":
+        documents = "paragraphs" if len(paths) == 1 else "files"
+    empty = True
     for path in paths:
-        if several and files.is_text(path) and not os.path.getsize(path):
-            continue  # an empty __init__.py among others is no fault
-        for record in files.read_records(path, pairs=pairs, whole=whole or several, faults=faults):
-            found = True
-            yield _document(record, pairs)
-    faults.report()
-    if not found:
+        for record in read_records(path, faults, pairs=pairs, documents=documents, names=names, max_bytes=max_bytes):
+            empty = False
+            # White space around a text does not make it another text.
+            group = hashlib.blake2b(record.source.strip().encode(), digest_size=16).hexdigest()
+            yield Unsplit(record, group, pairs)
+    if empty:
         reason = f" ({faults.first})" if faults.first else ""
         raise DataError(f"--data: {spec!r} holds no documents{reason}; give it text")
-
-
-def _document(record: files.Record, pairs: bool) -> Document:
-    # White space around a text does not make it another text.
-    group = hashlib.blake2b(record.source.strip().encode(), digest_size=16).hexdigest()
-    if pairs:
-        return Document((record.source, record.target), group, pair=True)
-    text = record.source if record.target is None else f"{record.source}\n{record.target}"
-    return Document(split_sentences(text), group)
+    faults.report()
 
 
 def corpus_fingerprint(spec: str) -> str:
@@ -164,90 +223,3 @@ def corpus_fingerprint(spec: str) -> str:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         digest.update(f"{files.suffix(path)}\0{path.lower().endswith('.gz')}\0{content.hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def open_splits(config: DataConfig, *, pairs: bool) -> Splits:
-    """The training sets and the evaluation sets: those of `config.eval`, else the held-out parts of the training sets.
-
-    Documents are held out by a hash of their group, which is the same on every machine; a text that occurs twice is on
-    one side, in a mixture too. The held-out part is called "heldout", in a mixture as its set; with `held_out=0` there
-    is none.
-
-    Raises:
-      FlagError: the split cannot be had, or a file is read twice.
-      DataError: a path names no file.
-    """
-    read = functools.partial(read_documents, pairs=pairs, bad_records=config.bad_records)
-    _check_files(config)
-    whole = config.split == "tail"
-    if whole and not config.eval and (pairs or STDLIB in config.train_sets.values()):
-        raise FlagError('data.split: "tail" cuts running text, not pairs or the stdlib corpus; use data.split=hash')
-    everything = {name: functools.partial(read, path, whole=whole) for name, path in config.train_sets.items()}
-    if config.eval:
-        sets = {item.name: functools.partial(read, item.path, whole=whole) for item in config.eval}
-        return Splits(everything, sets)
-    if not config.held_out:
-        return Splits(everything, {})
-    select = _tails if whole else _by_hash
-
-    def sides(held_out: bool) -> dict[str, Callable[[], Iterator[Document]]]:
-        return {
-            name: functools.partial(_side, reader, select, config.held_out, config.train_sets[name], held_out)
-            for name, reader in everything.items()
-        }
-
-    evals = sides(held_out=True)
-    return Splits(sides(held_out=False), evals if config.mixture else {"heldout": evals["train"]})
-
-
-def _check_files(config: DataConfig) -> None:
-    """Raises FlagError if two sets read one file."""
-    owner = {}
-    for name, path in config.train_sets.items():
-        files_of_set = _files(path)
-        if shared := files_of_set & owner.keys():
-            raise FlagError(
-                f"data.mixture: {name!r} reads {min(shared)!r}, and so does {owner[min(shared)]!r}; give each file to "
-                "one set"
-            )
-        owner |= dict.fromkeys(files_of_set, name)
-    for item in config.eval:
-        if shared := _files(item.path) & owner.keys():
-            raise FlagError(
-                f"data.eval: {item.name!r} reads {min(shared)!r}, and so does "
-                f"data.{'mixture' if config.mixture else 'train'}; leave data.eval empty to hold a part of the "
-                "training data out"
-            )
-
-
-def _files(spec: str) -> set[str]:
-    return {STDLIB} if spec == STDLIB else {os.path.realpath(path) for path in files.find_files(spec)}
-
-
-def _side(everything, select, share: float, path: str, held_out: bool) -> Iterator[Document]:
-    """The documents of one side of the split; an empty side is an error."""
-    empty = True
-    for document in select(everything(), share, held_out):
-        empty = False
-        yield document
-    if empty:
-        side = "held-out" if held_out else "training"
-        raise DataError(
-            f"data.held_out: {share} of {path!r} leaves no document on the {side} side; give more "
-            "documents, another share, or data.split=tail for one long text"
-        )
-
-
-def _by_hash(documents: Iterator[Document], share: float, held_out: bool) -> Iterator[Document]:
-    for document in documents:
-        draw = int.from_bytes(hashlib.blake2b(document.group.encode(), digest_size=8).digest(), "big")
-        if (draw < share * 2**64) == held_out:
-            yield document
-
-
-def _tails(documents: Iterator[Document], share: float, held_out: bool) -> Iterator[Document]:
-    for document in documents:
-        cut = int(len(document.text) * (1 - share))
-        text = document.text[cut:] if held_out else document.text[:cut]
-        if text.strip():
-            yield Document(split_sentences(text), document.group)

@@ -39,6 +39,7 @@ import sentencepiece
 from lmjax.data.long_texts import Located
 from lmjax.data.vocabulary import Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
+from lmjax.paths import expanded
 from lmjax.schema import Schema
 
 NUM_SENTINELS = 100
@@ -105,7 +106,7 @@ class Tokenizer(Vocabulary):
           FlagError: the file is absent, empty, truncated or not a SentencePiece model.
         """
         try:
-            proto = pathlib.Path(path).expanduser().read_bytes()
+            proto = expanded(path).read_bytes()
         except OSError as error:
             raise FlagError(
                 f"tokenizer.path: cannot read {path!r} ({error.strerror}); name a SentencePiece .model file, or leave "

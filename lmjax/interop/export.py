@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
@@ -21,6 +20,7 @@ from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import BARE
 from lmjax.model.transformer import layer_paths
+from lmjax.paths import is_free, new_folder
 
 # What changes no number that a trained model computes without dropout, or only how fast.
 _NOT_OF_THE_FUNCTION = {
@@ -208,7 +208,7 @@ def _no_family(
 
 def check_free(folder: pathlib.Path) -> None:
     """Raises FlagError if a folder to be made holds something already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
 
 
@@ -240,20 +240,15 @@ def export(
     """
     check_free(folder)
     kept = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)) if dtype else None
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     values = dict(description.values) | dict(extra or {}) | ({"dtype": dtype} if dtype else {})
-    (temporary / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     constants = description.family.constants.items()
     made = ((description.rename(name), make(config).astype(np.float32)) for name, make in constants)
     tensors = itertools.chain(tensors_of(description, config, params), made)
-    write_shards(temporary, ((n, t if kept is None else t.astype(kept)) for n, t in tensors), shard_bytes)
-    if beside is not None:
-        beside(temporary)
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
+    with new_folder(folder) as temporary:
+        (temporary / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        write_shards(temporary, ((n, t if kept is None else t.astype(kept)) for n, t in tensors), shard_bytes)
+        if beside is not None:
+            beside(temporary)
 
 
 def tensors_of(description: Description, config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:

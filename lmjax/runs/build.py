@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -20,15 +19,16 @@ import jax
 import numpy as np
 
 from lmjax import __version__
-from lmjax.config import Config, difference, from_json, write_json
+from lmjax.config import Config, write_json
 from lmjax.data.documents import Document
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
-from lmjax.data.sources import corpus_fingerprint, open_splits
+from lmjax.data.sources import corpus_fingerprint
+from lmjax.data.splits import open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import ConfigMismatchError, FlagError
+from lmjax.errors import ConfigMismatchError, FlagError, SaveError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.task import Examples, Task, objective_types
@@ -42,22 +42,11 @@ from lmjax.training.stages import Stage
 # Rows of the token table come in multiples of this: they divide over a mesh, and fill matrix units.
 VOCAB_MULTIPLE = 64
 
+# In a workdir: what decides the data that it is trained on.
+IDENTITY = "data.json"
+
 # Far apart, so that the seeds of one run's stages are not those of the next seed's run.
 _STAGE_SEED = 1_000_003
-
-# What may differ when a workdir is used again: how long a run goes on and what is written down. It changes no step
-# but through the schedule, which ends with the run.
-MAY_CHANGE = (
-    "steps",
-    "minutes",
-    "max_skipped",
-    "evaluation.",
-    "checkpoint.",
-    "logging.",
-    "data.workers",
-    "data.prefetch",
-    "data.cache_dir",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,39 +110,6 @@ def hyperparameters(config: Config) -> Hyperparameters:
     )
 
 
-def claim_workdir(workdir: pathlib.Path, config: Config) -> Any:
-    """Returns a lock on the workdir, made if need be; it is free again when the process ends.
-
-    Raises:
-        FlagError: another process writes there, or it is no run's workdir.
-        ConfigMismatchError: it belongs to a run with another config.
-    """
-    known = workdir / "config.json"
-    if known.exists():
-        lines = difference(from_json(known), config, MAY_CHANGE)
-        if lines:
-            raise ConfigMismatchError(
-                f"--workdir={workdir} belongs to another config: {'; '.join(lines[:5])}"
-                f"{' ...' if len(lines) > 5 else ''}; use its config or another --workdir"
-            )
-    elif workdir.exists() and (not workdir.is_dir() or any(p.name != ".lock" for p in workdir.iterdir())):
-        raise FlagError(f"--workdir={workdir} exists and holds no run of lmjax; choose another or empty it")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as e:
-        raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        lock.close()
-        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
-    except OSError:
-        # Not every network file system has locks; one writer is then up to the user.
-        pass
-    return lock
-
-
 def checked_mesh(config: Config) -> jax.sharding.Mesh:
     """Returns the mesh of a config; raises FlagError where devices, batch or model do not divide over it."""
     pmap.check(config.parallel)
@@ -188,17 +144,11 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
     train, evals = open_splits(config.data, pairs=pairs)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
-    identity = {
-        "train": prints if config.data.mixture else prints["train"],
-        "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
-        "held_out": config.data.held_out,
-        "split": config.data.split,
-        "bad_records": config.data.bad_records,
-        "pairs": pairs,
-    }
+    identity = _identity(config, prints, pairs)
     tokenizer = _tokenizer(config, workdir, train, identity)
     config = _with_vocabulary(config, tokenizer)
-    _check_identity(workdir, identity | {"tokenizer": tokenizer.fingerprint})
+    whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
+    _check_identity(workdir, whole_identity)
 
     def store(documents: Any, name: str, part_of: str | None = None) -> Store:
         # A set of a mixture is the same store whatever it is mixed with.
@@ -213,7 +163,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
     stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
     task = stages[-1].task
-    return Run(
+    run = Run(
         config=config,
         workdir=workdir,
         tokenizer=tokenizer,
@@ -230,6 +180,24 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         model=LanguageModel(config.model, task.heads),
         mesh=mesh,
     )
+    # Last, so that what fails before, or is killed, leaves nothing that another run would take for its own.
+    if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
+        tokenizer.save_in(workdir)
+        write_json(workdir / IDENTITY, whole_identity)
+    return run
+
+
+def _identity(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[str, Any]:
+    """Returns what decides the documents, given the fingerprints of the training sets."""
+    return {
+        "train": prints if config.data.mixture else prints["train"],
+        "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
+        "held_out": config.data.held_out,
+        "split": config.data.split,
+        "bad_records": config.data.bad_records,
+        "pairs": pairs,
+        **config.data.reading,
+    }
 
 
 def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
@@ -259,12 +227,8 @@ def _tokenizer(
         if own.exists():
             return load_tokenizer(str(own))
     if config.tokenizer.path:
-        tokenizer = load_tokenizer(config.tokenizer.path)
-    else:
-        tokenizer = _trained_tokenizer(config, train, identity)
-    if jax.process_index() == 0:
-        tokenizer.save_in(workdir)
-    return tokenizer
+        return load_tokenizer(config.tokenizer.path)
+    return _trained_tokenizer(config, train, identity)
 
 
 def _trained_tokenizer(
@@ -278,8 +242,11 @@ def _trained_tokenizer(
         return Tokenizer.load(str(cached))
     with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} pieces"):
         tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(cached))
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(cached))
+    except OSError as e:
+        raise SaveError(f"data.cache_dir: cannot keep a tokenizer in {str(cached.parent)!r} ({e.strerror})") from e
     return tokenizer
 
 
@@ -299,8 +266,8 @@ def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
 
 
 def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
-    """Writes down what the run is trained on; raises ConfigMismatchError if the workdir says otherwise."""
-    path = workdir / "data.json"
+    """Raises ConfigMismatchError if the workdir says that it was trained on something else."""
+    path = workdir / IDENTITY
     if path.exists():
         known = json.loads(path.read_text())
         changed = [k for k in identity if known.get(k) != identity[k]]
@@ -309,8 +276,6 @@ def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
                 f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
                 "bring the old data back or use another --workdir"
             )
-    elif jax.process_index() == 0:
-        write_json(path, identity)
 
 
 def environment() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lmjax.nearest import nearest
 from lmjax.objectives.task import heads, objective_types
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
+from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.state import state_maker
@@ -88,7 +89,7 @@ def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence
         FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
         DataError: a file that cannot be read, or tensors that do not fit the config.
     """
-    folder = pathlib.Path(place).expanduser()
+    folder = expanded(place)
     if not folder.exists():
         folder = _from_hub(place)
     if not (folder / "config.json").is_file():
@@ -280,7 +281,8 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
     def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
         with Checkpoints(folder, config.checkpoint) as checkpoints:
             if not checkpoints.steps:
-                raise CheckpointError(f"{folder}: has no checkpoint yet; train first: lmjax train --workdir={folder}")
+                command = f"lmjax train --workdir={shell_quoted(folder)}"
+                raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
             stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))

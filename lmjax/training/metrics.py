@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import resource
 import textwrap
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 from pydantic import Field
 
+from lmjax import strict_json
 from lmjax.schema import Schema
 
 # TensorBoard's folder in a workdir, and the end of the name of the file with the texts of a run's end.
@@ -30,7 +32,7 @@ class LoggingConfig(Schema):
 
 
 class MetricsWriter:
-    """Writes one line of numbers per step; a context manager.
+    """Writes one line of numbers per step; a context manager. A number that is not finite is written as null.
 
     A run that resumes computes the steps after its checkpoint again, bit for bit. Their old lines are taken out first,
     so that every step stands in the file once; a run that starts over leaves no line.
@@ -76,7 +78,7 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes `metrics` as of `step`."""
-        self._file.write(json.dumps({"step": step} | metrics) + "\n")
+        self._file.write(strict_json.dumps({"step": step} | metrics) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
@@ -149,10 +151,15 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
+def read_lines(workdir: pathlib.Path | str) -> list[dict[str, float]]:
+    """Returns the lines of metrics.jsonl; a number that was not finite is NaN."""
+    lines = map(json.loads, (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines())
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+
+
 def read_metrics(workdir: pathlib.Path | str, name: str) -> tuple[list[int], list[float]]:
     """Returns the steps and values of one metric of a run."""
-    lines = map(json.loads, (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines())
-    points = [(line["step"], line[name]) for line in lines if name in line]
+    points = [(line["step"], line[name]) for line in read_lines(workdir) if name in line]
     return [step for step, _ in points], [value for _, value in points]
 
 

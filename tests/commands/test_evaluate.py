@@ -8,6 +8,7 @@ import pytest
 
 from lmjax.cli import run
 from lmjax.commands.evaluate import evaluate, read, table
+from lmjax.data.records import FieldNames
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.score.score import Question, multiple_choice, perplexity, score
 from lmjax.inference.score.texts import Item, ScoreConfig
@@ -71,6 +72,15 @@ def test_csv_holds_choices_as_json(tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text('context,choices,answer\nThe,"["" king"", "" queen""]",1\n')
     assert read("multiple_choice", str(path)) == ([f"{path}:2"], [Question("The", [" king", " queen"], 1)])
+
+
+def test_fields_of_other_names_are_read(tmp_path):
+    path = written(tmp_path / "a.jsonl", {"body": "b", "de": "d", "en": "e"})
+    names = FieldNames("body", "de", "en")
+    assert read("perplexity", str(path), names).records == ["b"]
+    assert read("pairs", str(path), names).records == [("d", "e")]
+    with pytest.raises(DataError, match="no 'source'; a pair needs source and target"):
+        read("pairs", str(path))
 
 
 @pytest.mark.parametrize(

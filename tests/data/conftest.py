@@ -1,5 +1,7 @@
 """What the tests of the data layer share: a text of many scripts and a small tokenizer trained on it."""
 
+import gzip
+
 import pytest
 
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
@@ -20,3 +22,15 @@ def text() -> str:
 def tokenizer():
     """430 ids: unigram with byte fallback."""
     return train_tokenizer([TEXT] * 20, TokenizerConfig(vocab_size=430))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name: str, content: str | bytes) -> str:
+        data = content.encode() if isinstance(content, str) else content
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(path)
+
+    return write

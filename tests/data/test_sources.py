@@ -2,35 +2,19 @@
 
 import gzip
 import json
+import shlex
+import subprocess
+import sys
 import tracemalloc
 
 import pydantic
 import pytest
 
-from lmjax.data import files
-from lmjax.data.sources import DataConfig, NamedSet, corpus_fingerprint, open_splits, read_documents
+from lmjax.data.sources import DataConfig, NamedSet, corpus_fingerprint, read_documents
+from lmjax.data.splits import open_splits
 from lmjax.errors import DataError, FlagError
 
-
-def one_training_set(config, *, pairs):
-    train, evals = open_splits(config, pairs=pairs)
-    assert [*train] == ["train"]
-    return train["train"], evals
-
-
 PAIRS = [("a b", "x y"), ("c, d", 'z "q"'), ("ä", "ö")]
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name: str, content: str | bytes) -> str:
-        data = content.encode() if isinstance(content, str) else content
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        return str(path)
-
-    return write
 
 
 def texts(spec, **options):
@@ -44,7 +28,7 @@ def json_lines(records):
 def test_one_file_of_text_is_split_at_blank_lines_or_kept_whole(write):
     path = write("a.txt", "One. Two.\nline\n\n \n\nThree.\n")
     assert texts(path) == ["One. Two.\nline", "Three."]
-    assert texts(path, whole=True) == ["One. Two.\nline\n\n \n\nThree.\n"]
+    assert texts(path, documents="files") == ["One. Two.\nline\n\n \n\nThree.\n"]
     assert next(read_documents(path)).segments == ("One.", " Two.", "\nline")
 
 
@@ -93,7 +77,7 @@ FAULTS = [
     ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: 'text' is no string but '3'"),
     ("a.jsonl", '{"source": "a"}\n', r"a\.jsonl:1: no 'target'"),
     ("a.jsonl", '{"source": "a", "target": " "}\n', r"a\.jsonl:1: 'target' is empty"),
-    ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds a NUL or half a surrogate"),
+    ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds half a surrogate"),
     ("a.csv", "id,body\n1,x\n", r"a\.csv:1: the header \['id', 'body'\] has no 'text'"),
     ("a.tsv", "text\tid\na\n", r"a\.tsv:2: 1 fields, and the header has 2"),
     ("a.csv", 'text\n"a\nb\n', r"a\.csv:2: unexpected end of data"),
@@ -142,17 +126,16 @@ def test_a_corpus_of_bad_records_alone_is_an_error_even_when_they_are_left_out(w
         texts(write("a.jsonl", "nonsense\n"), bad_records="skip")
 
 
-def test_a_line_past_the_bound_is_refused_without_being_read(write, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
+def test_a_line_past_the_bound_is_refused_without_being_read(write):
     path = write("a.jsonl.gz", b'{"text": "' + b"a" * 20_000_000 + b'"}\n')
     tracemalloc.start()
     with pytest.raises(DataError, match=r"a\.jsonl\.gz:1: a line of more than 100000 bytes"):
-        texts(path)
+        texts(path, max_bytes=100_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000, "the line was held in memory whole"
-    with pytest.raises(DataError, match=r"a\.txt:\d+: a text of more than 100000 characters"):
-        texts(write("a.txt", "line\n" * 30_000), whole=True)
+    with pytest.raises(DataError, match=r"a\.txt:\d+: a text of more than 100000 bytes"):
+        texts(write("a.txt", "line\n" * 30_000), documents="files", max_bytes=100_000)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(write, tmp_path):
@@ -173,100 +156,11 @@ def test_the_fingerprint_follows_contents_and_formats_and_not_names(write, tmp_p
     assert corpus_fingerprint(f"{tmp_path}/two/*.txt") != first
 
 
-@pytest.fixture
-def corpus(write):
-    # Every text comes twice: the two must be on one side.
-    return write("corpus.jsonl", json_lines({"text": f"This is text {i % 1000}."} for i in range(2000)))
-
-
-def test_held_out_texts_are_never_trained_on(corpus):
-    train, evals = one_training_set(DataConfig(train=corpus, held_out=0.1), pairs=False)
-    training, held_out = [d.text for d in train()], [d.text for d in evals["heldout"]()]
-    assert len(training) + len(held_out) == 2000
-    assert not set(training) & set(held_out), "the evaluation would reward memory"
-    assert 0.06 < len(held_out) / 2000 < 0.14
-    assert [d.text for d in train()] == training, "a second reading differs"
-
-
-def test_the_split_is_the_same_on_every_machine(corpus):
-    _, evals = open_splits(DataConfig(train=corpus, held_out=0.01), pairs=False)
-    numbers = sorted({int(d.text[13:-1]) for d in evals["heldout"]()})
-    golden = [99, 134, 231, 426, 492, 529, 675, 728, 763, 788, 896]
-    assert numbers == golden, "the split moved: every recorded held-out loss is of other text"
-
-
-def test_white_space_around_a_text_does_not_part_it_from_its_duplicate(write):
-    path = write("a.jsonl", json_lines({"text": text} for i in range(300) for text in (f"text {i}", f" text {i}\n")))
-    train, evals = one_training_set(DataConfig(train=path, held_out=0.3), pairs=False)
-    assert not {d.text.strip() for d in train()} & {d.text.strip() for d in evals["heldout"]()}
-
-
-def test_a_source_with_two_targets_is_on_one_side(write):
-    rows = [{"source": f"source {i}", "target": f"target {i} {j}"} for i in range(300) for j in range(2)]
-    train, evals = one_training_set(DataConfig(train=write("a.jsonl", json_lines(rows)), held_out=0.3), pairs=True)
-    assert not {d.segments[0] for d in train()} & {d.segments[0] for d in evals["heldout"]()}
-
-
-def test_the_tail_split_cuts_one_long_text_as_nanogpt_does(write):
-    text = "".join(f"Line {i}.\n\n" for i in range(999)) + "ä" * 7
-    train, evals = one_training_set(DataConfig(train=write("a.txt", text), held_out=0.1, split="tail"), pairs=False)
-    (training,), (held_out,) = list(train()), list(evals["heldout"]())
-    assert training.text == text[: int(len(text) * 0.9)]
-    assert held_out.text == text[int(len(text) * 0.9) :]
-
-
-def test_named_sets_leave_the_training_data_whole(write, corpus):
-    sets = (NamedSet(name="a", path=write("a.txt", "A.")), NamedSet(name="b", path=write("b.txt", "B.")))
-    train, evals = one_training_set(DataConfig(train=corpus, eval=sets), pairs=False)
-    assert len(list(train())) == 2000
-    assert {name: [d.text for d in read()] for name, read in evals.items()} == {"a": ["A."], "b": ["B."]}
-    assert open_splits(DataConfig(train=corpus, held_out=0), pairs=False).evals == {}
-
-
-def test_splits_that_cannot_be_had_are_refused(write, corpus):
-    one = write("one.txt", "A single text.")
-    with pytest.raises(DataError, match=r"data\.held_out: 0\.05 .* leaves no document on the held-out side"):
-        list(open_splits(DataConfig(train=one), pairs=False).evals["heldout"]())
-    with pytest.raises(FlagError, match=r"data\.split.*data\.split=hash"):
-        open_splits(DataConfig(train=one, split="tail"), pairs=True)
-    with pytest.raises(FlagError, match=r"data\.split"):
-        open_splits(DataConfig(split="tail"), pairs=False)
-    with pytest.raises(FlagError, match=r"data\.eval: 'x' reads .*one\.txt.* and so does data\.train"):
-        open_splits(DataConfig(train=one, eval=(NamedSet(name="x", path=one.replace("one", "on?")),)), pairs=False)
-    with pytest.raises(DataError, match="no file matches"):
-        open_splits(DataConfig(train=corpus + "x"), pairs=False)
-
-
 def test_bad_configs_are_refused():
     with pytest.raises(pydantic.ValidationError, match="one name"):
         DataConfig(eval=(NamedSet(name="x", path="a"), NamedSet(name="x", path="b")))
     with pytest.raises(pydantic.ValidationError, match="pattern"):
         NamedSet(name="a/b", path="x")
-
-
-@pytest.fixture
-def mixture(write):
-    """Two sets of 400 texts; every tenth text is in both."""
-    texts = {name: [f"text {i} of {'both' if i % 10 == 0 else name}." for i in range(400)] for name in ("a", "b")}
-    paths = {name: write(f"{name}.jsonl", json_lines({"text": t} for t in found)) for name, found in texts.items()}
-    return DataConfig(mixture=tuple(f"{name}={path}" for name, path in paths.items()), held_out=0.3)
-
-
-def test_each_set_of_a_mixture_is_held_out_under_its_own_name(mixture):
-    train, evals = open_splits(mixture, pairs=False)
-    assert [*train] == [*evals] == ["a", "b"]
-    training, held_out = ({name: {d.text for d in read()} for name, read in side.items()} for side in (train, evals))
-    for name in ("a", "b"):
-        assert len(training[name]) + len(held_out[name]) == 400
-    assert not (training["a"] | training["b"]) & (held_out["a"] | held_out["b"]), "a text of both sets is on both sides"
-
-
-def test_a_set_is_split_alike_alone_and_in_a_mixture(mixture):
-    """So its tokenised store, and its held-out loss, are the same whatever it is mixed with."""
-    alone, evals = one_training_set(DataConfig(train=mixture.mixture[0].path, held_out=0.3), pairs=False)
-    train, mixed = open_splits(mixture, pairs=False)
-    assert [d.text for d in alone()] == [d.text for d in train["a"]()]
-    assert [d.text for d in evals["heldout"]()] == [d.text for d in mixed["a"]()]
 
 
 def test_sets_are_written_as_name_and_path():
@@ -277,25 +171,133 @@ def test_sets_are_written_as_name_and_path():
     assert DataConfig(train="a.txt").train_sets == {"train": "a.txt"}
 
 
-def test_mixtures_that_cannot_be_had_are_refused(write):
-    one = write("one.txt", "A single text.")
-    with pytest.raises(FlagError, match=r"data\.mixture: 'b' reads .*one\.txt.*, and so does 'a'"):
-        open_splits(DataConfig(mixture=(f"a={one}", f"b={one}")), pairs=False)
-    with pytest.raises(FlagError, match=r"data\.eval: 'x' reads .*one\.txt.* and so does data\.mixture"):
-        open_splits(DataConfig(mixture=(f"a={one}",), eval=(f"x={one}",)), pairs=False)
-    for fields, message in (
-        ({"mixture": ("a=x", "a=y")}, "two training sets have one name"),
-        ({"mixture": ("a=x", "b=y"), "weights": (1,)}, "data.weights=1.0 are 1, and the mixture has 2 sets; give one"),
-        ({"mixture": ("x.txt",)}, "a set is written NAME=PATH"),
-        ({"mixture": ("a=x",), "weights": (-1,)}, "greater than or equal to 0"),
-    ):
-        with pytest.raises(pydantic.ValidationError, match=message):
-            DataConfig(**fields)
-
-
 def test_the_cache_folder_comes_from_the_config_then_the_environment(monkeypatch):
     monkeypatch.setenv("LMJAX_CACHE", "/somewhere")
     assert DataConfig(cache_dir="/else").cache_path == "/else"
     assert DataConfig().cache_path == "/somewhere"
     monkeypatch.delenv("LMJAX_CACHE")
     assert DataConfig().cache_path.endswith("/.cache/lmjax")
+
+
+def test_two_columns_of_one_name_are_refused_only_where_they_are_read(write):
+    assert texts(write("a.csv", "n,text,n\n1,x,2\n")) == ["x"]
+    with pytest.raises(DataError, match=r"b\.csv:1: 2 columns are called 'text'; rename one"):
+        texts(write("b.csv", "text,text\nx,y\n"))
+    with pytest.raises(DataError, match=r"b\.jsonl:1: two fields are called 'text'"):
+        texts(write("b.jsonl", '{"text": "a", "text": "b"}\n'))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json"])
+def test_fields_may_have_other_names(write, name):
+    rows = [{"body": "b", "de": "d", "en": "e"}]
+    if name.endswith("json"):
+        path = write(name, json.dumps(rows))
+    elif name.endswith("jsonl"):
+        path = write(name, json_lines(rows))
+    else:
+        mark = "," if name.endswith("csv") else "\t"
+        path = write(name, "".join(f"{mark.join(line)}\n" for line in ([*rows[0]], [*rows[0].values()])))
+    config = DataConfig(train=path, held_out=0, text_field="body", source_field="de", target_field="en")
+    (document,) = open_splits(config, pairs=False).train["train"]()
+    assert document.text == "b"
+    (document,) = open_splits(config, pairs=True).train["train"]()
+    assert document.segments == ("d", "e")
+    with pytest.raises(
+        DataError,
+        match=r":1: .*no 'text'; a record needs text, or .*text_field, source_field and target_field name others",
+    ):
+        texts(path)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "csv"])
+def test_an_empty_file_beside_others_is_left_out_and_told(write, tmp_path, suffix, packed, caplog):
+    contents = {"txt": "one", "jsonl": '{"text": "one"}', "json": '[{"text": "one"}]', "csv": "text\none\n"}
+    write(f"a.{suffix}{packed}", contents[suffix])
+    write(f"b.{suffix}{packed}", "")
+    write(f"c.{suffix}{packed}", "\ufeff")
+    assert texts(f"{tmp_path}/*") == ["one"]
+    assert f"2 empty files left out; the first: {tmp_path}/b.{suffix}{packed}" in caplog.text
+    with pytest.raises(DataError, match=rf"b\.{suffix}{packed}: the file is empty"):
+        texts(f"{tmp_path}/b.*")
+
+
+def test_a_directory_is_answered_with_the_glob_of_its_files(write, tmp_path):
+    for name in ("it's a/b/x.jsonl.gz", "it's a/y.jsonl.gz", "it's a/z.txt", "it's a/.hidden/.DS_Store"):
+        write(name, '{"text": "x"}')
+    with pytest.raises(DataError, match="is a directory") as error:
+        texts(f"{tmp_path}/it's a/")
+    (spec,) = shlex.split(str(error.value).split("as in ")[1])
+    assert spec == f"{tmp_path}/it's a/**/*.jsonl.gz"
+    assert texts(spec) == ["x", "x"]
+
+
+def test_what_is_not_utf8_text_at_all_is_told_once(write):
+    data = gzip.compress(b"text")
+    for content, message in ((data, r"gzip data; give it a name that ends in \.gz"), ("a".encode("utf-16"), "UTF-16")):
+        with pytest.raises(DataError, match=rf"a\.txt: this is {message}"):
+            texts(write("a.txt", content))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_carriage_returns_are_line_ends_where_there_are_no_others(write, name):
+    assert texts(write(name, "one\rtwo\r\rthree\r")) == ["one\ntwo", "three"]
+    assert texts(write(name, "10 %\r20 %\nend\n")) == ["10 %\r20 %\nend"]
+    # Where the head ends in the middle of a line end.
+    assert texts(write(name, "x" * (2**16 - 1) + "\r\n\r\nthree")) == ["x" * (2**16 - 1), "three"]
+
+
+def test_documents_are_what_is_asked_for(write, tmp_path):
+    one = write("one.txt", "a\nb\n\nc\n")
+    cuts = {"lines": ["a", "b", "c"], "paragraphs": ["a\nb", "c"], "files": ["a\nb\n\nc\n"], "auto": ["a\nb", "c"]}
+    assert {kind: texts(one, documents=kind) for kind in cuts} == cuts
+    write("two.txt", "d\n\ne")
+    more = {"lines": ["d", "e"], "paragraphs": ["d", "e"], "files": ["d\n\ne"], "auto": ["a\nb\n\nc\n", "d\n\ne"]}
+    both = {kind: texts(f"{tmp_path}/*.txt", documents=kind) for kind in cuts}
+    assert both == {kind: more[kind] if kind == "auto" else cuts[kind] + more[kind] for kind in cuts}
+    train = open_splits(DataConfig(train=one, held_out=0, documents="lines"), pairs=False).train["train"]
+    assert [d.text for d in train()] == ["a", "b", "c"]
+    with pytest.raises(FlagError, match=r"data\.documents=lines: data\.split=tail cuts"):
+        open_splits(DataConfig(train=one, documents="lines", split="tail"), pairs=False)
+
+
+def test_reading_otherwise_is_another_corpus():
+    """So a store of other documents is not taken for this one's; what is usual leaves old stores their names."""
+    assert DataConfig().reading == {}
+    assert DataConfig(documents="lines", text_field="t").reading == {"documents": "lines", "text_field": "t"}
+
+
+MEASURE = """
+import resource, sys
+from lmjax.data.files import Faults
+from lmjax.data.records import read_records
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+path, documents, bound = sys.argv[1], sys.argv[2], int(sys.argv[3])
+before = peak()
+faults = Faults("skip")
+found = sum(1 for _ in read_records(path, faults, pairs=False, documents=documents, max_bytes=bound))
+print(found, faults._count, peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "documents", "counts"),
+    [
+        ("a.txt", "word by word by word by word by word by word by word\n", "paragraphs", (0, 1)),
+        ("a.txt", "word by word by word by word by word by word by word\n", "files", (0, 1)),
+        ("a.txt", "word by word ", "lines", (0, 1)),
+        ("a.csv", "word, by, word\n", "paragraphs", (0, 1)),
+        ("a.jsonl", "word by word ", "paragraphs", (0, 1)),
+        ("a.json", "word by word ", "paragraphs", (0, 1)),
+    ],
+)
+def test_memory_follows_the_bound_and_not_the_file(write, name, unit, documents, counts):
+    start = {"a.csv": 'text\n"', "a.json": '[{"text": "'}.get(name, "")
+    path = write(name, start + unit * (32 * 2**20 // len(unit)))
+    argv = [sys.executable, "-c", MEASURE, path, documents, str(2**20)]
+    found, bad, grown = map(int, subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split())
+    assert (found, bad) == counts
+    assert grown < 16 * 2**20, "the file was held in memory"

@@ -6,7 +6,8 @@ import collections
 import pytest
 
 from lmjax.data import stdlib
-from lmjax.data.sources import DataConfig, open_splits
+from lmjax.data.sources import DataConfig
+from lmjax.data.splits import open_splits
 from lmjax.errors import DataError
 
 

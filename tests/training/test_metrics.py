@@ -1,6 +1,7 @@
 """What is written down: every step once, the same names everywhere."""
 
 import json
+import math
 import struct
 
 import pytest
@@ -94,3 +95,18 @@ def test_timers_add_up_by_purpose_and_survive_errors():
     assert timers.seconds["input"] > 0
     assert timers.seconds["evaluation"] > 0
     assert timers.seconds["checkpoint"] == 0
+
+
+def test_what_is_written_is_json_for_every_reader(tmp_path):
+    """JSON has no word for numbers that are not finite; Python's own three are an error elsewhere."""
+    with MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), 0) as writer:
+        writer.write(1, {"train/loss": math.nan, "a": math.inf, "b": -math.inf, "c": 1.5})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse) == {"step": 1, "train/loss": None, "a": None, "b": None, "c": 1.5}
+    steps, values = read_metrics(tmp_path, "train/loss")
+    assert steps == [1]
+    assert math.isnan(values[0])

@@ -13,7 +13,7 @@ import pytest
 
 from lmjax.commands.train import train
 from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
-from lmjax.runs.build import claim_workdir
+from lmjax.runs.workdir import claim_workdir
 from tests.workdirs import bits, losses, resumed_from
 
 STEPS = 12
@@ -120,6 +120,32 @@ def test_other_data_is_refused(config, whole, corpus, tmp_path):
 def test_a_second_writer_is_refused(config, tmp_path):
     with claim_workdir(tmp_path / "run", config), pytest.raises(FlagError, match="another process"):
         claim_workdir(tmp_path / "run", config)
+
+
+def test_what_file_managers_leave_is_no_run_and_no_obstacle(config, whole, tmp_path):
+    step = max(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit())
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    for folder in (workdir, workdir / "checkpoints", workdir / "checkpoints" / str(step)):
+        for name in (".DS_Store", "._x", "Thumbs.db"):
+            (folder / name).touch()
+    before = (workdir / "metrics.jsonl").read_text()
+    train(config, workdir, progress=False)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / ".DS_Store").touch()
+    with claim_workdir(new, config):
+        (new / "checkpoints").mkdir()
+    assert [path.name for path in new.iterdir()] == [".DS_Store"], "a claim that led to no run left something behind"
+
+
+def test_a_command_that_was_killed_before_its_run_began_is_no_obstacle(config, tmp_path):
+    (tmp_path / ".lock").touch()
+    claim_workdir(tmp_path, config).close()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FlagError, match="holds no run"):
+        claim_workdir(tmp_path, config)
+    assert (tmp_path / "notes.txt").exists()
 
 
 def damage(workdir: pathlib.Path, step: int) -> None:

@@ -1,0 +1,155 @@
+"""The split of documents into training and held-out ones, looked at before anything is made of either."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from lmjax.data import files
+from lmjax.data.documents import Document
+from lmjax.data.fields import has_fields
+from lmjax.data.records import FieldNames, Record
+from lmjax.data.sources import STDLIB, DataConfig, Unsplit, read_unsplit
+from lmjax.errors import DataError, FlagError
+
+Read = Callable[[], Iterator[Unsplit]]
+
+
+class Splits(NamedTuple):
+    """Functions that read the documents of each training set and of each evaluation set anew."""
+
+    train: dict[str, Callable[[], Iterator[Document]]]
+    evals: dict[str, Callable[[], Iterator[Document]]]
+
+
+def open_splits(config: DataConfig, *, pairs: bool) -> Splits:
+    """The training sets and the evaluation sets: those of `config.eval`, else the held-out parts of the training sets.
+
+    Documents are held out by a hash of their group, which is the same on every machine; a text that occurs twice is on
+    one side, in a mixture too. The held-out part is called "heldout", in a mixture as its set; with `held_out=0` there
+    is none. The first reading of any set looks first whether all of them, and both sides of each, have a document: to
+    find it out in their turn costs the tokenising of those before.
+
+    Raises:
+      FlagError: the split cannot be had, or a file is read twice.
+      DataError: a path names no file.
+    """
+    _check_files(config)
+    tail, documents = config.split == "tail", config.documents
+    if tail and not config.eval and (pairs or STDLIB in config.train_sets.values()):
+        raise FlagError('data.split: "tail" cuts running text, not pairs or the stdlib corpus; use data.split=hash')
+    if tail and documents not in ("auto", "files"):
+        raise FlagError(f"data.documents={documents}: data.split=tail cuts the end off each file; use data.split=hash")
+    documents = "files" if tail else documents
+    names = FieldNames(config.text_field, config.source_field, config.target_field)
+
+    def reader(path: str) -> Read:
+        return functools.partial(read_unsplit, path, pairs, config.bad_records, documents, names)
+
+    train = {name: _Set(path, reader(path), config.held_out, tail) for name, path in config.train_sets.items()}
+    evals = {item.name: _Set(item.path, reader(item.path), 0.0, tail) for item in config.eval}
+    if config.eval or not config.held_out:
+        train = {name: dataclasses.replace(each, share=0.0) for name, each in train.items()}
+
+    @functools.cache
+    def check() -> None:
+        for each in (*train.values(), *evals.values()):
+            each.check()
+
+    def opened(sets: dict[str, _Set], held_out: bool) -> dict[str, Callable[[], Iterator[Document]]]:
+        return {name: functools.partial(_documents, check, each, held_out) for name, each in sets.items()}
+
+    if config.eval or not config.held_out:
+        return Splits(opened(train, held_out=False), opened(evals, held_out=False))
+    held_out = opened(train, held_out=True)
+    return Splits(opened(train, held_out=False), held_out if config.mixture else {"heldout": held_out["train"]})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """A set of documents, of which a share is held out.
+
+    Attributes:
+      path: or glob.
+      read: reads them anew.
+      share: that is held out; 0: all are on one side.
+      tail: whether the end of each text is held out, or else whole documents.
+    """
+
+    path: str
+    read: Read
+    share: float
+    tail: bool
+
+    def side(self, held_out: bool) -> Iterator[Unsplit]:
+        """The documents of one side."""
+        if not self.share:
+            return self.read()
+        return (_tails if self.tail else _by_hash)(self.read(), self.share, held_out)
+
+    def check(self) -> None:
+        """Raises DataError if a side has no document; otherwise reads no further than the first one of each."""
+        sides = (True, False) if self.share else (False,)
+        empty = next((side for side in sides if next(self.side(side), None) is None), None)
+        if empty is None:
+            return
+        count = sum(1 for _ in self.read())
+        running = self.path != STDLIB and not all(map(has_fields, files.find_files(self.path)))
+        remedy = "give more documents, another share, or --eval_data=PATH"
+        if running and not self.tail:
+            remedy = (
+                "--config.data.documents=lines makes each line a document, --config.data.split=tail holds the end of "
+                "the text out, --eval_data=PATH names other text"
+            )
+        raise DataError(
+            f"--data: {'one document' if count == 1 else f'{count} documents'} found in {self.path!r}, and "
+            f"--config.data.held_out={self.share} leaves no document on the "
+            f"{'held-out' if empty else 'training'} side; {remedy}"
+        )
+
+
+def _documents(check: Callable[[], None], each: _Set, held_out: bool) -> Iterator[Document]:
+    check()
+    for found in each.side(held_out):
+        yield found.document()
+
+
+def _by_hash(documents: Iterator[Unsplit], share: float, held_out: bool) -> Iterator[Unsplit]:
+    for document in documents:
+        draw = int.from_bytes(hashlib.blake2b(document.group.encode(), digest_size=8).digest(), "big")
+        if (draw < share * 2**64) == held_out:
+            yield document
+
+
+def _tails(documents: Iterator[Unsplit], share: float, held_out: bool) -> Iterator[Unsplit]:
+    for document in documents:
+        cut = int(len(document.text) * (1 - share))
+        text = document.text[cut:] if held_out else document.text[:cut]
+        if text.strip():
+            yield Unsplit(Record(text), document.group, as_pair=False)
+
+
+def _check_files(config: DataConfig) -> None:
+    """Raises FlagError if two sets read one file."""
+    owner = {}
+    for name, path in config.train_sets.items():
+        files_of_set = _files(path)
+        if shared := files_of_set & owner.keys():
+            raise FlagError(
+                f"data.mixture: {name!r} reads {min(shared)!r}, and so does {owner[min(shared)]!r}; give each file to "
+                "one set"
+            )
+        owner |= dict.fromkeys(files_of_set, name)
+    for item in config.eval:
+        if shared := _files(item.path) & owner.keys():
+            raise FlagError(
+                f"data.eval: {item.name!r} reads {min(shared)!r}, and so does "
+                f"data.{'mixture' if config.mixture else 'train'}; leave data.eval empty to hold a part of the "
+                "training data out"
+            )
+
+
+def _files(spec: str) -> set[str]:
+    return {STDLIB} if spec == STDLIB else {os.path.realpath(path) for path in files.find_files(spec)}

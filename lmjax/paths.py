@@ -1,0 +1,72 @@
+"""Paths that users write, folders that are free to be used, and folders that appear whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import shutil
+from collections.abc import Iterator
+
+# What file managers and network file systems leave in any folder.
+_LITTER = (".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
+_LITTER_STARTS = ("._", ".nfs")
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path with `~` and `~name` as the home directory; a name that no user has is left as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def shell_quoted(path: str | os.PathLike[str]) -> str:
+    """The path as a shell takes it, for commands that are shown to be copied."""
+    return shlex.quote(str(path))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file of this name is nobody's content."""
+    return name in _LITTER or name.startswith(_LITTER_STARTS)
+
+
+def is_free(folder: pathlib.Path) -> bool:
+    """Whether there is no such folder, or it holds nothing; what a file manager leaves there does not count."""
+    if not os.path.lexists(folder):
+        return True
+    return folder.is_dir() and all(is_litter(path.name) for path in folder.iterdir())
+
+
+def make_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders that had to be made so that `folder` is there, the innermost first.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_folders(made: list[pathlib.Path]) -> None:
+    """Removes folders that `make_folders` made, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in made:
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to, which takes the place of the free `folder` once the context ends without an error."""
+    made = make_folders(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            for path in filter(lambda path: is_litter(path.name), list(folder.iterdir())):
+                path.unlink()
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folders(made)
+        raise

@@ -1,0 +1,18 @@
+"""JSON that every reader takes: numbers that are not finite, for which JSON has no word, are null."""
+
+import json
+import math
+from typing import Any
+
+
+def dumps(values: Any, **options: Any) -> str:
+    """The values as JSON; `options` are those of `json.dumps`."""
+    return json.dumps(_finite(values), allow_nan=False, **options)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    return [_finite(value) for value in values] if isinstance(values, list | tuple) else values
