@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from lmjax.cli import run
-from lmjax.commands import convert, evaluate, generate, tokenizer, train
+from lmjax.commands import convert_flags, evaluate_flags, generate_flags, tokenizer_flags, train_flags
 from lmjax.data.sources import DataConfig, read_documents
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
@@ -31,9 +31,11 @@ def home(monkeypatch, tmp_path):
 PLACES = {"workdir", "to", "output", "prompts", "include_path"}
 
 
-@pytest.mark.parametrize("command", [train, tokenizer, convert, evaluate, generate])
+@pytest.mark.parametrize(
+    "command", [train_flags, tokenizer_flags, convert_flags, evaluate_flags, generate_flags], ids=lambda m: m.__name__
+)
 def test_flags_that_name_a_place_know_the_home_directory(command, home):
-    values = command._flags()
+    values = command.define()
     for name in PLACES & set(values):
         values[name].parse("~/x")
         assert values[name].value == f"{home}/x", f"--{name}"
