@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> Config:
     config = Config(
         steps=2**19,
         batch_size=128,
-        task=TaskConfig(objective=("span_corruption",), length=512, target_length=114),
+        task=TaskConfig(objective=("span_corruption",), length=512),
         model=PRESETS["t5_small"].model_copy(
             update={"vocab_size": 0, "dtype": "bfloat16"} | dict.fromkeys(_NO_DROPOUT, 0.0)
         ),
@@ -47,4 +47,4 @@ def get_config(variant: str = "") -> Config:
     )
     if variant == "":
         return config
-    return replace(config, {"task.objective": ("denoise",), "task.target_length": 512})
+    return replace(config, {"task.objective": ("denoise",)})

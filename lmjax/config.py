@@ -29,6 +29,7 @@ from lmjax.objectives.task import TaskConfig, architectures
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import expanded
 from lmjax.schema import Schema
+from lmjax.streams import SEEDS
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
@@ -39,7 +40,7 @@ from lmjax.training.stages import StagesConfig
 class Config(Schema):
     """One run."""
 
-    seed: int = Field(0, ge=0, description="of parameters, order, corruption and dropout")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of parameters, order, corruption and dropout")
     steps: int = Field(1000, ge=1, description="updates; not read where there are minutes")
     minutes: float | None = Field(
         None, gt=0, description="the run, and its schedule, ends after this time instead of after steps; none: steps"
@@ -73,13 +74,17 @@ class Config(Schema):
                 f"--architecture={model.architecture} cannot train --objective={','.join(task.objective)}; "
                 f"it needs {' or '.join(can)}"
             )
-        target = task.target_length if model.architecture == "encoder_decoder" else 0
-        longest = max(task.length, *self.stages.length, target)
-        if longest > model.max_length:
-            raise FlagError(
-                f"--config.task.length: rows of {longest} tokens do not fit --config.model.max_length="
-                f"{model.max_length}; shorten the rows or raise max_length"
-            )
+        lengths = (task.length, *self.stages.length)
+        rows = {"length": max(lengths)}
+        if model.architecture == "encoder_decoder":
+            stages = (task.model_copy(update={"length": length}) for length in lengths)
+            rows["target_length"] = max(stage.target_places() for stage in stages)
+        for name, longest in rows.items():
+            if longest > model.max_length:
+                raise FlagError(
+                    f"--config.task.{name}: rows of {longest} tokens do not fit --config.model.max_length="
+                    f"{model.max_length}; shorten the rows or raise max_length"
+                )
         for size in (self.batch_size, *self.stages.batch_size):
             if size % self.accumulation:
                 raise FlagError(
@@ -115,8 +120,6 @@ def from_json(path: pathlib.Path) -> Config:
 
 # Steps, rows of a batch and learning rate with which the nano models learn most in two minutes on two CPU cores.
 NANO_RUNS = {"encoder": (600, 16, 4e-3), "decoder": (600, 16, 4e-3), "encoder_decoder": (900, 8, 3e-3)}
-# Tokens of the nano encoder-decoder's targets, where they are not the short ones of span corruption.
-NANO_TARGETS = {"prefix_lm": 96, "denoise": 96, "infilling": 128}
 
 
 def default_config(objective: tuple[str, ...] = ("next_token",), architecture: str | None = None) -> Config:
@@ -129,9 +132,7 @@ def default_config(objective: tuple[str, ...] = ("next_token",), architecture: s
     return Config(
         steps=steps,
         batch_size=batch_size,
-        task=TaskConfig(
-            objective=objective, length=128, target_length=max(NANO_TARGETS.get(name, 48) for name in objective)
-        ),
+        task=TaskConfig(objective=objective, length=128),
         model=PRESETS[f"nano_{chosen}"].model_copy(update={"vocab_size": 0}),
         tokenizer=TokenizerConfig(vocab_size=2048),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=None),

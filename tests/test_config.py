@@ -147,6 +147,18 @@ def get_config(variant):
 """
 
 
+def test_rows_of_targets_follow_from_the_objective_unless_they_are_given():
+    def places(objective: str, **overrides: str) -> int:
+        return resolve(objective=(objective,), overrides=overrides).task.target_places()
+
+    assert places("span_corruption") == 29
+    assert places("span_corruption", **{"task.length": "64"}) < 20
+    assert places("span_corruption", **{"task.length": "64", "task.target_length": "48"}) == 48
+    assert places("infilling") == places("seq2seq") == 128
+    with pytest.raises(FlagError, match=r"--config\.task\.target_length: rows of \d+ tokens do not fit"):
+        places("span_corruption", **{"task.span_corruption.noise_density": "0.9"})
+
+
 def test_flags_go_over_an_experiment(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(EXPERIMENT)

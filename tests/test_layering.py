@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "lmjax"
 
 # A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "schema", "axes", "nearest", "paths", "phases", "strict_json", "__init__"),
+    ("errors", "schema", "axes", "nearest", "paths", "phases", "streams", "strict_json", "__init__"),
     ("data", "model"),
     ("objectives",),
     ("parallel", "training", "inference", "interop"),

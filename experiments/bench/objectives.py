@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from lmjax.config import resolve
+from lmjax.data.pipeline import example_stream
 from lmjax.objectives.task import COMBINATIONS, OBJECTIVES, architectures
 from lmjax.parallel.host import keep_freed_memory
 from lmjax.parallel.mesh import to_device
@@ -34,7 +35,7 @@ def make_batch(run: Run, step: int) -> Batch:
     mixture, rows = run.train_examples.mixture, []
     for position in range(step * run.config.batch_size, (step + 1) * run.config.batch_size):
         epoch, row = mixture.row(position, run.config.seed)
-        rows.append(run.train_examples(row, np.random.default_rng((run.config.seed, epoch, row))))
+        rows.append(run.train_examples(row, example_stream(run.config.seed, epoch, row)))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

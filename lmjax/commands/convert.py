@@ -103,7 +103,6 @@ def _config(source: Pretrained) -> Config:
             "init_from": str(source.folder),
             "tokenizer.path": str(source.folder),
             "task.length": length,
-            "task.target_length": min(base.task.target_length, length),
         },
     )
 

@@ -146,7 +146,8 @@ def evaluate(loaded: LoadedModel, task: str, data: Data, config: ScoreConfig) ->
     if task == "perplexity":
         return summary(rolling(loaded, records, config, names))
     scores = score(loaded, [Item(*pair) for pair in records], config, names)
-    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores), "pairs": len(scores)}
+    counts = {"pairs": len(scores), "apart": sum(s.apart for s in scores)}
+    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
 
 
 def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig) -> dict[str, dict[str, float]]:

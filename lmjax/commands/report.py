@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,11 +16,44 @@ from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
 from lmjax.training.metrics import read_lines, write_report
+from lmjax.training.stages import Stage
 from lmjax.training.state import TrainState
 
+# Below this share of tokens in rows, a run says that it computes padding.
+_FULL = 0.7
 
-def opening_report(run: Run, params: Any, step: int) -> str:
-    """Returns a line on what is about to be trained and where: parameters, or their shapes, from a step on."""
+
+def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
+    """Returns how full the rows of all stages are, and a warning where that is little; else an empty one."""
+    fills = [stage.fill() for stage in stages]
+    said = [_percentages(fill) for fill in fills]
+    low = [i for i, fill in enumerate(fills) if fill[""] < _FULL]
+    if not low:
+        return "; ".join(said), ""
+    shape = stages[low[0]].task.objectives[0]
+    flags = f"--config.task.length (now {shape.length})"
+    if shape.architecture == "encoder_decoder":
+        flags += f" or --config.task.target_length (now {shape.target_length})"
+    return "; ".join(said), (
+        f"rows are {said[low[0]]} full, and the rest is padding, which costs as much to compute; change {flags}"
+    )
+
+
+def _percentages(fill: dict[str, float]) -> str:
+    """Returns the share of all places that hold tokens, and of each side's where there are two."""
+    sides = [f"{side} {share:.0%}" for side, share in fill.items() if side]
+    return f"{fill['']:.0%}" + (f" ({', '.join(sides)})" if sides else "")
+
+
+def opening_report(run: Run, params: Any, step: int, full: str) -> str:
+    """Returns a line on what is about to be trained.
+
+    Args:
+        run: the run.
+        params: its parameters, or their shapes.
+        step: from which on.
+        full: how full its rows are, of `fill_report`.
+    """
     c = run.config
     tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
@@ -27,7 +61,7 @@ def opening_report(run: Run, params: Any, step: int) -> str:
     return (
         f"{c.model.architecture.replace('_', '-')}, {count_parameters(params) / 1e6:.2f} M parameters, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
-        f"{jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
+        f"rows {full} full, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
     )
 
 

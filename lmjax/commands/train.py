@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from lmjax.commands.explain import explain
 from lmjax.commands.fits import check_run, sized_model
 from lmjax.commands.flags import data_fields
 from lmjax.commands.naming import run_name
-from lmjax.commands.report import final_report, opening_report
+from lmjax.commands.report import fill_report, final_report, opening_report
 from lmjax.commands.train_flags import FIELDS
 from lmjax.config import Config, resolve, write_json
 from lmjax.errors import FlagError
@@ -27,6 +28,7 @@ from lmjax.runs.build import Run, build, environment
 from lmjax.runs.fit import fit
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import claim_workdir
+from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups
 from lmjax.training.state import TrainState
 
@@ -109,14 +111,18 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
 
 def _print_config(config: Config) -> None:
     model = sized_model(config)
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(model, prng_key(0, "shapes of a run")))
     check_groups(config.optimizer, params)
     print(config.to_json())
     print(parameter_table(params))
 
 
-def _announce(run: Run, params: Any, step: int) -> None:
-    print(opening_report(run, params, step), file=sys.stderr)
+def _announce(run: Run, params: Any, step: int, *, progress: bool) -> None:
+    full, little = fill_report(run.stages)
+    if progress:
+        print(opening_report(run, params, step, full), file=sys.stderr)
+    if little:
+        logging.warning("%s", little)
 
 
 def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pathlib.Path:
@@ -135,7 +141,11 @@ def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pa
         if first:
             write_json(workdir / "config.json", config.to_json())
             write_json(workdir / "env.json", environment())
-        state, ending = fit(run, progress=progress and first, announce=_announce if progress and first else None)
+        state, ending = fit(
+            run,
+            progress=progress and first,
+            announce=functools.partial(_announce, progress=progress) if first else None,
+        )
         if first:
             _report(run, state, ending)
     finally:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lmjax.streams import random_stream
+
 _PLACES = 4096  # rates are multiples of 1/4096, and every source has at least one place
-_BLOCK_STREAM = 2**32  # so that the order of a block draws nothing that a row draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Mixture:
         """The order of a source's rows; the latest of each source is kept, for positions come one after the other."""
         key, order = self._orders.get(source, (None, None))
         if key != (seed, epoch):
-            order = np.random.default_rng((seed, epoch, source)).permutation(self.sizes[source])
+            order = random_stream(seed, "order", source, epoch).permutation(self.sizes[source])
             self._orders[source] = ((seed, epoch), order)
         return order
 
@@ -122,7 +123,7 @@ def _block(places: tuple[int, ...], seed: int, block: int) -> tuple[list[int], l
     """The source of each place of a block, and how many places of that source are before it."""
     if len(places) == 1:
         return [0], [0]
-    sources = np.random.default_rng((seed, block, _BLOCK_STREAM)).permutation(np.repeat(np.arange(len(places)), places))
+    sources = random_stream(seed, "block", block).permutation(np.repeat(np.arange(len(places)), places))
     ranks = np.empty_like(sources)
     for source, count in enumerate(places):
         ranks[sources == source] = np.arange(count)

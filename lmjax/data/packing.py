@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lmjax.errors import FlagError
+from lmjax.streams import random_stream
 
 
 class Plan:
@@ -71,7 +72,7 @@ def pack(
             f"packing: a piece of {sizes[worst]} tokens takes {costs[worst]} places, and a row has 1 to {capacity}; "
             "give longer rows or shorter pieces"
         )
-    rng = np.random.default_rng(seed)
+    rng = random_stream(seed, "packing")
     order = rng.permutation(len(costs))
     order = order[np.argsort(-costs[order], kind="stable")]
     rows = np.empty(len(costs), np.int64)

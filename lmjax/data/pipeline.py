@@ -13,12 +13,12 @@ import numpy as np
 
 from lmjax.data.mixing import Mixture
 from lmjax.errors import DataError, FlagError
+from lmjax.streams import random_stream
 
 Features = dict[str, np.ndarray]
 MakeExample = Callable[[int, np.random.Generator], Features]
 
 _ENDLESS = 2**62
-_EVAL_EPOCH = 2**32  # so that evaluation draws nothing that an epoch of training draws
 
 
 class Batches:
@@ -161,13 +161,18 @@ def _share(batch_size: int, process_index: int, process_count: int) -> _Share:
     return _Share(batch_size, process_index, process_count)
 
 
+def example_stream(seed: int, epoch: int, row: int) -> np.random.Generator:
+    """The generator that a row of an epoch is made with."""
+    return random_stream(seed, "example", epoch, row)
+
+
 def _train_batch(
     make_example: MakeExample, mixture: Mixture, seed: int, share: _Share, shuffle: bool, step: int
 ) -> Features:
     examples = []
     for position in share.positions(step):
         epoch, row = mixture.row(position, seed, shuffle)
-        examples.append(make_example(row, np.random.default_rng((seed, epoch, row))))
+        examples.append(make_example(row, example_stream(seed, epoch, row)))
     return _stack(examples)
 
 
@@ -175,7 +180,7 @@ def _eval_batch(make_example: MakeExample, mixture: Mixture, seed: int, share: _
     examples = []
     for place in share.positions(step):
         row = int(mixture.spread[min(place, len(mixture) - 1)])
-        example = make_example(row, np.random.default_rng((seed, _EVAL_EPOCH, row)))
+        example = make_example(row, random_stream(seed, "evaluation example", row))
         if place >= len(mixture):
             example = {name: np.zeros_like(value) for name, value in example.items()}
         examples.append(example)

@@ -25,7 +25,6 @@ import hashlib
 import heapq
 import io
 import pathlib
-import random
 import re
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from lmjax.data.vocabulary import Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
 from lmjax.paths import expanded
 from lmjax.schema import Schema
+from lmjax.streams import random_stream
 
 NUM_SENTINELS = 100
 PAD, UNK, BOS, EOS, CLS, SEP, MASK = "[PAD]", "[UNK]", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"
@@ -258,7 +258,7 @@ def _sample(texts: Iterable[str], limit: int) -> list[str]:
 
     Each chunk draws a number, and the chunks with the smallest ones stay: one pass over a stream, bounded memory.
     """
-    draw = random.Random(0)
+    draw = random_stream(0, "tokenizer")
     heap, total = [], 0  # the largest draw is at the front
     for number, chunk in enumerate(chunk for text in texts for chunk in _chunks(text, _CHUNK_CHARS)):
         size = len(chunk.encode())

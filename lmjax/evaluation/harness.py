@@ -6,6 +6,7 @@ The one module that needs the package: import it where lm-eval is wanted, and no
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,9 @@ class HarnessModel(LM):
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Returns (log-likelihood, whether greedy) of each (context, continuation); an encoder's are pseudo ones."""
         found = score(self.loaded, [Item(*request.args) for request in requests], self.config)
+        if apart := sum(s.apart for s in found):
+            # lm-eval would score the tail of these: its own numbers may be kinder.
+            print(f"{apart} of {len(found)} continuations are encoded apart from their contexts", file=sys.stderr)
         return [(s.log_likelihood, s.greedy) for s in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:

@@ -23,6 +23,7 @@ from lmjax.model.language_model import BARE, LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import layer_paths, unstack_layers
 from lmjax.parallel.mesh import on_mesh
+from lmjax.streams import prng_key
 
 PyTree = Any
 
@@ -160,7 +161,7 @@ def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> PyTree:
     """
 
     def make(config: ModelConfig) -> PyTree:
-        return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), jax.random.key(0)))
+        return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), prng_key(0, "shapes of a checkpoint")))
 
     if config.scan_layers or config.share_layers or config.num_layers < _MANY:
         return make(config)

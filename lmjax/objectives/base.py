@@ -16,6 +16,7 @@ from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.objectives.prompts import PromptFormat
 from lmjax.schema import Schema
 
 Features = dict[str, np.ndarray]
@@ -39,8 +40,8 @@ class LossSum(struct.PyTreeNode):
     Attributes:
         loss: float32 scalar, the weighted sum of losses in nats: the plain cross entropy, comparable with any other.
         weight: float32 scalar, the sum of the weights (for 0/1 weights, the number of predictions).
-        correct: float32 scalar, the weighted number of predictions whose most likely class is the target; None for a
-            loss that predicts nothing.
+        correct: float32 scalar, the weighted number of predictions whose likeliest class (of equals, the first) is the
+            target; None for a loss that predicts nothing.
         penalty: float32 scalar, what z-loss and label smoothing add to `loss` in training.
     """
 
@@ -62,8 +63,8 @@ class Penalties(struct.PyTreeNode):
     Attributes:
         z_loss: factor on the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311,
             section 5), which keeps logits from drifting.
-        label_smoothing: share of the target's probability that goes to all classes alike (Szegedy et al. 2016,
-            arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
+        label_smoothing: share of the target's probability that goes to all ids of the tokenizer alike (Szegedy et al.
+            2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
     """
 
     z_loss: jax.Array | None = None
@@ -164,6 +165,15 @@ class Objective(abc.ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     wants_pairs: ClassVar[bool] = False
 
+    @classmethod
+    def target_places(cls, config: ObjectiveConfig, length: int) -> int:
+        """Returns the tokens that a decoder's row needs beside an encoder's of `length`, so that both fill up alike.
+
+        Here as many: a target is about as long as its source.
+        """
+        del config
+        return length
+
     @abc.abstractmethod
     def rows(self, store: Store, seed: int) -> Rows:
         """Returns the rows that this objective makes of a store's documents."""
@@ -184,6 +194,21 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over `batch` by name: the objective's own, and what else it trains with it."""
+
+    def prompt_format(self) -> PromptFormat:
+        """Returns what stands around a text in this objective's rows, and ends what is written behind it.
+
+        Writing and scoring give the model the rows that it was trained on. Here: of an encoder, one text between its
+        special tokens; of a decoder, a text that is predicted from its beginning on.
+        """
+        t = self.tokenizer
+        if self.architecture == "encoder":
+            return PromptFormat(before=(t.cls_id,), after=(t.sep_id,))
+        return PromptFormat(before=(t.bos_id,), stop=(t.eos_id,), never=self.never())
+
+    def never(self) -> tuple[int, ...]:
+        """Returns the special ids that this objective never predicts, and that are never written."""
+        return tuple(sorted(self.tokenizer.special_ids - {self.tokenizer.eos_id}))
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
         """Returns, for each sum that is over tokens, the targets and their weights: what perplexity and bytes need."""

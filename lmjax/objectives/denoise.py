@@ -12,9 +12,11 @@ from pydantic import Field, model_validator
 
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
+from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import PackedPieces
 from lmjax.objectives.span_corruption import corrupt, noise_counts, noise_tokens
 from lmjax.objectives.token_prediction import SourceToTarget
+from lmjax.streams import subseed
 
 MODES = ("R", "S", "X")
 
@@ -114,10 +116,28 @@ class Denoise(SourceToTarget):
     name: ClassVar[str] = "denoise"
 
     @property
+    def modes(self) -> dict[str, int]:
+        """Returns the ids of the mode tokens, which are the last three sentinels."""
+        return dict(zip(MODES, self.tokenizer.sentinel_ids[-len(MODES) :].tolist(), strict=True))
+
+    def prompt_format(self) -> PromptFormat:
+        """Returns a source behind the token of the mode that continues a text, or else of the first that is trained.
+
+        Of a decoder all of the source is seen by all of its tokens, as in training.
+        """
+        plain, mode = super().prompt_format(), "S" if "S" in self.config.modes else self.config.modes[0]
+        before = (*plain.before, self.modes[mode])
+        return dataclasses.replace(plain, before=before, bidirectional=self.architecture == "decoder")
+
+    def never(self) -> tuple[int, ...]:
+        """Returns the special ids that it never predicts: all but the end and the sentinels that stand for spans."""
+        spans = self.tokenizer.sentinels - set(self.modes.values())
+        return tuple(i for i in super().never() if i not in spans)
+
+    @property
     def denoisers(self) -> tuple[Denoiser, ...]:
-        """Returns the denoisers; the last three sentinels are the mode tokens."""
-        c, t = self.config, self.tokenizer
-        modes = dict(zip(MODES, t.sentinel_ids[-len(MODES) :].tolist(), strict=True))
+        """Returns the denoisers."""
+        c, t, modes = self.config, self.tokenizer, self.modes
         return tuple(
             Denoiser(modes[mode], density, mean, t.sentinel_ids[: -len(MODES)], t.eos_id)
             for mode, mean, density in zip(c.modes, c.mean_span_lengths, c.noise_densities, strict=True)
@@ -137,6 +157,8 @@ class Denoise(SourceToTarget):
     def sources(self, store: Store, seed: int) -> tuple[DenoisedPieces, ...]:
         """Returns the rows of each denoiser: it cuts texts into pieces that fill a row once they are corrupted."""
         return tuple(
-            DenoisedPieces(store, self.plan(store, lambda n, d=d: self.cost(n, d), seed), self, d)
-            for d in self.denoisers
+            DenoisedPieces(
+                store, self.plan(store, lambda n, d=d: self.cost(n, d), subseed(seed, "denoiser", number)), self, d
+            )
+            for number, d in enumerate(self.denoisers)
         )

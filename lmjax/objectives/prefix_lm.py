@@ -11,8 +11,9 @@ from typing import ClassVar
 import numpy as np
 
 from lmjax.data.store import Store
-from lmjax.objectives.base import Features, ObjectiveConfig, Rows
+from lmjax.objectives.base import Features, Objective, ObjectiveConfig, Rows
 from lmjax.objectives.next_token import Windows
+from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import PackedPieces
 from lmjax.objectives.token_prediction import SourceToTarget
 
@@ -62,6 +63,18 @@ class PrefixLM(SourceToTarget):
     config: PrefixLMConfig
     name: ClassVar[str] = "prefix_lm"
     architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder_decoder")
+
+    @classmethod
+    def target_places(cls, config: PrefixLMConfig, length: int) -> int:
+        """Returns three quarters of `length`: up to so much of a text may be its rest."""
+        del config
+        return length * 3 // 4
+
+    def prompt_format(self) -> PromptFormat:
+        """Returns a text's beginning: of a decoder all of it is seen by all of its tokens, and nothing ends it."""
+        if self.architecture == "decoder":
+            return dataclasses.replace(Objective.prompt_format(self), bidirectional=True)
+        return super().prompt_format()
 
     def longest_rest(self, lengths: np.ndarray) -> np.ndarray:
         """Returns the most tokens of a text of `lengths` tokens that an encoder-decoder's decoder predicts.

@@ -57,7 +57,13 @@ class ReplacedToken(MaskedLM):
         hidden = self.predicting(outputs.generator_states(batch), batch)
         targets, weights = batch["targets"], batch["weights"]
         generator = vocab_loss(
-            hidden, outputs.generator_logits, targets, weights, chunk=self.vocab_chunk, penalties=outputs.penalties
+            hidden,
+            outputs.generator_logits,
+            targets,
+            weights,
+            chunk=self.vocab_chunk,
+            penalties=outputs.penalties,
+            num_ids=self.tokenizer.vocab_size,
         )
         guesses = self._sample(outputs, hidden)
         filled, original = (_put(batch, values) for values in (guesses, targets))
@@ -74,7 +80,9 @@ class ReplacedToken(MaskedLM):
 
         def draw(part: tuple[jax.Array, jax.Array]) -> jax.Array:
             logits, key = jax.lax.stop_gradient(outputs.generator_logits(part[0])), part[1]
-            return jax.random.categorical(key, logits, axis=-1)
+            # Rows that fill up the vocabulary are no ids: a text never holds one, so each would give itself away.
+            ids = jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size
+            return jax.random.categorical(key, jnp.where(ids, logits, -jnp.inf), axis=-1)
 
         if len(parts) == 1:
             return draw((hidden, outputs.key))

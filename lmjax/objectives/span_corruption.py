@@ -96,6 +96,22 @@ class SpanCorruption(SourceToTarget):
     config: SpanCorruptionConfig
     name: ClassVar[str] = "span_corruption"
 
+    @classmethod
+    def target_places(cls, config: SpanCorruptionConfig, length: int) -> int:
+        """Returns the tokens of the target of the longest text whose source has `length` tokens, as T5's release does.
+
+        Its `compute_input_and_target_lengths` gives 114 for 512 at the defaults.
+        """
+        kept = 1 - config.noise_density + config.noise_density / config.mean_span_length
+        lengths = np.arange(1, int(length / kept) + 8)
+        noise, spans = noise_counts(lengths, config)
+        longest = int(np.flatnonzero(lengths - noise + spans + 1 <= length).max(initial=0))
+        return int(noise[longest] + spans[longest]) + 1
+
+    def never(self) -> tuple[int, ...]:
+        """Returns the special ids that it never predicts: all but the end and the sentinels."""
+        return tuple(i for i in super().never() if i not in self.tokenizer.sentinels)
+
     def cost(self, lengths: np.ndarray) -> np.ndarray:
         """Returns the places that pieces of `lengths` tokens take in a row of `length`, once they are corrupted."""
         noise, spans = noise_counts(lengths, self.config)

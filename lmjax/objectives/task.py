@@ -23,12 +23,14 @@ from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
 from lmjax.objectives.next_sentence import NextSentence, NextSentenceConfig
 from lmjax.objectives.next_token import NextToken, NextTokenConfig
 from lmjax.objectives.prefix_lm import PrefixLM, PrefixLMConfig
+from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.replaced_token import ReplacedToken, ReplacedTokenConfig
 from lmjax.objectives.sentence_order import SentenceOrder, SentenceOrderConfig
 from lmjax.objectives.seq2seq import Seq2Seq, Seq2SeqConfig
 from lmjax.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig
 from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
+from lmjax.streams import random_stream, subseed
 
 OBJECTIVES: dict[str, type[Objective]] = {
     o.name: o
@@ -50,7 +52,11 @@ class TaskConfig(Schema):
         description="names joined by commas: mlm,nsp and mlm,sop share their rows; others are mixed row by row",
     )
     length: int = Field(256, ge=8, description="tokens in a row; in an encoder-decoder, of the encoder's")
-    target_length: int = Field(64, ge=8, description="tokens in a row of an encoder-decoder's decoder")
+    target_length: int | None = Field(
+        None,
+        ge=8,
+        description="tokens in a row of an encoder-decoder's decoder; none: as many as the objective's targets need",
+    )
     vocab_chunk: int = Field(0, ge=0, description="positions of a row whose logits exist at the same time; 0: all")
     z_loss: float = Field(0.0, ge=0, description="training adds this times log(softmax's denominator)**2; PaLM's: 1e-4")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
@@ -64,6 +70,12 @@ class TaskConfig(Schema):
     infilling: InfillingConfig = InfillingConfig()
     sop: SentenceOrderConfig = SentenceOrderConfig()
     rtd: ReplacedTokenConfig = ReplacedTokenConfig()
+
+    def target_places(self) -> int:
+        """Returns the tokens in a row of a decoder: given, or what the targets of all objectives have room in."""
+        if self.target_length is not None:
+            return self.target_length
+        return max(8, *(OBJECTIVES[n].target_places(getattr(self, n), self.length) for n in self.objective))
 
     def loss_weights(self) -> dict[str, float]:
         """Returns the weight in the loss of every sum that the chosen objectives give."""
@@ -102,6 +114,13 @@ def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the families that can train these objectives, the usual one of the first first."""
     objective_types(names)
     return _common(tuple(OBJECTIVES[name] for name in names))
+
+
+def prompt_format(config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> PromptFormat:
+    """Returns what stands around a text for a model of this task: of several objectives, what the first named says."""
+    name = config.objective[0]
+    lengths = (config.length, config.target_places(), config.vocab_chunk)
+    return OBJECTIVES[name](getattr(config, name), tokenizer, architecture, *lengths).prompt_format()
 
 
 def _groups(objectives: tuple[Objective, ...]) -> tuple[tuple[Objective, ...], ...]:
@@ -193,7 +212,7 @@ class Examples:
         shapes = {}
         for group in range(len(self.task.groups)):
             number = next(i for i, s in enumerate(self.sources) if s.group == group)
-            for name, array in self._own(number, 0, np.random.default_rng(0)).items():
+            for name, array in self._own(number, 0, random_stream(0, "shapes")).items():
                 known = shapes.get(name, (array.shape,))[0]
                 shapes[name] = (tuple(map(max, known, array.shape)), array.dtype)
         return shapes
@@ -219,7 +238,7 @@ class Task:
                 f"--architecture={architecture} cannot train --objective={names}; "
                 f"it needs {' or '.join(architectures(config.objective))}"
             )
-        lengths = (config.length, config.target_length, config.vocab_chunk)
+        lengths = (config.length, config.target_places(), config.vocab_chunk)
         return cls(_groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)))
 
     @property
@@ -241,7 +260,7 @@ class Task:
         sources = []
         for name, (store, rate) in stores.items():
             for number, group in enumerate(self.groups):
-                kinds = group[-1].sources(store, seed)
+                kinds = group[-1].sources(store, subseed(seed, "rows", name, group[-1].name))
                 share = rate * group[-1].config.rate / len(kinds)
                 sources += [Source(name, number, rows, share) for rows in kinds]
         return Examples(self, tuple(sources))

@@ -11,6 +11,7 @@ from lmjax.data.packing import Plan, pack
 from lmjax.data.store import Store
 from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs
 from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import source_target
 
 
@@ -37,6 +38,7 @@ class TokenPrediction(Objective):
             batch["weights"],
             chunk=self.vocab_chunk,
             penalties=outputs.penalties,
+            num_ids=self.tokenizer.vocab_size,
         )
         return {self.name: sums}
 
@@ -54,6 +56,13 @@ class SourceToTarget(TokenPrediction):
     """An objective that predicts a target from a source: two rows of an encoder-decoder, or one of a decoder."""
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
+
+    def prompt_format(self) -> PromptFormat:
+        """Returns a source and its end, behind which, or in the decoder, the target is written."""
+        t, end = self.tokenizer, (self.tokenizer.eos_id,)
+        if self.architecture == "decoder":
+            return PromptFormat(before=(t.bos_id,), after=end, stop=end, never=self.never())
+        return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
     def places(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the places that sources and targets of these lengths take in a row of `length`.

@@ -5,6 +5,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from lmjax.streams import prng_key
+
 # Dense bfloat16 multiply-adds count as two; from the vendors' datasheets.
 _PEAKS = {
     "TPU v4": 275e12,
@@ -37,7 +39,7 @@ def peak_flops() -> float | None:
 
 def _measured_flops(size: int = 1536, repeats: int = 3) -> float:
     """Returns the best FLOP/s of a few square matrix products over all cores."""
-    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    x = jax.random.normal(prng_key(0, "peak"), (size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
     best = float("inf")

@@ -35,6 +35,7 @@ from lmjax.objectives.task import Examples, Task, objective_types
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
 from lmjax.phases import phase
+from lmjax.streams import subseed
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage
@@ -44,9 +45,6 @@ VOCAB_MULTIPLE = 64
 
 # In a workdir: what decides the data that it is trained on.
 IDENTITY = "data.json"
-
-# Far apart, so that the seeds of one run's stages are not those of the next seed's run.
-_STAGE_SEED = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +212,8 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
         task_config = config.task.model_copy(update={"length": length})
         task = Task.build(task_config, tokenizer, config.model.architecture)
         # The last stage's order is that of a run without stages; no other repeats it.
-        seed = config.seed + _STAGE_SEED * (len(spans) - 1 - number)
+        left = len(spans) - 1 - number
+        seed = subseed(config.seed, "stage", left) if left else config.seed
         stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
     return tuple(stages)
 

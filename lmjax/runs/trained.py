@@ -24,7 +24,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest
-from lmjax.objectives.task import heads, objective_types
+from lmjax.objectives.task import heads, objective_types, prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
@@ -38,9 +38,6 @@ PyTree = Any
 ORIGIN = "huggingface.json"
 # A field that it has there: the heads that were found in the checkpoint, some of which its own fields do not tell.
 HEADS = "lmjax_heads"
-
-# Objectives of a decoder whose rows are a source, its end, and a target.
-_SOURCE_TARGET = ("seq2seq", "span_corruption", "denoise", "infilling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +168,8 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
     params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
     placed = on_mesh(abstract_params(config, run.model.heads), mesh)
     params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)
-    return assemble(config, run.model.heads, params, run.tokenizer, _trained_prompts(run.config, run.tokenizer), mesh)
+    prompts = prompt_format(run.config.task, run.tokenizer, config.architecture)
+    return assemble(config, run.model.heads, params, run.tokenizer, prompts, mesh)
 
 
 def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -205,26 +203,6 @@ def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
     if odd := {name: size for name, size in sizes.items() if size % tensor}:
         raise FlagError(f"--tensor={tensor} does not divide {odd} of this model; choose a divisor of all")
     return mesh
-
-
-def _trained_prompts(config: Config, tokenizer: Vocabulary) -> PromptFormat:
-    """Returns what a run's objective puts around a text."""
-    architecture, names = config.model.architecture, config.task.objective
-    if architecture == "encoder":
-        return PromptFormat(before=(tokenizer.cls_id,), after=(tokenizer.sep_id,))
-    end = (tokenizer.eos_id,)
-    # They were never predicted.
-    never = tuple(sorted(tokenizer.special_ids - tokenizer.sentinels - set(end)))
-    if architecture == "encoder_decoder":
-        return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)
-    pairs = set(names) <= set(_SOURCE_TARGET)
-    return PromptFormat(
-        before=(tokenizer.bos_id,),
-        after=end if pairs else (),
-        stop=end,
-        never=never,
-        bidirectional="prefix_lm" in names,
-    )
 
 
 def local_folder(place: str) -> pathlib.Path:
@@ -289,9 +267,11 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         placed = on_mesh(abstract_params(wanted, present), mesh)
         return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
 
-    prompts = functools.partial(read_prompts, folder, origin, config.model.architecture)
-    if not origin:
-        prompts = functools.partial(_trained_prompts, config)
+    def prompts(tokenizer: Vocabulary) -> PromptFormat:
+        if origin:
+            return read_prompts(folder, origin, config.model.architecture, tokenizer)
+        return prompt_format(config.task, tokenizer, config.model.architecture)
+
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
     return Pretrained(folder, config.model, present, params, origin, prompts, defaults=defaults)
 

@@ -16,6 +16,7 @@ from lmjax.model.parameters import unboxed
 from lmjax.axes import RULES
 from lmjax.parallel.mesh import on_mesh
 from lmjax.runs.trained import assemble, check_parameters, inference_config, inference_mesh
+from lmjax.streams import prng_key
 
 
 def random_model(
@@ -37,12 +38,12 @@ def random_model(
     config = inference_config(config, dtype)
     mesh = inference_mesh(config, tensor)
     heads = ("masked_lm",) if config.architecture == "encoder" else ()
-    init, key = functools.partial(init_params, LanguageModel(config, heads)), jax.random.key(seed)
-    shapes = on_mesh(jax.eval_shape(init, key), mesh)
+    init, seeded = functools.partial(init_params, LanguageModel(config, heads)), prng_key(seed, "untrained")
+    shapes = on_mesh(jax.eval_shape(init, seeded), mesh)
     check_parameters("--preset", shapes)
     placed = jax.tree.map(lambda x: x.sharding, shapes)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        params = jax.jit(lambda key: unboxed(init(key)), out_shardings=placed)(key)
+        params = jax.jit(lambda k: unboxed(init(k)), out_shardings=placed)(seeded)
     return assemble(config, heads, params, tokenizer, _prompts(config, tokenizer), mesh)
 
 

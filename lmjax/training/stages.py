@@ -7,6 +7,7 @@ beginning.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,9 +17,10 @@ import jax
 import numpy as np
 from pydantic import Field, model_validator
 
-from lmjax.data.pipeline import Batches
+from lmjax.data.pipeline import Batches, example_stream
 from lmjax.objectives.task import Examples, Task
 from lmjax.schema import Schema
+from lmjax.streams import random_stream
 
 
 class StagesConfig(Schema):
@@ -69,9 +71,22 @@ class Stage:
 
     def local_batch(self) -> dict[str, np.ndarray]:
         """Returns a batch of this process's size, to compile with."""
-        row = self.examples(0, np.random.default_rng(0))
+        row = self.examples(0, random_stream(0, "sample batch"))
         rows = self.batch_size // jax.process_count()
         return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
+
+    def fill(self, rows: int = 64) -> dict[str, float]:
+        """Returns the share of places that hold a token, of the first `rows` rows, by side; "" is that of all sides."""
+        tokens: collections.Counter[str] = collections.Counter()
+        places: collections.Counter[str] = collections.Counter()
+        for position in range(rows):
+            epoch, row = self.examples.mixture.row(position, self.seed)
+            for name, array in self.examples(row, example_stream(self.seed, epoch, row)).items():
+                side = name.removesuffix("segment_ids").rstrip("_")
+                for key in {"", side} if name.endswith("segment_ids") else ():
+                    tokens[key] += int((array > 0).sum())
+                    places[key] += array.size
+        return {side: tokens[side] / places[side] for side in places}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from flax import struct
 from lmjax.axes import RULES
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import is_box, unboxed
+from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups, names_of
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import averaged_iterate, make_optimizer
@@ -55,7 +56,7 @@ def init_state(
     model: LanguageModel,
     config: OptimizerConfig,
     hparams: Hyperparameters,
-    key: jax.Array,
+    seed: int,
     given: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
     """Returns the state before the first step, parameters and their average boxed with their axis names.
@@ -64,11 +65,10 @@ def init_state(
         model: what is trained.
         config: of the optimizer.
         hparams: of the run.
-        key: the run's.
+        seed: the run's.
         given: parameters of some of the model's parts, by the part's name, that start from these values.
     """
-    init_key, run_key = jax.random.split(key)
-    params = init_params(model, init_key)
+    params = init_params(model, prng_key(seed, "parameters"))
     for part, values in (given or {}).items():
         boxed = jax.tree.flatten(params[part], is_leaf=is_box)
         arrays = jax.tree.leaves(values)
@@ -78,7 +78,7 @@ def init_state(
         step=step,
         params=params,
         opt_state=make_optimizer(config, hparams, step).init(as_float32(unboxed(params))),
-        key=run_key,
+        key=prng_key(seed, "steps"),
         tokens_seen=jnp.zeros(2, jnp.uint32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -117,7 +117,7 @@ def state_maker(
     """
 
     def init(given: Mapping[str, PyTree] | None = None) -> TrainState:
-        return init_state(model, config, hparams, jax.random.key(seed), given)
+        return init_state(model, config, hparams, seed, given)
 
     boxed = jax.eval_shape(init)
     plain = unboxed(boxed)

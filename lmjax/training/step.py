@@ -15,6 +15,7 @@ from lmjax.model.moe import AUXILIARY, LOSSES, auxiliary_sums, auxiliary_weight
 from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum, Outputs, Penalties
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
+from lmjax.streams import named_key, prng_key
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import hutchinson, make_optimizer
@@ -28,9 +29,6 @@ Metrics = dict[str, jax.Array]
 
 # The outputs that are forward passes, by the method of the model that makes them.
 STATES = {"states": "__call__", "generator_states": "generator_states"}
-
-# Purposes of a step's keys beside dropout, whose keys are numbered by the microbatch: no microbatch has these numbers.
-_SIGNS, _ROUNDING = 2**31, 2**31 + 1
 
 
 def forward(
@@ -60,8 +58,8 @@ def forward(
         outputs.auxiliary.append(auxiliary_sums(left.get(AUXILIARY, {})))
         return hidden
 
-    # Folded, so that what is drawn repeats no mask of dropout.
-    outputs = Outputs(batch, call, jax.random.fold_in(key, 1), penalties)
+    # Of its own, so that what is drawn repeats no mask of dropout.
+    outputs = Outputs(batch, call, named_key(key, "objective"), penalties)
     return outputs
 
 
@@ -161,7 +159,7 @@ def make_train_step(
 
         def curvature(params: PyTree) -> PyTree:
             # All replicas draw the same signs.
-            key = _key(state, _SIGNS)
+            key = named_key(_step_key(state), "curvature")
             return over_replicas(hutchinson(lambda params: share(params)[1], params, key), axis)
 
         sums, grads = over_replicas(share(state.params), axis)
@@ -214,7 +212,8 @@ def _updated(
     params = as_float32(state.params)
     optimizer = make_optimizer(config, hparams, state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, params, curvature=lambda: curvature(params))
-    new = {"params": add_updates(state.params, updates, _key(state, _ROUNDING)), "opt_state": opt_state}
+    rounded = add_updates(state.params, updates, named_key(_step_key(state), "rounding"))
+    new = {"params": rounded, "opt_state": opt_state}
     if state.average is not None:
         # A young average forgets faster, or it would long remember the first parameters.
         age = state.step.astype(jnp.float32)
@@ -224,9 +223,9 @@ def _updated(
     return state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
 
 
-def _key(state: TrainState, purpose: int) -> jax.Array:
-    """Returns a step's key for a purpose, the same on all replicas."""
-    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), purpose)
+def _step_key(state: TrainState) -> jax.Array:
+    """Returns the key of a step, the same on all replicas."""
+    return jax.random.fold_in(state.key, state.step)
 
 
 def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -> Metrics:
@@ -255,7 +254,7 @@ def make_eval_step(
 
     def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:
         outputs = forward(
-            model, params, batch, key=jax.random.key(0), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
+            model, params, batch, key=prng_key(0, "evaluation"), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
         )
         num_bytes = {
             name: jnp.sum(jnp.where(weights > 0, token_bytes[targets], 0), dtype=jnp.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.documents import Document
+from lmjax.data.pipeline import example_stream
 from lmjax.data.store import build_store
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 from lmjax.objectives.base import Outputs
@@ -73,7 +74,7 @@ def make_task(tokenizer):
 @pytest.fixture(scope="session")
 def rng_of():
     """Returns the pipeline's generator of an example: (seed, epoch, index) -> generator."""
-    return lambda index, epoch=0, seed=0: np.random.default_rng((seed, epoch, index))
+    return lambda index, epoch=0, seed=0: example_stream(seed, epoch, index)
 
 
 @pytest.fixture(scope="session")

@@ -128,10 +128,35 @@ def test_rows_of_padding_add_nothing(case):
     np.testing.assert_allclose(gradients[1], expected_gradients[1], rtol=1e-5, atol=1e-6)
 
 
-def test_of_equals_any_is_correct_and_less_is_not():
-    logits = jnp.array([[2.0, 2.0, 1.0]] * 3)
-    for target, correct in ((0, 1), (1, 1), (2, 0)):
-        assert class_sums(logits, jnp.full(3, target), jnp.array([1.0, 0, 0])).correct == correct
+@pytest.mark.parametrize("shape", [(VOCAB,), (7, VOCAB), (2, 3, VOCAB)])
+def test_a_prediction_is_correct_where_the_target_is_the_argmax(shape):
+    """Ties too, of which coarse logits have many: a model that tells nothing apart is not right everywhere."""
+    coarse = np.random.default_rng(4).integers(0, 3, shape).astype(np.float32)
+    for logits in (coarse, np.zeros(shape, np.float32), np.full(shape, -np.inf, np.float32)):
+        for target in range(VOCAB):
+            targets, ones = np.full(shape[:-1], target), np.ones(shape[:-1], np.float32)
+            expected = (logits.argmax(-1) == target).sum()
+            assert class_sums(jnp.asarray(logits), targets, ones).correct == expected
+            yes = binary_loss(jnp.asarray(logits[..., 0]), targets > 0, ones)
+            assert yes.correct == ((logits[..., 0] > 0) == (target > 0)).sum()
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_rows_that_no_token_has_get_no_share_of_a_smoothed_target(case, chunk):
+    """The gradient of the smoothing alone, at the logits: what softmax gives less what the target asks for."""
+    hidden, kernel, targets, weights = case
+    s, ids = 0.2, VOCAB - 3
+    targets = targets % ids
+
+    def total(x):
+        penalties = Penalties(None, jnp.float32(s))
+        found = vocab_loss(x, lambda h: h, targets, weights, chunk=chunk, penalties=penalties, num_ids=ids)
+        return found.loss + found.penalty
+
+    logits = jnp.asarray(hidden @ kernel)
+    p = np.asarray(jax.nn.softmax(logits), np.float64)
+    goal = (1 - s) * np.eye(VOCAB)[targets] + s / ids * (np.arange(VOCAB) < ids)
+    np.testing.assert_allclose(jax.grad(total)(logits), weights[..., None] * (p - goal), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [0, 4])

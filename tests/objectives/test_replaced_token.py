@@ -110,6 +110,15 @@ def test_draws_follow_the_generator(make_task, outputs_of):
         np.testing.assert_allclose(np.bincount(drawn[0]) / 4000, p, atol=0.03)
 
 
+@pytest.mark.parametrize("chunk", [0, 100])
+def test_rows_that_fill_up_the_vocabulary_are_never_drawn(make_task, outputs_of, tokenizer, chunk):
+    """They stand in no text: the discriminator would tell them at a glance."""
+    (objective,) = make_task("rtd", "encoder", length=8, vocab_chunk=chunk).objectives
+    padding = jnp.arange(tokenizer.vocab_size + 5) >= tokenizer.vocab_size
+    outputs = outputs_of({}, generator_logits=lambda h: jnp.broadcast_to(20.0 * padding, (*h.shape[:2], len(padding))))
+    assert np.asarray(objective._sample(outputs, jnp.zeros((1, 300, 1)))).max() < tokenizer.vocab_size
+
+
 def test_the_discriminator_teaches_the_generator_nothing(toy, tokenizer):
     """No gradient of the discriminator's loss reaches the generator's logits, and the generator's own does."""
     task, batch, outputs = toy()

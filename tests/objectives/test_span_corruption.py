@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lmjax.objectives.span_corruption import SpanCorruptionConfig, corrupt, noise_counts, random_partition
+from lmjax.objectives.task import TaskConfig
 
 CONFIGS = [
     SpanCorruptionConfig(),
@@ -186,6 +187,44 @@ def test_every_document_is_read_whole(architecture, config, corpus, make_task, t
             assert text == corpus.tokens(document, start, length).tolist()
             times[document][start : start + length] += 1
     assert all((t == 1).all() for t in times)
+
+
+def t5_lengths(inputs_length: int, density: float, mean: float) -> tuple[int, int]:
+    """`compute_input_and_target_lengths` of T5's release (t5/data/preprocessors.py): (tokens, targets) of a text."""
+
+    def corrupted(tokens: int) -> tuple[int, int]:
+        noise = round(tokens * density)
+        spans = round(noise / mean)
+        return tokens - noise + spans + 1, noise + spans + 1
+
+    tokens = inputs_length - 1
+    while corrupted(tokens + 1)[0] <= inputs_length:
+        tokens += 1
+    return tokens, corrupted(tokens)[1]
+
+
+@pytest.mark.parametrize("length", [64, 128, 256, 500, 512, 1024, 4096])
+@pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.15, 8.0), (0.3, 3.0), (0.5, 3.0), (0.5, 64.0)])
+def test_the_decoders_row_is_as_long_as_t5_has_it(length, density, mean):
+    config = SpanCorruptionConfig(noise_density=density, mean_span_length=mean)
+    found = TaskConfig(objective=("span_corruption",), length=length, span_corruption=config).target_places()
+    assert found == t5_lengths(length, density, mean)[1]
+    assert TaskConfig(objective=("span_corruption",), length=length, target_length=48).target_places() == 48
+
+
+def test_t5s_own_row_of_512_has_114_targets():
+    assert TaskConfig(objective=("span_corruption",), length=512).target_places() == 114
+
+
+@pytest.mark.parametrize("length", [64, 200, 512])
+def test_rows_of_any_length_are_well_filled_on_both_sides(length, make_store, make_task, rng_of):
+    """Long texts; at 512 a decoder's row of 48 left the encoder's 42 % full."""
+    examples = make_task("span_corruption", "encoder_decoder", length=length).examples(
+        make_store([("abcdef" * 999,)]), 0
+    )
+    f = examples(0, rng_of(0))
+    for side in ("encoder", "decoder"):
+        assert (f[f"{side}_segment_ids"] > 0).mean() > 0.95
 
 
 def test_rows_are_well_filled(corpus, make_task, rng_of):

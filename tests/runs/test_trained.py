@@ -14,7 +14,8 @@ from lmjax.config import from_json
 from lmjax.errors import CheckpointError, DataError, FlagError
 from lmjax.inference.loaded import PromptFormat
 from lmjax.interop.export import choose_family, tensors_of
-from lmjax.runs.trained import _trained_prompts, load_model, open_pretrained, storage_mesh
+from lmjax.objectives.task import TaskConfig, prompt_format
+from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
 from tests.inference.scoring import tokenizer
 
 RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
@@ -175,15 +176,20 @@ def test_a_run_writes_what_it_was_trained_to_predict(trained):
         ("prefix_lm", "decoder", {"before": "bos", "bidirectional": True}),
         ("seq2seq", "decoder", {"before": "bos", "after": "eos"}),
         ("span_corruption", "encoder_decoder", {"after": "eos", "start": "pad"}),
+        ("seq2seq,infilling", "encoder_decoder", {"after": "eos", "start": "pad"}),
+        # Of several the first named says it.
+        ("next_token,prefix_lm", "decoder", {"before": "bos"}),
+        ("prefix_lm,next_token", "decoder", {"before": "bos", "bidirectional": True}),
     ],
 )
-def test_what_stands_around_a_text_of_an_objective(tiny, objective, architecture, around):
+def test_what_stands_around_a_text_of_an_objective(objective, architecture, around):
     t = tokenizer()
-    found = _trained_prompts(tiny(objective, model__architecture=architecture), t)
+    found = prompt_format(TaskConfig(objective=tuple(objective.split(","))), t, architecture)
     ids = {name: (getattr(t, f"{x}_id"),) if isinstance(x, str) else x for name, x in around.items()}
     assert found == PromptFormat(stop=(t.eos_id,), never=found.never, **ids)
-    # Sentinels are what span corruption writes.
-    assert not t.sentinels & set(found.never)
+    # Sentinels are what span corruption writes, and nothing else does.
+    assert bool(t.sentinels & set(found.never)) == (objective != "span_corruption")
+    assert not {t.eos_id, *t.text_ids.tolist()} & set(found.never)
 
 
 def test_a_folder_says_how_its_texts_begin_and_end(tmp_path, trained):

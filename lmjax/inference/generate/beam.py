@@ -9,6 +9,7 @@ arXiv:1610.02424, section 3, with Hamming diversity.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import flax.struct
@@ -143,9 +144,8 @@ class BeamSearch:
         """Returns the beams of a request."""
         return self.beams
 
-    def start(self, seeds: jax.Array, room: int) -> BeamState:
+    def start(self, seeds: Sequence[int], room: int) -> BeamState:
         """Returns the state before the first choice; called outside of jit, for this is where the numbers enter."""
-        assert not isinstance(seeds, jax.core.Tracer), "inside jit one program would keep another's numbers"
         beams = (len(seeds), self.groups, self.beams // self.groups)
         # The prompt stands in every beam; only one goes on from it, or all would write the same.
         first = np.where(np.arange(beams[2]) == 0, np.float32(0), np.float32(-np.inf))

@@ -12,6 +12,7 @@ from lmjax.inference.generate.requests import SMALLEST
 from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.model.key_value import CacheType
 from lmjax.schema import Schema
+from lmjax.streams import SEEDS
 
 
 class GenerateConfig(Schema):
@@ -31,7 +32,7 @@ class GenerateConfig(Schema):
     lookup: int = Field(
         0, ge=0, le=SMALLEST, description="Guess what followed this many last tokens where they stood before; 0: not."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the draws; prompt i has seed + i.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Of the draws; prompt i has seed + i.")
     batch_size: int = Field(8, ge=1, description="Prompts written together.")
     cache: CacheType = Field("compute", description="What keys and values are kept in: int8 takes a byte for each.")
     prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read at once.")

@@ -57,13 +57,17 @@ def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
     return [*first, *(i for part in others for i in (tokenizer.mask_id, *part))]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "count"))
+@functools.partial(jax.jit, static_argnames=("model", "count", "num_ids"))
 def _likeliest(
-    model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array, count: int
+    model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array, count: int, num_ids: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the probabilities and ids of the likeliest tokens at the places `at`, `[rows, predictions, count]`."""
+    """Returns the probabilities and ids of the likeliest tokens at the places `at`, `[rows, predictions, count]`.
+
+    Probabilities are the model's, over all of its rows; only the first `num_ids` of them can be picked.
+    """
     logits = model.apply({"params": params}, states(model, params, fields, at), method="logits")
-    return replicated(jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), count))
+    shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return replicated(jax.lax.top_k(jnp.where(jnp.arange(shares.shape[-1]) < num_ids, shares, -1.0), count))
 
 
 def fill_mask(
@@ -86,9 +90,9 @@ def fill_mask(
         kind = loaded.config.architecture.replace("_", "-")
         raise FlagError(f"masks are filled by an encoder, and this is a {kind}; let it generate")
     loaded.check_vocabulary()
-    if not 1 <= top_k <= loaded.config.vocab_size:
-        raise FlagError(f"top_k={top_k}: the vocabulary has {loaded.config.vocab_size} rows; choose from 1 to that")
     tokenizer, pieces = loaded.tokenizer, []
+    if not 1 <= top_k <= tokenizer.vocab_size:
+        raise FlagError(f"top_k={top_k}: the tokenizer has {tokenizer.vocab_size} ids; choose from 1 to that")
     for i, text in enumerate(texts):
         row = loaded.prompts.around(encode_masked(tokenizer, text)) if isinstance(text, str) else list(text)
         at = [place for place, token in enumerate(row) if token == tokenizer.mask_id]
@@ -105,7 +109,7 @@ def fill_mask(
     for batch in batches(loaded, pieces, config):
         given = jax.device_put((batch.fields, batch.at), batch_sharding(loaded.mesh))
         with loaded.on_devices():
-            shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, top_k))
+            shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, top_k, tokenizer.vocab_size))
         for i, row, start, end in batch.owners:
             found[i] = [
                 _fillings(tokenizer, *of) for of in zip(ids[row, start:end], shares[row, start:end], strict=True)
@@ -114,8 +118,5 @@ def fill_mask(
 
 
 def _fillings(tokenizer: Vocabulary, ids: np.ndarray, shares: np.ndarray) -> list[Filling]:
-    """Returns tokens with their texts; a row of the model that the tokenizer does not use has none."""
-    return [
-        Filling(int(i), tokenizer.decode([i]) if i < tokenizer.vocab_size else "", float(share))
-        for i, share in zip(ids.tolist(), shares, strict=True)
-    ]
+    """Returns tokens with their texts."""
+    return [Filling(i, tokenizer.decode([i]), float(share)) for i, share in zip(ids.tolist(), shares, strict=True)]

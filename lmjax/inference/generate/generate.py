@@ -20,6 +20,7 @@ from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import TextStream
 from lmjax.inference.generate.writing import Writing
 from lmjax.inference.loaded import LoadedModel
+from lmjax.streams import SEEDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,13 @@ def check(
     """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
     if isinstance(prompts, str):
         raise FlagError(f"prompts={prompts[:40]!r} is one text; give a list of texts")
-    seeds = [config.seed + i for i in range(len(prompts))] if seeds is None else seeds
+    own = seeds is None
+    seeds = [config.seed + i for i in range(len(prompts))] if own else seeds
     if len(seeds) != len(prompts):
         raise FlagError(f"seeds: {len(seeds)} for {len(prompts)} prompts; give one for each, or none")
-    if odd := [seed for seed in seeds if not 0 <= seed < 2**32]:
-        raise FlagError(f"seeds: {odd[0]} is none; they go from 0 to {2**32 - 1}")
+    if odd := [seed for seed in seeds if not 0 <= seed < SEEDS]:
+        given = f"--seed={config.seed}: the last prompt's seed would be {odd[-1]}" if own else f"seeds: {odd[0]}"
+        raise FlagError(f"{given}; seeds go from 0 to {SEEDS - 1}")
     if names is None:
         names = ["--prompt"] if len(prompts) == 1 else [f"--prompt: number {i + 1}" for i in range(len(prompts))]
     requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)

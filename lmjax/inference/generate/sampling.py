@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 import flax.struct
@@ -23,6 +24,7 @@ from pydantic import Field, model_validator
 from lmjax.inference.generate.processors import Processors, apply
 from lmjax.inference.generate.strategy import Choice, Moment, put_requests
 from lmjax.schema import Schema
+from lmjax.streams import prng_keys
 
 PyTree = Any
 FILTERS = ("top_k", "top_p", "min_p", "typical_p")
@@ -159,16 +161,14 @@ class Sampling:
         """Returns the rows of a request."""
         return 1
 
-    def start(self, seeds: jax.Array, room: int) -> SamplingState:
+    def start(self, seeds: Sequence[int], room: int) -> SamplingState:
         """Returns the state before the first choice; called outside of jit, for this is where the numbers enter."""
-        assert not isinstance(seeds, jax.core.Tracer), "inside jit one program would keep another's numbers"
         # On the host: each small program that makes a zero on a device delays the first token.
-        seeds = np.asarray(seeds, np.uint32)
         numbers, processors = self.numbers, self.processors
         return SamplingState(
-            keys=None if numbers.temperature is None else jax.vmap(jax.random.key)(seeds),
-            done=np.zeros(seeds.shape, bool),
-            scores=np.zeros(seeds.shape, np.float32),
+            keys=None if numbers.temperature is None else prng_keys(seeds, "sampling"),
+            done=np.zeros(len(seeds), bool),
+            scores=np.zeros(len(seeds), np.float32),
             numbers=numbers,
             processors=processors,
         )

@@ -14,6 +14,7 @@ from lmjax.inference.generate.generate import GenerateConfig, Generation, genera
 from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.inference.loaded import LoadedModel
 from lmjax.objectives.span_corruption import SpanCorruptionConfig, corrupt
+from lmjax.streams import random_stream
 
 WORDS = 48
 
@@ -74,7 +75,7 @@ def _fill(loaded: LoadedModel, tokens: np.ndarray) -> str:
 
 
 def _restore(loaded: LoadedModel, tokens: np.ndarray) -> str:
-    rng, tokenizer = np.random.default_rng(0), loaded.tokenizer
+    rng, tokenizer = random_stream(0, "showcase"), loaded.tokenizer
     source, target = corrupt(tokens, tokenizer.sentinel_ids, tokenizer.eos_id, SpanCorruptionConfig(), rng)
     written = _written(loaded, source, 2 * len(target)).ids
     order = {t: i for i, t in enumerate(tokenizer.sentinel_ids.tolist())}

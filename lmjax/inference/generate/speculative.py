@@ -30,6 +30,7 @@ from lmjax.inference.generate.writing import read_prompts
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.cache import Cache
 from lmjax.model.language_model import LanguageModel
+from lmjax.streams import prng_key
 
 PyTree = Any
 
@@ -136,7 +137,7 @@ class SpeculativeWriting:
             # A round begins by reading the last token.
             cache=cache.rewind(cache.filled - 1),
             draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
-            state=strategy.start(np.array([request.seed], np.uint32), prompts["tokens"].shape[1]),
+            state=strategy.start([request.seed], prompts["tokens"].shape[1]),
             gains=np.zeros(prompts["tokens"].shape, np.float32),
             rounds=np.int32(0),
             **prompts | {name: prompts[name][0] for name in ("column", "count", "limit")},
@@ -331,9 +332,9 @@ def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts:
 def _key(now: Guessing, purpose: int, number: int | jax.Array) -> jax.Array:
     """Returns the key of a draw; any, where all is certain."""
     if now.state.keys is None:
-        return jax.random.key(0)
-    key = jax.random.fold_in(now.state.keys[0], now.count)
-    return jax.random.fold_in(jax.random.fold_in(key, purpose), number)
+        return prng_key(0, "certain")
+    round_key = jax.random.fold_in(now.state.keys[0], now.count)
+    return jax.random.fold_in(jax.random.fold_in(round_key, purpose), number)
 
 
 def _put(x: jax.Array, new: jax.Array, column: jax.Array) -> jax.Array:

@@ -61,11 +61,11 @@ class Strategy(Protocol):
         """Returns the rows of a request."""
         ...
 
-    def start(self, seeds: jax.Array, room: int) -> PyTree:
+    def start(self, seeds: Sequence[int], room: int) -> PyTree:
         """Returns the state before the first choice.
 
         Args:
-            seeds: uint32 `[requests]`.
+            seeds: one of each request.
             room: columns of `Moment.tokens`.
         """
         ...

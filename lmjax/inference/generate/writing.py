@@ -139,7 +139,7 @@ class Writing:
                 kind=kind,
             )
             self.start = int(prompts["column"][0])
-            state = strategy.start(np.array([r.seed for r in rows], np.uint32), prompts["tokens"].shape[1])
+            state = strategy.start([r.seed for r in rows], prompts["tokens"].shape[1])
             self.decoding = decode.begin(logits, cache, state, prompts, self._all(allowed), strategy=strategy)
 
     @property

@@ -203,7 +203,7 @@ def _token_scores(
     targets: jax.Array,
     parts: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the targets' log-probabilities and whether none is likelier, `[rows, predictions]`.
+    """Returns the targets' log-probabilities and whether each is the argmax, `[rows, predictions]`.
 
     The vocabulary projection runs at the predictions alone, in `parts` parts, one after the other.
     """
@@ -230,7 +230,7 @@ def _parts(loaded: LoadedModel, shape: tuple[int, int]) -> int:
 def token_scores(
     loaded: LoadedModel, pieces: Iterable[Piece], config: RowConfig
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields for every piece, in order, its targets' log-probabilities (nats) and whether none is likelier.
+    """Yields for every piece, in order, its targets' log-probabilities (nats) and whether each is the argmax.
 
     Args:
         loaded: the model.

@@ -5,9 +5,11 @@ encoder gives a pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, se
 log-probability with that token masked and all others in sight.
 
 Where context and continuation are two texts that a model reads as one, their tokens are those of both texts joined, and
-the continuation's are those behind as many as the context alone has; white space at the end of the context counts as
-the continuation's. lm-evaluation-harness does the same. Where something stands between the two (an encoder-decoder's
-sides, a decoder that was trained on sources and targets) each is tokenised by itself.
+the continuation's are those behind the context's; white space at the end of the context counts as the continuation's.
+So does lm-evaluation-harness. Where the joint text does not begin with the tokens of the context alone, because a token
+spans the join, it would score a part of the continuation; here the two are then encoded apart, and `Score.apart` says
+so. Where something stands between the two (an encoder-decoder's sides, a decoder that was trained on sources and
+targets) each is always tokenised by itself.
 """
 
 from __future__ import annotations
@@ -32,14 +34,16 @@ class Score:
     Attributes:
         log_likelihood: nats; of an encoder the pseudo-log-likelihood.
         tokens: predicted.
-        greedy: whether every token is the likeliest at its place.
+        greedy: whether every token is what greedy decoding writes at its place: the likeliest id, of equals the first.
         bytes: UTF-8 bytes of the continuation; of ids, those of their tokens.
+        apart: whether context and continuation, which the model reads as one text, had to be encoded apart.
     """
 
     log_likelihood: float
     tokens: int
     greedy: bool
     bytes: int
+    apart: bool = False
 
 
 class Question(NamedTuple):
@@ -70,7 +74,9 @@ def score(
     reader = Reader.of(loaded, config)
     names = _names("items", len(items), names)
     encoded = [reader.fitted(*of) for of in zip(reader.encode(items, names), names, strict=True)]
-    return _scores(loaded, map(reader.pieces, encoded), [_bytes(loaded, item.continuation) for item in items], config)
+    sizes = [_bytes(loaded, item.continuation) for item in items]
+    scores = _scores(loaded, map(reader.pieces, encoded), sizes, config)
+    return [dataclasses.replace(s, apart=of.apart) for s, of in zip(scores, encoded, strict=True)]
 
 
 def rolling(
@@ -98,7 +104,7 @@ def rolling(
     reader = Reader.of(loaded, config)
     reader.check_windows()
     encoded = reader.encode([Item("", text) for text in texts], _names("texts", len(texts), names))
-    pieces = (reader.windows(ids) for _, ids in encoded)
+    pieces = (reader.windows(of.continuation) for of in encoded)
     return _scores(loaded, pieces, [_bytes(loaded, text) for text in texts], config)
 
 
@@ -107,8 +113,8 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
     nats = -math.fsum(s.log_likelihood for s in scores)
     tokens, size = sum(s.tokens for s in scores), sum(s.bytes for s in scores)
     return {
-        "nats_per_token": nats / tokens,
-        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "nats_per_token": nats / max(tokens, 1),
+        "perplexity": math.exp(min(nats / max(tokens, 1), 700.0)),
         "bits_per_byte": nats / math.log(2) / max(size, 1),
         "tokens": tokens,
         "bytes": size,
@@ -133,13 +139,15 @@ def minimal_pairs(
 ) -> dict[str, float]:
     """Returns `accuracy`, the share of pairs whose good text is likelier than its bad one, and `pairs`, their number.
 
-    Warstadt et al. 2020, arXiv:1912.00582, section 4.1; of two that are equally likely none is.
+    Warstadt et al. 2020, arXiv:1912.00582, section 4.1; a pair of two equally likely texts counts half, as a guess is
+    right half of the time.
     """
     if not pairs:
         raise FlagError("no pairs; give at least one (good, bad)")
     names = [name for name in _names("pairs", len(pairs), names) for _ in range(2)]
     scores = score(loaded, [Item("", text) for pair in pairs for text in pair], config, names)
-    right = [g.log_likelihood > b.log_likelihood for g, b in zip(scores[::2], scores[1::2], strict=True)]
+    found = [s.log_likelihood for s in scores]
+    right = [_chance(pair, 0) for pair in zip(found[::2], found[1::2], strict=True)]
     return {"accuracy": sum(right) / len(right), "pairs": len(right)}
 
 
@@ -149,11 +157,12 @@ def multiple_choice(
     config: ScoreConfig = DEFAULT,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Returns `accuracy`, `accuracy_per_byte` and `questions`, their number.
+    """Returns `accuracy`, `accuracy_per_byte`, `questions`, their number, and `apart`, that of choices encoded apart.
 
     A question is answered by the choice of the highest log-likelihood, or log-likelihood per byte (Brown et al. 2020,
-    arXiv:2005.14165, section 2.4, which divides by tokens); of equals, by the first. A choice follows its context as it
-    stands: the space between them is part of one of the two.
+    arXiv:2005.14165, section 2.4, which divides by tokens). An answer that is one of several equally likely choices
+    counts as a guess among them would on average, so the order of the choices changes nothing. A choice follows its
+    context as it stands: the space between them is part of one of the two.
     """
     if not questions:
         raise FlagError("no questions; give at least one (context, choices, answer)")
@@ -165,15 +174,23 @@ def multiple_choice(
             )
     items = [Item(q.context, choice) for q in questions for choice in q.choices]
     names = [name for name, q in zip(names, questions, strict=True) for _ in q.choices]
-    found = iter(score(loaded, items, config, names))
-    right = {"accuracy": 0, "accuracy_per_byte": 0}
+    scored = score(loaded, items, config, names)
+    found = iter(scored)
+    right = {"accuracy": 0.0, "accuracy_per_byte": 0.0}
     for question in questions:
         scores = [next(found) for _ in question.choices]
         plain = [s.log_likelihood for s in scores]
         per_byte = [s.log_likelihood / max(s.bytes, 1) for s in scores]
-        right["accuracy"] += plain.index(max(plain)) == question.answer
-        right["accuracy_per_byte"] += per_byte.index(max(per_byte)) == question.answer
-    return {name: count / len(questions) for name, count in right.items()} | {"questions": len(questions)}
+        right["accuracy"] += _chance(plain, question.answer)
+        right["accuracy_per_byte"] += _chance(per_byte, question.answer)
+    counts = {"questions": len(questions), "apart": sum(s.apart for s in scored)}
+    return {name: count / len(questions) for name, count in right.items()} | counts
+
+
+def _chance(likelihoods: Sequence[float], answer: int) -> float:
+    """Returns how often the answer is picked if the likeliest is, and of several equally likely ones any."""
+    best = max(likelihoods)
+    return likelihoods.count(best) ** -1 if likelihoods[answer] == best else 0.0
 
 
 def _names(kind: str, count: int, given: Sequence[str] | None) -> Sequence[str]:

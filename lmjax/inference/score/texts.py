@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.score.join import join
 from lmjax.inference.score.rows import Piece, RowConfig
 
 Text = str | Sequence[int]
@@ -39,10 +40,11 @@ class Item(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The ids of an item, without what stands around them."""
+    """The ids of an item, without what stands around them, and whether two texts read as one were encoded apart."""
 
     context: list[int]
     continuation: list[int]
+    apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,25 +104,26 @@ class Reader:
             items: what is scored.
             names: what messages call them.
         """
-        joined = [not self.apart and isinstance(c, str) and isinstance(t, str) for c, t in items]
-        texts: list[str] = []
-        for (context, continuation), whole in zip(items, joined, strict=True):
-            if whole:
-                texts += [context.rstrip(), context + continuation]
-            else:
-                texts += [text for text in (context, continuation) if isinstance(text, str)]
-        encoded = iter(self.loaded.tokenizer.encode_batch(texts))
-        found = []
-        for item, whole, name in zip(items, joined, names, strict=True):
-            context, ids = (next(encoded) if isinstance(t, str) else [int(x) for x in t] for t in item)
-            ids = ids[len(context) :] if whole else ids
-            rows = self.loaded.config.vocab_size
-            bad = next((x for x in (*context, *ids) if not 0 <= x < rows), None)
+        rows, tokenizer = self.loaded.config.vocab_size, self.loaded.tokenizer
+        for item, name in zip(items, names, strict=True):
+            if not len(item.continuation):
+                raise FlagError(f"{name}: {item.continuation!r} has no tokens; give it some text")
+            given = (x for text in item if not isinstance(text, str) for x in text)
+            bad = next((x for x in given if not 0 <= x < rows), None)
             if bad is not None:
                 raise FlagError(f"{name}: the id {bad} is not in the model's vocabulary of {rows} rows")
-            if not ids:
-                raise FlagError(f"{name}: {item.continuation!r} has no tokens of its own; give it some text")
-            found.append(Encoded(context, ids + self._end()))
+        joined = [not self.apart and isinstance(c, str) and isinstance(t, str) for c, t in items]
+        both = join(tokenizer, [item for item, whole in zip(items, joined, strict=True) if whole])
+        texts = (t for item, whole in zip(items, joined, strict=True) if not whole for t in item if isinstance(t, str))
+        alone = iter(tokenizer.encode_batch(list(texts)))
+        found = []
+        for item, whole in zip(items, joined, strict=True):
+            if whole:
+                context, ids, apart = next(both)
+            else:
+                context, ids = (next(alone) if isinstance(t, str) else [int(x) for x in t] for t in item)
+                apart = False
+            found.append(Encoded(context, ids + self._end(), apart))
         return found
 
     def _end(self) -> list[int]:
@@ -154,11 +157,14 @@ class Reader:
                 f"{name}: its context has {len(item.context)} tokens, and the model has room for {room}; shorten it, "
                 "or pass truncate=True, which cuts off its beginning"
             )
-        return Encoded(item.context[len(item.context) - room :], item.continuation)
+        return item._replace(context=item.context[len(item.context) - room :])
 
     def pieces(self, item: Encoded) -> Iterator[Piece]:
         """Yields what is predicted of an item that fits."""
-        context, ids = item
+        context, ids, *_ = item
+        if not ids:
+            # A text of nothing that the tokenizer keeps: its probability is one.
+            return
         if self.loaded.config.architecture == "encoder":
             yield from self._masked(context + ids, len(context))
         elif self.loaded.config.architecture == "encoder_decoder":

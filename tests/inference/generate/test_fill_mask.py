@@ -27,9 +27,21 @@ def test_the_likeliest_tokens_of_every_mask():
         at = np.flatnonzero(np.array(row) == t.mask_id)
         for place, fillings in zip(at, masks, strict=True):
             expected = log_probs(loaded, {"tokens": row})[place]
-            assert [f.id for f in fillings] == np.argsort(-expected)[:3].tolist()
+            assert [f.id for f in fillings] == np.argsort(-expected)[:3].tolist(), (
+                "pick texts whose likeliest ids are tokens"
+            )
             np.testing.assert_allclose([f.probability for f in fillings], np.exp(np.sort(expected)[:-4:-1]), rtol=1e-4)
-            assert all(f.text == (t.decode([f.id]) if f.id < t.vocab_size else "") for f in fillings)
+            assert all(f.text == t.decode([f.id]) for f in fillings)
+
+
+def test_every_token_can_be_listed_and_no_row_without_one():
+    """The model has 192 rows for 180 ids; probabilities are the model's, over all of its rows."""
+    loaded, t = tiny("encoder"), tokenizer()
+    ((found,),) = fill_mask(loaded, ["The old [MASK]."], t.vocab_size, SMALL)
+    assert sorted(f.id for f in found) == list(range(t.vocab_size))
+    assert sum(f.probability for f in found) < 1
+    with pytest.raises(FlagError, match=f"top_k={t.vocab_size + 1}: the tokenizer has {t.vocab_size} ids"):
+        fill_mask(loaded, ["[MASK]"], t.vocab_size + 1, SMALL)
 
 
 def test_the_space_in_front_of_a_mask_is_the_masked_tokens():

@@ -58,7 +58,7 @@ WRONG = {
     "stop id": (LEARNED, [[3]], {"stop_ids": (192,)}, {}, f"stop_ids: 192 is not in the vocabulary; {ID}"),
     "banned": (LEARNED, [[3]], {"processors": {"banned": (500,)}}, {}, f"processors.banned: 500 is not .*{ID}"),
     "seeds": (LEARNED, [[3]], {}, {"seeds": [1, 2]}, "seeds: 2 for 1 prompts; give one for each"),
-    "seed": (LEARNED, [[3]], {}, {"seeds": [-1]}, "seeds: -1 is none; they go from 0 to 4294967295"),
+    "seed": (LEARNED, [[3]], {}, {"seeds": [-1]}, "seeds: -1; seeds go from 0 to 18446744073709551615"),
     "long": (LEARNED, [[3] * 17], {}, {}, "has 17 tokens and --max_new_tokens=8, and the model's rows have 16"),
     "long by one": (LEARNED, [[3] * 10], {}, {}, "rows have 16; shorten it, or set --max_new_tokens to at most 7"),
     "rope": (lambda: writer("rope"), [[3] * 58], {}, {}, "rows have 64; .*at most 7"),

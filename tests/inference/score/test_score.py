@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -167,13 +169,28 @@ def test_the_end_of_a_text_is_predicted_where_that_is_asked():
 def test_texts_become_ids_as_lm_eval_has_it(architecture):
     """White space at a context's end counts as the continuation's; an encoder-decoder's sides are two texts."""
     reader, t = Reader.of(tiny(architecture), SMALL), tokenizer()
-    ((context, continuation),) = reader.encode([Item("The ", "king goes")], ["it"])
+    ((context, continuation, _),) = reader.encode([Item("The ", "king goes")], ["it"])
     if architecture == "encoder_decoder":
         assert (context, continuation) == (t.encode("The "), t.encode("king goes"))
     else:
         assert (context, continuation) == (t.encode("The"), t.encode(" king goes"))
-    ((context, continuation),) = reader.encode([Item("", "The king")], ["it"])
+    ((context, continuation, _),) = reader.encode([Item("", "The king")], ["it"])
     assert (context, continuation) == ([], t.encode("The king"))
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder"])
+def test_an_item_whose_join_lies_within_a_token_is_scored_whole_and_says_so(architecture):
+    """King is one token: its tail alone would be too likely, and without one the run would stop."""
+    loaded, t = tiny(architecture), tokenizer()
+    given = [Item("The old", " tree"), Item("The ki", "ng"), Item("The old ki", "ng goes")]
+    found = score(loaded, given, SMALL)
+    assert [s.apart for s in found] == [False, True, True]
+    for item, s in zip(given, found, strict=True):
+        ids = Item(*(t.encode(text) for text in item))
+        assert t.decode(ids.continuation) == item.continuation
+        assert (s.tokens, s.bytes) == (len(ids.continuation), len(item.continuation))
+        assert s.log_likelihood == pytest.approx(alone(loaded, ids)[0], abs=1e-4)
+    assert multiple_choice(loaded, [Question("The ki", ["ng", "nd"], 0)], SMALL)["apart"] > 0
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -243,7 +260,7 @@ def test_the_likelier_text_and_choice_win():
     assert per_byte not in (best, per_token), "take texts that tell them apart"
     questions = [Question("The old", texts, i) for i in range(3)]
     assert multiple_choice(loaded, questions, SMALL) == {
-        "accuracy": pytest.approx(1 / 3), "accuracy_per_byte": pytest.approx(1 / 3), "questions": 3,
+        "accuracy": pytest.approx(1 / 3), "accuracy_per_byte": pytest.approx(1 / 3), "questions": 3, "apart": 0,
     }  # fmt: skip
     right = multiple_choice(loaded, [Question("The old", texts, texts.index(best))], SMALL)
     assert (right["accuracy"], right["accuracy_per_byte"]) == (1, 0)
@@ -251,7 +268,23 @@ def test_the_likelier_text_and_choice_win():
         (" the king", " a river"), key=lambda t: score(loaded, [Item("", t)], SMALL)[0].log_likelihood
     )
     pairs = [(second, first), (first, second), (second, first), (first, first)]
-    assert minimal_pairs(loaded, pairs, SMALL) == {"accuracy": 0.5, "pairs": 4}
+    assert minimal_pairs(loaded, pairs, SMALL) == {"accuracy": 2.5 / 4, "pairs": 4}
+
+
+def test_equal_choices_are_a_guess_wherever_the_answer_stands():
+    """A model that tells nothing apart scores as chance does, not 1 where all answers come first."""
+    same = [" the king"] * 4
+    for answer in range(4):
+        found = multiple_choice(tiny("decoder"), [Question("The old", same, answer)], SMALL)
+        assert (found["accuracy"], found["accuracy_per_byte"]) == (0.25, 0.25)
+
+
+def test_greedy_is_what_greedy_decoding_writes():
+    """Of equally likely ids the first: with logits that are all equal no other continuation is greedy."""
+    loaded = tiny("decoder")
+    flat = dataclasses.replace(loaded, params=jax.tree.map(jnp.zeros_like, loaded.params))
+    found = score(flat, [Item("", [0]), Item("", [1]), Item("", [0, 0]), Item("", [0, 1])], SMALL)
+    assert [s.greedy for s in found] == [True, False, True, False]
 
 
 def test_a_context_that_is_too_long_is_an_error_or_loses_its_beginning():
@@ -284,7 +317,7 @@ def test_mistakes_are_named():
     decoder, encoder = tiny("decoder"), tiny("encoder")
     with pytest.raises(FlagError, match=r"items\[1\]: the id 192 is not in the model's vocabulary of 192 rows"):
         score(decoder, [Item("", "a"), Item([1, 192], "a")])
-    with pytest.raises(FlagError, match=r"items\[0\]: '' has no tokens of its own"):
+    with pytest.raises(FlagError, match=r"items\[0\]: '' has no tokens; give it some text"):
         score(decoder, [Item("The king", "")])
     with pytest.raises(FlagError, match=r"items\[0\]: its continuation has 17 tokens, and the model reads 16"):
         score(decoder, [Item([], [120] * 17)])
