@@ -157,7 +157,7 @@ def resolve(
         experiment: `FILE.py` or `FILE.py:variant`; None: the defaults of the objective.
         objective: replaces the objectives.
         architecture: replaces the family; None: it follows from the objective.
-        preset: replaces the whole model, by name.
+        preset: replaces the whole model, by name; the rows of its token table are those that the tokenizer needs.
         model: replaces the whole model.
         overrides: values by dotted path, as text, from `--config.a.b=value`.
         fields: values by dotted path, already typed, from other flags.
@@ -175,7 +175,8 @@ def resolve(
     if preset is not None:
         if preset not in PRESETS:
             raise FlagError(f"--preset={preset}: {choose('preset', preset, list(PRESETS))}")
-        model = PRESETS[preset]
+        # Its published tokenizer is not at hand: rows that no token has would cost memory and time.
+        model = PRESETS[preset].model_copy(update={"vocab_size": 0})
     if model is not None:
         values["model"] = model.model_dump()
     if architecture is not None:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from lmjax.config import Config
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.task import heads, objective_types
@@ -25,8 +26,13 @@ _SMALLER = (
 
 
 def sized_model(config: Config) -> LanguageModel:
-    """Returns the model of a config, its token table as large as a tokenizer of the config's size needs."""
-    size = vocabulary_rows(config, config.tokenizer.vocab_size)
+    """Returns the model of a config, its token table as large as its tokenizer needs.
+
+    One that is still to be trained has as many ids as the config says; only the characters of kind=char, which follow
+    from the text, are fewer.
+    """
+    path = config.tokenizer.path
+    size = vocabulary_rows(config, load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size)
     needed = heads(objective_types(config.task.objective))
     return LanguageModel(config.model.model_copy(update={"vocab_size": size}), needed)
 

@@ -65,7 +65,10 @@ def define() -> flags.FlagValues:
             known["model.architecture"].choices,
             "the family, where the objective leaves a choice",
         ),
-        "preset": (sorted(facts.names("lmjax.model.presets", "PRESETS")), "a model of published size, or nano"),
+        "preset": (
+            sorted(facts.names("lmjax.model.presets", "PRESETS")),
+            "a model of published size, or nano, with the tokenizer's vocabulary",
+        ),
         "optimizer": (sorted(known["optimizer.name"].choices), "what makes updates of gradients"),
         "schedule": (
             sorted(known["optimizer.schedule"].choices),

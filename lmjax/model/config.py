@@ -75,7 +75,10 @@ class MoEConfig(Schema):
     offset: int = Field(0, ge=0, description="See every.")
     normalize: bool = Field(True, description="The gates of the chosen experts add up to one, as in Mixtral.")
     balance_weight: float = Field(
-        0.01, ge=0, description="Weight of the load-balancing loss (Fedus et al. 2022, arXiv:2101.03961, equation 4)."
+        0.01,
+        ge=0,
+        description="Weight of the load-balancing loss (Fedus et al. 2022, arXiv:2101.03961, equation 4), over the"
+        " tokens of a microbatch.",
     )
     z_weight: float = Field(
         0.001, ge=0, description="Weight of the router's z-loss (Zoph et al. 2022, arXiv:2202.08906, equation 5)."

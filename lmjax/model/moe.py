@@ -95,7 +95,12 @@ class MoE(nn.Module):
         return (_dense if dispatch(moe) == "dense" else _ragged)(x, gates.astype(x.dtype), chosen, hidden, *outer)
 
     def _leave_losses(self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, real: jax.Array) -> None:
-        """Sows each of LOSSES as float32 `[2]`: its sum over tokens, and their number."""
+        """Sows each of LOSSES as float32 `[2]`: its sum over tokens, and their number.
+
+        The balance is a product of two means over the tokens of this forward pass, so it is not a sum over tokens: of a
+        batch in microbatches, or on replicas of `pmap`, each part is balanced by itself, which asks for more than
+        balance on the whole. A mesh changes nothing: there the means are over all devices.
+        """
         tokens = jnp.sum(real)
         count = jnp.maximum(tokens, 1.0)
         uses = jax.nn.one_hot(chosen, self.config.moe.num_experts).sum(-2) / self.config.moe.top_k
@@ -161,7 +166,8 @@ def _ragged(
 def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Returns the router's losses by name as (loss sum, weight): sums over tokens, means over layers.
 
-    Their quotient is the mean loss of a layer. Without experts there are none.
+    Their quotient is the mean loss of a layer. Without experts there are none. Added up over microbatches or replicas,
+    the z-loss is that of the whole batch, and the balance the mean of theirs.
 
     Args:
         collection: what a forward pass left in AUXILIARY.

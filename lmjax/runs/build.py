@@ -180,6 +180,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     )
     # Last, so that what fails before, or is killed, leaves nothing that another run would take for its own.
     if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
+        workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_in(workdir)
         write_json(workdir / IDENTITY, whole_identity)
     return run

@@ -107,7 +107,8 @@ def loss_and_gradients(
     """Returns the loss sums of every objective over the batch, and the gradient of the batch's loss in float32.
 
     The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so microbatches,
-    packing and the mesh divide the work and leave the gradient as it is. Inside `jax.pmap`, whose axis is named,
+    packing and the mesh divide the work and leave the gradient as it is; but for the balance of a router, which each
+    microbatch, and each replica under pmap, has of its own (`MoE`). Inside `jax.pmap`, whose axis is named,
     `batch` is one replica's part and weights are those of all; what is returned is this replica's share of the sums and
     gradients. Its caller adds them up: a sum over replicas in here would be differentiated with the gradient, and the
     transpose of a sum adds up the same vector once for each replica.

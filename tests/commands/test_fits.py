@@ -12,7 +12,7 @@ from lmjax.model.language_model import init_params
 from lmjax.model.parameters import count_parameters
 from lmjax.model.presets import PRESETS
 from lmjax.parallel.memory import Memory, held
-from lmjax.runs.build import checked_mesh, hyperparameters
+from lmjax.runs.build import build, checked_mesh, hyperparameters
 from lmjax.training.state import state_maker
 
 GB = 10**9
@@ -36,7 +36,7 @@ def memory(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--preset=llama3_8b", "--config.parallel.fsdp=8"], ("129 GB", "parameters 32.1 GB", "has 23 GB", "--preset")),
+        (["--preset=llama3_8b", "--config.parallel.fsdp=8"], ("113 GB", "parameters 28 GB", "has 23 GB", "--preset")),
         (["--config.model.embed_dim=1000000000"], ("embed_dim=1000000000", "more than any machine holds")),
         (["--config.model.embed_dim=1000000"], ("embed_dim=1000000", "TB", "23 GB")),
         (["--config.model.mlp_dim=10000000000"], ("mlp_dim=10000000000", "23 GB")),
@@ -93,11 +93,36 @@ def test_the_bound_is_what_the_shardings_put_on_each_device(fields, shared, memo
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_least_parameters_are_a_close_lower_bound(name):
     config = PRESETS[name]
-    model = sized_model(resolve(preset=name, objective=_objective(config.architecture)))
+    published = {"model.vocab_size": str(config.vocab_size)}
+    model = sized_model(resolve(preset=name, objective=_objective(config.architecture), overrides=published))
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     total = count_parameters(params)
     assert config.least_parameters <= total
     assert config.least_parameters > 0.3 * total, "too low a bound refuses nothing"
+
+
+@pytest.mark.parametrize("rows", [None, 512])
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_table_that_is_printed_is_that_of_the_run(rows, trained, corpus, tmp_path, capsys):
+    """A preset keeps no row that no token has, unless it is told to; a tokenizer's file says how many it has."""
+    small = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16} | ({"vocab_size": rows} if rows else {})
+    fields = {f"model.{name}": str(size) for name, size in small.items()}
+    tokenizer = {"tokenizer.vocab_size": "420", "tokenizer.kind": "bpe"}
+    if trained:
+        path = tmp_path / "t.model"
+        cli.run(["tokenizer", f"--data={corpus}", "--vocab_size=420", "--kind=bpe", f"--output={path}"])
+        tokenizer = {"tokenizer.path": str(path)}
+    overrides = fields | tokenizer
+    capsys.readouterr()
+    shown = [f"--config.{path}={value}" for path, value in overrides.items()]
+    cli.run(["train", "--preset=nano_decoder", f"--data={corpus}", "--print_config", *shown])
+    printed = capsys.readouterr().out.rstrip().splitlines()[-1]
+    run = build(
+        resolve(preset="nano_decoder", overrides=overrides, fields={"data.train": str(corpus)}), tmp_path / "run"
+    )
+    assert run.config.model.vocab_size == (rows or 448)
+    total = count_parameters(jax.eval_shape(lambda: init_params(run.model, jax.random.key(0))))
+    assert printed.split() == ["total", f"{total:,}"]
 
 
 def _objective(architecture: str) -> tuple[str, ...]:

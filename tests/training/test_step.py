@@ -18,7 +18,13 @@ from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.optimizers import make_optimizer
 from lmjax.training.schedules import learning_rate
 from lmjax.training.state import add_tokens, read_tokens, state_maker
-from lmjax.training.step import loss_and_gradients, loss_metrics, make_eval_step, make_train_step
+from lmjax.training.step import (
+    loss_and_gradients,
+    loss_metrics,
+    make_eval_step,
+    make_train_step,
+    microbatches,
+)
 
 TASKS = ("next_token", "mlm,nsp", "span_corruption")
 
@@ -260,6 +266,30 @@ def test_accumulation_counts_router_losses_once(experts):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     assert any(np.any(g != 0) for g in jax.tree.leaves(grads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts_grads, grads)
+
+
+def test_the_balance_of_routers_is_that_of_each_microbatch_and_of_a_whole_mesh(experts):
+    """A product of means over tokens is no sum over tokens: parts are balanced by themselves, devices are no parts."""
+    run, state, batch, hparams = experts
+
+    def balance(batch, accumulation):
+        sums, _ = loss_and_gradients(run.model, run.task, state, batch, hparams, accumulation)
+        return sums["router_balance"]
+
+    parts = [jax.tree.map(lambda x, i=i: x[i], microbatches(batch, 4)) for i in range(4)]
+    alone = [jax.jit(balance, static_argnums=1)(part, 1) for part in parts]
+    together, whole = (jax.jit(balance, static_argnums=1)(batch, n) for n in (4, 1))
+    np.testing.assert_allclose(together.loss, sum(part.loss for part in alone), rtol=1e-5)
+    np.testing.assert_allclose(together.weight, whole.weight, rtol=1e-5)
+    assert together.loss > whole.loss * 1.001, "uneven parts, or the docstrings of MoE are wrong"
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:4])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        split = to_device(real_batch(run), mesh)
+        placed = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        found, _ = jax.jit(lambda s, b: loss_and_gradients(run.model, run.task, s, b, jax.device_get(hparams), 1))(
+            placed, split
+        )
+    np.testing.assert_allclose(found["router_balance"].loss, whole.loss, rtol=1e-5)
 
 
 def test_tokens_are_counted_past_32_bits():

@@ -138,6 +138,8 @@ def run(
     def step(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
         done, now = carry
         last = jnp.take_along_axis(now.tokens, now.column[:, None] - 1, axis=1, mode="promise_in_bounds")
+        # A text that ended for want of an allowed id is not read, but its row is.
+        last = jnp.maximum(last, 0)
         logits, cache = _read(model, params, row_fields(model, last, now.positions[:, None]), now.cache)
         return done + 1, _choose(strategy, now.replace(cache=cache), logits, allowed)
 

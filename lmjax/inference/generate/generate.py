@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+from absl import logging
 
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.defaults import merged
@@ -17,10 +18,13 @@ from lmjax.inference.generate.processors import Processors
 from lmjax.inference.generate.requests import Prompt, Request, batches, check_length, check_memory, make_requests
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
+from lmjax.inference.generate.strategy import NOTHING
 from lmjax.inference.generate.text import TextStream
 from lmjax.inference.generate.writing import Writing
 from lmjax.inference.loaded import LoadedModel
 from lmjax.streams import SEEDS
+
+Finished = Literal["stop", "length", "nothing_allowed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +36,13 @@ class Generation:
         ids: all that was written, forced ids and the stop id that ended it included.
         score: the sum of the log-probabilities of `ids` that were not forced, in nats: the model's own, before
             penalties, temperature and filters, but among the ids that a constraint allows; of beam search, its score.
-        finished: by a stop id or string, or at the limit.
+        finished: by a stop id or string, at the limit, or where no id was allowed any more (bans, repetitions).
     """
 
     text: str
     ids: tuple[int, ...]
     score: float
-    finished: Literal["stop", "length"]
+    finished: Finished
 
 
 def check(
@@ -193,7 +197,8 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
             written = row[len(forced) : length].tolist()
             stream = _text_stream(loaded, request)
             text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
-            texts.append(Generation(text, (*forced, *written), float(score), _reason(written, stop)))
+            reason = _reason(written, stop, stuck=not length)
+            texts.append(Generation(text, (*forced, *written), float(score), reason))
         found.append(texts)
     return found
 
@@ -204,7 +209,11 @@ def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = 
     return TextStream(loaded.tokenizer, context, stop)
 
 
-def _reason(ids: Sequence[int], stop: Sequence[int]) -> Literal["stop", "length"]:
+def _reason(ids: Sequence[int], stop: Sequence[int], *, stuck: bool) -> Finished:
+    """Returns why a text ended."""
+    if stuck:
+        logging.warning("a text ended as no id was left that may be written behind it; allow more, or stop earlier")
+        return "nothing_allowed"
     return "stop" if ids and ids[-1] in stop else "length"
 
 
@@ -223,6 +232,7 @@ class _Texts:
         self._stop = _stop(loaded, config)
         self._streams = [_text_stream(loaded, r, config.stop) for r in batch]
         self._texts, self._known = [""] * len(batch), [0] * len(batch)
+        self._stuck = [False] * len(batch)
         self._states: list[ConstraintState] = [constraint.start(r.prompt) for r in batch] if constraint else []
         self._mask: np.ndarray | None = None
         strategy = Sampling.of(config.sampling, _processors(loaded, config))
@@ -275,25 +285,28 @@ class _Texts:
             for token in row[self._known[i] :].tolist():
                 if stream.stopped or self._over(i, row) or self._whole(i):
                     break
+                if token == NOTHING:
+                    self._no_way_on(i)
+                    break
                 self._known[i] += 1
                 self._texts[i] += "" if token in self._stop else stream.push(token)
                 if self._states:
-                    self._constrain(i, token)
+                    self._states[i].advance(token)
             # A text that its constraint ends is whole, also where the model has no stop id to say so.
             ended[i] = stream.stopped or self._whole(i)
         if (ended & ~finished).any():
             self._writing.finish(ended)
         return self._texts[0][first:]
 
-    def _constrain(self, i: int, token: int) -> None:
-        """Takes a token of a constrained text; raises DataError where none is left that may be written."""
-        if not self._mask[i, token]:
+    def _no_way_on(self, i: int) -> None:
+        """Notes that nothing may be written behind a text; raises DataError for one that its constraint would go on."""
+        if self._states:
             given = self._config.processors.model_dump(exclude_defaults=True)
             raise DataError(
                 f"regex or json_schema: nothing that it allows behind {self._texts[i]!r} can be written with"
                 f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'this model'}; leave one out"
             )
-        self._states[i].advance(token)
+        self._stuck[i] = True
 
     def _whole(self, i: int) -> bool:
         """Returns whether nothing can follow a constrained text."""
@@ -311,5 +324,6 @@ class _Texts:
         ids = [*self._loaded.prompts.forced, *ids]
         stream = self._streams[i]
         self._texts[i] += stream.finish()
-        reason = "stop" if stream.stopped or self._whole(i) else _reason(ids, self._stop)
+        whole = stream.stopped or self._whole(i)
+        reason = "stop" if whole else _reason(ids, self._stop, stuck=self._stuck[i])
         return Generation(self._texts[i], tuple(ids), score, reason)

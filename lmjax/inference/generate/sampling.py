@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.inference.generate.processors import Processors, apply
-from lmjax.inference.generate.strategy import Choice, Moment, put_requests
+from lmjax.inference.generate.strategy import NOTHING, Choice, Moment, put_requests
 from lmjax.schema import Schema
 from lmjax.streams import prng_keys
 
@@ -178,7 +178,7 @@ class Sampling:
 
         A row ends with a stop id, or where the limit is reached; from then on it gets the first stop id (0 if there is
         none), which counts for nothing. A draw depends on the row's seed, its scores and the tokens written so far,
-        never on the other rows. A row in which no id is allowed gets 0.
+        never on the other rows. A row in which no id is allowed gets NOTHING, and ends.
         """
         scores = apply(moment.logits, moment, state.processors)
         if state.keys is None:
@@ -188,10 +188,12 @@ class Sampling:
             ids = draw(weights(scores, state.numbers), keys)
         chosen = jnp.take_along_axis(moment.logits, ids[:, None], axis=1)[:, 0]
         gained = chosen - jax.nn.logsumexp(moment.logits, axis=-1)
-        ended = jnp.any(ids[:, None] == moment.stop[None], axis=1) | (moment.count + 1 >= moment.limit)
+        # Whatever is taken where all is forbidden is forbidden.
+        stuck = jnp.isneginf(jnp.take_along_axis(scores, ids[:, None], axis=1)[:, 0])
+        ended = stuck | jnp.any(ids[:, None] == moment.stop[None], axis=1) | (moment.count + 1 >= moment.limit)
         filler = jnp.maximum(moment.stop[0], 0) if len(moment.stop) else 0
-        ids = jnp.where(state.done, filler, ids).astype(jnp.int32)
-        scores = state.scores + jnp.where(state.done, 0, gained)
+        ids = jnp.where(state.done, filler, jnp.where(stuck, NOTHING, ids)).astype(jnp.int32)
+        scores = state.scores + jnp.where(state.done | stuck, 0, gained)
         return Choice(ids, None, state.replace(done=state.done | ended, scores=scores))
 
     def put(self, state: SamplingState, other: SamplingState, request: jax.Array) -> SamplingState:
@@ -211,7 +213,8 @@ def probabilities(logits: jax.Array, numbers: Numbers) -> jax.Array:
         numbers: temperature and filters.
     """
     if numbers.temperature is None:
-        return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+        best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+        return jnp.where(jnp.isneginf(logits), 0, best)
     kept = weights(logits, numbers)
     # Where no id is allowed nothing is kept, and nothing is what each id gets.
     return kept / jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)

@@ -25,7 +25,7 @@ from lmjax.inference.generate.decode import row_fields
 from lmjax.inference.generate.processors import apply
 from lmjax.inference.generate.requests import Request, bucket
 from lmjax.inference.generate.sampling import Sampling, SamplingState, draw, probabilities
-from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.strategy import NOTHING, Moment
 from lmjax.inference.generate.writing import read_prompts
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.cache import Cache
@@ -278,10 +278,15 @@ def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, 
     rest = jnp.maximum(found[count] - guessed, 0)
     rest = jnp.where(jnp.sum(rest) > 0, rest, found[count])
     last = draw(rest[None], _key(now, _CORRECT, 0)[None])[0]
+    last = jnp.where(jnp.sum(found[count]) > 0, last, NOTHING)
 
     new = jnp.where(jnp.arange(guesses + 1) < count, jnp.append(ids, 0), last)
     total = jax.nn.log_softmax(logits)[jnp.arange(guesses + 1), new]
-    ends = jnp.any(new[:, None] == now.stop[None], axis=1) | (now.count + jnp.arange(1, guesses + 2) >= now.limit)
+    ends = (
+        (new == NOTHING)
+        | jnp.any(new[:, None] == now.stop[None], axis=1)
+        | (now.count + jnp.arange(1, guesses + 2) >= now.limit)
+    )
     mine = jnp.arange(guesses + 1) <= count
     columns = jnp.arange(tokens.shape[1])
     return now.replace(

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 PyTree = Any
 
+# In the place of an id, where none is allowed: it ends the text, and is no part of it.
+NOTHING = -1
+
 
 @flax.struct.dataclass
 class Moment:
@@ -43,7 +46,7 @@ class Choice:
     """The next token of every row.
 
     Attributes:
-        ids: int32 `[rows]`.
+        ids: int32 `[rows]`; NOTHING where no id is allowed.
         parents: int32 `[rows]`: the row that each goes on from; None: each from itself.
         state: of the strategy, for its next choice.
     """

@@ -198,3 +198,38 @@ def test_devices_that_split_a_model_write_the_same(devices):
 
 def test_no_prompts_no_texts():
     assert generate(writer("rope"), []) == []
+
+
+WAYS = {
+    "greedy": {},
+    "sampled": SAMPLED,
+    "looked up": {"lookup": 1},
+    "drawn and looked up": SAMPLED | {"lookup": 1},
+    "beams": {"beams": {"beams": 2}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["rope", "both"])
+def test_a_text_ends_where_no_id_is_allowed(name, way):
+    """Id 0 was written there, and scored. Two ids are allowed here, each once; a prompt may hold one of them."""
+    loaded, free = writer(name), (112, 113)
+    forced = loaded.prompts.forced
+    banned = tuple(i for i in range(loaded.config.vocab_size) if i not in free)
+    # In an encoder-decoder the prompt is no part of what is repeated.
+    prompts = [[120, 121, 122], [120, 112, 122]]
+    room = [2, 2 if name == "both" else 1]
+    processors = {"banned": banned, "no_repeat_ngram": 1}
+    found = only(generate(loaded, prompts, config(processors=processors, **WAYS[way])))
+    for each, count in zip(found, room, strict=True):
+        assert each.finished == "nothing_allowed"
+        if way == "beams":
+            # Of texts that have not ended a beam search gives none.
+            assert (each.text, each.ids, each.score) == ("", forced, -np.inf)
+            continue
+        own = each.ids[len(forced) :]
+        assert len(own) == count
+        assert set(own) <= set(free)
+        assert np.isfinite(each.score)
+    nothing = only(generate(loaded, prompts, config(processors={"banned": tuple(range(192))}, **WAYS[way])))
+    assert {(each.text, each.ids, each.finished) for each in nothing} == {("", forced, "nothing_allowed")}
