@@ -281,7 +281,7 @@ def test_the_balance_of_routers_is_that_of_each_microbatch_and_of_a_whole_mesh(e
     together, whole = (jax.jit(balance, static_argnums=1)(batch, n) for n in (4, 1))
     np.testing.assert_allclose(together.loss, sum(part.loss for part in alone), rtol=1e-5)
     np.testing.assert_allclose(together.weight, whole.weight, rtol=1e-5)
-    assert together.loss > whole.loss * 1.001, "uneven parts, or the docstrings of MoE are wrong"
+    assert together.loss > whole.loss * 1.0001, "uneven parts, or the docstrings of MoE are wrong"
     mesh = make_mesh(ParallelConfig(), jax.devices()[:4])
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         split = to_device(real_batch(run), mesh)

@@ -1,0 +1,100 @@
+"""The commands of README.md as they stand: each is accepted, and those of the usual path run on stand-ins."""
+
+import gzip
+import json
+import pathlib
+import shlex
+import shutil
+
+import pytest
+
+from lmjax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECORDED = ROOT / "tests/inference/generate/recorded"
+BLOCKS = (ROOT / "README.md").read_text().split("```")[1::2]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("lmjax ")]
+ARGUMENTS = [shlex.split(command, comments=True)[1:] for command in COMMANDS]
+# A model and a run that take a second; what a command says itself stays.
+TINY = {
+    "--config.model.embed_dim": "16", "--config.model.num_heads": "2", "--config.model.mlp_dim": "16",
+    "--config.model.num_layers": "1", "--config.tokenizer.kind": "bpe", "--config.tokenizer.vocab_size": "420",
+    "--config.data.held_out": "0.3", "--steps": "2", "--batch_size": "8", "--length": "32",
+    "--config.evaluation.batches": "1", "--config.logging.tensorboard": "false",
+}  # fmt: skip
+SENTENCES = [f"The {a} {b} sees the {c}. It goes to the {a} house. Then it sleeps." for a in ("old", "young", "tall")
+             for b in ("king", "queen", "cat") for c in ("river", "tree", "road")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """A folder with what the commands name: texts, pairs, and small checkpoints under the names of README."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "texts").mkdir()
+    for i, sentence in enumerate(SENTENCES):
+        (folder / "texts" / f"{i}.txt").write_text(sentence)
+    for name in ("input.txt", "text.txt"):
+        (folder / name).write_text("\n\n".join(SENTENCES))
+    (folder / "in.txt").write_text("the old\nthe young\n")
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"source": s, "target": s[:12]}) + "\n" for s in SENTENCES)
+    for name in ("train.csv", "dev.csv", "test.csv"):
+        (folder / name).write_text("text\n" + "".join(f'"{s}"\n' for s in SENTENCES))
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    shutil.copytree(RECORDED / "t5", folder / "t5")
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def tiny(arguments: list[str]) -> list[str]:
+    """The arguments of a training command with those of TINY that it does not have."""
+    given = {a.partition("=")[0] for a in arguments}
+    # A checkpoint brings its own model and tokenizer.
+    from_elsewhere = ("model", "tokenizer") if "--init_from" in given else ()
+    rest = {k: v for k, v in TINY.items() if k not in given and k.split(".")[1:2] not in [[n] for n in from_elsewhere]}
+    return [*arguments, "--noprogress", *(f"{name}={value}" for name, value in rest.items())]
+
+
+def test_readme_has_the_commands():
+    assert len(COMMANDS) > 25
+    assert {arguments[0] for arguments in ARGUMENTS} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=COMMANDS)
+def test_every_command_is_accepted(arguments, here, capsys):
+    """Its flags are there and, of a run, the fields fit together."""
+    if arguments[0] == "train" and "--init_from" not in " ".join(arguments):
+        cli.run([*arguments, *(["--print_config"] if "--print_config" not in arguments else [])])
+        assert '"objective"' in capsys.readouterr().out
+    else:
+        cli.run([*arguments, "--help"])
+
+
+def test_the_usual_path_runs(here, capsys):
+    """In the order in which one thing needs another."""
+
+    def of(*words: str) -> list[str]:
+        (found,) = [a for c, a in zip(COMMANDS, ARGUMENTS, strict=True) if all(word in c for word in words)]
+        return found
+
+    cli.run([*tiny(of("train", "--data='texts/*.txt'", "a document per file")), "--workdir=runs/mine"])
+    cli.run(tiny(of("train", "pairs.jsonl.gz")))
+    cli.run(tiny(of("train", "dev=dev.csv")))
+    capsys.readouterr()
+    cli.run([*of("generate", "--workdir=runs/mine"), "--max_new_tokens=4"])
+    assert "Return the" in capsys.readouterr().err
+    cli.run(of("evaluate", "--workdir=runs/mine"))
+    assert "bits_per_byte" in capsys.readouterr().out.replace(" ", "_")
+    cli.run(of("convert", "--workdir=runs/mine"))
+    assert pathlib.Path("mine/config.json").is_file()
+    # What was written out stands for a published checkpoint.
+    shutil.copytree("mine", "gpt2")
+    cli.run(of("convert", "--from=gpt2/"))
+    cli.run(tiny(of("train", "--init_from=runs/gpt2")))
+    cli.run([*of("generate", "--model=t5/"), "--max_new_tokens=4"])
+    assert len(pathlib.Path("out.jsonl").read_text().splitlines()) == 2
+    cli.run([a.replace("8192", "420") for a in of("tokenizer")])
