@@ -36,4 +36,4 @@ def test_a_decoders_row_that_is_too_short_is_warned_of(tiny, tmp_path):
     assert warning.endswith("change --config.task.length (now 64) or --config.task.target_length (now 8)")
     right = build(tiny("span_corruption", task__target_length="none", task__length=64), tmp_path / "b")
     assert fill_report(right.stages)[1] == ""
-    assert right.task.objectives[0].target_length == 16
+    assert right.task.objectives[0].target_length == 14
