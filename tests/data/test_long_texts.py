@@ -117,6 +117,8 @@ def test_a_long_text_has_the_tokens_that_it_has_at_once(kind, of_kind, small_win
     tokenizer = of_kind(kind)
     texts = [odd_text(seed, 1500) for seed in range(3)]
     texts += ["\n".join(library_lines(400)), "a" * 5000 + " b", " " * 3000 + "x.\n" * 900, "快速的棕色" * 900]
+    # Runs whose tokens stand at other places if they begin elsewhere, as they do in a window.
+    texts += [start + run * 3000 + "end" for start in ("x", "xyz", "xyz12") for run in " -=#"]
     for text in texts:
         assert len(text) > 2 * long_texts.WINDOW
         expected = at_once(tokenizer, text)
