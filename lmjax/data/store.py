@@ -85,6 +85,11 @@ class Store:
         assert first + length <= self._index[0][i + 1], "past the end of the document"
         return self._tokens[first : first + length].astype(np.int32)
 
+    def spelled_bytes(self, token_bytes: np.ndarray) -> int:
+        """UTF-8 bytes that the tokens of all documents stand for, given those of each id; mostly `num_bytes`."""
+        parts = range(0, self.num_tokens, _BATCH_CHARS)
+        return sum(int(token_bytes[self._tokens[start : start + _BATCH_CHARS]].sum()) for start in parts)
+
     def segments(self, i: int) -> np.ndarray:
         """`[segments + 1]` int64: where the segments of document `i` begin in it, and its length."""
         documents, document_segments, segments = self._index

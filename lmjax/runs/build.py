@@ -172,6 +172,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
                 task.examples(store(documents, "heldout" if name in prints else name, name), 0, name),
                 batch_size=config.batch_size,
                 max_batches=config.evaluation.batches,
+                token_bytes=tokenizer.token_bytes,
             )
             for name, documents in evals.items()
         ),

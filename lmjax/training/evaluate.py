@@ -39,6 +39,8 @@ class EvalSet:
         max_batches: at most this many batches are read.
         unigram_entropy: for each loss that is over tokens, nats per target of the best model that knows frequencies
             only, fitted to these very targets.
+        text_bytes: UTF-8 bytes of the texts over those of their tokens: 1 where the tokens spell the text. A tokenizer
+            that puts a space in front of each text, or drops characters, has others.
     """
 
     name: str
@@ -46,12 +48,29 @@ class EvalSet:
     batch_size: int
     max_batches: int
     unigram_entropy: dict[str, float]
+    text_bytes: float = 1.0
 
     @classmethod
-    def build(cls, name: str, examples: Examples, *, batch_size: int, max_batches: int) -> EvalSet:
-        """Returns the set, with its yardstick."""
+    def build(
+        cls, name: str, examples: Examples, *, batch_size: int, max_batches: int, token_bytes: np.ndarray
+    ) -> EvalSet:
+        """Returns the set, with its yardstick.
+
+        Args:
+            name: what its metrics are called.
+            examples: the rows.
+            batch_size: rows of a global batch.
+            max_batches: at most this many batches are read.
+            token_bytes: `[vocab]`, UTF-8 bytes of every token.
+        """
         unmeasured = cls(name, examples, batch_size, max_batches, {})
-        return dataclasses.replace(unmeasured, unigram_entropy=unigram_entropy(unmeasured))
+        stores = examples.stores.values()
+        spelled = sum(store.spelled_bytes(token_bytes) for store in stores)
+        return dataclasses.replace(
+            unmeasured,
+            unigram_entropy=unigram_entropy(unmeasured),
+            text_bytes=sum(store.num_bytes for store in stores) / max(1, spelled),
+        )
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """Returns an iterator over this process's part of the batches, the same rows and corruption every time."""
@@ -113,6 +132,7 @@ class Evaluator:
             sums = jax.tree.map(float, sums)
             totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
         losses, num_bytes = totals
+        num_bytes = {name: count * evaluated.text_bytes for name, count in num_bytes.items()}
         return self._named(f"eval/{evaluated.name}", losses, num_bytes)
 
     def _named(self, prefix: str, losses: dict[str, Any], num_bytes: dict[str, float]) -> dict[str, float]:
