@@ -11,7 +11,7 @@ import pytest
 
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
 from lmjax.inference.generate.sampling import MOST_CANDIDATES, Numbers, Sampling, SamplingConfig, pick, probabilities
-from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.strategy import NOTHING, Moment
 
 VOCAB, DRAWS = 20, 20_000
 CASES = {
@@ -241,7 +241,7 @@ def test_a_row_in_which_nothing_is_allowed_harms_no_other(case, rows):
     np.testing.assert_array_equal(found[1], 0)
     np.testing.assert_array_equal(np.delete(found, 1, 0), np.delete(distribution(rows, Numbers.of(config)), 1, 0))
     strategy = Sampling.of(config)
-    assert int(choose(strategy, moment(logits), strategy.start(np.arange(8), 1)).ids[1]) == 0
+    assert int(choose(strategy, moment(logits), strategy.start(np.arange(8), 1)).ids[1]) == NOTHING
 
 
 def test_other_numbers_compile_nothing_anew(rows):
