@@ -11,14 +11,14 @@ ROOT = pathlib.Path(__file__).parent.parent / "lmjax"
 
 # A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "schema", "axes", "nearest", "paths", "phases", "streams", "strict_json", "__init__"),
+    ("errors", "schema", "axes", "nearest", "paths", "phases", "streams", "strict_json"),
     ("data", "model"),
     ("objectives",),
     ("parallel", "training", "inference", "interop"),
     ("analysis", "evaluation"),
     ("config",),
     ("runs",),
-    ("commands", "cli", "__main__"),
+    ("commands", "cli", "__main__", "__init__"),
 )
 
 
@@ -77,3 +77,42 @@ def test_data_never_imports_jax():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_tensorflow_and_no_torch(path):
     assert not {n.split(".")[0] for n in imports(path)} & {"torch", "tensorflow", "transformers", "pickle"}
+
+
+def at_import(path: pathlib.Path) -> set[str]:
+    """The modules of lmjax that a module imports when it is imported: not for types alone, nor inside functions."""
+    names, known = set(), {f"lmjax.{name_of(p)}" for p in MODULES}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if name in known else node.module for name in whole}
+    return names & known
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of a graph; empty: there is none."""
+    left = dict(graph)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def packages(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Which packages of lmjax import which others."""
+    found: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        mine = name.split(".")[1]
+        found.setdefault(mine, set()).update({other.split(".")[1] for other in others} - {mine})
+    return found
+
+
+def test_there_are_no_circles():
+    """Neither of modules nor of packages: what stands in a circle can only be read, moved or tested as a whole."""
+    graph = {f"lmjax.{name_of(path)}": at_import(path) for path in MODULES}
+    assert not circle(graph)
+    assert not circle(packages(graph))
+    graph["lmjax.data.store"] |= {"lmjax.data.pipeline"}
+    assert "lmjax.data.store" in circle(graph | {"lmjax.data.pipeline": {"lmjax.data.store"}})
+    graph["lmjax.data.store"] |= {"lmjax.objectives.task"}
+    assert {"data", "objectives"} <= set(circle(packages(graph)))

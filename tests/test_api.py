@@ -1,0 +1,52 @@
+"""The public API: what `import lmjax` offers, how it is called, and that importing it takes nothing along."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import lmjax
+
+# Name -> the names of its parameters, keyword-only ones behind a star. A change here breaks scripts of others.
+SIGNATURES = {
+    "fill_mask": "loaded texts top_k config",
+    "generate": "loaded prompts config * seeds draft names",
+    "load_model": "place * step dtype tensor accept_fields",
+    "perplexity": "loaded texts config",
+    "resolve": "* experiment objective architecture preset model overrides fields",
+    "score": "loaded items config names",
+    "stream": "loaded prompt config * draft name",
+    "train": "config workdir * progress",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_stay(name):
+    parts, keyword = [], False
+    for parameter in inspect.signature(getattr(lmjax, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword:
+            parts.append("*")
+            keyword = True
+        parts.append(parameter.name)
+    assert " ".join(parts) == SIGNATURES[name]
+
+
+def test_every_public_name_is_documented_and_none_is_missing():
+    for name in lmjax._HOMES:
+        assert inspect.getdoc(getattr(lmjax, name))
+    assert set(lmjax._HOMES) <= set(dir(lmjax))
+    assert set(SIGNATURES) == {name for name in lmjax._HOMES if not inspect.isclass(getattr(lmjax, name))}
+    tree = ast.parse(pathlib.Path(lmjax.__file__).read_text())
+    typed = {alias.asname: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             for alias in node.names if alias.asname}  # fmt: skip
+    assert typed == lmjax._HOMES, "what type checkers see is what there is"
+    with pytest.raises(AttributeError, match="'generat'; it offers Config"):
+        _ = lmjax.generat
+
+
+def test_importing_it_imports_no_jax():
+    code = "import lmjax, sys; assert not {'jax', 'flax', 'pydantic', 'numpy'} & set(sys.modules), sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
