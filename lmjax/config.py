@@ -115,7 +115,8 @@ def from_json(path: pathlib.Path) -> Config:
     try:
         return Config.model_validate_json(path.read_text())
     except (OSError, UnicodeDecodeError, pydantic.ValidationError) as e:
-        raise FlagError(f"{path}: not a config of this version of lmjax: {str(e).splitlines()[0]}") from e
+        problem = _explain(e) if isinstance(e, pydantic.ValidationError) else str(e)
+        raise FlagError(f"{path}: not a config of this version of lmjax: {problem.splitlines()[0]}") from e
 
 
 # Steps, rows of a batch and learning rate with which the nano models learn most in two minutes on two CPU cores.
@@ -256,6 +257,8 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _parent(values: dict, path: str) -> tuple[dict, str]:
     """Returns the dict that holds the last name of a dotted path, and that name; raises FlagError for a wrong name."""
+    if now := Config.moved_to(path):
+        raise FlagError(f"--config.{path}: this field is now --config.{now}")
     *groups, last = path.split(".")
     here, seen = values, "config"
     for name in [*groups, last]:
