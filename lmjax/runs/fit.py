@@ -10,18 +10,18 @@ import flax.linen as nn
 import jax
 from absl import logging
 
+from lmjax.axes import RULES
 from lmjax.config import Config
 from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import abstract_params, flat
 from lmjax.parallel import pmap
-from lmjax.axes import RULES
 from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
 from lmjax.phases import phase
-from lmjax.runs.trained import open_pretrained
 from lmjax.runs.build import Run
+from lmjax.runs.trained import open_pretrained
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
@@ -34,9 +34,7 @@ from lmjax.training.step import make_eval_step, make_train_step
 from lmjax.training.stopping import resumed
 
 
-def fit(
-    run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] | None = None
-) -> tuple[TrainState, str]:
+def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] | None = None) -> tuple[TrainState, str]:
     """Returns the state after the last step, and why the run ended early, or nothing.
 
     Args:

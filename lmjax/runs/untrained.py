@@ -7,13 +7,13 @@ import functools
 import flax.linen as nn
 import jax
 
+from lmjax.axes import RULES
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
-from lmjax.axes import RULES
 from lmjax.parallel.mesh import on_mesh
 from lmjax.runs.trained import assemble, check_parameters, inference_config, inference_mesh
 from lmjax.streams import prng_key
