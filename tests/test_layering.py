@@ -79,6 +79,13 @@ def test_no_tensorflow_and_no_torch(path):
     assert not {n.split(".")[0] for n in imports(path)} & {"torch", "tensorflow", "transformers", "pickle"}
 
 
+def test_orbax_is_imported_in_one_module():
+    """Its v1 API is still moving: a change of it is followed in one place, by the tests too."""
+    files = [*MODULES, *(ROOT.parent / "tests").rglob("*.py"), *(ROOT.parent / "experiments").rglob("*.py")]
+    found = [p for p in files if any(name.split(".")[0] == "orbax" for name in imports(p))]
+    assert [p.relative_to(ROOT.parent).as_posix() for p in found] == ["lmjax/training/checkpoint.py"]
+
+
 def at_import(path: pathlib.Path) -> set[str]:
     """The modules of lmjax that a module imports when it is imported: not for types alone, nor inside functions."""
     names, known = set(), {f"lmjax.{name_of(p)}" for p in MODULES}

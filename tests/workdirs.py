@@ -8,7 +8,8 @@ import warnings
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+
+from lmjax.training.checkpoint import ocp
 
 
 def bits(workdir: pathlib.Path, step: int) -> dict[str, str]:
