@@ -20,8 +20,9 @@ from lmjax.interop.shards import Shards, read_json
 from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import BARE, LanguageModel, init_params
+from lmjax.model.parameter_paths import layer_paths
 from lmjax.model.parameters import unboxed
-from lmjax.model.transformer import layer_paths, unstack_layers
+from lmjax.model.transformer import unstack_layers
 from lmjax.parallel.mesh import on_mesh
 from lmjax.streams import prng_key
 

@@ -19,7 +19,7 @@ from lmjax.interop.nearest import Change, changes
 from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import BARE
-from lmjax.model.transformer import layer_paths
+from lmjax.model.parameter_paths import layer_paths
 from lmjax.paths import is_free, new_folder
 
 # What changes no number that a trained model computes without dropout, or only how fast.

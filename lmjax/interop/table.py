@@ -17,6 +17,7 @@ import numpy as np
 from lmjax.interop.fields import Fields
 from lmjax.interop.layouts import Layout, Matrix, PerExpert, Same, Shape
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Family:
     def of_a_head(self, tensor: str) -> bool:
         """Returns whether a tensor of the table stands behind the hidden states, and in no layer."""
         rows = (row for row in self.table if tensor in row.theirs)
-        return any(not row.ours[0].startswith(("backbone/", "embedding/")) for row in rows)
+        return any(not row.ours[0].startswith((f"{BACKBONE}/", f"{EMBEDDING}/")) for row in rows)
 
     def has_head(self, head: str, tensors: Container[str]) -> bool:
         """Returns whether a checkpoint with these tensors has a head."""
@@ -126,7 +127,7 @@ class Family:
 
 
 def _expanded(row: Row, shapes: Mapping[str, Shape]) -> Iterable[Row]:
-    numbers = (int(n) for path in shapes for n in re.findall(r"layer_(\d+)/", path))
+    numbers = (int(n) for path in shapes for n in re.findall(rf"{UNROLLED}(\d+)/", path))
     for layer in range(1 + max(numbers, default=0) if "{i}" in row.ours[0] else 1):
         ours = tuple(path.format(i=layer) for path in row.ours)
         present = [path in shapes for path in ours]

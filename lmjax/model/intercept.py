@@ -28,12 +28,13 @@ import jax.numpy as jnp
 
 from lmjax.model.families import Batch, EncoderDecoder, Side
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.parameter_paths import BACKBONE, STACK_NAME, UNROLLED
 from lmjax.model.transformer import Block, Stack
 
 PyTree = Any
 Change = Callable[[jax.Array], jax.Array]
 
-_LEFT_OUT = ("backbone", "stack")
+_LEFT_OUT = (BACKBONE, STACK_NAME)
 
 
 def names(model: LanguageModel, params: PyTree, batch: Batch, *, method: str | None = None) -> list[str]:
@@ -128,7 +129,7 @@ class _Visitor:
             return method(*args, **kwargs)
         if isinstance(module, Block):
             # Layers that share parameters are one module, which is told the number of the layer.
-            self._layer = module.path, f"layer_{args[2]}"
+            self._layer = module.path, f"{UNROLLED}{args[2]}"
         name = self._name(module.path)
         result = method(*args, **kwargs)
         # Blocks and attentions return what they keep for a cache too.
@@ -144,7 +145,7 @@ class _Visitor:
 
     def _name(self, path: tuple[str, ...]) -> str | None:
         """Returns the name of what the module at a path returns; None: it stands outside of the backbones."""
-        if "backbone" not in path:
+        if BACKBONE not in path:
             return None
         block, layer = self._layer
         if block and path[: len(block)] == block:

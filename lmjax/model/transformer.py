@@ -17,11 +17,12 @@ from lmjax.model.kernels import Mask
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import MLP, Norm, dropout
 from lmjax.model.moe import AUXILIARY, MoE
+from lmjax.model.parameter_paths import CROSS_RELATIVE_BIAS, RELATIVE_BIAS, SCANNED, SHARED, UNROLLED
 from lmjax.model.platform import platform
 from lmjax.model.positions import Rotation, position_bias
 
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-_SCANNED, _UNROLLED, _SHARED = "layers", "layer_", "shared_layer"
+# The axis of scanned layers, under its name in lmjax/axes.py.
 _LAYERS = {nn.PARTITION_NAME: "layers"}
 
 
@@ -161,7 +162,7 @@ class Block(nn.Module):
             turns = jax.tree.map(lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, near.queries)
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
         if _own_bias(config, kind := config.side_positions(self.causal)):
-            bias = position_bias(config, kind, "relative_bias", causal=self.causal)
+            bias = position_bias(config, kind, RELATIVE_BIAS, causal=self.causal)
             relation = relation.replace(bias=bias(inputs.positions, relation.mask.cached_positions))
         return relation
 
@@ -170,7 +171,7 @@ class Block(nn.Module):
         config, kind = self.config, self.config.cross_positions
         if not _own_bias(config, kind):
             return inputs.across
-        bias = position_bias(config, kind, "cross_relative_bias", causal=False)
+        bias = position_bias(config, kind, CROSS_RELATIVE_BIAS, causal=False)
         return inputs.across.replace(bias=bias(inputs.positions, inputs.memory.positions))
 
 
@@ -231,7 +232,7 @@ class Stack(nn.Module):
         """
         config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
         kind = config.side_positions(self.causal)
-        bias = _no_bias if _own_bias(config, kind) else position_bias(config, kind, "relative_bias", causal=self.causal)
+        bias = _no_bias if _own_bias(config, kind) else position_bias(config, kind, RELATIVE_BIAS, causal=self.causal)
         # A row has its length while it is written: a scaling that depends on it stays that of short rows.
         length = None if cache is None else 1
 
@@ -267,7 +268,7 @@ class Stack(nn.Module):
         config, kind = self.config, self.config.cross_positions
         bias, turns, key_turns = None, None, None
         if not _own_bias(config, kind):
-            bias = position_bias(config, kind, "cross_relative_bias", causal=False)
+            bias = position_bias(config, kind, CROSS_RELATIVE_BIAS, causal=False)
             bias = bias(sequence.positions, memory.positions)
         if kind == "rope":
             turns, key_turns = (Rotation.build(config, side.positions) for side in (sequence, memory))
@@ -291,11 +292,11 @@ class Stack(nn.Module):
             raise ValueError("a cache needs unrolled layers (scan_layers=False): a scan would copy it at every token")
         if not config.scan_layers:
             kept = []
-            layers = [make(_SHARED)] * self.num_layers if config.share_layers else None
+            layers = [make(SHARED)] * self.num_layers if config.share_layers else None
             for i in range(self.num_layers):
                 if platform() == "cpu":
                     x = fence(x, inputs.positions)
-                x, own = (layers[i] if layers else make(f"{_UNROLLED}{i}"))(x, inputs, i)
+                x, own = (layers[i] if layers else make(f"{UNROLLED}{i}"))(x, inputs, i)
                 kept.append(own)
             return x, kept
         axis = {AUXILIARY: 0} if config.share_layers else {AUXILIARY: 0, "params": 0}
@@ -307,33 +308,20 @@ class Stack(nn.Module):
             length=self.num_layers,
             metadata_params=_LAYERS,
         )
-        return scan(make(_SHARED if config.share_layers else _SCANNED), x, jnp.arange(self.num_layers))[0], []
-
-
-def layer_paths(path: str) -> Callable[[int], str] | None:
-    """Returns the path in an unrolled model, by layer, of a parameter that a scanned one stacks; None if it does not.
-
-    Args:
-        path: names joined by slashes.
-    """
-    names = path.split("/")
-    if _SCANNED not in names:
-        return None
-    place = names.index(_SCANNED)
-    return lambda layer: "/".join([*names[:place], f"{_UNROLLED}{layer}", *names[place + 1 :]])
+        return scan(make(SHARED if config.share_layers else SCANNED), x, jnp.arange(self.num_layers))[0], []
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters of an unrolled model in the form of the scanned one; boxed or plain arrays."""
-    layers = [params[f"{_UNROLLED}{i}"] for i in range(sum(key.startswith(_UNROLLED) for key in params))]
+    layers = [params[f"{UNROLLED}{i}"] for i in range(sum(key.startswith(UNROLLED) for key in params))]
     rest = {
         key: stack_layers(value) if isinstance(value, Mapping) else value
         for key, value in params.items()
-        if not key.startswith(_UNROLLED)
+        if not key.startswith(UNROLLED)
     }
     if layers:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        rest[_SCANNED] = nn.meta.add_axis(stacked, 0, _LAYERS)
+        rest[SCANNED] = nn.meta.add_axis(stacked, 0, _LAYERS)
     return rest
 
 
@@ -341,10 +329,10 @@ def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters of a scanned model in the form of the unrolled one; boxed or plain arrays."""
     result = {}
     for key, value in params.items():
-        if key == _SCANNED:
+        if key == SCANNED:
             plain = nn.meta.remove_axis(value, 0, _LAYERS)
             for i in range(len(jax.tree.leaves(value)[0])):
-                result[f"{_UNROLLED}{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], plain)
+                result[f"{UNROLLED}{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], plain)
         else:
             result[key] = unstack_layers(value) if isinstance(value, Mapping) else value
     return result

@@ -9,17 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.training.groups import (
-    decay_mask,
-    is_frozen,
-    is_hidden_matrix,
-    is_matrix,
-    is_scanned,
-    map_named,
-    matrix_shape,
-    names_of,
-    rate_factors,
-)
+from lmjax.model.parameter_paths import is_hidden_matrix, is_matrix, is_scanned, map_named, matrix_shape, names_of
+from lmjax.training.groups import decay_mask, is_frozen, rate_factors
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.schedules import learning_rate
 

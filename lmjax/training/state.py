@@ -12,9 +12,10 @@ from flax import struct
 
 from lmjax.axes import RULES
 from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.parameter_paths import names_of
 from lmjax.model.parameters import is_box, unboxed
 from lmjax.streams import prng_key
-from lmjax.training.groups import check_groups, names_of
+from lmjax.training.groups import check_groups
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import averaged_iterate, make_optimizer
 from lmjax.training.spikes import SpikeState

@@ -9,20 +9,12 @@ import numpy as np
 import pytest
 
 from lmjax.errors import FlagError
+from lmjax.model import parameter_paths
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.parameter_paths import is_hidden_matrix, is_matrix, map_named, matrix_shape, names_of
 from lmjax.model.presets import PRESETS
-from lmjax.training.groups import (
-    check_groups,
-    decay_mask,
-    is_frozen,
-    is_hidden_matrix,
-    is_matrix,
-    map_named,
-    matrix_shape,
-    names_of,
-    rate_factors,
-)
+from lmjax.training.groups import check_groups, decay_mask, is_frozen, rate_factors
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 
@@ -162,6 +154,16 @@ def test_what_decays_what_is_a_matrix_and_how_deep_it_stands(name):
 def test_every_kind_of_parameter_exists():
     """A row of the table that nothing fits would test nothing."""
     assert {kind_of(path) for name in [*PRESETS, *EXTRA] for path in parameters_of(name)} == set(KINDS)
+
+
+def test_every_name_is_that_of_a_part_of_some_model():
+    """A name that no parameter has would match nothing: what it stands for would be missed in silence."""
+    named = {value for key, value in vars(parameter_paths).items() if key.isupper() and isinstance(value, str)}
+    named = {f"{name}0" if name == parameter_paths.UNROLLED else name.format(i=0) for name in named}
+    named |= parameter_paths.BELOW_LAYERS
+    trees = [*map(parameters_of, [*PRESETS, *EXTRA]), shapes(scan_layers=False)]
+    paths = {f"/{path}" for tree in trees for path in tree}
+    assert not [name for name in sorted(named) if not any(f"/{name}/" in path for path in paths)]
 
 
 def test_the_first_pattern_that_matches_counts():

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.model.config import DropoutRates
+from lmjax.model.parameter_paths import map_named, names_of
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
-from lmjax.training.groups import decay_mask, map_named, names_of
+from lmjax.training.groups import decay_mask
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS, averaged_iterate, hutchinson, make_optimizer, orthogonalized
 from lmjax.training.rounding import add_updates

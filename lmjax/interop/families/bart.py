@@ -15,6 +15,7 @@ import numpy as np
 from lmjax.interop.fields import ACTIVATIONS, Fields
 from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK_NAME
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +136,8 @@ _SIDES = ("encoder", "decoder")
 
 def _side(side: str) -> tuple[Row, ...]:
     """Returns the rows of the encoder or the decoder."""
-    ours, theirs, names = f"backbone/{side}", f"model.{side}", ("q_proj", "k_proj", "v_proj", "out_proj")
-    layer, block = f"{ours}/stack/layer_{{i}}", f"{theirs}.layers.{{i}}"
+    ours, theirs, names = f"{BACKBONE}/{side}", f"model.{side}", ("q_proj", "k_proj", "v_proj", "out_proj")
+    layer, block = f"{ours}/{STACK_NAME}/{ITH_LAYER}", f"{theirs}.layers.{{i}}"
     return (
         *tensor(f"{ours}/inputs/positions/table", f"{theirs}.embed_positions.weight"),
         *norm(f"{ours}/inputs/norm", f"{theirs}.layernorm_embedding"),
@@ -147,7 +148,7 @@ def _side(side: str) -> tuple[Row, ...]:
         *linear(f"{layer}/mlp/up", f"{block}.fc1"),
         *linear(f"{layer}/mlp/down", f"{block}.fc2"),
         *norm(f"{layer}/mlp_norm", f"{block}.final_layer_norm"),
-        *norm(f"{ours}/stack/final_norm", f"{theirs}.layer_norm"),
+        *norm(f"{ours}/{STACK_NAME}/final_norm", f"{theirs}.layer_norm"),
     )
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from lmjax.interop.fields import ACTIVATIONS, Fields
 from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
-
-_LAYER, _INPUTS = "backbone/stack/layer_{i}", "backbone/inputs"
+from lmjax.model.parameter_paths import BACKBONE, INPUTS, LAYER, SHARED_LAYER
 
 
 def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
@@ -170,9 +169,9 @@ def _inputs(base: str) -> tuple[Row, ...]:
     """Returns the rows of the embeddings."""
     return (
         *tensor("embedding/table", f"{base}.embeddings.word_embeddings.weight"),
-        *tensor(f"{_INPUTS}/positions/table", f"{base}.embeddings.position_embeddings.weight"),
-        *tensor(f"{_INPUTS}/types/table", f"{base}.embeddings.token_type_embeddings.weight"),
-        *norm(f"{_INPUTS}/norm", f"{base}.embeddings.LayerNorm"),
+        *tensor(f"{INPUTS}/positions/table", f"{base}.embeddings.position_embeddings.weight"),
+        *tensor(f"{INPUTS}/types/table", f"{base}.embeddings.token_type_embeddings.weight"),
+        *norm(f"{INPUTS}/norm", f"{base}.embeddings.LayerNorm"),
     )
 
 
@@ -181,11 +180,11 @@ def _stack(base: str) -> tuple[Row, ...]:
     layer = f"{base}.encoder.layer.{{i}}"
     return (
         *_inputs(base),
-        *attention(f"{_LAYER}/attention", f"{layer}.attention.", _BERT_ATTENTION),
-        *norm(f"{_LAYER}/attention_norm", f"{layer}.attention.output.LayerNorm"),
-        *norm(f"{_LAYER}/mlp_norm", f"{layer}.output.LayerNorm"),
-        *linear(f"{_LAYER}/mlp/up", f"{layer}.intermediate.dense"),
-        *linear(f"{_LAYER}/mlp/down", f"{layer}.output.dense"),
+        *attention(f"{LAYER}/attention", f"{layer}.attention.", _BERT_ATTENTION),
+        *norm(f"{LAYER}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+        *norm(f"{LAYER}/mlp_norm", f"{layer}.output.LayerNorm"),
+        *linear(f"{LAYER}/mlp/up", f"{layer}.intermediate.dense"),
+        *linear(f"{LAYER}/mlp/down", f"{layer}.output.dense"),
     )
 
 
@@ -251,7 +250,7 @@ def _roberta(name: str, vocab_size: int) -> Family:
     )
 
 
-_ALBERT_GROUP, _SHARED_LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0", "backbone/stack/shared_layer"
+_ALBERT_GROUP = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 _DISTIL_LAYER = "distilbert.transformer.layer.{i}"
 
 FAMILIES = {
@@ -286,7 +285,7 @@ FAMILIES = {
         write=_write_factorised,
         table=(
             *_stack("electra"),
-            *linear("backbone/project_in", "electra.embeddings_project"),
+            *linear(f"{BACKBONE}/project_in", "electra.embeddings_project"),
             *_masked_lm("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
             *linear("replaced_token_head/dense", "discriminator_predictions.dense"),
             *linear("replaced_token_head/classifier", "discriminator_predictions.dense_prediction"),
@@ -304,12 +303,12 @@ FAMILIES = {
         write=_write_albert,
         table=(
             *_inputs("albert"),
-            *linear("backbone/project_in", "albert.encoder.embedding_hidden_mapping_in"),
-            *attention(f"{_SHARED_LAYER}/attention", f"{_ALBERT_GROUP}.attention.", ("query", "key", "value", "dense")),
-            *norm(f"{_SHARED_LAYER}/attention_norm", f"{_ALBERT_GROUP}.attention.LayerNorm"),
-            *norm(f"{_SHARED_LAYER}/mlp_norm", f"{_ALBERT_GROUP}.full_layer_layer_norm"),
-            *linear(f"{_SHARED_LAYER}/mlp/up", f"{_ALBERT_GROUP}.ffn"),
-            *linear(f"{_SHARED_LAYER}/mlp/down", f"{_ALBERT_GROUP}.ffn_output"),
+            *linear(f"{BACKBONE}/project_in", "albert.encoder.embedding_hidden_mapping_in"),
+            *attention(f"{SHARED_LAYER}/attention", f"{_ALBERT_GROUP}.attention.", ("query", "key", "value", "dense")),
+            *norm(f"{SHARED_LAYER}/attention_norm", f"{_ALBERT_GROUP}.attention.LayerNorm"),
+            *norm(f"{SHARED_LAYER}/mlp_norm", f"{_ALBERT_GROUP}.full_layer_layer_norm"),
+            *linear(f"{SHARED_LAYER}/mlp/up", f"{_ALBERT_GROUP}.ffn"),
+            *linear(f"{SHARED_LAYER}/mlp/down", f"{_ALBERT_GROUP}.ffn_output"),
             *_masked_lm("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
             *_pooled("albert.pooler"),
             *linear("next_sentence_head/classifier", "sop_classifier.classifier"),
@@ -328,11 +327,11 @@ FAMILIES = {
         write=_write_distilbert,
         table=(
             *_inputs("distilbert"),
-            *attention(f"{_LAYER}/attention", f"{_DISTIL_LAYER}.attention.", ("q_lin", "k_lin", "v_lin", "out_lin")),
-            *norm(f"{_LAYER}/attention_norm", f"{_DISTIL_LAYER}.sa_layer_norm"),
-            *norm(f"{_LAYER}/mlp_norm", f"{_DISTIL_LAYER}.output_layer_norm"),
-            *linear(f"{_LAYER}/mlp/up", f"{_DISTIL_LAYER}.ffn.lin1"),
-            *linear(f"{_LAYER}/mlp/down", f"{_DISTIL_LAYER}.ffn.lin2"),
+            *attention(f"{LAYER}/attention", f"{_DISTIL_LAYER}.attention.", ("q_lin", "k_lin", "v_lin", "out_lin")),
+            *norm(f"{LAYER}/attention_norm", f"{_DISTIL_LAYER}.sa_layer_norm"),
+            *norm(f"{LAYER}/mlp_norm", f"{_DISTIL_LAYER}.output_layer_norm"),
+            *linear(f"{LAYER}/mlp/up", f"{_DISTIL_LAYER}.ffn.lin1"),
+            *linear(f"{LAYER}/mlp/down", f"{_DISTIL_LAYER}.ffn.lin2"),
             *_masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
             *linear("classifier_head/dense", "pre_classifier"),
             *linear("classifier_head/classifier", "classifier"),

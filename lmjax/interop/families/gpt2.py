@@ -7,8 +7,7 @@ from typing import Any
 from lmjax.interop.fields import ACTIVATIONS, Fields
 from lmjax.interop.table import Family, linear, norm, tensor
 from lmjax.model.config import ModelConfig
-
-_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+from lmjax.model.parameter_paths import INPUTS, LAYER, STACK
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_QKV = tuple(f"{_LAYER}/attention/{x}" for x in ("query", "key", "value"))
+_QKV = tuple(f"{LAYER}/attention/{x}" for x in ("query", "key", "value"))
 _BLOCK = "transformer.h.{i}"
 
 FAMILIES = {
@@ -65,14 +64,14 @@ FAMILIES = {
         write=write,
         table=(
             *tensor("embedding/table", "transformer.wte.weight"),
-            *tensor("backbone/inputs/positions/table", "transformer.wpe.weight"),
+            *tensor(f"{INPUTS}/positions/table", "transformer.wpe.weight"),
             *linear(_QKV, f"{_BLOCK}.attn.c_attn", transposed=False),
-            *linear(f"{_LAYER}/attention/out", f"{_BLOCK}.attn.c_proj", inputs=2, transposed=False),
-            *norm(f"{_LAYER}/attention_norm", f"{_BLOCK}.ln_1"),
-            *norm(f"{_LAYER}/mlp_norm", f"{_BLOCK}.ln_2"),
-            *linear(f"{_LAYER}/mlp/up", f"{_BLOCK}.mlp.c_fc", transposed=False),
-            *linear(f"{_LAYER}/mlp/down", f"{_BLOCK}.mlp.c_proj", transposed=False),
-            *norm(f"{_STACK}/final_norm", "transformer.ln_f"),
+            *linear(f"{LAYER}/attention/out", f"{_BLOCK}.attn.c_proj", inputs=2, transposed=False),
+            *norm(f"{LAYER}/attention_norm", f"{_BLOCK}.ln_1"),
+            *norm(f"{LAYER}/mlp_norm", f"{_BLOCK}.ln_2"),
+            *linear(f"{LAYER}/mlp/up", f"{_BLOCK}.mlp.c_fc", transposed=False),
+            *linear(f"{LAYER}/mlp/down", f"{_BLOCK}.mlp.c_proj", transposed=False),
+            *norm(f"{STACK}/final_norm", "transformer.ln_f"),
             *linear("output", "lm_head"),
             *linear("classifier_head/classifier", "score"),
         ),

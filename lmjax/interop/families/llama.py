@@ -8,9 +8,9 @@ from typing import Any
 from lmjax.interop.fields import GATED, Fields, rope_fields, rope_json
 from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER, STACK
 
 WINDOW, FULL = "sliding_attention", "full_attention"
-LAYER, STACK = "backbone/stack/layer_{i}", "backbone/stack"
 _LENGTH = 2048  # of rows, where a file of Llama's does not say
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_tanh", "reglu": "relu"}
 

@@ -8,8 +8,8 @@ from lmjax.interop.families.llama import FULL, WINDOW, layer_types, window_field
 from lmjax.interop.fields import GATED, Fields
 from lmjax.interop.table import Family, linear, norm, tensor
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import INPUTS, LAYER, STACK
 
-_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_tanh", "reglu": "relu"}
 
 
@@ -123,7 +123,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_QKV = tuple(f"{_LAYER}/attention/{x}" for x in ("query", "key", "value"))
+_QKV = tuple(f"{LAYER}/attention/{x}" for x in ("query", "key", "value"))
 _TRANSFORMS = ("transform", "classifier_head/transform", "tagger_head/transform", "span_head/transform")
 _LABELS = tuple(f"{head}_head/classifier" for head in ("classifier", "tagger", "span"))
 
@@ -133,14 +133,14 @@ FAMILIES = {
         write=write,
         table=(
             *tensor("embedding/table", "model.embeddings.tok_embeddings.weight"),
-            *norm("backbone/inputs/norm", "model.embeddings.norm"),
+            *norm(f"{INPUTS}/norm", "model.embeddings.norm"),
             *linear(_QKV, "model.layers.{i}.attn.Wqkv"),
-            *linear(f"{_LAYER}/attention/out", "model.layers.{i}.attn.Wo", inputs=2),
-            *norm(f"{_LAYER}/attention_norm", "model.layers.{i}.attn_norm"),
-            *norm(f"{_LAYER}/mlp_norm", "model.layers.{i}.mlp_norm"),
-            *linear((f"{_LAYER}/mlp/gate", f"{_LAYER}/mlp/up"), "model.layers.{i}.mlp.Wi"),
-            *linear(f"{_LAYER}/mlp/down", "model.layers.{i}.mlp.Wo"),
-            *norm(f"{_STACK}/final_norm", "model.final_norm"),
+            *linear(f"{LAYER}/attention/out", "model.layers.{i}.attn.Wo", inputs=2),
+            *norm(f"{LAYER}/attention_norm", "model.layers.{i}.attn_norm"),
+            *norm(f"{LAYER}/mlp_norm", "model.layers.{i}.mlp_norm"),
+            *linear((f"{LAYER}/mlp/gate", f"{LAYER}/mlp/up"), "model.layers.{i}.mlp.Wi"),
+            *linear(f"{LAYER}/mlp/down", "model.layers.{i}.mlp.Wo"),
+            *norm(f"{STACK}/final_norm", "model.final_norm"),
             *(row for path in _TRANSFORMS for row in linear(f"{path}/dense", "head.dense")),
             *(row for path in _TRANSFORMS for row in norm(f"{path}/norm", "head.norm")),
             *(row for path in _LABELS for row in linear(path, "classifier")),

@@ -7,8 +7,7 @@ from typing import Any
 from lmjax.interop.fields import ACTIVATIONS, Fields, rope_fields, rope_json
 from lmjax.interop.table import Family, linear, norm, tensor
 from lmjax.model.config import ModelConfig
-
-_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+from lmjax.model.parameter_paths import LAYER, STACK
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_QKV = tuple(f"{_LAYER}/attention/{name}" for name in ("query", "key", "value"))
+_QKV = tuple(f"{LAYER}/attention/{name}" for name in ("query", "key", "value"))
 _BLOCK = "gpt_neox.layers.{i}"
 
 FAMILIES = {
@@ -72,12 +71,12 @@ FAMILIES = {
         table=(
             *tensor("embedding/table", "gpt_neox.embed_in.weight"),
             *linear(_QKV, f"{_BLOCK}.attention.query_key_value", by_head=True),
-            *linear(f"{_LAYER}/attention/out", f"{_BLOCK}.attention.dense", inputs=2),
-            *norm(f"{_LAYER}/attention_norm", f"{_BLOCK}.input_layernorm"),
-            *norm(f"{_LAYER}/mlp_norm", f"{_BLOCK}.post_attention_layernorm"),
-            *linear(f"{_LAYER}/mlp/up", f"{_BLOCK}.mlp.dense_h_to_4h"),
-            *linear(f"{_LAYER}/mlp/down", f"{_BLOCK}.mlp.dense_4h_to_h"),
-            *norm(f"{_STACK}/final_norm", "gpt_neox.final_layer_norm"),
+            *linear(f"{LAYER}/attention/out", f"{_BLOCK}.attention.dense", inputs=2),
+            *norm(f"{LAYER}/attention_norm", f"{_BLOCK}.input_layernorm"),
+            *norm(f"{LAYER}/mlp_norm", f"{_BLOCK}.post_attention_layernorm"),
+            *linear(f"{LAYER}/mlp/up", f"{_BLOCK}.mlp.dense_h_to_4h"),
+            *linear(f"{LAYER}/mlp/down", f"{_BLOCK}.mlp.dense_4h_to_h"),
+            *norm(f"{STACK}/final_norm", "gpt_neox.final_layer_norm"),
             *linear("output", "embed_out"),
             *linear("classifier_head/classifier", "score"),
         ),

@@ -7,8 +7,7 @@ from typing import Any
 from lmjax.interop.fields import ACTIVATIONS, Fields
 from lmjax.interop.table import Family, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
-
-_STACK, _LAYER = "backbone/stack", "backbone/stack/layer_{i}"
+from lmjax.model.parameter_paths import INPUTS, LAYER, STACK
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -71,13 +70,13 @@ FAMILIES = {
         write=write,
         table=(
             *tensor("embedding/table", f"{_DECODER}.embed_tokens.weight"),
-            *tensor("backbone/inputs/positions/table", f"{_DECODER}.embed_positions.weight"),
-            *attention(f"{_LAYER}/attention", f"{_BLOCK}.self_attn.", _ATTENTION),
-            *norm(f"{_LAYER}/attention_norm", f"{_BLOCK}.self_attn_layer_norm"),
-            *norm(f"{_LAYER}/mlp_norm", f"{_BLOCK}.final_layer_norm"),
-            *linear(f"{_LAYER}/mlp/up", f"{_BLOCK}.fc1"),
-            *linear(f"{_LAYER}/mlp/down", f"{_BLOCK}.fc2"),
-            *norm(f"{_STACK}/final_norm", f"{_DECODER}.final_layer_norm"),
+            *tensor(f"{INPUTS}/positions/table", f"{_DECODER}.embed_positions.weight"),
+            *attention(f"{LAYER}/attention", f"{_BLOCK}.self_attn.", _ATTENTION),
+            *norm(f"{LAYER}/attention_norm", f"{_BLOCK}.self_attn_layer_norm"),
+            *norm(f"{LAYER}/mlp_norm", f"{_BLOCK}.final_layer_norm"),
+            *linear(f"{LAYER}/mlp/up", f"{_BLOCK}.fc1"),
+            *linear(f"{LAYER}/mlp/down", f"{_BLOCK}.fc2"),
+            *norm(f"{STACK}/final_norm", f"{_DECODER}.final_layer_norm"),
             *linear("output", "lm_head"),
             *linear("classifier_head/classifier", "score"),
         ),

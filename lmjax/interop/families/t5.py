@@ -12,6 +12,7 @@ from lmjax.interop.fields import Fields
 from lmjax.interop.layouts import Matrix
 from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK, STACK_NAME
 
 # `feed_forward_proj`, in which `gated-gelu` means the approximation by tanh and `gelu` does not.
 _MLPS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new", "silu": "silu"}
@@ -106,7 +107,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
 
 def _stack(ours: str, theirs: str, *, cross: bool) -> tuple[Row, ...]:
     """Returns the rows of an encoder's or a decoder's layers."""
-    layer, block = f"{ours}/layer_{{i}}", f"{theirs}.block.{{i}}.layer"
+    layer, block = f"{ours}/{ITH_LAYER}", f"{theirs}.block.{{i}}.layer"
     mlp, names = f"{block}.{2 if cross else 1}", ("q", "k", "v", "o")
     dense, gate = f"{mlp}.DenseReluDense", f"{layer}/mlp/gate/kernel"
     across = (
@@ -131,9 +132,9 @@ def _stack(ours: str, theirs: str, *, cross: bool) -> tuple[Row, ...]:
 
 _TABLE = (
     *tensor("embedding/table", "shared.weight"),
-    *_stack("backbone/encoder/stack", "encoder", cross=False),
-    *_stack("backbone/decoder/stack", "decoder", cross=True),
-    *_stack("backbone/stack", "encoder", cross=False),  # of an encoder without a decoder
+    *_stack(f"{BACKBONE}/encoder/{STACK_NAME}", "encoder", cross=False),
+    *_stack(f"{BACKBONE}/decoder/{STACK_NAME}", "decoder", cross=True),
+    *_stack(STACK, "encoder", cross=False),  # of an encoder without a decoder
     *linear("output", "lm_head"),
 )
 
