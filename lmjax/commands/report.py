@@ -15,7 +15,8 @@ from lmjax.objectives.task import architectures
 from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
-from lmjax.training.metrics import read_lines, write_report
+from lmjax.training.board import write_report
+from lmjax.training.metrics import read_lines
 from lmjax.training.stages import Stage
 from lmjax.training.state import TrainState
 
@@ -113,7 +114,8 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         if sample:
             parts += ["", sample]
             texts["sample"] = sample
-    write_report(run.workdir, run.config.logging, int(state.step), texts)
+    if run.config.logging.tensorboard:
+        write_report(run.workdir, int(state.step), texts)
     skipped = int(state.skipped)
     if skipped:
         parts += ["", f"{skipped} update(s) were not finite and were left out"]

@@ -22,11 +22,12 @@ from lmjax.parallel.peak import peak_flops
 from lmjax.phases import phase
 from lmjax.runs.build import Run
 from lmjax.runs.trained import open_pretrained
+from lmjax.training.board import HyperparameterTable
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
-from lmjax.training.metrics import HyperparameterTable, MetricsWriter, Timers
+from lmjax.training.metrics import MetricsWriter, Timers
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
 import resource
-import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 import jax
 from pydantic import Field
 
 from lmjax import strict_json
+from lmjax.errors import SaveError
 from lmjax.schema import Schema
-
-# TensorBoard's folder in a workdir, and the end of the name of the file with the texts of a run's end.
-_BOARD, _REPORT = "tensorboard", ".report"
+from lmjax.training.board import Board, HyperparameterTable
 
 
 class LoggingConfig(Schema):
@@ -56,15 +52,10 @@ class MetricsWriter:
         self._path = workdir / "metrics.jsonl"
         keep_lines(self._path, start_step)
         self._file = self._path.open("a")
-        self._board = None
-        if config.tensorboard:
-            # Here, because it takes a tenth of a second to import, and only training writes.
-            import tensorboardX
-
-            self._board = tensorboardX.SummaryWriter(str(workdir / _BOARD), purge_step=start_step + 1)
-            if hyperparameters is not None:
-                for summary in hyperparameters.summaries():
-                    self._board.file_writer.add_summary(summary)
+        self._board = Board(workdir, start_step + 1) if config.tensorboard else None
+        if self._board is not None and hyperparameters is not None:
+            for summary in hyperparameters.summaries():
+                self._board.add(summary)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -72,64 +63,23 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # `write` has said it
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes `metrics` as of `step`."""
-        self._file.write(strict_json.dumps({"step": step} | metrics) + "\n")
-        self._file.flush()
+        """Writes `metrics` as of `step`; raises SaveError where metrics.jsonl, which resuming reads, has no room."""
+        try:
+            self._file.write(strict_json.dumps({"step": step} | metrics) + "\n")
+            self._file.flush()
+        except OSError as e:
+            raise SaveError(
+                f"{self._path}: cannot write the metrics of step {step} ({e.strerror}); make room, and run the same "
+                "command again"
+            ) from e
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
-
-
-@dataclasses.dataclass(frozen=True)
-class HyperparameterTable:
-    """A run as a row of TensorBoard's table of hyperparameters.
-
-    Attributes:
-        values: by name.
-        metrics: names of the metrics that stand beside them.
-    """
-
-    values: Mapping[str, Any]
-    metrics: Sequence[str]
-
-    def summaries(self) -> Sequence[Any]:
-        """Returns the events that declare the table and give this run's row."""
-        from tensorboardX.summary import hparams
-
-        # tensorboardX's own `add_hparams` would write them as another run, in a folder below.
-        shown = {name: x if isinstance(x, bool | int | float | str) else _as_text(x) for name, x in self.values.items()}
-        experiment, start, _ = hparams(shown, dict.fromkeys(self.metrics, 0.0))
-        return experiment, start
-
-
-def _as_text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()
-
-
-def write_report(workdir: pathlib.Path, config: LoggingConfig, step: int, texts: Mapping[str, str]) -> None:
-    """Writes texts of a run that has ended, by title, as TensorBoard shows them; in place of those of its last end.
-
-    Args:
-        workdir: of the run.
-        config: whether TensorBoard's events are written.
-        step: the last one.
-        texts: by title; their lines and columns are kept.
-    """
-    if not config.tensorboard:
-        return
-    import tensorboardX
-
-    for old in (workdir / _BOARD).glob(f"*{_REPORT}"):
-        old.unlink()
-    with tensorboardX.SummaryWriter(str(workdir / _BOARD), filename_suffix=_REPORT) as board:
-        for title, text in texts.items():
-            # Indented, Markdown leaves a text as it is.
-            board.add_text(title, textwrap.indent(text, "    ", lambda line: True), step)
+            self._board.add_scalars(metrics, step)
 
 
 def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:

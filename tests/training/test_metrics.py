@@ -1,5 +1,6 @@
 """What is written down: every step once, the same names everywhere."""
 
+import errno
 import json
 import math
 import struct
@@ -8,14 +9,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from lmjax.training.metrics import (
-    HyperparameterTable,
-    LoggingConfig,
-    MetricsWriter,
-    Timers,
-    read_metrics,
-    write_report,
-)
+from lmjax import strict_json
+from lmjax.errors import SaveError
+from lmjax.training.board import HyperparameterTable, write_report
+from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, read_metrics
 
 
 def steps(path):
@@ -79,11 +76,31 @@ def test_hyperparameters_are_a_row_of_tensorboards_table(tmp_path):
 
 def test_the_report_is_texts_that_keep_their_columns_and_stand_once(tmp_path):
     for text in ("step  0", "a  b\n  1  2\n\nend"):
-        write_report(tmp_path, LoggingConfig(), 8, {"held-out": text})
+        write_report(tmp_path, 8, {"held-out": text})
     found = [(step, tag, text) for step, tag, _, _, text in events(tmp_path)]
     assert found == [(8, "held-out/text_summary", b"    a  b\n      1  2\n    \n    end")]
-    write_report(tmp_path / "off", LoggingConfig(tensorboard=False), 8, {"held-out": "x"})
-    assert not (tmp_path / "off").exists()
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_ends_tensorboards_events_and_not_the_run(tmp_path, monkeypatch, caplog):
+    with MetricsWriter(tmp_path, LoggingConfig(), 0) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        monkeypatch.setattr(writer._board._file, "write", no_room)
+        for step in range(2, 40):  # more than any queue holds
+            writer.write(step, {"train/loss": 1.0, "train/b": 2.0})
+    assert steps(tmp_path) == list(range(1, 40))
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text
+
+
+def test_a_full_disk_for_metrics_is_a_failed_save(tmp_path, monkeypatch):
+    with MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), 0) as writer:
+        monkeypatch.setattr(strict_json, "dumps", no_room)
+        with pytest.raises(SaveError, match=r"metrics.jsonl: cannot write the metrics of step 3 \(No space"):
+            writer.write(3, {"train/loss": 1.0})
 
 
 def test_timers_add_up_by_purpose_and_survive_errors():

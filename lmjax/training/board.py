@@ -1,0 +1,154 @@
+"""TensorBoard's event files, written by the thread that trains.
+
+tensorboardX's own SummaryWriter hands events to a thread through a bounded queue. Where that thread ends (a full disk),
+the queue fills and the next event waits for ever. Here an event that cannot be written is an OSError of the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import socket
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+# TensorBoard's folder in a workdir, and the end of the name of the file with the texts of a run's end.
+_FOLDER, _REPORT = "tensorboard", ".report"
+# Seconds between flushes to the disk, each of which is an fsync.
+_FLUSH_EVERY = 30.0
+
+
+class Board:
+    """An event file; a context manager. After the first write that fails it warns once, and drops what follows."""
+
+    def __init__(self, workdir: pathlib.Path, purge_step: int | None = None, suffix: str = ""):
+        """Opens a new file of the run's.
+
+        Args:
+            workdir: of the run.
+            purge_step: events of this step or later, in older files, are hidden; None: none are.
+            suffix: of the file's name.
+        """
+        # Here, because it takes a tenth of a second to import, and only training writes.
+        from tensorboardX.record_writer import RecordWriter
+
+        self._folder = workdir / _FOLDER
+        self._file: RecordWriter | None = None
+        self._flushed = time.monotonic()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}{suffix}"
+            self._file = RecordWriter(str(self._folder / name))
+        except OSError as e:
+            self._drop(e)
+        self._begin(purge_step)
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, purge_step: int | None) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._write(Event(file_version="brain.Event:2", step=purge_step))
+        if purge_step is not None:
+            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, summary: Any, step: int | None = None) -> None:
+        """Writes a summary, as of a step."""
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._write(Event(summary=summary, step=step))
+
+    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes numbers by name."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self.add(scalar(name, value), step)
+
+    def _write(self, event: Any) -> None:
+        if self._file is None:
+            return
+        event.wall_time = time.time()
+        try:
+            self._file.write(event.SerializeToString())
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except OSError as e:
+            self._drop(e)
+
+    def _drop(self, error: OSError) -> None:
+        """Gives the file up: metrics.jsonl has the same numbers, and training goes on."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+        logging.warning(
+            "%s: cannot write TensorBoard events (%s); no more are written, metrics.jsonl has the same numbers",
+            self._folder, error.strerror or error,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Writes what is buffered, and closes the file."""
+        if self._file is None:
+            return
+        try:
+            self._file.flush()
+            self._file.close()
+        except OSError as e:
+            self._drop(e)
+        self._file = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperparameterTable:
+    """A run as a row of TensorBoard's table of hyperparameters.
+
+    Attributes:
+        values: by name.
+        metrics: names of the metrics that stand beside them.
+    """
+
+    values: Mapping[str, Any]
+    metrics: Sequence[str]
+
+    def summaries(self) -> Sequence[Any]:
+        """Returns the events that declare the table and give this run's row."""
+        from tensorboardX.summary import hparams
+
+        # tensorboardX's own `add_hparams` would write them as another run, in a folder below.
+        shown = {name: x if isinstance(x, bool | int | float | str) else _as_text(x) for name, x in self.values.items()}
+        experiment, start, _ = hparams(shown, dict.fromkeys(self.metrics, 0.0))
+        return experiment, start
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).lower()
+
+
+def write_report(workdir: pathlib.Path, step: int, texts: Mapping[str, str]) -> None:
+    """Writes texts of a run that has ended, by title, as TensorBoard shows them; in place of those of its last end.
+
+    Args:
+        workdir: of the run.
+        step: the last one.
+        texts: by title; their lines and columns are kept.
+    """
+    from tensorboardX.summary import text as text_summary
+
+    for old in (workdir / _FOLDER).glob(f"*{_REPORT}"):
+        old.unlink()
+    with Board(workdir, suffix=_REPORT) as board:
+        for title, text in texts.items():
+            # Indented, Markdown leaves a text as it is.
+            board.add(text_summary(title, textwrap.indent(text, "    ", lambda line: True)), step)
