@@ -5,7 +5,7 @@
 | 64 | a bad flag or config value |
 | 65 | bad data |
 | 66 | checkpoints exist and none of them loads |
-| 70 | the run hangs or diverged for good |
+| 70 | the run hangs, lost one of its processes, or diverged for good |
 | 74 | a save failed |
 | 75 | preempted, and saved: run the same command again |
 | 78 | the config does not match the one in the workdir |
@@ -38,6 +38,18 @@ class CheckpointError(UserError):
 
 class DivergedError(UserError):
     """Training stopped because update after update was not finite."""
+
+    exit_code = 70
+
+
+class WorkerError(UserError):
+    """A process that makes batches ended before its time."""
+
+    exit_code = 70
+
+
+class StuckError(UserError):
+    """Something that the run waits for does not come: a batch, a step, another process."""
 
     exit_code = 70
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.data.mixing import Mixture
+from lmjax.data.workers import BoundedReader
 from lmjax.errors import DataError, FlagError
 from lmjax.streams import random_stream
 
@@ -27,7 +28,16 @@ class Batches:
     A context manager; closing it, leaving the context, or reaching the end stops the threads and workers.
     """
 
-    def __init__(self, make_batch: Callable[[int], Features], start: int, stop: int, workers: int, prefetch: int):
+    def __init__(
+        self,
+        make_batch: Callable[[int], Features],
+        start: int,
+        stop: int,
+        *,
+        workers: int = 0,
+        prefetch: int = 4,
+        timeout: float = 300.0,
+    ):
         import grain  # imports jax, which nothing else in this package does
 
         dataset = grain.MapDataset.range(start, stop).map(make_batch)
@@ -40,7 +50,7 @@ class Batches:
             )
             dataset = dataset.mp_prefetch(options)
         self._iterator = iter(dataset)
-        self._shared = workers > 0
+        self._reader = BoundedReader(self._iterator, timeout) if workers else None
 
     def __iter__(self):
         return self
@@ -48,16 +58,17 @@ class Batches:
     def __next__(self) -> Features:
         if self._iterator is None:
             raise StopIteration
-        batch = next(self._iterator, None)
+        batch = next(self._iterator, None) if self._reader is None else self._reader.read()
         if batch is None:
             self.close()
             raise StopIteration
-        # What workers send lies in shared memory, which must not outlive them.
-        return {name: np.array(value) for name, value in batch.items()} if self._shared else batch
+        return batch
 
     def close(self) -> None:
         """Stops the threads and workers; there is nothing more to iterate over then."""
         if self._iterator is not None:
+            if self._reader is not None:
+                self._reader.close()
             self._iterator.close()
             self._iterator = None
 
@@ -81,6 +92,7 @@ def batches(
     shuffle: bool = True,
     workers: int = 0,
     prefetch: int = 4,
+    timeout: float = 300.0,
 ) -> Batches:
     """An iterator over this process's part of the batches from `start_step` on.
 
@@ -98,6 +110,7 @@ def batches(
       shuffle: whether rows come in a random order, a new one each epoch.
       workers: processes that make batches; 0 uses a thread of this one.
       prefetch: batches made ahead.
+      timeout: seconds of waiting for a batch of the workers, after which they count as stuck.
 
     Raises:
       DataError: there are no rows.
@@ -107,7 +120,7 @@ def batches(
     share = _share(batch_size, process_index, process_count)
     make_batch = functools.partial(_train_batch, make_example, mixture, seed, share, shuffle)
     stop = _ENDLESS if num_steps is None else start_step + num_steps
-    return Batches(make_batch, start_step, stop, workers, prefetch)
+    return Batches(make_batch, start_step, stop, workers=workers, prefetch=prefetch, timeout=timeout)
 
 
 def eval_batches(
@@ -131,7 +144,9 @@ def eval_batches(
     share = _share(batch_size, process_index, process_count)
     make_batch = functools.partial(_eval_batch, make_example, mixture, seed, share)
     num_batches = -(-len(mixture) // batch_size)
-    return Batches(make_batch, 0, num_batches if max_batches is None else min(num_batches, max_batches), 0, prefetch)
+    return Batches(
+        make_batch, 0, num_batches if max_batches is None else min(num_batches, max_batches), prefetch=prefetch
+    )
 
 
 class _Share(NamedTuple):

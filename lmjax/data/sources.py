@@ -87,6 +87,9 @@ class DataConfig(Schema):
     )
     workers: int = pydantic.Field(0, ge=0, description="processes that make examples; 0: threads of this one")
     prefetch: int = pydantic.Field(4, gt=0, description="batches made ahead")
+    worker_timeout: float = pydantic.Field(
+        300.0, gt=0, description="seconds of waiting for a batch after which workers count as stuck"
+    )
     cache_dir: str = pydantic.Field("", description="empty: $LMJAX_CACHE, or ~/.cache/lmjax")
 
     @pydantic.model_validator(mode="after")

@@ -175,6 +175,7 @@ def _open_stage(run: Run, stage: Stage, step: int, abstract: TrainState, hparams
             process_count=jax.process_count(),
             workers=config.data.workers,
             prefetch=config.data.prefetch,
+            timeout=config.data.worker_timeout,
         ),
         flops_per_step=run.flops_per_step(stage),
     )

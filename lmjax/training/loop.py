@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from lmjax.errors import DivergedError, PreemptedError
+from lmjax.errors import DivergedError, PreemptedError, StuckError, WorkerError
 from lmjax.phases import phase
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
@@ -91,8 +91,12 @@ class Loop:
             while number < self.steps and not self.stopping.reached:
                 stage = self._stage(number)
                 number += 1
-                with self.timers.time("input"):
-                    batch = stage.place(next(stage.batches))
+                try:
+                    with self.timers.time("input"):
+                        batch = stage.place(next(stage.batches))
+                except (StuckError, WorkerError):
+                    self._save_alone(number - 1, state)
+                    raise
                 state, metrics = stage.step(state, batch, self.hparams)
                 if pending is not None:
                     # The step just started runs while the one before it is read.
@@ -168,6 +172,12 @@ class Loop:
     def _save(self, number: int, state: TrainState) -> None:
         with self.timers.time("checkpoint"):
             self.checkpoints.save(number, state)
+
+    def _save_alone(self, number: int, state: TrainState) -> None:
+        """Saves the state of a run that cannot go on; several processes would have to agree on it, and do not."""
+        if jax.process_count() == 1 and number:
+            self._save(number, state)
+            self.checkpoints.wait()
 
     def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
         """Shows and writes the metrics of a step that has ended."""

@@ -1,10 +1,15 @@
 """Batches: a function of the step alone, whatever the number of hosts, workers, and restarts."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 
 from lmjax.data.pipeline import batches, eval_batches
-from lmjax.errors import DataError, FlagError
+from lmjax.errors import DataError, FlagError, StuckError, WorkerError
 
 ROWS = 23
 
@@ -67,6 +72,43 @@ def test_hosts_make_contiguous_parts_of_the_same_global_batches(hosts):
 def test_worker_processes_change_nothing():
     alone = take(batches(make_example, ROWS, seed=3, batch_size=8), 7)
     assert equal(take(batches(make_example, ROWS, seed=3, batch_size=8, workers=2), 7), alone)
+
+
+class Trouble:
+    """Makes examples until row 9, where its process comes to a bad end."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __call__(self, index, rng):
+        if index == 9 and multiprocessing.parent_process() is not None:
+            if self.kind == "raises":
+                raise DataError("row 9 is bad")
+            if self.kind == "loops":
+                time.sleep(1000)
+            os.kill(os.getpid(), {"is killed": signal.SIGKILL, "is stopped": signal.SIGSTOP}[self.kind])
+        return make_example(index, rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("is killed", WorkerError, "exit code -9"),
+        ("is stopped", StuckError, "in 6 seconds"),
+        ("loops", StuckError, "in 6 seconds"),
+        ("raises", DataError, "row 9 is bad"),
+    ],
+)
+def test_a_worker_that(kind, error, message):
+    """What goes wrong in a worker comes out in bounded time, after the batches that were whole."""
+    start, whole, seconds = time.monotonic(), [], 6 if error is StuckError else 60
+    iterator = batches(Trouble(kind), ROWS, seed=0, batch_size=4, shuffle=False, workers=1, timeout=seconds)
+    with iterator, pytest.raises(error, match=message):
+        whole.extend(batch["row"].tolist() for batch in iterator)
+    # Of those that were made, some may not have been sent yet.
+    assert whole == [[0, 1, 2, 3], [4, 5, 6, 7]][: len(whole)]
+    assert time.monotonic() - start < 40
+    assert not multiprocessing.active_children()
 
 
 def test_without_shuffling_rows_come_in_order():
