@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import queue
 import threading
@@ -55,10 +56,9 @@ class BoundedReader:
 
     def _put(self, item: Features | None, error: BaseException | None) -> None:
         while not self._closed.is_set():
-            try:
-                return self._queue.put((item, error), timeout=0.2)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                self._queue.put((item, error), timeout=0.2)
+                return
 
     def read(self) -> Features | None:
         """Returns the next batch; None at the end.
