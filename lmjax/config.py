@@ -76,7 +76,7 @@ class Config(Schema):
             )
         lengths = (task.length, *self.stages.length)
         rows = {"length": max(lengths)}
-        if model.architecture == "encoder_decoder":
+        if model.family.paired:
             stages = (task.model_copy(update={"length": length}) for length in lengths)
             rows["target_length"] = max(stage.target_places() for stage in stages)
         for name, longest in rows.items():

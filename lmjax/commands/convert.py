@@ -61,7 +61,7 @@ def _described(source: Pretrained, params: Any) -> dict[str, str]:
     dtypes = sorted({str(x.dtype) for x in jax.tree.leaves(params)})
     ignored = {"not read": ", ".join(source.ignored[:4]) + (" ..." if source.ignored[4:] else "")}
     return (ignored if source.ignored else {}) | {
-        "model": f"{config.architecture.replace('_', '-')}{heads}",
+        "model": f"{config.family.label}{heads}",
         "parameters": f"{count_parameters(params):,}, {', '.join(dtypes)}",
     }
 

@@ -51,8 +51,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
             with phase(f"scoring {len(found.records):,} text(s) of {name}"):
                 results[name] = evaluate(loaded, values["task"].value, found, config)
     print(table(results))
-    kind = "pseudo-log-likelihoods" if loaded.config.architecture == "encoder" else "log-likelihoods"
-    print(f"\n{place}: {loaded.config.architecture.replace('_', '-')}, {kind}, {time.perf_counter() - start:.1f} s")
+    kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
+    print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
     if output is not None:
         said = {"model": place, "lmjax": __version__, "task": values["harness"].value or values["task"].value}
         content = said | {"config": config.model_dump(), "results": results}

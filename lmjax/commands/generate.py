@@ -91,11 +91,11 @@ def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
     if is_preset and accepted:
         raise FlagError(f"--accept_fields={accepted[0]}: a preset has no config.json; leave it out")
     if is_preset:
-        return place, PRESETS[place].architecture == "encoder", GenerationDefaults()
+        return place, not PRESETS[place].family.causal, GenerationDefaults()
     if given[0] == "workdir":
         local_folder(place)
     opened = open_pretrained(place, values["step"].value, accepted)
-    return place, opened.config.architecture == "encoder", opened.defaults
+    return place, not opened.config.family.causal, opened.defaults
 
 
 def _loaded(values: flags.FlagValues, place: str) -> LoadedModel:
@@ -255,7 +255,7 @@ def _streamed(
         opening = list(itertools.islice(pieces, 1))
     if echo:
         # Beside the text, not in it: at a terminal both are seen, and a pipe gets what was written alone.
-        end = "" if loaded.config.architecture == "decoder" else "\n"
+        end = "" if loaded.config.family.continues else "\n"
         print(prompt, end=end, file=sys.stderr, flush=True)
     for piece in itertools.chain(opening, pieces):
         first = first or time.perf_counter() - start

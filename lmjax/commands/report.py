@@ -33,7 +33,7 @@ def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
         return "; ".join(said), ""
     shape = stages[low[0]].task.objectives[0]
     flags = f"--config.task.length (now {shape.length})"
-    if shape.architecture == "encoder_decoder":
+    if shape.family.paired:
         flags += f" or --config.task.target_length (now {shape.target_length})"
     return "; ".join(said), (
         f"rows are {said[low[0]]} full, and the rest is padding, which costs as much to compute; change {flags}"
@@ -60,7 +60,7 @@ def opening_report(run: Run, params: Any, step: int, full: str) -> str:
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
     resumed = f", resumed at step {step}" if step else ""
     return (
-        f"{c.model.architecture.replace('_', '-')}, {count_parameters(params) / 1e6:.2f} M parameters, "
+        f"{c.model.family.label}, {count_parameters(params) / 1e6:.2f} M parameters, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
         f"rows {full} full, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
     )
@@ -133,7 +133,7 @@ def _next_commands(run: Run) -> list[str]:
     embedded = config.data.train == STDLIB and not config.data.mixture
     if run.model.has_vocabulary:
         prompt = "Return the" if embedded else "A text like those it was trained on"
-        prompt += " [MASK]" if config.model.architecture == "encoder" else ""
+        prompt += "" if config.model.family.causal else " [MASK]"
         commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
     if embedded:
         names = ("next_token", "mlm,nsp", "span_corruption")

@@ -61,7 +61,7 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Returns what is written behind each context, up to the first of the task's stop strings."""
-        if self.loaded.config.architecture == "encoder":
+        if not self.loaded.config.family.causal:
             raise FlagError("an encoder writes no text; choose tasks that score (loglikelihood, multiple_choice)")
         written: list[str] = [""] * len(requests)
         alike: dict[GenerateConfig, list[int]] = {}
@@ -77,7 +77,7 @@ class HarnessModel(LM):
         """Returns the ids of a context with what stands around it, without its beginning where there is no room."""
         loaded, reader = self.loaded, Reader.of(self.loaded, self.config)
         ids = loaded.tokenizer.encode(context)
-        written = 0 if loaded.config.architecture == "encoder_decoder" else count
+        written = 0 if loaded.config.family.paired else count
         room = max(reader.limit - reader.around - written, 1)
         return reader.context_ids(ids[-room:])
 

@@ -55,11 +55,10 @@ class LoadedModel:
     def check_vocabulary(self) -> None:
         """Raises FlagError if the model predicts no tokens."""
         if not self.model.has_vocabulary:
-            encoder = self.config.architecture == "encoder"
-            needed = "a masked_lm head" if encoder else "vocabulary logits, and no classifier in their place"
+            family, plain = self.config.family, "vocabulary logits, and no classifier in their place"
+            needed = " and ".join(f"a {head} head" for head in family.vocabulary_heads) or plain
             raise FlagError(
-                f"this {self.config.architecture.replace('_', '-')} with heads={self.model.heads} predicts no tokens; "
-                f"take a model with {needed}"
+                f"this {family.label} with heads={self.model.heads} predicts no tokens; take a model with {needed}"
             )
 
     def encode(self, text: str) -> list[int]:

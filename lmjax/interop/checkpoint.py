@@ -109,7 +109,7 @@ def describe(
     if bare and tensors:
         # Some are published without the pooler that their class has.
         heads = tuple(head for head in heads if family.has_head(head, tensors))
-    if bare and config.architecture != "encoder" and not config.tie_embeddings:
+    if bare and not config.family.vocabulary_heads and not config.tie_embeddings:
         heads = (BARE,)
     # What was accepted is not part of the model that is computed here.
     values = {k: v for k, v in values.items() if k not in fields.accepted}
@@ -233,7 +233,7 @@ class Checkpoint:
         """Raises DataError for more layers or experts than the files can hold: tracing those would not end."""
         config, held = self.description.config, len(self.shards.headers)
         for size, what in (
-            (max(config.num_layers, config.decoder_layers), "layers"),
+            (max(config.num_layers, config.side_layers(True)), "layers"),
             (config.moe.num_experts, "experts"),
         ):
             if size > held:

@@ -46,7 +46,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
     values = {k: v for k, v in config.model_dump().items() if k not in _NOT_OF_THE_FUNCTION}
     values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding_dim": config.table_dim}
-    values |= {"attention_scale": config.score_scale, "num_decoder_layers": config.decoder_layers}
+    values |= {"attention_scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
     values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
     values["rope"] = values["rope"] if "rope" in kinds else None
     if values["rope"]:
@@ -54,7 +54,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
     values["relative"] = values["relative"] if "relative" in kinds else None
     # Which layers they are, rather than by which rule.
-    layers = range(max(config.num_layers, config.decoder_layers))
+    layers = range(max(config.num_layers, config.side_layers(True)))
     values |= {"global_every": [config.is_global(i) for i in layers], "global_offset": None, "moe": None}
     if config.moe.num_experts:
         moe, sparse = config.moe, [config.has_experts(i) for i in layers]
@@ -197,7 +197,7 @@ def _no_family(
     if not needed:
         reasons = f": {', '.join(tried[model_type][:4])}" if model_type else ""
         having = f" with heads={list(heads)}" if heads else ""
-        return f"{whose} cannot express this {config.architecture.replace('_', '-')}{having}{reasons}"
+        return f"{whose} cannot express this {config.family.label}{having}{reasons}"
     nearest = min(needed, key=lambda name: len(needed[name]))
     ways = ", ".join(f"{c.path}={c.value!r}" for c in needed[nearest])
     return (

@@ -25,6 +25,7 @@ from lmjax.inference.loaded import PromptFormat
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig
+from lmjax.model.traits import Family
 
 GENERATION = "generation_config.json"
 # Their fields, and ours of a ProcessorConfig, a SamplingConfig and a BeamConfig; with the values that say nothing.
@@ -97,7 +98,7 @@ def read_defaults(folder: pathlib.Path, origin: Mapping[str, Any], config: Model
     Raises:
         DataError: a value of another kind than it has to be.
     """
-    if config.architecture == "encoder":
+    if not config.family.causal:
         return GenerationDefaults()
     path, values = said(folder, origin)
     draws, searches = bool(values.get("do_sample")), values.get("num_beams", 1) != 1
@@ -160,7 +161,7 @@ def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -
     """Returns how long a text may be, and the strings that end it."""
     found: dict[str, Any] = {}
     longest = values.get("max_new_tokens")
-    if longest is None and config.architecture == "encoder_decoder" and "max_length" in values:
+    if longest is None and config.family.paired and "max_length" in values:
         # The first token is what the decoder begins with.
         longest = values["max_length"] - 1
     if longest is not None:
@@ -175,7 +176,7 @@ def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -
 
 
 def read_prompts(
-    folder: pathlib.Path, origin: Mapping[str, Any], architecture: str, tokenizer: Vocabulary
+    folder: pathlib.Path, origin: Mapping[str, Any], family: Family, tokenizer: Vocabulary
 ) -> PromptFormat:
     """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it always or never writes.
 
@@ -189,7 +190,7 @@ def read_prompts(
     before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
     roles = tokenizer.role_ids
     stop = reader("eos_token_id", either, (roles["eos"],) if "eos" in roles else ())
-    if architecture == "encoder":
+    if not family.causal:
         return PromptFormat(tuple(before), tuple(after))
     words = values.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
@@ -205,7 +206,7 @@ def read_prompts(
         never_words=tuple(word for word in words if len(word) > 1),
         last=reader("forced_eos_token_id", values),
     )
-    if architecture == "decoder":
+    if not family.paired:
         return form
     start = reader("decoder_start_token_id", either, reader("bos_token_id", either, (tokenizer.pad_id,)))
     return dataclasses.replace(form, start=start, forced=reader("forced_bos_token_id", values))

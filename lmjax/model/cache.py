@@ -181,7 +181,7 @@ def init_cache(
         return KeyValue.zeros((batch, config.kv_heads), slots, config.width_of_head, config.dtype, kind)
 
     layers = []
-    for layer in range(config.decoder_layers):
+    for layer in range(config.side_layers(True)):
         local = not config.is_global(layer) and not config.sink_tokens
         slots = min(capacity, config.attention_window + slack) if local else capacity
         cross = {"cross_attention": make(memory_length)} if memory_length else {}

@@ -10,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from lmjax.model.rules import problems
+from lmjax.model.traits import FAMILIES, Family
 from lmjax.schema import Schema
 
 GATED_MLPS = ("geglu", "geglu_new", "swiglu", "reglu")
@@ -238,6 +239,11 @@ class ModelConfig(Schema):
         return self
 
     @property
+    def family(self) -> Family:
+        """The traits of the family."""
+        return FAMILIES[self.architecture]
+
+    @property
     def kv_heads(self) -> int:
         """Key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
@@ -256,11 +262,6 @@ class ModelConfig(Schema):
     def score_scale(self) -> float:
         """Factor on the attention scores."""
         return self.width_of_head**-0.5 if self.attention_scale is None else self.attention_scale
-
-    @property
-    def decoder_layers(self) -> int:
-        """Layers of the decoder stack."""
-        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     @property
     def table_dim(self) -> int:
@@ -311,12 +312,16 @@ class ModelConfig(Schema):
         What takes no tracing to know tells a size that no machine holds before anything of that size is made.
         """
         rows = self.vocab_size + self.num_types + (self.max_length if self.positions == "learned" else 0)
-        sides = [self.num_layers, *([self.decoder_layers] if self.architecture == "encoder_decoder" else [])]
+        sides = [self.side_layers(side.causal) for side in self.family.sides]
         layers = len(sides) if self.share_layers else sum(sides)
         attention = 2 * self.embed_dim * self.num_heads * self.width_of_head
         mixed = layers // self.moe.every if self.moe.num_experts else 0
         hidden = (layers - mixed) * self.mlp_dim + mixed * self.moe.num_experts * (self.moe.mlp_dim or self.mlp_dim)
         return rows * self.table_dim + layers * attention + 2 * self.embed_dim * hidden
+
+    def side_layers(self, decoder: bool) -> int:
+        """Returns the layers of the encoder or the decoder."""
+        return self.num_decoder_layers if decoder and self.num_decoder_layers is not None else self.num_layers
 
     def side_positions(self, decoder: bool) -> str:
         """Returns how the order of tokens enters the encoder or the decoder."""

@@ -83,8 +83,7 @@ class Side(nn.Module):
         self.inputs = InputEmbedding(config, self.table, self.causal) if shared is None else shared
         if config.factorised:
             self.project_in = Dense(config, (config.embed_dim,), ("embedding", "embed"))
-        layers = config.decoder_layers if self.causal else config.num_layers
-        self.stack = Stack(config, layers, self.causal)
+        self.stack = Stack(config, config.side_layers(self.causal), self.causal)
 
     def sequence(self, batch: Batch, rates: DropoutRates) -> Sequence:
         """Returns what enters the stack."""
@@ -175,7 +174,13 @@ class EncoderDecoder(nn.Module):
         return self.decoder(_side(batch, "decoder_"), rates, sequence)
 
 
-FAMILIES = {"encoder": Encoder, "decoder": Decoder, "encoder_decoder": EncoderDecoder}
+def make_backbone(
+    config: ModelConfig, table: Embed, shared_inputs: InputEmbedding | None = None
+) -> Encoder | Decoder | EncoderDecoder:
+    """Returns the stacks of a config's family; arguments as of a `Side`."""
+    if config.family.paired:
+        return EncoderDecoder(config, table)
+    return (Decoder if config.family.causal else Encoder)(config, table, shared_inputs)
 
 
 def _positions(batch: Batch) -> jax.Array:

@@ -23,14 +23,14 @@ def forward_flops(
         causal: count the attention of a decoder to itself at half: the pairs that its order leaves.
     """
     config = model.config
-    if config.architecture == "encoder_decoder":
+    if config.family.paired:
         rows, sources = batch["encoder_tokens"].shape
         length = batch["decoder_tokens"].shape[1]
-        per_row = _stack(config, config.num_layers, sources, decoder=False, half=False)
-        per_row += _stack(config, config.decoder_layers, length, decoder=True, half=causal)
-        per_row += config.decoder_layers * _cross(config, length, sources)
+        per_row = _stack(config, config.side_layers(False), sources, decoder=False, half=False)
+        per_row += _stack(config, config.side_layers(True), length, decoder=True, half=causal)
+        per_row += config.side_layers(True) * _cross(config, length, sources)
     else:
-        decoder = config.architecture == "decoder"
+        decoder = config.family.causal
         rows, length = batch["tokens"].shape
         per_row = _stack(config, config.num_layers, length, decoder=decoder, half=causal and decoder)
     total = rows * per_row
@@ -79,10 +79,9 @@ def _cross(config: ModelConfig, queries: int, keys: int) -> int:
 def _labels(model: LanguageModel, length: int) -> int:
     """Returns the FLOPs of the pooler, the classifier, the tagger and the span for one row."""
     config, heads = model.config, model.heads
-    decoder, layer = config.architecture == "decoder", config.classifier_layer == "transform"
-    width = config.embed_dim
+    width, layer = config.embed_dim, config.classifier_layer == "transform"
     total = width if "pooler" in heads else 0
-    total += config.num_labels + (0 if decoder else width) if "classifier" in heads else 0
+    total += config.num_labels + (0 if config.family.causal else width) if "classifier" in heads else 0
     for name, classes in (("tagger", config.num_labels), ("span", 2)):
         total += length * (classes + (width if layer else 0)) if name in heads else 0
     return 2 * width * total

@@ -94,7 +94,7 @@ class ClassifierHead(nn.Module):
         """
         config, kind = self.config, self.config.classifier_layer
         real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0
-        if config.architecture == "decoder":
+        if config.family.causal:
             places = align(jnp.arange(hidden.shape[1]), real)
             last = jnp.max(jnp.where(real, places, 0), axis=1)[:, None, None]
             return _classes(config, config.num_labels, jnp.take_along_axis(hidden, last, axis=1)[:, 0], bias=False)

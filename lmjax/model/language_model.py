@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
-from lmjax.model.families import FAMILIES, Batch, InputEmbedding
+from lmjax.model.families import Batch, InputEmbedding, make_backbone
 from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.model.parameters import parameter
@@ -49,11 +49,10 @@ class LanguageModel(nn.Module):
                 f" architecture={config.architecture}"
             )
         if self.shared is None:
-            self.embedding = Embed(config, config.vocab_size, "vocab")
-            self.backbone = FAMILIES[config.architecture](config, self.embedding)
+            self.embedding, inputs = Embed(config, config.vocab_size, "vocab"), None
         else:
             self.embedding, inputs = self.shared
-            self.backbone = FAMILIES[config.architecture](config, self.embedding, inputs)
+        self.backbone = make_backbone(config, self.embedding, inputs)
         if "next_sentence" in self.heads:
             self.next_sentence_head = NextSentenceHead(config)
         if "replaced_token" in self.heads:
@@ -88,7 +87,8 @@ class LanguageModel(nn.Module):
     @property
     def has_vocabulary(self) -> bool:
         """Whether this model has vocabulary logits."""
-        return "masked_lm" in self.heads if self.config.architecture == "encoder" else not self.heads
+        needed = self.config.family.vocabulary_heads
+        return set(needed) <= set(self.heads) if needed else not self.heads
 
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
         """Returns hidden states `[batch, length, embed]` of the side that predicts.
 
         Args:
-            batch: the fields that `lmjax.model.families` lists for the architecture.
+            batch: the fields that `lmjax.model.families` lists for the family.
             deterministic: True: no dropout. False: needs an rng named "dropout" where a rate is not None.
             dropout_rates: traced rates; None: the config's.
         """
@@ -200,8 +200,7 @@ class LanguageModel(nn.Module):
 def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
     """Returns the parameters of `model`, boxed with their axis names; pure, so jit and eval_shape take it."""
     tokens = jnp.zeros((1, min(2, model.config.max_length)), jnp.int32)
-    sides = ("encoder_", "decoder_") if model.config.architecture == "encoder_decoder" else ("",)
-    batch = {f"{side}tokens": tokens for side in sides}
+    batch = {f"{side.prefix}tokens": tokens for side in model.config.family.sides}
     # No rules: a batch of one row cannot be split over a mesh. Where the parameters go is the caller's `out_shardings`.
     with nn.logical_axis_rules(()):
         return model.init(rng, batch, method=LanguageModel.outputs)["params"]

@@ -185,9 +185,10 @@ def auxiliary_weight(config: ModelConfig, batch: Mapping[str, jax.Array]) -> jax
 
     A mean over layers: in an encoder-decoder those of the encoder see other tokens than those of the decoder.
     """
-    both = config.architecture == "encoder_decoder"
-    sides = {"encoder_": config.num_layers, "decoder_": config.decoder_layers} if both else {"": config.num_layers}
-    layers = {side: sum(config.has_experts(i) for i in range(count)) for side, count in sides.items()}
+    layers = {
+        side.prefix: sum(config.has_experts(i) for i in range(config.side_layers(side.causal)))
+        for side in config.family.sides
+    }
     total = jnp.zeros(())
     for side, count in layers.items():
         tokens = batch[f"{side}tokens"]

@@ -37,7 +37,7 @@ def _sizes(config: ModelConfig) -> Rules:
             f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}; change one of them",
         ),
         (
-            config.num_decoder_layers is not None and config.architecture != "encoder_decoder",
+            config.num_decoder_layers is not None and not config.family.paired,
             f"num_decoder_layers={config.num_decoder_layers} is for architecture=encoder_decoder; with"
             f" architecture={config.architecture} set num_layers",
         ),
@@ -47,7 +47,7 @@ def _sizes(config: ModelConfig) -> Rules:
 def _positions(config: ModelConfig) -> Rules:
     """Returns the rules on how the order of tokens enters."""
     kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
-    rope, relative, cross = config.rope, config.relative, config.architecture == "encoder_decoder"
+    rope, relative, cross = config.rope, config.relative, config.family.paired
     return (
         (
             "rope" in kinds and (config.rotated_dim % 2 != 0 or config.rotated_dim == 0),
@@ -161,20 +161,19 @@ def _ends(config: ModelConfig) -> Rules:
     """Returns the rules on embeddings and outputs."""
     return (
         (
-            config.num_types > 0 and config.architecture == "encoder_decoder",
-            f"num_types={config.num_types}: an encoder-decoder has no token types; set num_types=0",
+            config.num_types > 0 and not config.family.token_types,
+            f"num_types={config.num_types}: an {config.family.label} has no token types; set num_types=0",
         ),
         (
             config.logit_scale and not config.tie_embeddings,
             "logit_scale=True scales tied logits; set tie_embeddings=True or logit_scale=False",
         ),
         (
-            config.mlm_transform and config.architecture != "encoder",
+            config.mlm_transform and not config.family.vocabulary_heads,
             f"mlm_transform=True is for architecture=encoder, not {config.architecture}; set mlm_transform=False",
         ),
         (
-            config.architecture != "encoder"
-            and (config.classifier_layer, config.classifier_pooling) != ("tanh", "first"),
+            config.family.causal and (config.classifier_layer, config.classifier_pooling) != ("tanh", "first"),
             f"classifier_layer={config.classifier_layer} and classifier_pooling={config.classifier_pooling} are for"
             f" architecture=encoder, not {config.architecture}; set tanh and first",
         ),

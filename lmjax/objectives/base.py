@@ -16,6 +16,7 @@ from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.model.traits import FAMILIES, Family
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.schema import Schema
 
@@ -165,6 +166,11 @@ class Objective(abc.ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     wants_pairs: ClassVar[bool] = False
 
+    @property
+    def family(self) -> Family:
+        """The traits of the family that is trained."""
+        return FAMILIES[self.architecture]
+
     @classmethod
     def target_places(cls, config: ObjectiveConfig, length: int) -> int:
         """Returns the tokens that a decoder's row needs beside an encoder's of `length`, so that both fill up alike.
@@ -202,7 +208,7 @@ class Objective(abc.ABC):
         special tokens; of a decoder, a text that is predicted from its beginning on.
         """
         t = self.tokenizer
-        if self.architecture == "encoder":
+        if not self.family.causal:
             return PromptFormat(before=(t.cls_id,), after=(t.sep_id,))
         return PromptFormat(before=(t.bos_id,), stop=(t.eos_id,), never=self.never())
 

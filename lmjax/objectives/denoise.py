@@ -98,7 +98,7 @@ class DenoisedPieces(PackedPieces, Rows):
         o = self.objective
         pairs = [self.denoiser.apply(piece, rng) for piece in self.tokens(index)]
         features = o.row(pairs)
-        if o.architecture == "decoder":
+        if not o.family.paired:
             # BOS and the source; the source's last token predicts the first of the target.
             features["prefix"] = np.zeros(o.length, np.int32)
             start = 0
@@ -127,7 +127,7 @@ class Denoise(SourceToTarget):
         """
         plain, mode = super().prompt_format(), "S" if "S" in self.config.modes else self.config.modes[0]
         before = (*plain.before, self.modes[mode])
-        return dataclasses.replace(plain, before=before, bidirectional=self.architecture == "decoder")
+        return dataclasses.replace(plain, before=before, bidirectional=not self.family.paired)
 
     def never(self) -> tuple[int, ...]:
         """Returns the special ids that it never predicts: all but the end and the sentinels that stand for spans."""

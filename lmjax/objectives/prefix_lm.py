@@ -72,7 +72,7 @@ class PrefixLM(SourceToTarget):
 
     def prompt_format(self) -> PromptFormat:
         """Returns a text's beginning: of a decoder all of it is seen by all of its tokens, and nothing ends it."""
-        if self.architecture == "decoder":
+        if not self.family.paired:
             return dataclasses.replace(Objective.prompt_format(self), bidirectional=True)
         return super().prompt_format()
 
@@ -91,6 +91,6 @@ class PrefixLM(SourceToTarget):
 
     def rows(self, store: Store, seed: int) -> Rows:
         """Returns packed pieces of documents."""
-        if self.architecture == "encoder_decoder":
+        if self.family.paired:
             return SplitPieces(store, self.plan(store, self.cost, seed), self)
         return PrefixWindows.of(self, store, seed)

@@ -41,7 +41,7 @@ def side(pieces: list[np.ndarray], length: int, pad_id: int, prefix: str = "") -
 def source_target(
     pairs: list[tuple[np.ndarray, np.ndarray]],
     *,
-    architecture: str,
+    paired: bool,
     length: int,
     target_length: int,
     pad_id: int,
@@ -54,13 +54,13 @@ def source_target(
 
     Args:
         pairs: token ids of each source and target, ends of sequence included.
-        architecture: "encoder_decoder" or "decoder".
+        paired: whether sources have a row of their own, the encoder's.
         length: tokens of the encoder's row, or of the decoder's if it stands alone.
         target_length: tokens of the decoder's row in an encoder-decoder.
         pad_id: padding, and the first decoder input of an encoder-decoder.
         bos_id: the first input of a decoder that stands alone.
     """
-    if architecture == "encoder_decoder":
+    if paired:
         shifted = [np.concatenate([[pad_id], t[:-1]]) for _, t in pairs]
         targets = np.concatenate([t for _, t in pairs])
         return {

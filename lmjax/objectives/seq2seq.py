@@ -47,7 +47,7 @@ class Seq2Seq(SourceToTarget):
 
     def room(self) -> tuple[int, int]:
         """Returns the most tokens that a source and a target may take, each with its EOS."""
-        if self.architecture == "decoder":
+        if not self.family.paired:
             target = min(self.target_length, self.length // 2)
             return self.length - target, target
         return self.length, self.target_length

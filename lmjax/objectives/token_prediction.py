@@ -60,7 +60,7 @@ class SourceToTarget(TokenPrediction):
     def prompt_format(self) -> PromptFormat:
         """Returns a source and its end, behind which, or in the decoder, the target is written."""
         t, end = self.tokenizer, (self.tokenizer.eos_id,)
-        if self.architecture == "decoder":
+        if not self.family.paired:
             return PromptFormat(before=(t.bos_id,), after=end, stop=end, never=self.never())
         return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
@@ -69,7 +69,7 @@ class SourceToTarget(TokenPrediction):
 
         An encoder-decoder has two rows to fill; the fuller one counts, in places of the encoder's.
         """
-        if self.architecture == "decoder":
+        if not self.family.paired:
             return source + target
         return np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
 
@@ -89,7 +89,7 @@ class SourceToTarget(TokenPrediction):
         """Returns the features of pairs that share a row; see `rows.source_target`."""
         return source_target(
             pairs,
-            architecture=self.architecture,
+            paired=self.family.paired,
             length=self.length,
             target_length=self.target_length,
             pad_id=self.tokenizer.pad_id,

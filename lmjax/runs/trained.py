@@ -69,9 +69,7 @@ class Pretrained:
     @property
     def objective(self) -> str:
         """Returns the objective that a model of this family is trained on unless one is named."""
-        return {"encoder": "mlm", "decoder": "next_token", "encoder_decoder": "span_corruption"}[
-            self.config.architecture
-        ]
+        return self.config.family.default_objective
 
 
 def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence[str] = ()) -> Pretrained:
@@ -103,7 +101,7 @@ def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence
             heads=found.heads,
             params=checkpoint.params,
             origin=values,
-            prompts=functools.partial(read_prompts, folder, values, found.config.architecture),
+            prompts=functools.partial(read_prompts, folder, values, found.config.family),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
             defaults=read_defaults(folder, values, found.config),
@@ -269,7 +267,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
 
     def prompts(tokenizer: Vocabulary) -> PromptFormat:
         if origin:
-            return read_prompts(folder, origin, config.model.architecture, tokenizer)
+            return read_prompts(folder, origin, config.model.family, tokenizer)
         return prompt_format(config.task, tokenizer, config.model.architecture)
 
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()

@@ -37,7 +37,7 @@ def random_model(
         )
     config = inference_config(config, dtype)
     mesh = inference_mesh(config, tensor)
-    heads = ("masked_lm",) if config.architecture == "encoder" else ()
+    heads = config.family.vocabulary_heads
     init, seeded = functools.partial(init_params, LanguageModel(config, heads)), prng_key(seed, "untrained")
     shapes = on_mesh(jax.eval_shape(init, seeded), mesh)
     check_parameters("--preset", shapes)
@@ -53,10 +53,10 @@ def _prompts(config: ModelConfig, tokenizer: Vocabulary) -> PromptFormat:
     def ids(role: str) -> tuple[int, ...]:
         return (tokenizer.role_ids[role],) if role in tokenizer.role_ids else ()
 
-    if config.architecture == "encoder":
+    if not config.family.causal:
         return PromptFormat(before=ids("cls"), after=ids("sep"))
     end = ids("eos")
     never = tuple(sorted(tokenizer.special_ids - set(end)))
-    if config.architecture == "decoder":
+    if not config.family.paired:
         return PromptFormat(before=ids("bos"), stop=end, never=never)
     return PromptFormat(after=end, start=(tokenizer.pad_id,), stop=end, never=never)

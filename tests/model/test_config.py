@@ -67,11 +67,11 @@ def test_a_config_that_does_not_fit_names_field_value_and_remedy(fields, words):
 
 def test_defaults_that_follow_other_fields():
     config = ModelConfig(**GOOD)
-    assert (config.kv_heads, config.width_of_head, config.decoder_layers) == (4, 4, 2)
+    assert (config.kv_heads, config.width_of_head, config.side_layers(True)) == (4, 4, 2)
     config = ModelConfig(
         **(GOOD | {"architecture": "encoder_decoder", "num_kv_heads": 2, "head_dim": 6}), num_decoder_layers=5
     )
-    assert (config.kv_heads, config.width_of_head, config.decoder_layers) == (2, 6, 5)
+    assert (config.kv_heads, config.width_of_head, config.side_layers(True)) == (2, 6, 5)
 
 
 def test_a_rate_of_zero_is_compiled_out_and_any_other_is_data():

@@ -21,7 +21,7 @@ def test_what_does_not_fit_is_an_error_and_never_cut():
 
 
 def test_pairs_for_an_encoder_decoder():
-    row = source_target(PAIRS, architecture="encoder_decoder", length=7, target_length=6, pad_id=0, bos_id=2)
+    row = source_target(PAIRS, paired=True, length=7, target_length=6, pad_id=0, bos_id=2)
     assert {k: v.tolist() for k, v in row.items()} == {
         "encoder_tokens": [11, 12, 3, 13, 3, 0, 0],
         "encoder_positions": [0, 1, 2, 0, 1, 0, 0],
@@ -35,7 +35,7 @@ def test_pairs_for_an_encoder_decoder():
 
 
 def test_pairs_for_a_decoder():
-    row = source_target(PAIRS, architecture="decoder", length=12, target_length=6, pad_id=0, bos_id=2)
+    row = source_target(PAIRS, paired=False, length=12, target_length=6, pad_id=0, bos_id=2)
     assert {k: v.tolist() for k, v in row.items()} == {
         "tokens": [2, 11, 12, 3, 21, 2, 13, 3, 22, 23, 0, 0],
         "positions": [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0],

@@ -190,7 +190,7 @@ def row_fields(
         positions: where in its row each stands.
         segment_ids: 0 where a token is none; None: all are.
     """
-    side = "decoder_" if model.config.architecture == "encoder_decoder" else ""
+    side = model.config.family.predicts
     segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
     return {f"{side}tokens": tokens, f"{side}positions": positions, f"{side}segment_ids": segment_ids}
 

@@ -86,9 +86,8 @@ def fill_mask(
     Raises:
         FlagError: a model of another kind, a text without a mask, or one that is too long.
     """
-    if loaded.config.architecture != "encoder":
-        kind = loaded.config.architecture.replace("_", "-")
-        raise FlagError(f"masks are filled by an encoder, and this is a {kind}; let it generate")
+    if (family := loaded.config.family).causal:
+        raise FlagError(f"masks are filled by an encoder, and this is a {family.label}; let it generate")
     loaded.check_vocabulary()
     tokenizer, pieces = loaded.tokenizer, []
     if not 1 <= top_k <= tokenizer.vocab_size:

@@ -50,12 +50,12 @@ def make_requests(
         names: what errors call them.
     """
     config, form = loaded.config, loaded.prompts
-    if config.architecture == "encoder":
+    if not config.family.causal:
         raise FlagError(
             "this model is an encoder, which writes no text; fill in masks: fill_mask, or [MASK] in --prompt"
         )
     loaded.check_vocabulary()
-    both = config.architecture == "encoder_decoder"
+    both = config.family.paired
     if both:
         _check_answer(config, form, max_new_tokens)
     requests = []

@@ -37,11 +37,11 @@ def showcase(loaded: LoadedModel, store: Store, pairs: bool) -> str:
     tokens = store.tokens(document, 0, count)
     if pairs:
         return _translate(loaded, store, document)
-    if loaded.config.architecture == "decoder":
+    if loaded.config.family.continues:
         prompt, decode = tokens[: max(1, len(tokens) // 3)], loaded.tokenizer.decode
         written = _continued(loaded, loaded.prompts.around(prompt.tolist()), 2 * WORDS)
         return f"a held-out prompt:\n{_framed(decode(prompt.tolist()))}\ncontinued:\n{_framed(written)}"
-    if loaded.config.architecture == "encoder":
+    if not loaded.config.family.causal:
         return _fill(loaded, tokens)
     return _restore(loaded, tokens)
 
@@ -104,7 +104,7 @@ def _translate(loaded: LoadedModel, store: Store, document: int) -> str:
     target = store.tokens(document, middle, int(store.lengths[document]) - middle)
     row = np.asarray(loaded.prompts.around(source.tolist()))
     count = min(WORDS, room)
-    if loaded.config.architecture == "decoder":
+    if loaded.config.family.continues:
         written = _continued(loaded, row.tolist(), count)
     else:
         written = _written(loaded, row, count).text

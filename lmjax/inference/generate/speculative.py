@@ -77,10 +77,10 @@ def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig)
         raise FlagError(f"--draft with --beams={config.beams.beams}: beam search draws nothing; leave one out")
     if config.regex is not None or config.json_schema is not None:
         raise FlagError("--draft with --regex or --json_schema: guesses are not constrained; leave one out")
-    if draft.config.architecture != "decoder" or loaded.config.architecture != "decoder":
+    if not (draft.config.family.continues and loaded.config.family.continues):
         raise FlagError(
-            f"--draft guesses for a decoder with a decoder, and these are {loaded.config.architecture} and"
-            f" {draft.config.architecture}; for others take --lookup"
+            f"--draft guesses for a decoder with a decoder, and these are {loaded.config.family.label} and"
+            f" {draft.config.family.label}; for others take --lookup"
         )
     mine, theirs = loaded.tokenizer, draft.tokenizer
     if theirs.fingerprint != mine.fingerprint and theirs.pieces != mine.pieces:

@@ -42,7 +42,7 @@ def read_prompts(
         slack: slots that may be taken back.
     """
     model, config, pad = loaded.model, loaded.config, loaded.tokenizer.pad_id
-    both = config.architecture == "encoder_decoder"
+    both = config.family.paired
     prompts = [r.prompt for r in requests]
     longest = max(map(len, prompts))
     if both:
@@ -58,9 +58,9 @@ def read_prompts(
     fields = columns(prompts, width, pad)
     if loaded.prompts.bidirectional and not both:
         fields["prefix"] = fields["segment_ids"]
-    side = "decoder_" if both else ""
     pieces = [
-        {f"{side}{name}": x[:, start : start + chunk] for name, x in fields.items()} for start in range(0, width, chunk)
+        {f"{config.family.predicts}{name}": x[:, start : start + chunk] for name, x in fields.items()}
+        for start in range(0, width, chunk)
     ]
     if both:
         pieces[0] |= {f"encoder_{name}": x for name, x in _sources(loaded, requests).items()}

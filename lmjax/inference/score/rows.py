@@ -130,7 +130,7 @@ def batches(loaded: LoadedModel, pieces: Sequence[Piece], config: RowConfig) -> 
         classes.setdefault(rooms, []).append(i)
     for rooms, members in sorted(classes.items()):
         own = lengths[members]
-        paired = loaded.config.architecture == "encoder_decoder"
+        paired = loaded.config.family.paired
         sizes = _sizes(own, rooms) if paired else (1, rooms[1])
         capacity = max(sizes)
         costs = np.maximum(*(-(-own[:, k] * capacity // sizes[k]) for k in (0, 1)))
@@ -168,7 +168,7 @@ def _fields(loaded: LoadedModel, pieces: list[Piece], sizes: tuple[int, int]) ->
     """Returns what the model reads of the pieces that share a row, each `[length]`."""
     fill, nothing = loaded.tokenizer.pad_id, [np.zeros(0, np.int32)]
     tokens = [np.asarray(p.tokens, np.int32) for p in pieces] or nothing
-    if loaded.config.architecture == "encoder_decoder":
+    if loaded.config.family.paired:
         sources = [np.asarray(p.source, np.int32) for p in pieces] or nothing
         return side(sources, sizes[0], fill, "encoder_") | side(tokens, sizes[1], fill, "decoder_")
     fields = side(tokens, sizes[1], fill)

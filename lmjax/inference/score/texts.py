@@ -65,19 +65,20 @@ class Reader:
     def of(cls, loaded: LoadedModel, config: ScoreConfig) -> Reader:
         """Returns the reader for a model; raises FlagError if it predicts no tokens, or not what the config asks."""
         loaded.check_vocabulary()
-        model = loaded.config
-        kind = model.architecture.replace("_", "-")
+        model, family = loaded.config, loaded.config.family
         limit = config.max_length or model.max_length
         positions = {model.side_positions(False), model.side_positions(True)}
         if limit > model.max_length and positions & {"learned", "rope"}:
             raise FlagError(
                 f"--max_length={limit}: the model's rows have {model.max_length} tokens; give at most as many"
             )
-        if model.architecture == "encoder" and config.end:
+        if config.end and not family.causal:
             raise FlagError("end=True: an encoder predicts no end of a text; leave it off")
-        if model.architecture != "encoder" and config.within_word:
-            raise FlagError(f"within_word=True: only an encoder masks tokens, and this is a {kind}; leave it off")
-        if model.architecture == "encoder_decoder" and not loaded.prompts.start:
+        if config.within_word and family.causal:
+            raise FlagError(
+                f"within_word=True: only an encoder masks tokens, and this is a {family.label}; leave it off"
+            )
+        if family.paired and not loaded.prompts.start:
             raise FlagError("prompts.start: is empty, and an encoder-decoder's decoder begins with it; give one id")
         return cls(loaded, config, limit)
 
@@ -94,8 +95,8 @@ class Reader:
     @property
     def apart(self) -> bool:
         """Whether something stands between a context and its continuation, so that no token spans both."""
-        architecture = self.loaded.config.architecture
-        return architecture == "encoder_decoder" or (architecture == "decoder" and bool(self.loaded.prompts.after))
+        family = self.loaded.config.family
+        return family.paired or (family.causal and bool(self.loaded.prompts.after))
 
     def encode(self, items: Sequence[Item], names: Sequence[str]) -> list[Encoded]:
         """Returns the ids of every context and continuation.
@@ -139,12 +140,12 @@ class Reader:
             item: the ids.
             name: what the message calls it.
         """
-        architecture, written = self.loaded.config.architecture, len(item.continuation)
+        family, written = self.loaded.config.family, len(item.continuation)
         # A decoder never reads the last token that it predicts.
-        beside = {"encoder": written, "decoder": written - 1, "encoder_decoder": 0}[architecture]
+        beside = 0 if family.paired else written - family.causal
         room = self.limit - self.around - beside
-        least = int(architecture == "decoder" and not self.around)
-        started = len(self.begun) + written - 1 if architecture == "encoder_decoder" else 0
+        least = int(family.continues and not self.around)
+        started = len(self.begun) + written - 1 if family.paired else 0
         if room < least or started > self.limit:
             raise FlagError(
                 f"{name}: its continuation has {written} tokens, and the model reads {self.limit}; shorten it, or "
@@ -165,22 +166,23 @@ class Reader:
         if not ids:
             # A text of nothing that the tokenizer keeps: its probability is one.
             return
-        if self.loaded.config.architecture == "encoder":
+        family = self.loaded.config.family
+        if not family.causal:
             yield from self._masked(context + ids, len(context))
-        elif self.loaded.config.architecture == "encoder_decoder":
+        elif family.paired:
             yield self._predicted(self.begun, ids, self.context_ids(context))
         else:
             yield self._predicted(self.context_ids(context), ids)
 
     def windows(self, ids: list[int]) -> Iterator[Piece]:
         """Yields what is predicted of a text of any length, each token once."""
-        architecture, start = self.loaded.config.architecture, self.begun
-        if architecture == "encoder":
+        family, start = self.loaded.config.family, self.begun
+        if not family.causal:
             room = self.limit - self.around
             for begin, end in self._spans(len(ids), room, room):
                 low = max(0, end - room)
                 yield from self._masked(ids[low:end], begin - low)
-        elif architecture == "encoder_decoder":
+        elif family.paired:
             room = self.limit - len(start)
             for begin, end in self._spans(len(ids), room + 1, room):
                 inputs = start + ids[max(0, end - 1 - room) : begin]
@@ -195,8 +197,9 @@ class Reader:
 
     def check_windows(self) -> None:
         """Raises FlagError if a window would have no room for what it predicts."""
-        taken = {"encoder": self.around, "encoder_decoder": len(self.begun), "decoder": 0}
-        room = self.limit - taken[self.loaded.config.architecture]
+        family = self.loaded.config.family
+        taken = 0 if family.continues else len(self.begun) if family.paired else self.around
+        room = self.limit - taken
         if room < 1 or (self.config.stride or 1) > room:
             raise FlagError(
                 f"stride={self.config.stride}: a window of {self.limit} tokens has room for {room}; take a smaller "

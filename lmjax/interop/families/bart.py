@@ -115,7 +115,7 @@ def write(config: ModelConfig, *, kind: _Kind) -> dict[str, Any]:
         "d_model": config.embed_dim,
         "encoder_layers": config.num_layers,
         "num_hidden_layers": config.num_layers,
-        "decoder_layers": config.decoder_layers,
+        "decoder_layers": config.side_layers(True),
         "encoder_attention_heads": config.num_heads,
         "decoder_attention_heads": config.num_heads,
         "encoder_ffn_dim": config.mlp_dim,

@@ -85,7 +85,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
     """Returns config.json."""
     feed = _NAMES.get(config.mlp, config.mlp)
     values = {
-        "is_encoder_decoder": config.architecture == "encoder_decoder",
+        "is_encoder_decoder": config.family.paired,
         "vocab_size": config.vocab_size,
         "d_model": config.embed_dim,
         "d_kv": config.width_of_head,
