@@ -1,5 +1,6 @@
 """How many floating-point operations a second a device can do at most."""
 
+import functools
 import time
 
 import jax
@@ -37,8 +38,9 @@ def peak_flops() -> float | None:
     return _PEAKS[max(known, key=len)] if known else None
 
 
+@functools.cache
 def _measured_flops(size: int = 1536, repeats: int = 3) -> float:
-    """Returns the best FLOP/s of a few square matrix products over all cores."""
+    """Returns the best FLOP/s of a few square matrix products over all cores; measured once in a process."""
     x = jax.random.normal(prng_key(0, "peak"), (size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
