@@ -142,12 +142,18 @@ def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
 
 
 def _choices(here: _Module, node: ast.expr) -> Iterator[str]:
-    """Yields the values of a Literal, those of others that stand in it included; nothing of any other annotation."""
+    """Yields the values of a Literal, with those of other Literals and registries in it; none of other annotations."""
     if isinstance(node, ast.Name) and node.id in here.values:
         yield from _choices(here, here.values[node.id])
     elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
         for part in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
-            yield from [part.value] if isinstance(part, ast.Constant) else _choices(here, part)
+            match part:
+                case ast.Constant():
+                    yield part.value
+                case ast.Starred():
+                    yield from _keys(here, part.value)
+                case _:
+                    yield from _choices(here, part)
 
 
 def _place(here: _Module, module: str, name: str) -> tuple[str, str]:

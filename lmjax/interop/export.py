@@ -20,6 +20,7 @@ from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import BARE
 from lmjax.model.parameter_paths import layer_paths
+from lmjax.model.positions import SCHEMES
 from lmjax.paths import is_free, new_folder
 
 # What changes no number that a trained model computes without dropout, or only how fast.
@@ -43,16 +44,15 @@ _NOT_OF_THE_FUNCTION = {
 
 def _function(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields that decide what a model computes, each said in one way."""
-    kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
     values = {k: v for k, v in config.model_dump().items() if k not in _NOT_OF_THE_FUNCTION}
     values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding_dim": config.table_dim}
     values |= {"attention_scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
     values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
-    values["rope"] = values["rope"] if "rope" in kinds else None
+    unused = (scheme for scheme in SCHEMES.values() if scheme not in config.schemes)
+    values |= dict.fromkeys(field for scheme in unused for field in scheme.fields)
     if values["rope"]:
         begins = config.rope.scaling in ("dynamic", "yarn", "llama3")
         values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
-    values["relative"] = values["relative"] if "relative" in kinds else None
     # Which layers they are, rather than by which rule.
     layers = range(max(config.num_layers, config.side_layers(True)))
     values |= {"global_every": [config.is_global(i) for i in layers], "global_offset": None, "moe": None}

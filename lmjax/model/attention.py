@@ -12,7 +12,7 @@ from lmjax.model.kernels import Mask, attention
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import Dense, Norm
 from lmjax.model.parameters import parameter
-from lmjax.model.positions import Rotation, rope
+from lmjax.model.positions.scheme import Turns
 
 _AXES = ("act_batch", "act_length", "act_heads", None)
 
@@ -24,14 +24,14 @@ class Relation:
     Attributes:
         mask: the keys that each query sees.
         bias: on the scores, `[batch or 1, heads, queries, keys]`, or None.
-        queries: turns of rotary positions, or None.
+        queries: what their positions do to them, or None.
         keys: the same for the keys.
     """
 
     mask: Mask
     bias: jax.Array | None = None
-    queries: Rotation | None = None
-    keys: Rotation | None = None
+    queries: Turns | None = None
+    keys: Turns | None = None
 
 
 class Kept(NamedTuple):
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         query = Dense(config, query_shape, query_axes, init_scale=config.query_init_scale, name="query")(x)
         query = self._normed("query_norm", query)
         if relation.queries is not None:
-            query = rope(query, relation.queries)
+            query = relation.queries.turn(query)
         query = axes.constrain(query, _AXES)
         if source is None:
             cached = kept.cache
@@ -91,7 +91,7 @@ class Attention(nn.Module):
             key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
             value = Dense(config, kv_shape, kv_axes, name="value")(source)
             if relation.keys is not None:
-                key = rope(key, relation.keys)
+                key = relation.keys.turn(key)
             key, value = (axes.constrain(y, _AXES) for y in (key, value))
             cached = None
             if kept is not None:

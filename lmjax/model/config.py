@@ -9,6 +9,8 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
+from lmjax.model.positions import ACROSS, SCHEMES
+from lmjax.model.positions.scheme import Scheme
 from lmjax.model.rules import problems
 from lmjax.model.traits import FAMILIES, Family
 from lmjax.schema import Schema
@@ -16,7 +18,7 @@ from lmjax.schema import Schema
 GATED_MLPS = ("geglu", "geglu_new", "swiglu", "reglu")
 
 Bias = Literal["query", "key", "value", "out", "up", "gate", "down", "norm", "project_in", "project_out"]
-Positions = Literal["none", "learned", "sinusoidal", "rope", "relative", "alibi"]
+Positions = Literal[*SCHEMES]
 
 
 @flax.struct.dataclass
@@ -98,7 +100,7 @@ class MoEConfig(Schema):
 class ModelConfig(Schema):
     """The architecture of a language model; the defaults are GPT-2's (pre-norm, LayerNorm, biases, tied output)."""
 
-    architecture: Literal["encoder", "decoder", "encoder_decoder"] = Field(description="Which family is built.")
+    architecture: Literal[*FAMILIES] = Field(description="Which family is built.")
     vocab_size: int = Field(ge=0, description="Rows of the token table; 0 in a run's config: what its tokenizer needs.")
     embed_dim: int = Field(gt=0, description="Width of the residual stream.")
     num_heads: int = Field(gt=0, description="Query heads.")
@@ -146,7 +148,7 @@ class ModelConfig(Schema):
         " linear in the distance (Press et al. 2022, arXiv:2108.12409).",
     )
     decoder_positions: Positions | None = Field(None, description="Of an encoder-decoder's decoder; None: positions.")
-    cross_positions: Literal["none", "rope", "relative", "alibi"] = Field(
+    cross_positions: Literal[*ACROSS] = Field(
         "none", description="In cross-attention, between the positions of the two sides."
     )
     sinusoidal_halves: bool = Field(False, description="Sines before all cosines, as Marian; off: in turn.")
@@ -311,7 +313,7 @@ class ModelConfig(Schema):
 
         What takes no tracing to know tells a size that no machine holds before anything of that size is made.
         """
-        rows = self.vocab_size + self.num_types + (self.max_length if self.positions == "learned" else 0)
+        rows = self.vocab_size + self.num_types + (self.max_length if self.scheme(False).table else 0)
         sides = [self.side_layers(side.causal) for side in self.family.sides]
         layers = len(sides) if self.share_layers else sum(sides)
         attention = 2 * self.embed_dim * self.num_heads * self.width_of_head
@@ -326,6 +328,20 @@ class ModelConfig(Schema):
     def side_positions(self, decoder: bool) -> str:
         """Returns how the order of tokens enters the encoder or the decoder."""
         return self.decoder_positions if decoder and self.decoder_positions is not None else self.positions
+
+    def scheme(self, decoder: bool) -> Scheme:
+        """Returns the position scheme of the encoder or the decoder."""
+        return SCHEMES[self.side_positions(decoder)]
+
+    @property
+    def cross_scheme(self) -> Scheme:
+        """The position scheme of cross-attention."""
+        return ACROSS[self.cross_positions]
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Every position scheme of the model."""
+        return (self.scheme(False), self.scheme(True), self.cross_scheme)
 
     def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
         """Returns whether a layer has no window; traced if the layer's number is."""

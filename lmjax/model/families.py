@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import axes
-from lmjax.errors import FlagError
 from lmjax.model.cache import Cache
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.layers import Dense, Embed, Norm, dropout
-from lmjax.model.positions import sinusoidal
 from lmjax.model.transformer import Sequence, Stack
 
 Batch = Mapping[str, jax.Array]
@@ -40,20 +38,11 @@ class InputEmbedding(nn.Module):
     def __call__(self, batch: Batch, positions: jax.Array, rates: DropoutRates) -> jax.Array:
         """Returns `[batch, length, table width]`."""
         config, tokens = self.config, batch["tokens"]
-        kind = config.side_positions(self.decoder)
-        if kind == "learned" and tokens.shape[1] > config.max_length:
-            raise FlagError(
-                f"rows of {tokens.shape[1]} tokens, and max_length={config.max_length} rows in the learned position"
-                " table; raise max_length or shorten the rows"
-            )
         x = self.table(tokens)
         if config.embed_scale:
             x *= config.table_dim**0.5
-        if kind == "learned":
-            rows = config.max_length + config.position_offset
-            x += Embed(config, rows, "positions", name="positions")(positions + config.position_offset)
-        elif kind == "sinusoidal":
-            x += sinusoidal(positions, config.table_dim, config.sinusoidal_halves).astype(x.dtype)
+        if (added := config.scheme(self.decoder).embed(config, positions)) is not None:
+            x += added.astype(x.dtype)
         if config.num_types:
             types = batch.get("type_ids", jnp.zeros_like(tokens))
             x += Embed(config, config.num_types, "types", name="types")(types)

@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         config = self.config
         if unknown := set(self.heads) - {*HEADS, BARE}:
             raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join((*HEADS, BARE))}")
-        allowed = {"encoder": HEADS, "decoder": ("classifier", BARE), "encoder_decoder": (BARE,)}[config.architecture]
+        allowed = HEADS if not config.family.causal else (BARE,) if config.family.paired else ("classifier", BARE)
         if not set(self.heads) <= set(allowed):
             raise ValueError(
                 f"heads={self.heads} stand on an encoder, a classifier alone on a decoder too; and"

@@ -1,8 +1,11 @@
 """Dense, Embed, Norm, MLP and dropout: the parts of a block that know nothing of a sequence."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -10,9 +13,11 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model import cpu
-from lmjax.model.config import ModelConfig
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
+
+if TYPE_CHECKING:
+    from lmjax.model.config import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,

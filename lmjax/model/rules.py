@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmjax.model.positions import SCHEMES
+
 if TYPE_CHECKING:
     from lmjax.model.config import ModelConfig
 
@@ -45,49 +47,14 @@ def _sizes(config: ModelConfig) -> Rules:
 
 
 def _positions(config: ModelConfig) -> Rules:
-    """Returns the rules on how the order of tokens enters."""
-    kinds = {config.positions, config.side_positions(decoder=True), config.cross_positions}
-    rope, relative, cross = config.rope, config.relative, config.family.paired
+    """Returns the rules on how the order of tokens enters: those of every scheme, and where a scheme may stand."""
+    own = (rule for scheme in SCHEMES.values() for rule in scheme.problems(config, scheme in config.schemes))
     return (
+        *own,
         (
-            "rope" in kinds and (config.rotated_dim % 2 != 0 or config.rotated_dim == 0),
-            f"positions=rope rotates pairs: rope.fraction={rope.fraction} of head_dim={config.width_of_head} is"
-            f" {config.rotated_dim}; make it even",
-        ),
-        (
-            rope.scaling == "dynamic" and config.rotated_dim < 4,
-            f"rope.scaling=dynamic needs four dimensions that rotate, and there are {config.rotated_dim}; use wider"
-            " heads",
-        ),
-        (
-            rope.scaling == "none" and rope.factor != 1,
-            f"rope.factor={rope.factor} is read with a scaling; set rope.scaling",
-        ),
-        (
-            rope.local_theta is not None and config.attention_window is None,
-            f"rope.local_theta={rope.local_theta} is for layers with a window; set attention_window",
-        ),
-        (
-            "sinusoidal" in kinds and config.table_dim % 2 != 0,
-            f"positions=sinusoidal needs embeddings of even width, and it is {config.table_dim}; change embed_dim",
-        ),
-        (
-            "relative" in kinds and relative.max_distance <= relative.buckets // 2,
-            f"relative.max_distance={relative.max_distance} must be above half of relative.buckets={relative.buckets}:"
-            " that many distances have a bucket each",
-        ),
-        (
-            not cross and (config.decoder_positions is not None or config.cross_positions != "none"),
+            not config.family.paired and (config.decoder_positions is not None or config.cross_positions != "none"),
             f"decoder_positions={config.decoder_positions} and cross_positions={config.cross_positions} are for"
             f" architecture=encoder_decoder; with architecture={config.architecture} set positions",
-        ),
-        (
-            config.sinusoidal_halves and "sinusoidal" not in kinds,
-            f"sinusoidal_halves=True is for sinusoidal positions; with positions={config.positions} set it to False",
-        ),
-        (
-            config.position_offset > 0 and "learned" not in kinds,
-            f"position_offset={config.position_offset} is for learned tables; with positions={config.positions} set 0",
         ),
     )
 

@@ -19,7 +19,6 @@ from lmjax.model.layers import MLP, Norm, dropout
 from lmjax.model.moe import AUXILIARY, MoE
 from lmjax.model.parameter_paths import CROSS_RELATIVE_BIAS, RELATIVE_BIAS, SCANNED, SHARED, UNROLLED
 from lmjax.model.platform import platform
-from lmjax.model.positions import Rotation, position_bias
 
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 # The axis of scanned layers, under its name in lmjax/axes.py.
@@ -161,23 +160,18 @@ class Block(nn.Module):
             window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention_window)
             turns = jax.tree.map(lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, near.queries)
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
-        if _own_bias(config, kind := config.side_positions(self.causal)):
-            bias = position_bias(config, kind, RELATIVE_BIAS, causal=self.causal)
+        if (scheme := config.scheme(self.causal)).per_layer(config):
+            bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
             relation = relation.replace(bias=bias(inputs.positions, relation.mask.cached_positions))
         return relation
 
     def _across(self, inputs: LayerInputs) -> Relation:
         """Returns the relation of the sequence to the memory in this layer."""
-        config, kind = self.config, self.config.cross_positions
-        if not _own_bias(config, kind):
+        config, scheme = self.config, self.config.cross_scheme
+        if not scheme.per_layer(config):
             return inputs.across
-        bias = position_bias(config, kind, CROSS_RELATIVE_BIAS, causal=False)
+        bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)
         return inputs.across.replace(bias=bias(inputs.positions, inputs.memory.positions))
-
-
-def _own_bias(config: ModelConfig, kind: str) -> bool:
-    """Returns whether every layer has a position bias of its own."""
-    return kind == "relative" and config.relative.per_layer
 
 
 def _no_bias(queries: jax.Array, keys: jax.Array | None = None) -> None:
@@ -231,8 +225,9 @@ class Stack(nn.Module):
             places: the same with the places of the sequence.
         """
         config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
-        kind = config.side_positions(self.causal)
-        bias = _no_bias if _own_bias(config, kind) else position_bias(config, kind, RELATIVE_BIAS, causal=self.causal)
+        scheme, bias = config.scheme(self.causal), _no_bias
+        if not scheme.per_layer(config):
+            bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
         # A row has its length while it is written: a scaling that depends on it stays that of short rows.
         length = None if cache is None else 1
 
@@ -252,8 +247,7 @@ class Stack(nn.Module):
                 mask = mask.replace(
                     query_segments=queries, key_segments=segments, query_positions=positions, key_positions=keys
                 )
-            local = window is not None and config.rope.local_theta is not None
-            turns = Rotation.build(config, positions, local, length) if kind == "rope" else None
+            turns = scheme.turns(config, positions, local=window is not None, length=length)
             return Relation(mask, bias(positions, mask.cached_positions), turns, turns)
 
         window, slots = config.attention_window, 0 if cache is None else cache.capacity
@@ -265,13 +259,10 @@ class Stack(nn.Module):
 
     def _across(self, sequence: Sequence, memory: Sequence) -> Relation:
         """Returns the relation of a sequence to a memory that all layers share."""
-        config, kind = self.config, self.config.cross_positions
-        bias, turns, key_turns = None, None, None
-        if not _own_bias(config, kind):
-            bias = position_bias(config, kind, CROSS_RELATIVE_BIAS, causal=False)
-            bias = bias(sequence.positions, memory.positions)
-        if kind == "rope":
-            turns, key_turns = (Rotation.build(config, side.positions) for side in (sequence, memory))
+        config, scheme, bias = self.config, self.config.cross_scheme, None
+        if not scheme.per_layer(config):
+            bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)(sequence.positions, memory.positions)
+        turns, key_turns = (scheme.turns(config, side.positions) for side in (sequence, memory))
         return Relation(
             Mask(query_segments=sequence.segment_ids, key_segments=memory.segment_ids), bias, turns, key_turns
         )

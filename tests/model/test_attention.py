@@ -9,7 +9,7 @@ import pytest
 from lmjax.model.attention import Attention, Relation
 from lmjax.model.config import ModelConfig, RopeConfig
 from lmjax.model.kernels import Mask
-from lmjax.model.positions import Rotation
+from lmjax.model.positions.rope import Rotation
 
 CONFIG = ModelConfig(
     architecture="decoder",

@@ -11,7 +11,7 @@ import pytest
 from lmjax.model.cache import init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
-from lmjax.model.positions import rope_frequencies
+from lmjax.model.positions.rope import rope_frequencies
 
 CONFIG = ModelConfig(
     architecture="decoder", vocab_size=24, embed_dim=16, num_heads=4, mlp_dim=16, num_layers=2, max_length=32,

@@ -8,9 +8,10 @@ import pytest
 from lmjax.errors import FlagError
 from lmjax.model.config import RelativeConfig
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.positions import ACROSS, SCHEMES
 from lmjax.model.transformer import unstack_layers
 
-POSITIONS = ["none", "learned", "sinusoidal", "rope", "relative", "alibi"]
+POSITIONS = tuple(SCHEMES)
 # Row 0 holds B (5 tokens), A (6) and padding; row 1 holds A and C: A has another neighbour, place and segment id.
 LENGTH = 12
 A_IN_ROW_0, A_IN_ROW_1 = slice(5, 11), slice(0, 6)
@@ -106,7 +107,7 @@ def test_a_prefix_is_seen_by_all_of_its_segment(build, architecture):
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize("cross", ["rope", "relative", "alibi"])
+@pytest.mark.parametrize("cross", [name for name in ACROSS if name != "none"])
 def test_cross_positions_are_those_of_the_documents_not_of_the_row(build, forward, cross, per_layer):
     relative = RelativeConfig(per_layer=per_layer)
     model, params = build("encoder_decoder", positions="none", cross_positions=cross, relative=relative)

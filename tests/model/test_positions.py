@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from lmjax.model.config import ModelConfig, RelativeConfig, RopeConfig
-from lmjax.model.positions import (
-    RelativeBias,
-    Rotation,
-    alibi,
-    alibi_slopes,
-    relative_bucket,
-    rope,
-    rope_frequencies,
-    sinusoidal,
-)
+from lmjax.model.positions.alibi import alibi, alibi_slopes
+from lmjax.model.positions.relative import RelativeBias, relative_bucket
+from lmjax.model.positions.rope import Rotation, rope, rope_frequencies
+from lmjax.model.positions.sinusoidal import sinusoidal
 
 CONFIG = ModelConfig(
     architecture="encoder",

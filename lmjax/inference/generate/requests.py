@@ -95,11 +95,7 @@ def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
         config: of the model.
         decoder: whether the row is the decoder's of an encoder-decoder, or a decoder's.
     """
-    kind = config.side_positions(decoder)
-    if kind == "rope" and config.rope.scaling == "dynamic":
-        # Beyond it the scaling turns every key anew at each token, and a cache keeps keys as they were turned.
-        return min(config.max_length, config.rope.original_length or config.max_length)
-    return config.max_length if kind in ("learned", "rope") else None
+    return config.scheme(decoder).limit(config)
 
 
 def check_length(

@@ -315,7 +315,7 @@ def _read_on(
     pieces = jax.lax.dynamic_slice_in_dim(tokens, now.column - 1 + ahead, length, axis=1)
     positions = jnp.sum(now.written, dtype=jnp.int32) - 1 + ahead + jnp.arange(length)[None]
     segments = None
-    if model.config.side_positions(True) == "learned":
+    if model.config.scheme(True).table:
         # Guesses beyond the limit are cut off, but no row of the table is theirs: they are padding, which none sees.
         last = model.config.max_length - 1
         positions, segments = jnp.minimum(positions, last), (positions <= last).astype(jnp.int32)

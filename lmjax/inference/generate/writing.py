@@ -53,7 +53,7 @@ def read_prompts(
     else:
         width = bucket(longest, chunk)
         chunk = min(chunk, width)
-    if config.side_positions(True) == "learned" and chunk > config.max_length:
+    if config.scheme(True).table and chunk > config.max_length:
         width = chunk = config.max_length
     fields = columns(prompts, width, pad)
     if loaded.prompts.bidirectional and not both:

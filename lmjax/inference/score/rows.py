@@ -85,13 +85,12 @@ def room(config: ModelConfig, row_length: int, tokens: int) -> int:
         row_length: of the row that short texts share.
         tokens: of the text.
     """
-    dynamic = "rope" in {config.side_positions(False), config.side_positions(True)} and config.rope.scaling == "dynamic"
-    limit = (config.rope.original_length or config.max_length) if dynamic else config.max_length
+    limit = min(scheme.steady(config) for scheme in config.schemes)
     shared = min(row_length, limit)
     if tokens <= shared:
         return shared
     if tokens > limit:
-        # The dynamic scaling of rotary positions depends on the length of the row.
+        # Positions that depend on the length of the row, such as rotary ones with the dynamic scaling.
         return tokens
     step = shared * 2 ** int(math.log2((tokens - 1) / shared)) // 2
     return min(-(-tokens // step) * step, limit)

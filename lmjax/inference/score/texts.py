@@ -67,8 +67,8 @@ class Reader:
         loaded.check_vocabulary()
         model, family = loaded.config, loaded.config.family
         limit = config.max_length or model.max_length
-        positions = {model.side_positions(False), model.side_positions(True)}
-        if limit > model.max_length and positions & {"learned", "rope"}:
+        limited = any(model.scheme(decoder).limit(model) is not None for decoder in (False, True))
+        if limit > model.max_length and limited:
             raise FlagError(
                 f"--max_length={limit}: the model's rows have {model.max_length} tokens; give at most as many"
             )

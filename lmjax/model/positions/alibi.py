@@ -1,0 +1,52 @@
+"""ALiBi: a fixed bias, linear in the distance (Press et al. 2022, arXiv:2108.12409)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.model.positions.scheme import Bias, Scheme
+
+if TYPE_CHECKING:
+    from lmjax.model.config import ModelConfig
+
+
+class Alibi(Scheme):
+    """A bias on attention scores with a slope for each head."""
+
+    def bias(self, config: ModelConfig, name: str, *, causal: bool) -> Bias:
+        """Returns a function to the bias."""
+        del name, causal
+
+        def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+            places = jnp.arange(queries.shape[1])[None]
+            return alibi(config.num_heads, *((places, places) if keys is None else (queries, keys)))
+
+        return bias
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Returns float64 `[heads]`: 2**(-8 i / heads), i from 1 (Press et al. 2022, arXiv:2108.12409, section 3).
+
+    Where heads are no power of two, as in the authors' code: the slopes of the power below, then every other one of
+    the power above.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    below, above = (2.0 ** (-8 * np.arange(1, n + 1) / n) for n in (power, 2 * power))
+    return np.concatenate([below, above[::2][: num_heads - power]])
+
+
+def alibi(num_heads: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Returns the bias, float32 `[batch or 1, heads, queries, keys]`: minus slope times distance, to either side.
+
+    Args:
+        num_heads: query heads.
+        queries: their positions, `[batch or 1, queries]`.
+        keys: their positions, `[batch or 1, keys]`.
+    """
+    distance = jnp.abs(keys[:, None, :] - queries[:, :, None]).astype(jnp.float32)
+    return -distance[:, None] * jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None]

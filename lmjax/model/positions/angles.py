@@ -1,0 +1,11 @@
+"""Angles of positions, which sinusoidal and rotary positions share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    """Returns float32 `[..., frequencies]`: positions times radians per token."""
+    frequencies = jnp.asarray(frequencies, jnp.float32)
+    return positions[..., None].astype(jnp.float32) * jax.lax.expand_dims(frequencies, range(positions.ndim))

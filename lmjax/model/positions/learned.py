@@ -1,0 +1,45 @@
+"""Learned positions: a vector for each (Gehring et al. 2017, arXiv:1705.03122, section 3.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+
+from lmjax.errors import FlagError
+from lmjax.model.layers import Embed
+from lmjax.model.positions.scheme import Scheme
+
+if TYPE_CHECKING:
+    from lmjax.model.config import ModelConfig
+
+
+class Learned(Scheme):
+    """A table of vectors that are added to the token embeddings."""
+
+    table: ClassVar[bool] = True
+    fields: ClassVar[tuple[str, ...]] = ("position_offset",)
+
+    def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
+        """Returns the rule on unused rows."""
+        return (
+            (
+                config.position_offset > 0 and not used,
+                f"position_offset={config.position_offset} is for learned tables; with positions={config.positions}"
+                " set 0",
+            ),
+        )
+
+    def limit(self, config: ModelConfig) -> int:
+        """Returns the rows of the table."""
+        return config.max_length
+
+    def embed(self, config: ModelConfig, positions: jax.Array) -> jax.Array:
+        """Returns the rows of `positions`; raises FlagError where there are more than the table has."""
+        if positions.shape[1] > config.max_length:
+            raise FlagError(
+                f"rows of {positions.shape[1]} tokens, and max_length={config.max_length} rows in the learned position"
+                " table; raise max_length or shorten the rows"
+            )
+        table = Embed(config, config.max_length + config.position_offset, "positions", name="positions")
+        return table(positions + config.position_offset)

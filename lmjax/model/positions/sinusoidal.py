@@ -1,0 +1,56 @@
+"""Sinusoidal positions (Vaswani et al. 2017, arXiv:1706.03762, section 3.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.model.positions.angles import angles
+from lmjax.model.positions.scheme import Scheme
+
+if TYPE_CHECKING:
+    from lmjax.model.config import ModelConfig
+
+
+class Sinusoidal(Scheme):
+    """Sines and cosines that are added to the token embeddings."""
+
+    fields: ClassVar[tuple[str, ...]] = ("sinusoidal_halves",)
+
+    def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
+        """Returns the rules on their width and their order."""
+        return (
+            (
+                used and config.table_dim % 2 != 0,
+                f"positions=sinusoidal needs embeddings of even width, and it is {config.table_dim}; change embed_dim",
+            ),
+            (
+                config.sinusoidal_halves and not used,
+                f"sinusoidal_halves=True is for sinusoidal positions; with positions={config.positions} set it to"
+                " False",
+            ),
+        )
+
+    def embed(self, config: ModelConfig, positions: jax.Array) -> jax.Array:
+        """Returns the sines and cosines."""
+        return sinusoidal(positions, config.table_dim, config.sinusoidal_halves)
+
+
+def sinusoidal(positions: jax.Array, dim: int, halves: bool = False) -> jax.Array:
+    """Returns float32 `[..., dim]`: sines in even columns and cosines in odd ones, for positions `[...]`.
+
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+
+    Args:
+        positions: where the tokens stand.
+        dim: width.
+        halves: the sines are the first half of the columns and the cosines the second, as in Marian
+            (Junczys-Dowmunt et al. 2018, arXiv:1804.00344) and Pegasus.
+    """
+    turns = angles(positions, 10_000.0 ** -(np.arange(0, dim, 2) / dim))
+    if halves:
+        return jnp.concatenate([jnp.sin(turns), jnp.cos(turns)], axis=-1)
+    return jnp.stack([jnp.sin(turns), jnp.cos(turns)], axis=-1).reshape(*positions.shape, dim)
