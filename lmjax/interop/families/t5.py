@@ -91,7 +91,7 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
         "d_kv": config.width_of_head,
         "d_ff": config.mlp_dim,
         "num_layers": config.num_layers,
-        "num_decoder_layers": config.decoder_layers,
+        "num_decoder_layers": config.side_layers(True),
         "num_heads": config.num_heads,
         "n_positions": config.max_length,
         "layer_norm_epsilon": config.norm_epsilon,
