@@ -25,7 +25,8 @@ from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
-from lmjax.objectives.task import TaskConfig, architectures
+from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, objective_types
+from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import expanded
 from lmjax.schema import Schema
@@ -93,8 +94,12 @@ class Config(Schema):
                 )
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
-        if {"nsp", "sop"} & set(task.objective) and model.num_types not in (0, 2):
-            raise FlagError(f"--config.model.num_types={model.num_types}: pairs are told apart by 2 types (or 0: none)")
+        for each in objective_types(task.objective):
+            if each.num_types and model.num_types not in (0, each.num_types):
+                raise FlagError(
+                    f"--config.model.num_types={model.num_types}: {each.name} tells texts apart by {each.num_types} "
+                    "types (or 0: none)"
+                )
         return self
 
     def digest(self) -> str:
@@ -119,17 +124,14 @@ def from_json(path: pathlib.Path) -> Config:
         raise FlagError(f"{path}: not a config of this version of lmjax: {problem.splitlines()[0]}") from e
 
 
-# Steps, rows of a batch and learning rate with which the nano models learn most in two minutes on two CPU cores.
-NANO_RUNS = {"encoder": (600, 16, 4e-3), "decoder": (600, 16, 4e-3), "encoder_decoder": (900, 8, 3e-3)}
-
-
-def default_config(objective: tuple[str, ...] = ("next_token",), architecture: str | None = None) -> Config:
+def default_config(objective: tuple[str, ...] = DEFAULT, architecture: str | None = None) -> Config:
     """Returns the config that `lmjax train` starts from: a nano model that learns within minutes on two CPU cores."""
     can = architectures(objective)
     chosen = can[0] if architecture is None else architecture
-    if chosen not in NANO_RUNS:
-        raise FlagError(f"--architecture={chosen}: {choose('architecture', chosen, list(NANO_RUNS))}")
-    steps, batch_size, learning_rate = NANO_RUNS[chosen]
+    nano = OBJECTIVES[objective[0]].nano
+    if chosen not in nano:
+        raise FlagError(f"--architecture={chosen}: {choose('architecture', chosen, list(nano))}")
+    steps, batch_size, learning_rate = nano[chosen]
     return Config(
         steps=steps,
         batch_size=batch_size,
@@ -166,10 +168,7 @@ def resolve(
     Raises:
         FlagError: a name, a type, a value or a combination that cannot work.
     """
-    if experiment is None:
-        base = default_config(objective or ("next_token",), architecture)
-    else:
-        base = load_experiment(experiment)
+    base = default_config(objective or DEFAULT, architecture) if experiment is None else load_experiment(experiment)
     values = base.model_dump()
     if objective is not None:
         values["task"]["objective"] = objective

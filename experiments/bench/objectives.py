@@ -20,7 +20,7 @@ import numpy as np
 
 from lmjax.config import resolve
 from lmjax.data.pipeline import example_stream
-from lmjax.objectives.task import COMBINATIONS, OBJECTIVES, architectures
+from lmjax.objectives.registry import OBJECTIVES, architectures, combinations
 from lmjax.parallel.host import keep_freed_memory
 from lmjax.parallel.mesh import to_device
 from lmjax.runs.build import Run, build
@@ -69,7 +69,7 @@ def measure(run: Run, rounds: int, batches: int) -> tuple[float, float, float]:
 def main() -> None:
     """Prints a table, a line for every objective in every family that trains it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = [*OBJECTIVES, *map("+".join, COMBINATIONS), "span_corruption+prefix_lm+denoise"]
+    everything = [*OBJECTIVES, *map("+".join, combinations()), "span_corruption+prefix_lm+denoise"]
     parser.add_argument("--objective", default=",".join(everything), help="names; + joins those trained together")
     parser.add_argument("--rounds", type=int, default=5, help="how often host and training take turns")
     parser.add_argument("--batches", type=int, default=4, help="batches of a turn")

@@ -39,6 +39,7 @@ class _Module:
         # By its path: to look for a module, importlib imports the packages around it.
         place = pathlib.Path(lmjax.__file__).parent.joinpath(*name.split(".")[1:])
         tree = ast.parse((place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text("utf-8"))
+        self.package = name.rpartition(".")[0]
         self.values: dict[str, ast.expr] = {}
         self.classes: dict[str, ast.ClassDef] = {}
         self.imports: dict[str, tuple[str, str]] = {}
@@ -62,7 +63,7 @@ def names(module: str, variable: str) -> tuple[str, ...]:
     """Returns the names that a registry of a module holds, such as `("lmjax.model.presets", "PRESETS")`.
 
     The registry may be a dict, dicts joined by `|` or `**`, a function's keywords, or a comprehension over another
-    registry or over classes that carry a `name`.
+    registry, or over classes that carry a `name` and stand in a list of `module.Class`.
     """
     here = _module(module)
     if variable in here.values:
@@ -93,27 +94,33 @@ def _keys(here: _Module, node: ast.expr) -> Iterator[str]:
         case ast.Attribute():
             yield from names(".".join(here.imports[node.value.id]), node.attr)
         case ast.DictComp(key=ast.Attribute(attr="name")):
-            for element in node.generators[0].iter.elts:
-                yield from _names_of_class(here, element.id)
+            yield from _classes(here, node)
         case ast.DictComp():
             yield from _keys(here, node.generators[0].iter.func.value)
         case _:
             raise TypeError(f"cannot read the names of {ast.unparse(node)[:60]}")
 
 
-def _names_of_class(here: _Module, name: str) -> Iterator[str]:
-    """Yields the `name` of a class."""
-    if name not in here.classes:
-        module, name = here.imports[name]
-        here = _module(module)
-    for node in here.classes[name].body:
-        if isinstance(node, ast.AnnAssign) and node.target.id == "name":
-            yield ast.literal_eval(node.value)
+def _classes(here: _Module, node: ast.DictComp) -> dict[str, tuple[str, dict[str, ast.AnnAssign]]]:
+    """Returns by their `name` the classes of a registry, each as its module and its annotated lines."""
+    found = {}
+    for place in ast.literal_eval(here.values[node.generators[0].iter.args[1].id]):
+        name, of_class = place.split(".")
+        module = f"{here.package}.{name}"
+        body = _module(module).classes[of_class].body
+        lines = {line.target.id: line for line in body if isinstance(line, ast.AnnAssign)}
+        found[ast.literal_eval(lines["name"].value)] = (module, lines)
+    return found
 
 
 def fields(module: str, name: str) -> dict[str, Fact]:
-    """Returns the fields of a config class by dotted path, those of the configs within it included."""
+    """Returns the fields of a config class by dotted path, those of the configs within it included.
+
+    The class is written as one, or made by pydantic's `create_model` from a base and the classes of a registry.
+    """
     here = _module(module)
+    if name in here.values:
+        return _made_fields(here, module, here.values[name])
     if name not in here.classes:
         return fields(*here.imports[name])
     found: dict[str, Fact] = {}
@@ -123,6 +130,18 @@ def fields(module: str, name: str) -> dict[str, Fact]:
     for node in here.classes[name].body:
         if isinstance(node, ast.AnnAssign) and not ast.unparse(node.annotation).startswith("ClassVar"):
             found |= _field(here, module, node)
+    return found
+
+
+def _made_fields(here: _Module, module: str, made: ast.Call) -> dict[str, Fact]:
+    """Returns the fields of a class that `create_model` makes: the base's, and those of each `config` of a registry."""
+    said = {keyword.arg: keyword.value for keyword in made.keywords}
+    found = fields(*_place(here, module, said["__base__"].id))
+    registry, variable = here.imports[said[None].generators[0].iter.func.value.id]
+    there = _module(registry)
+    for name, (own, lines) in _classes(there, there.values[variable]).items():
+        config = fields(*_place(_module(own), own, lines["config"].annotation.id))
+        found |= {f"{name}.{path}": fact for path, fact in config.items()}
     return found
 
 
@@ -170,5 +189,7 @@ def _is_config(here: _Module, module: str, name: str) -> bool:
     if not module.startswith("lmjax."):
         return False
     here = _module(module)
+    if name in here.values:
+        return ast.unparse(here.values[name]).startswith("pydantic.create_model")
     bases = [base.id for base in here.classes[name].bases if isinstance(base, ast.Name)] if name in here.classes else []
     return _SCHEMA in bases or any(_is_config(here, module, base) for base in bases)

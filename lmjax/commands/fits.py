@@ -9,7 +9,7 @@ from lmjax.config import Config
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.task import heads, objective_types
+from lmjax.objectives.registry import heads, objective_types
 from lmjax.parallel.memory import Memory, check_fits, device_memory, held, host_memory
 from lmjax.parallel.mesh import batch_shards
 from lmjax.runs.build import checked_mesh, hyperparameters, vocabulary_rows

@@ -49,10 +49,10 @@ def define_choice(
 
 def define_objective(values: flags.FlagValues) -> None:
     """Defines --objective."""
-    known = facts.names("lmjax.objectives.task", "OBJECTIVES")
+    known = facts.names("lmjax.objectives.registry", "OBJECTIVES")
     text = (
         f"what is trained: {', '.join(known)}; names joined by commas are trained together: mlm,nsp and mlm,sop "
-        "on the same rows, others row by row, as often as --config.task.NAME.rate says (default: next_token)"
+        f"on the same rows, others row by row, as often as --config.task.NAME.rate says (default: {known[0]})"
     )
     flags.DEFINE(_Choice("objective", known, several=True), "objective", None, text, values)
 

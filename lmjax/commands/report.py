@@ -11,7 +11,7 @@ from lmjax.commands.table import aligned
 from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
-from lmjax.objectives.task import architectures
+from lmjax.objectives.registry import architectures, usual_objectives
 from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
@@ -136,8 +136,7 @@ def _next_commands(run: Run) -> list[str]:
         prompt += "" if config.model.family.causal else " [MASK]"
         commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
     if embedded:
-        names = ("next_token", "mlm,nsp", "span_corruption")
-        others = [n for n in names if architectures(tuple(n.split(",")))[0] != config.model.architecture]
-        commands += [f"lmjax train --objective={name}" for name in others]
+        others = [names for names in usual_objectives() if architectures(names)[0] != config.model.architecture]
+        commands += [f"lmjax train --objective={','.join(names)}" for names in others]
         commands.append(f"lmjax train --objective={','.join(config.task.objective)} --steps={4 * config.steps}")
     return commands

@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,9 +141,17 @@ class Rows(abc.ABC):
         """Returns the arrays of one row, without a batch dimension; a function of its arguments alone."""
 
 
+class NanoRun(NamedTuple):
+    """Steps, rows of a batch and learning rate with which a nano model learns most in two minutes on two CPU cores."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """One training objective.
+    """One training objective; `ObjectiveConfig` is what its settings begin with.
 
     Attributes:
         config: the objective's own small config.
@@ -152,6 +160,16 @@ class Objective(abc.ABC):
         length: tokens in a row (of the encoder's, in an encoder-decoder).
         target_length: tokens in a row of the decoder's, in an encoder-decoder.
         vocab_chunk: positions of every row whose logits exist at the same time; 0 for all.
+        name: what flags, configs and metrics call it.
+        architectures: the families that can train it, the usual one first.
+        usual_for: the families that train it where no objective is named.
+        heads: the heads that the model needs for it beside the vocabulary.
+        wants_pairs: whether its documents are sources and targets.
+        rows_for: objectives that read the rows of this one where both are trained; its rate is then that of both.
+        shares_logits: whether it predicts by the vocabulary logits of the model's own hidden states.
+        predicts_at: the feature that holds the positions of these predictions; None: it predicts at all positions.
+        num_types: the type ids by which it tells the texts of a row apart; 0: none.
+        nano: by family, how `lmjax train` trains it unless told otherwise.
     """
 
     config: ObjectiveConfig
@@ -163,8 +181,18 @@ class Objective(abc.ABC):
 
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
+    usual_for: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ()
     wants_pairs: ClassVar[bool] = False
+    rows_for: ClassVar[tuple[type[Objective], ...]] = ()
+    shares_logits: ClassVar[bool] = False
+    predicts_at: ClassVar[str | None] = None
+    num_types: ClassVar[int] = 0
+    nano: ClassVar[Mapping[str, NanoRun]] = {
+        "encoder": NanoRun(600, 16, 4e-3),
+        "decoder": NanoRun(600, 16, 4e-3),
+        "encoder_decoder": NanoRun(900, 8, 3e-3),
+    }
 
     @property
     def family(self) -> Family:

@@ -9,14 +9,12 @@ import dataclasses
 import math
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.data.packing import pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, ObjectiveConfig, Rows
+from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
 from lmjax.objectives.token_prediction import TokenPrediction
 
@@ -62,7 +60,9 @@ class MaskedLM(TokenPrediction):
     config: MaskedLMConfig
     name: ClassVar[str] = "mlm"
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    usual_for: ClassVar[tuple[str, ...]] = ("encoder",)
     heads: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    predicts_at: ClassVar[str | None] = "prediction_positions"
 
     @property
     def predictions(self) -> int:
@@ -122,7 +122,3 @@ class MaskedLM(TokenPrediction):
             if count == wanted:
                 break
         return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
-
-    def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """Returns `[batch, predictions, embed]`: the states at the masked positions."""
-        return jnp.take_along_axis(hidden, batch["prediction_positions"][..., None], axis=1)

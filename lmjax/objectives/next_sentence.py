@@ -13,6 +13,7 @@ from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, LossSum, Objective, ObjectiveConfig, Outputs, Rows
 from lmjax.objectives.losses import class_loss
+from lmjax.objectives.masked_lm import MaskedLM
 from lmjax.objectives.rows import pad
 
 IS_NEXT, IS_RANDOM = 0, 1
@@ -136,6 +137,8 @@ class PairClassification(Objective):
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
     heads: ClassVar[tuple[str, ...]] = ("next_sentence",)
+    rows_for: ClassVar[tuple[type[Objective], ...]] = (MaskedLM,)
+    num_types: ClassVar[int] = 2
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the number of pairs."""

@@ -60,6 +60,7 @@ class NextToken(TokenPrediction):
     config: NextTokenConfig
     name: ClassVar[str] = "next_token"
     architectures: ClassVar[tuple[str, ...]] = ("decoder",)
+    usual_for: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def rows(self, store: Store, seed: int) -> Windows:
         """Returns windows of at most `length` targets, packed so that rows are full."""

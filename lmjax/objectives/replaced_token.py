@@ -35,6 +35,7 @@ class ReplacedToken(MaskedLM):
 
     config: ReplacedTokenConfig
     name: ClassVar[str] = "rtd"
+    usual_for: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ("replaced_token", "generator")
     shares_logits: ClassVar[bool] = False
 

@@ -95,6 +95,7 @@ class SpanCorruption(SourceToTarget):
 
     config: SpanCorruptionConfig
     name: ClassVar[str] = "span_corruption"
+    usual_for: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
     @classmethod
     def target_places(cls, config: SpanCorruptionConfig, length: int) -> int:

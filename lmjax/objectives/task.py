@@ -9,46 +9,33 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from pydantic import Field
 
 from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
-from lmjax.nearest import choose
 from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Penalties, Rows
-from lmjax.objectives.denoise import Denoise, DenoiseConfig
-from lmjax.objectives.infilling import Infilling, InfillingConfig
-from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
-from lmjax.objectives.next_sentence import NextSentence, NextSentenceConfig
-from lmjax.objectives.next_token import NextToken, NextTokenConfig
-from lmjax.objectives.prefix_lm import PrefixLM, PrefixLMConfig
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.replaced_token import ReplacedToken, ReplacedTokenConfig
-from lmjax.objectives.sentence_order import SentenceOrder, SentenceOrderConfig
-from lmjax.objectives.seq2seq import Seq2Seq, Seq2SeqConfig
-from lmjax.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig
-from lmjax.objectives.token_prediction import TokenPrediction
+from lmjax.objectives.registry import (
+    DEFAULT,
+    OBJECTIVES,
+    architectures,
+    combinations,
+    heads,
+    objective_types,
+    settings,
+)
 from lmjax.schema import Schema
 from lmjax.streams import random_stream, subseed
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    o.name: o
-    for o in (
-        NextToken, MaskedLM, NextSentence, SpanCorruption, Seq2Seq, PrefixLM, Denoise, Infilling, SentenceOrder,
-        ReplacedToken,
-    )
-}  # fmt: skip
 
-# Objectives that read the same rows; the last one of a combination lays them out, and its rate is the combination's.
-COMBINATIONS = (("mlm", "nsp"), ("mlm", "sop"))
-
-
-class TaskConfig(Schema):
-    """What is trained on, and the settings of every objective."""
+class TaskSettings(Schema):
+    """What is trained on; `TaskConfig` is this and the settings of every objective under its name."""
 
     objective: tuple[str, ...] = Field(
-        ("next_token",),
+        DEFAULT,
         description="names joined by commas: mlm,nsp and mlm,sop share their rows; others are mixed row by row",
     )
     length: int = Field(256, ge=8, description="tokens in a row; in an encoder-decoder, of the encoder's")
@@ -60,16 +47,6 @@ class TaskConfig(Schema):
     vocab_chunk: int = Field(0, ge=0, description="positions of a row whose logits exist at the same time; 0: all")
     z_loss: float = Field(0.0, ge=0, description="training adds this times log(softmax's denominator)**2; PaLM's: 1e-4")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
-    next_token: NextTokenConfig = NextTokenConfig()
-    mlm: MaskedLMConfig = MaskedLMConfig()
-    nsp: NextSentenceConfig = NextSentenceConfig()
-    span_corruption: SpanCorruptionConfig = SpanCorruptionConfig()
-    seq2seq: Seq2SeqConfig = Seq2SeqConfig()
-    prefix_lm: PrefixLMConfig = PrefixLMConfig()
-    denoise: DenoiseConfig = DenoiseConfig()
-    infilling: InfillingConfig = InfillingConfig()
-    sop: SentenceOrderConfig = SentenceOrderConfig()
-    rtd: ReplacedTokenConfig = ReplacedTokenConfig()
 
     def target_places(self) -> int:
         """Returns the tokens in a row of a decoder: given, or what the targets of all objectives have room in."""
@@ -86,34 +63,14 @@ class TaskConfig(Schema):
         return Penalties(*(np.float32(x) if x else None for x in (self.z_loss, self.label_smoothing)))
 
 
-def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
-    """Returns the objectives in the order in which their features are made; raises FlagError for a bad combination."""
-    flag = f"--objective={','.join(names)}"
-    for name in names:
-        if name not in OBJECTIVES:
-            raise FlagError(f"{flag}: {choose('objective', name, list(OBJECTIVES))}")
-    if not names or len(set(names)) < len(names):
-        raise FlagError(f"{flag}: give one or several of {', '.join(OBJECTIVES)}, each once")
-    types = tuple(OBJECTIVES[name] for name in sorted(names))
-    if len({t.wants_pairs for t in types}) > 1:
-        pairs = ",".join(t.name for t in types if t.wants_pairs)
-        raise FlagError(f"{flag}: {pairs} reads pairs and the others running text; train one of the two")
-    if {"nsp", "sop"} <= set(names):
-        raise FlagError(f"{flag}: nsp and sop share a head and mean different things by it; leave one out")
-    if not _common(types):
-        families = "; ".join(f"{t.name} needs {' or '.join(t.architectures)}" for t in types)
-        raise FlagError(f"{flag}: no family trains all of these: {families}; leave one out")
-    return types
-
-
-def _common(types: tuple[type[Objective], ...]) -> tuple[str, ...]:
-    return tuple(a for a in types[0].architectures if all(a in t.architectures for t in types))
-
-
-def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the families that can train these objectives, the usual one of the first first."""
-    objective_types(names)
-    return _common(tuple(OBJECTIVES[name] for name in names))
+# The settings of each objective follow from the registry: `config.task.NAME` is the config class of its own file.
+TaskConfig: type[TaskSettings] = pydantic.create_model(
+    "TaskConfig",
+    __base__=TaskSettings,
+    __module__=__name__,
+    __doc__="What is trained on, and the settings of every objective.",
+    **{name: (settings(objective), settings(objective)()) for name, objective in OBJECTIVES.items()},
+)
 
 
 def prompt_format(config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> PromptFormat:
@@ -126,7 +83,7 @@ def prompt_format(config: TaskConfig, tokenizer: Tokenizer, architecture: str) -
 def _groups(objectives: tuple[Objective, ...]) -> tuple[tuple[Objective, ...], ...]:
     """Returns the objectives in groups that share their rows."""
     by_name = {o.name: o for o in objectives}
-    shared = [c for c in COMBINATIONS if set(c) <= by_name.keys()]
+    shared = [c for c in combinations() if set(c) <= by_name.keys()]
     alone = [(name,) for name in by_name if not any(name in c for c in shared)]
     return tuple(tuple(by_name[name] for name in group) for group in sorted([*shared, *alone]))
 
@@ -274,12 +231,12 @@ class Task:
         sums: dict[str, LossSum] = {}
         predicting = []
         for objective, part in self._parts(batch):
-            if isinstance(objective, TokenPrediction) and objective.shares_logits:
+            if objective.shares_logits:
                 predicting.append((objective, part))
             else:
                 sums |= objective.losses(outputs, part)
         if predicting:
-            # Those that are mixed predict at the same places: one pass over the logits serves them all.
+            # All of them predict at the same positions (`objective_types`): one pass over the logits serves them.
             first = predicting[0][0]
             weights = jnp.stack([part["weights"] for _, part in predicting], axis=-1)
             together = first.losses(outputs, {**batch, "weights": weights})[first.name]
@@ -303,8 +260,3 @@ class Task:
             }
 
         return [(o, part) for number, group in enumerate(self.groups) for part in [own(number)] for o in group]
-
-
-def heads(objectives: tuple[Objective | type[Objective], ...]) -> tuple[str, ...]:
-    """Returns the heads that a model needs for these objectives, each once."""
-    return tuple(dict.fromkeys(head for o in objectives for head in o.heads))

@@ -16,11 +16,7 @@ from lmjax.objectives.rows import source_target
 
 
 class TokenPrediction(Objective):
-    """An objective whose loss is the cross entropy of `targets`.
-
-    Attributes:
-        shares_logits: whether its predictions are the model's own vocabulary logits.
-    """
+    """An objective whose loss is the cross entropy of `targets`."""
 
     shares_logits: ClassVar[bool] = True
 
@@ -43,9 +39,10 @@ class TokenPrediction(Objective):
         return {self.name: sums}
 
     def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """Returns `[batch, targets, embed]`: the states that predict, out of `[batch, length, embed]`; here all."""
-        del batch
-        return hidden
+        """Returns `[batch, targets, embed]`: the states that predict, out of `[batch, length, embed]`."""
+        if self.predicts_at is None:
+            return hidden
+        return jnp.take_along_axis(hidden, batch[self.predicts_at][..., None], axis=1)
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
         """Returns the targets and their weights."""

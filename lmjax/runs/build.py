@@ -31,7 +31,8 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import ConfigMismatchError, FlagError, SaveError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.task import Examples, Task, objective_types
+from lmjax.objectives.registry import objective_types
+from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
 from lmjax.phases import phase

@@ -24,7 +24,8 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest
-from lmjax.objectives.task import heads, objective_types, prompt_format
+from lmjax.objectives.registry import heads, objective_types, usual_objective
+from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
@@ -69,7 +70,7 @@ class Pretrained:
     @property
     def objective(self) -> str:
         """Returns the objective that a model of this family is trained on unless one is named."""
-        return self.config.family.default_objective
+        return usual_objective(self.config.architecture)
 
 
 def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence[str] = ()) -> Pretrained:

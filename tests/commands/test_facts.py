@@ -17,7 +17,7 @@ from lmjax.inference.score.texts import ScoreConfig
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.shards import SHARD_BYTES
 from lmjax.model.presets import PRESETS
-from lmjax.objectives.task import OBJECTIVES
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.schedules import SCHEDULES
 
@@ -27,7 +27,7 @@ HINT = "lmjax/commands/facts.py reads it as text: write it in a form that facts.
 @pytest.mark.parametrize(
     ("module", "variable", "registry"),
     [
-        ("lmjax.objectives.task", "OBJECTIVES", OBJECTIVES),
+        ("lmjax.objectives.registry", "OBJECTIVES", OBJECTIVES),
         ("lmjax.model.presets", "PRESETS", PRESETS),
         ("lmjax.interop.families", "FAMILIES", FAMILIES),
         ("lmjax.training.optimizers", "OPTIMIZERS", OPTIMIZERS),

@@ -9,7 +9,7 @@ from lmjax.interop.export import choose_family
 from lmjax.interop.families import FAMILIES
 from lmjax.model.parameters import count_parameters
 from lmjax.model.presets import PRESETS
-from lmjax.objectives.task import OBJECTIVES, architectures, heads, objective_types
+from lmjax.objectives.registry import OBJECTIVES, architectures, heads, objective_types
 
 DEFAULTS = [(name, architecture) for name in OBJECTIVES for architecture in architectures((name,))]
 SOME = ("gpt2", "gemma2_2b", "qwen3_0_6b", "opt_125m", "t5_small", "bert_tiny", "modernbert_base", "nano_decoder")

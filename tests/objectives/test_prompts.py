@@ -11,7 +11,8 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.rows import _fields
 from lmjax.inference.score.texts import Encoded, Reader, ScoreConfig
 from lmjax.model.config import ModelConfig
-from lmjax.objectives.task import OBJECTIVES, TaskConfig, prompt_format
+from lmjax.objectives.registry import OBJECTIVES
+from lmjax.objectives.task import TaskConfig, prompt_format
 
 WRITING = [(n, a) for n, o in OBJECTIVES.items() for a in o.architectures if a != "encoder"]
 LENGTH = 24

@@ -15,7 +15,8 @@ from lmjax.errors import FlagError
 from lmjax.model.config import DropoutRates, ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.objectives.base import NO_PENALTIES
-from lmjax.objectives.task import COMBINATIONS, OBJECTIVES, Task, TaskConfig, architectures, objective_types
+from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
+from lmjax.objectives.task import Task, TaskConfig
 from lmjax.training.step import forward
 
 LENGTH, TARGET_LENGTH = 24, 16
@@ -24,7 +25,7 @@ MIXTURES = (
     "mlm,nsp,rtd",
     "span_corruption,prefix_lm,infilling",
 )
-NAMES = [*OBJECTIVES, *map(",".join, COMBINATIONS), *MIXTURES]
+NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
 BINARY = ("nsp", "sop", "rtd")

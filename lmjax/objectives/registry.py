@@ -1,0 +1,96 @@
+"""The registry of objectives: an objective is added by its own file and one line here."""
+
+import importlib
+import typing
+
+from lmjax.errors import FlagError
+from lmjax.nearest import choose
+from lmjax.objectives.base import Objective, ObjectiveConfig
+
+# In the order in which help and configs list them; the first one is trained where none is named.
+CLASSES = (
+    "next_token.NextToken",
+    "masked_lm.MaskedLM",
+    "next_sentence.NextSentence",
+    "span_corruption.SpanCorruption",
+    "seq2seq.Seq2Seq",
+    "prefix_lm.PrefixLM",
+    "denoise.Denoise",
+    "infilling.Infilling",
+    "sentence_order.SentenceOrder",
+    "replaced_token.ReplacedToken",
+)
+
+
+def _load(place: str) -> type[Objective]:
+    module, name = place.split(".")
+    return getattr(importlib.import_module(f"lmjax.objectives.{module}"), name)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {o.name: o for o in map(_load, CLASSES)}
+DEFAULT: tuple[str, ...] = tuple(OBJECTIVES)[:1]
+
+
+def settings(objective: type[Objective]) -> type[ObjectiveConfig]:
+    """Returns the config class of an objective: the type of its field `config`."""
+    return typing.get_type_hints(objective)["config"]
+
+
+def combinations() -> tuple[tuple[str, str], ...]:
+    """Returns the pairs of objectives that read the same rows; the second of a pair lays them out."""
+    return tuple((guest.name, host.name) for host in OBJECTIVES.values() for guest in host.rows_for)
+
+
+def usual_objective(architecture: str) -> str:
+    """Returns the objective that a model of this family is trained on unless one is named."""
+    return next(name for name, o in OBJECTIVES.items() if architecture in o.usual_for)
+
+
+def usual_objectives() -> tuple[tuple[str, ...], ...]:
+    """Returns what each family is usually trained on, the objective that lays the rows out for it included."""
+    usual = (name for name, o in OBJECTIVES.items() if o.usual_for)
+    hosts = dict(reversed(combinations()))
+    return tuple((name, hosts[name]) if name in hosts else (name,) for name in usual)
+
+
+def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
+    """Returns the objectives in the order in which their features are made; raises FlagError for a bad combination."""
+    flag = f"--objective={','.join(names)}"
+    for name in names:
+        if name not in OBJECTIVES:
+            raise FlagError(f"{flag}: {choose('objective', name, list(OBJECTIVES))}")
+    if not names or len(set(names)) < len(names):
+        raise FlagError(f"{flag}: give one or several of {', '.join(OBJECTIVES)}, each once")
+    types = tuple(OBJECTIVES[name] for name in sorted(names))
+    if len({t.wants_pairs for t in types}) > 1:
+        pairs = ",".join(t.name for t in types if t.wants_pairs)
+        raise FlagError(f"{flag}: {pairs} reads pairs and the others running text; train one of the two")
+    for number, one in enumerate(types):
+        for other in types[number + 1 :]:
+            if set(one.heads) & set(other.heads):
+                raise FlagError(
+                    f"{flag}: {one.name} and {other.name} share a head and mean different things by it; leave one out"
+                )
+    if not _common(types):
+        families = "; ".join(f"{t.name} needs {' or '.join(t.architectures)}" for t in types)
+        raise FlagError(f"{flag}: no family trains all of these: {families}; leave one out")
+    places = {t.predicts_at: t.name for t in types if t.shares_logits}
+    if len(places) > 1:
+        said = "; ".join(f"{name} predicts at {at or 'all positions'}" for at, name in places.items())
+        raise FlagError(f"{flag}: one pass over the vocabulary serves all, and {said}; train one of them")
+    return types
+
+
+def _common(types: tuple[type[Objective], ...]) -> tuple[str, ...]:
+    return tuple(a for a in types[0].architectures if all(a in t.architectures for t in types))
+
+
+def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the families that can train these objectives, the usual one of the first first."""
+    objective_types(names)
+    return _common(tuple(OBJECTIVES[name] for name in names))
+
+
+def heads(objectives: tuple[Objective | type[Objective], ...]) -> tuple[str, ...]:
+    """Returns the heads that a model needs for these objectives, each once."""
+    return tuple(dict.fromkeys(head for o in objectives for head in o.heads))
