@@ -108,9 +108,8 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         parts += ["", ending]
     if jax.process_count() == 1:
         # Samples come from one device's copy: a row of one cannot be split over a mesh.
-        pairs = any(o.wants_pairs for o in run.task.objectives)
         loaded = trained_model(run, jax.device_get(state.evaluation_params()))
-        sample = showcase(loaded, run.eval_sets[0].examples.rows.store, pairs)
+        sample = showcase(loaded, run.task.sample(run.eval_sets[0].examples.rows.store, run.config.model.max_length))
         if sample:
             parts += ["", sample]
             texts["sample"] = sample

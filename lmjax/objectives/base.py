@@ -18,6 +18,7 @@ from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.model.traits import FAMILIES, Family
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.samples import Sample, beginning, continuation
 from lmjax.schema import Schema
 
 Features = dict[str, np.ndarray]
@@ -239,6 +240,19 @@ class Objective(abc.ABC):
         if not self.family.causal:
             return PromptFormat(before=(t.cls_id,), after=(t.sep_id,))
         return PromptFormat(before=(t.bos_id,), stop=(t.eos_id,), never=self.never())
+
+    def sample(self, store: Store, room: int) -> Sample | None:
+        """Returns what is shown of a trained model on held-out documents; None: nothing.
+
+        Here: of a decoder, how it continues a text.
+
+        Args:
+            store: the held-out documents.
+            room: the longest row of the model.
+        """
+        if self.architecture == "encoder":
+            return None
+        return continuation(beginning(store, room), self.tokenizer, sampled=self.architecture == "decoder")
 
     def never(self) -> tuple[int, ...]:
         """Returns the special ids that this objective never predicts, and that are never written."""

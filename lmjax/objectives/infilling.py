@@ -13,8 +13,10 @@ from pydantic import Field
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.samples import Sample, beginning, framed
 from lmjax.objectives.span_corruption import random_gaps, random_partition
 from lmjax.objectives.token_prediction import SourceToTarget
+from lmjax.streams import random_stream
 
 
 class InfillingConfig(ObjectiveConfig):
@@ -92,6 +94,14 @@ class Infilling(SourceToTarget):
     config: InfillingConfig
     name: ClassVar[str] = "infilling"
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+
+    def sample(self, store: Store, room: int) -> Sample:
+        """Returns a text with holes, to be written as a whole."""
+        t, tokens = self.tokenizer, beginning(store, room)
+        source = punch(tokens, self.config, t.mask_id, random_stream(0, "showcase")).tolist()
+        shown = "".join("[MASK]" if i == t.mask_id else t.decode([i]) for i in source)
+        above = framed("a held-out text with holes:", shown)
+        return Sample(above, tuple(source), lambda ids: framed("written:", t.decode(ids)), count=2 * len(tokens))
 
     def rows(self, store: Store, seed: int) -> PunchedPieces:
         """Returns packed pieces; each pays for its whole text and an EOS on both sides."""

@@ -7,6 +7,7 @@ vocabulary projection runs at the masked positions only.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces, pad, side
+from lmjax.objectives.samples import Sample, beginning, framed
 from lmjax.objectives.token_prediction import TokenPrediction
 
 
@@ -101,6 +103,21 @@ class MaskedLM(TokenPrediction):
             "targets": pad(tokens[chosen], self.predictions, self.tokenizer.pad_id),
             "weights": pad(np.ones(len(chosen)), self.predictions, dtype=np.float32),
         }
+
+    def sample(self, store: Store, room: int) -> Sample:
+        """Returns a text of which every seventh token is masked, to be filled in."""
+        tokens, decode = beginning(store, room), self.tokenizer.decode
+        masked = np.arange(3, len(tokens), 7)
+        row = tokens.copy()
+        row[masked] = self.tokenizer.mask_id
+        shown = ["[MASK]" if i in masked else decode([t]) for i, t in enumerate(tokens.tolist())]
+        holes = [decode([t]) for t in tokens[masked].tolist()]
+
+        def answer(ids: Sequence[int]) -> str:
+            filled = (f"{hole!r} -> {decode([i])!r}" for hole, i in zip(holes, ids, strict=True))
+            return f"masked -> filled in: {', '.join(filled)}"
+
+        return Sample(framed("a held-out text:", "".join(shown)), tuple(row.tolist()), answer)
 
     def _whole_words(
         self, tokens: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator

@@ -10,6 +10,7 @@ from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.samples import WORDS, Sample, framed, long_document
 from lmjax.objectives.token_prediction import SourceToTarget
 
 
@@ -51,6 +52,23 @@ class Seq2Seq(SourceToTarget):
             target = min(self.target_length, self.length // 2)
             return self.length - target, target
         return self.length, self.target_length
+
+    def sample(self, store: Store, room: int) -> Sample:
+        """Returns a source, whose target is to be written."""
+        decode, document = self.tokenizer.decode, long_document(store)
+        _, middle, end = store.segments(document).tolist()
+        source = store.tokens(document, 0, min(middle, room // 3 - 2)).tolist()
+        above = [
+            framed("a held-out source:", decode(source)),
+            framed("its target:", decode(store.tokens(document, middle, end - middle))),
+        ]
+        return Sample(
+            "\n".join(above),
+            tuple(source),
+            lambda ids: framed("written:", decode(ids)),
+            count=min(WORDS, room // 3),
+            sampled=self.architecture == "decoder",
+        )
 
     def rows(self, store: Store, seed: int) -> PackedPairs:
         """Returns packed pairs; raises DataError if the store holds running text."""

@@ -5,15 +5,19 @@ alone, so how much room a piece takes in a row is known before anything is drawn
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from lmjax.data.store import Store
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.objectives.base import Features, ObjectiveConfig, Rows
 from lmjax.objectives.rows import PackedPieces
+from lmjax.objectives.samples import Sample, beginning, framed
 from lmjax.objectives.token_prediction import SourceToTarget
+from lmjax.streams import random_stream
 
 
 class SpanCorruptionConfig(ObjectiveConfig):
@@ -113,6 +117,22 @@ class SpanCorruption(SourceToTarget):
         """Returns the special ids that it never predicts: all but the end and the sentinels."""
         return tuple(i for i in super().never() if i not in self.tokenizer.sentinels)
 
+    def sample(self, store: Store, room: int) -> Sample:
+        """Returns a text with spans cut out, to be restored."""
+        t, rng = self.tokenizer, random_stream(0, "showcase")
+        source, target = corrupt(beginning(store, room), t.sentinel_ids, t.eos_id, self.config, rng)
+        order = {token: i for i, token in enumerate(t.sentinel_ids.tolist())}
+        shown = [f"<{order[i]}>" if i in order else t.decode([i]) for i in source[:-1].tolist()]
+        true = _spans(target.tolist(), order, t)
+
+        def answer(ids: Sequence[int]) -> str:
+            guessed = _spans(ids, order, t)
+            restored = (f"<{i}> {span!r} -> {guessed.get(i)!r}" for i, span in true.items())
+            return f"cut out -> restored: {', '.join(restored)}"
+
+        above = framed("a held-out text:", "".join(shown))
+        return Sample(above, tuple(source[:-1].tolist()), answer, count=2 * len(target))
+
     def cost(self, lengths: np.ndarray) -> np.ndarray:
         """Returns the places that pieces of `lengths` tokens take in a row of `length`, once they are corrupted."""
         noise, spans = noise_counts(lengths, self.config)
@@ -123,3 +143,15 @@ class SpanCorruption(SourceToTarget):
     def rows(self, store: Store, seed: int) -> CorruptedPieces:
         """Returns pieces as long as a row takes once they are corrupted, packed with shorter ones."""
         return CorruptedPieces(store, self.plan(store, self.cost, seed), self)
+
+
+def _spans(ids: Sequence[int], order: dict[int, int], tokenizer: Vocabulary) -> dict[int, str]:
+    """Returns the text behind every sentinel, by the sentinel's number in `order`."""
+    spans: dict[int, list[int]] = {}
+    current: list[int] = []
+    for token in ids:
+        if token in order:
+            current = spans.setdefault(order[token], [])
+        elif token != tokenizer.eos_id:
+            current.append(token)
+    return {number: tokenizer.decode(span) for number, span in spans.items()}

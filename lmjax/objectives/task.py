@@ -27,6 +27,7 @@ from lmjax.objectives.registry import (
     objective_types,
     settings,
 )
+from lmjax.objectives.samples import Sample
 from lmjax.schema import Schema
 from lmjax.streams import random_stream, subseed
 
@@ -181,9 +182,11 @@ class Task:
 
     Attributes:
         groups: those that share their rows, together; rows of different groups are mixed.
+        names: of all objectives, in the order in which they were asked for.
     """
 
     groups: tuple[tuple[Objective, ...], ...]
+    names: tuple[str, ...]
 
     @classmethod
     def build(cls, config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> Task:
@@ -196,7 +199,10 @@ class Task:
                 f"it needs {' or '.join(architectures(config.objective))}"
             )
         lengths = (config.length, config.target_places(), config.vocab_chunk)
-        return cls(_groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)))
+        return cls(
+            _groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)),
+            config.objective,
+        )
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -221,6 +227,17 @@ class Task:
                 share = rate * group[-1].config.rate / len(kinds)
                 sources += [Source(name, number, rows, share) for rows in kinds]
         return Examples(self, tuple(sources))
+
+    def sample(self, store: Store, room: int) -> Sample | None:
+        """Returns what is shown of a trained model: of the first objective that shows something, as flags name them.
+
+        Args:
+            store: held-out documents.
+            room: the longest row of the model.
+        """
+        by_name = {o.name: o for o in self.objectives}
+        samples = (by_name[name].sample(store, room) for name in self.names)
+        return next((s for s in samples if s is not None), None)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns by name the weight of every loss sum over the whole batch."""
