@@ -24,14 +24,12 @@ class Family:
         label: what messages call it.
         sides: its stacks; the last one predicts, and sees the output of one before it.
         vocabulary_heads: the heads with which it has vocabulary logits; empty: it has them where it has no head.
-        default_objective: what it is trained on unless an objective is named.
         token_types: whether its inputs may have token types.
     """
 
     label: str
     sides: tuple[Side, ...]
     vocabulary_heads: tuple[str, ...]
-    default_objective: str
     token_types: bool = True
 
     @property
@@ -56,13 +54,12 @@ class Family:
 
 
 FAMILIES = {
-    "encoder": Family("encoder", (Side("", False),), ("masked_lm",), "mlm"),
-    "decoder": Family("decoder", (Side("", True),), (), "next_token"),
+    "encoder": Family("encoder", (Side("", False),), ("masked_lm",)),
+    "decoder": Family("decoder", (Side("", True),), ()),
     "encoder_decoder": Family(
         "encoder-decoder",
         (Side("encoder_", False), Side("decoder_", True)),
         (),
-        "span_corruption",
         token_types=False,
     ),
 }

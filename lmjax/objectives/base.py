@@ -250,9 +250,9 @@ class Objective(abc.ABC):
             store: the held-out documents.
             room: the longest row of the model.
         """
-        if self.architecture == "encoder":
+        if not self.family.causal:
             return None
-        return continuation(beginning(store, room), self.tokenizer, sampled=self.architecture == "decoder")
+        return continuation(beginning(store, room), self.tokenizer, sampled=self.family.continues)
 
     def never(self) -> tuple[int, ...]:
         """Returns the special ids that this objective never predicts, and that are never written."""

@@ -67,7 +67,7 @@ class Seq2Seq(SourceToTarget):
             tuple(source),
             lambda ids: framed("written:", decode(ids)),
             count=min(WORDS, room // 3),
-            sampled=self.architecture == "decoder",
+            sampled=self.family.continues,
         )
 
     def rows(self, store: Store, seed: int) -> PackedPairs:
