@@ -30,7 +30,7 @@ from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
-from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
 PyTree = Any
@@ -256,11 +256,11 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
 
     def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
-        with Checkpoints(folder, config.checkpoint) as checkpoints:
-            if not checkpoints.steps:
-                command = f"lmjax train --workdir={shell_quoted(folder)}"
-                raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
-            stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
+        checkpoints = SavedCheckpoints(folder)
+        if not checkpoints.steps:
+            command = f"lmjax train --workdir={shell_quoted(folder)}"
+            raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
+        stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
         placed = on_mesh(abstract_params(wanted, present), mesh)
@@ -276,7 +276,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
 
 
 def _trained(
-    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+    checkpoints: SavedCheckpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
     """Returns the parameters that a run evaluates: averaged, where it averages them."""
     model = LanguageModel(config.model, present)
@@ -285,7 +285,7 @@ def _trained(
 
 
 def _converted(
-    checkpoints: Checkpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+    checkpoints: SavedCheckpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
     """Returns the parameters of a converted checkpoint, which has no optimizer."""
     placed = on_mesh(abstract_params(config.model, present), mesh)

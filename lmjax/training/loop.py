@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -67,6 +68,7 @@ class Loop:
     progress: bool = True
     _spikes: int = 0
     _held_out: float | None = None
+    _sound: bool = True
 
     def run(self, state: TrainState) -> TrainState:
         """Returns the last state.
@@ -91,6 +93,7 @@ class Loop:
             while number < self.steps and not self.stopping.reached:
                 stage = self._stage(number)
                 number += 1
+                self.checkpoints.check()
                 try:
                     with self.timers.time("input"):
                         batch = stage.place(next(stage.batches))
@@ -167,11 +170,12 @@ class Loop:
         loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
         self.stopping.add(loss)
         self.checkpoints.note(number, loss)
+        self._sound = self._sound and math.isfinite(loss)
         self._held_out = loss
 
     def _save(self, number: int, state: TrainState) -> None:
         with self.timers.time("checkpoint"):
-            self.checkpoints.save(number, state)
+            self.checkpoints.save(number, state, good=self._sound)
 
     def _save_alone(self, number: int, state: TrainState) -> None:
         """Saves the state of a run that cannot go on; several processes would have to agree on it, and do not."""
@@ -184,6 +188,7 @@ class Loop:
         values: dict[str, Any] = jax.device_get(metrics)
         tokens_seen = read_tokens(values.pop("tokens_seen"))
         in_a_row = int(values.pop("skipped_in_a_row"))
+        self._sound = not in_a_row and math.isfinite(values["loss"])
         clock.add(int(values.pop("tokens")), values.pop("flops"))
         bar.update()
         if in_a_row:

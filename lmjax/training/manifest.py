@@ -1,0 +1,200 @@
+"""The manifest of a checkpoint: a checksum of every file, written before the commit and verified before a restore.
+
+Neither orbax nor the arrays' file format checks the bytes of an array: without this, one flipped bit is loaded in
+silence. The manifest is a text: a title, then a line `SIZE CRC[,CRC...] PATH` for every file, then `end CRC`, the
+checksum of the lines before it. A large file has one CRC-32 for every 64 MiB, which threads compute in parallel.
+
+CRC-32 detects every error of up to 32 neighbouring bits and misses one of 2^32 others. It guards against hardware and
+not against an attacker, who could write another manifest. On a checkpoint of 155 MB, one thread took 0.08 s for
+zlib.crc32, 0.20 s for sha256 and 0.36 s for blake2b, beside 1.4 s for the save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from lmjax.paths import is_litter
+
+NAME = "manifest.txt"
+# Orbax's own file beside the arrays; what is given to it as custom metadata says there that a manifest is owed.
+METADATA = "_CHECKPOINT_METADATA"
+_TITLE = "lmjax manifest 1: CRC-32 of every 64 MiB"
+_PIECE = 64 * 2**20
+_READ = 2**20
+_THREADS = 8
+
+
+def write(folder: pathlib.Path, process: int = 0, processes: int = 1) -> None:
+    """Writes the part of the manifest of a folder that one process owes, and brings files and part onto the disk.
+
+    Args:
+        folder: of the checkpoint, which is complete but for its manifest.
+        process: which process this is; it reads the files that it wrote, which its host still has in memory.
+        processes: how many there are.
+    """
+    own = [path for path in _files(folder) if _owner(path, processes) == process]
+    lines = _described(folder, own)
+    _write_durably(folder / f"{NAME}.{process}", "".join(f"{line}\n" for line in lines))
+
+
+def merge(folder: pathlib.Path, processes: int = 1) -> None:
+    """Makes the manifest of the parts of all processes, and brings it and the folders' entries onto the disk."""
+    parts = [folder / f"{NAME}.{process}" for process in range(processes)]
+    text = "".join([f"{_TITLE}\n", *(part.read_text() for part in parts)])
+    _write_durably(folder / NAME, text + _end(text))
+    for part in parts:
+        part.unlink()
+    for below in (path for path in folder.rglob("*") if path.is_dir()):
+        sync_folder(below)
+    sync_folder(folder)
+
+
+def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list[str]:
+    """Returns what is wrong with the files of a checkpoint, each with its name; empty: they are as they were written.
+
+    A checkpoint of a version that wrote no manifest has nothing to compare with, and so no problems.
+
+    Args:
+        folder: of the checkpoint.
+        process: which process this is; of several, each verifies a part.
+        processes: how many there are.
+    """
+    try:
+        text = (folder / NAME).read_bytes().decode()
+    except FileNotFoundError:
+        return [] if processes > 1 and process else _without(folder)
+    except (OSError, UnicodeDecodeError) as e:
+        return [f"{NAME}: cannot be read ({_short(e)})"]
+    body, _, end = text.removesuffix("\n").rpartition("\n")
+    if f"{end}\n" != _end(f"{body}\n") or not body.startswith(f"{_TITLE}\n"):
+        return [f"{NAME}: is damaged"]
+    promised = dict(_parsed(line) for line in body.splitlines()[1:])
+    mine = {path: told for number, (path, told) in enumerate(sorted(promised.items())) if number % processes == process}
+    found = []
+    pieces = []
+    for path, (size, sums) in mine.items():
+        try:
+            here = (folder / path).stat().st_size
+        except OSError as e:
+            found.append(f"{path}: is missing" if isinstance(e, FileNotFoundError) else f"{path}: {_short(e)}")
+            continue
+        if here != size:
+            found.append(f"{path}: has {here} bytes in place of {size}")
+            continue
+        pieces += [(path, number * _PIECE, told) for number, told in enumerate(sums)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found += filter(None, pool.map(lambda piece: _compare(folder, *piece), pieces))
+    return found
+
+
+def has_manifest(folder: pathlib.Path) -> bool:
+    """Returns whether a checkpoint has a manifest; one of an earlier version has none."""
+    return (folder / NAME).exists()
+
+
+def noted(folder: pathlib.Path) -> dict[str, object]:
+    """Returns what lmjax noted in a checkpoint as it was saved; empty where nothing was noted or can be read."""
+    try:
+        values = json.loads((folder / METADATA).read_bytes())["custom_metadata"]["lmjax"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Brings the entries of a folder, such as a file renamed in it, onto the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems do not offer this for folders.
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _without(folder: pathlib.Path) -> list[str]:
+    """Returns what is wrong with a checkpoint that has no manifest."""
+    try:
+        json.loads((folder / METADATA).read_bytes())
+    except FileNotFoundError:
+        return [f"{METADATA}: is missing"]
+    except (OSError, ValueError, RecursionError) as e:
+        return [f"{METADATA}: cannot be read ({_short(e)})"]
+    return [f"{NAME}: is missing"] if noted(folder) else []
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """Returns the files of a checkpoint by their path in it, in order."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not is_litter(path.name))
+    return sorted(path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(NAME))
+
+
+def _owner(path: str, processes: int) -> int:
+    """Returns the process that wrote a file; the first one wrote those that name none."""
+    named = re.search(r"process_(\d+)", path)
+    return int(named[1]) % processes if named else 0
+
+
+def _described(folder: pathlib.Path, paths: Iterable[str]) -> list[str]:
+    """Returns the line of each file, after its bytes have reached the disk."""
+    sizes = {path: (folder / path).stat().st_size for path in paths}
+    pieces = [(path, start) for path, size in sizes.items() for start in range(0, max(size, 1), _PIECE)]
+    sums: dict[str, list[str]] = {path: [] for path in sizes}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        synced = [pool.submit(_sync_file, folder / path) for path in sizes]
+        for (path, _), told in zip(pieces, pool.map(lambda p: _checksum(folder / p[0], p[1]), pieces), strict=True):
+            sums[path].append(told)
+        for done in synced:
+            done.result()
+    return [f"{size} {','.join(sums[path])} {path}" for path, size in sizes.items()]
+
+
+def _end(text: str) -> str:
+    """Returns the last line of a manifest, which follows from those before it."""
+    return f"end {zlib.crc32(text.encode()):08x}\n"
+
+
+def _parsed(line: str) -> tuple[str, tuple[int, list[str]]]:
+    size, sums, path = line.split(" ", 2)
+    return path, (int(size), sums.split(","))
+
+
+def _compare(folder: pathlib.Path, path: str, start: int, told: str) -> str | None:
+    try:
+        found = _checksum(folder / path, start)
+    except OSError as e:
+        return f"{path}: {_short(e)}"
+    return None if found == told else f"{path}: its bytes are not those that were saved (CRC-32 {found}, not {told})"
+
+
+def _checksum(path: pathlib.Path, start: int) -> str:
+    """Returns the CRC-32, as eight hex digits, of the 64 MiB of a file from `start` on."""
+    told, left = 0, _PIECE
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (part := file.read(min(left, _READ))):
+            told, left = zlib.crc32(part, told), left - len(part)
+    return f"{told:08x}"
+
+
+def _sync_file(path: pathlib.Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_durably(path: pathlib.Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,31 @@
+"""The long form of the tests of faults: `python -m tests.faults.campaign --flips=600` prints a table in Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pathlib
+import tempfile
+
+# Each part of the campaign is a module `campaign_NAME` with `rows(folder, number)`: lines of the table.
+PARTS = {"flips": "bits flipped in a checkpoint"}
+
+
+def main() -> None:
+    """Runs the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, text in PARTS.items():
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="N", help=text)
+    asked = {name: number for name, number in vars(parser.parse_args()).items() if number}
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    print("| fault | tries | outcome |\n|---|---|---|")
+    for name, number in asked.items():
+        part = importlib.import_module(f"tests.faults.campaign_{name}")
+        with tempfile.TemporaryDirectory() as folder:
+            for row in part.rows(pathlib.Path(folder), number):
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
