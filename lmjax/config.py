@@ -47,6 +47,9 @@ class Config(Schema):
         None, gt=0, description="the run, and its schedule, ends after this time instead of after steps; none: steps"
     )
     max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
+    step_timeout: float = Field(
+        1800.0, gt=0, description="seconds that a step, a batch of an evaluation or a save may take before the run ends"
+    )
     batch_size: int = Field(16, ge=1, description="rows of a step, over all devices and microbatches")
     accumulation: int = Field(1, ge=1, description="microbatches that a step is computed in, one after the other")
     init_from: str = Field(

@@ -106,7 +106,8 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     distributed.initialize(*(values[n].value for n in ("coordinator_address", "num_processes", "process_id")))
     if jax.process_index():
         tell(False)
-    return train(config, workdir, progress=values["progress"].value)
+    with distributed.together():
+        return train(config, workdir, progress=values["progress"].value)
 
 
 def _print_config(config: Config) -> None:

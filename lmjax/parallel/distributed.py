@@ -1,10 +1,18 @@
 """Several processes: `jax.distributed` starts when flags ask for it or a cluster's variables show it."""
 
+from __future__ import annotations
+
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 
-from lmjax.errors import FlagError
+from lmjax.errors import FlagError, PreemptedError, StuckError, UserError
+from lmjax.parallel.watchdog import leave, leave_when_aborted
+
+# Seconds of silence after which a process counts as lost, and seconds in which all processes must have come.
+_SILENCE, _GATHERING = 20, 300
 
 
 def _detected(environment: dict[str, str]) -> bool:
@@ -16,21 +24,79 @@ def _detected(environment: dict[str, str]) -> bool:
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
 
 
-def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def initialize(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int = _GATHERING
+) -> None:
     """Starts `jax.distributed` if asked or detected; must come before the first use of a device.
 
     Args:
         coordinator: HOST:PORT of process 0, or None to detect.
         num_processes: how many processes there are, or None to detect.
         process_id: this process's number, or None to detect.
+        seconds: in which all processes must have come.
 
     Raises:
-        FlagError: only some of the three are given where nothing can be detected.
+        FlagError: only some of the three are given where nothing can be detected, or one cannot be right.
+        StuckError: not all processes came in time.
     """
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given) and not _detected(dict(os.environ)):
         raise FlagError(
             "--coordinator_address, --num_processes and --process_id go together, except on a cluster that jax detects"
         )
-    if any(given) or _detected(dict(os.environ)):
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+    if not any(given) and not _detected(dict(os.environ)):
+        return
+    _check(coordinator, num_processes, process_id)
+    missing = (
+        f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes came together in "
+        f"{seconds} seconds, seen from --process_id={process_id}; start all of them, with the same address"
+    )
+    # jax raises an error or aborts, by where it finds out.
+    leave_when_aborted(missing)
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=seconds, heartbeat_timeout_seconds=_SILENCE
+        )
+    except RuntimeError as e:
+        raise StuckError(f"{missing} ({str(e).splitlines()[0][:300]})") from e
+    leave_when_aborted(
+        "another process of this run is lost, as jax says above: it was killed, stopped, or does not answer. Run the "
+        "same command again in every process; it goes on from the newest checkpoint"
+    )
+
+
+def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Raises FlagError for an address or a number that cannot be right."""
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise FlagError(
+                f"--coordinator_address={coordinator}: is not HOST:PORT with a port from 1 to 65535, as 10.0.0.1:1234"
+            )
+    if num_processes is not None and num_processes < 1:
+        raise FlagError(f"--num_processes={num_processes}: must be at least 1")
+    if process_id is not None and not 0 <= process_id < (num_processes or 2**31):
+        raise FlagError(
+            f"--process_id={process_id}: processes are numbered from 0 to --num_processes={num_processes} less one"
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process at once where it fails inside, alone: jax's own exit would wait for the others for minutes.
+
+    A run that is asked to stop ends in all processes at the same step, and as usual. Does nothing in a single process.
+    """
+    try:
+        yield
+    except PreemptedError:
+        raise
+    except UserError as e:
+        if jax.process_count() > 1:
+            leave(str(e), e.exit_code)
+        raise
+    except (jax.errors.JaxRuntimeError, ValueError) as e:
+        # jax raises either where a collective fails.
+        if jax.process_count() > 1:
+            leave(f"this process cannot go on, mostly as another one is lost: {e}", StuckError.exit_code, stacks=True)
+        raise

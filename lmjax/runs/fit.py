@@ -19,6 +19,7 @@ from lmjax.parallel import pmap
 from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
+from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs.build import Run
 from lmjax.runs.trained import open_pretrained
@@ -58,10 +59,15 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
         Checkpoints(run.workdir, config.checkpoint) as checkpoints,
         # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
         StopRequest() as stop,
+        Watchdog(config.step_timeout) as watchdog,
     ):
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
         peak = peak_flops()
-        with timers.time("compilation"), phase("loading the newest checkpoint" if checkpoints.steps else "starting"):
+        with (
+            timers.time("compilation"),
+            phase("loading the newest checkpoint" if checkpoints.steps else "starting"),
+            watchdog.paused(),
+        ):
             restored = checkpoints.restore(abstract)
             # A new state is computed while the first step is compiled: nobody waits for it here.
             state = make_state(_given(run)) if restored is None else restored
@@ -73,7 +79,7 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
             budget.open(start)
 
         def start_stage(stage: Stage, step: int) -> OpenStage:
-            with timers.time("compilation"), phase("compiling the training step"):
+            with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
                 return _open_stage(run, stage, step, abstract, hparams)
 
         with Course(run.stages, start_stage) as course, _writer(run, start) as writer:
@@ -96,6 +102,7 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
                 writer=writer,
                 stop=stop,
                 timers=timers,
+                watchdog=watchdog,
                 peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),
                 progress=progress,
             ).run(state)

@@ -24,10 +24,12 @@ MAY_CHANGE = (
     "steps",
     "minutes",
     "max_skipped",
+    "step_timeout",
     "evaluation.",
     "checkpoint.",
     "logging.",
     "data.workers",
+    "data.worker_timeout",
     "data.prefetch",
     "data.cache_dir",
 )

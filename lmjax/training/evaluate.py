@@ -115,18 +115,24 @@ class Evaluator:
     token_bytes: jax.Array
     loss_weights: dict[str, float]
 
-    def __call__(self, params: PyTree) -> dict[str, float]:
-        """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on."""
-        return {k: v for s in self.sets for k, v in self._evaluate(s, params).items()}
+    def __call__(self, params: PyTree, each_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on.
+
+        Args:
+            params: of the model.
+            each_batch: called before each batch.
+        """
+        return {k: v for s in self.sets for k, v in self._evaluate(s, params, each_batch).items()}
 
     def compile(self, params: PyTree) -> None:
         """Evaluates one batch and forgets it: what follows takes the time of an evaluation and no more."""
         with self.sets[0].batches(jax.process_index(), jax.process_count()) as batches:
             jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
 
-    def _evaluate(self, evaluated: EvalSet, params: PyTree) -> dict[str, float]:
+    def _evaluate(self, evaluated: EvalSet, params: PyTree, each_batch: Callable[[], object]) -> dict[str, float]:
         totals: PyTree = None
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
+            each_batch()
             sums = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
             # Sums over a whole set outgrow float32.
             sums = jax.tree.map(float, sums)

@@ -13,6 +13,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from lmjax.errors import DivergedError, PreemptedError, StuckError, WorkerError
+from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
@@ -46,6 +47,7 @@ class Loop:
         writer: where metrics go; None on all processes but the first.
         stop: notes that the run was asked to stop.
         timers: where the time went, compilation included.
+        watchdog: ends the process where the run hangs.
         peak_flops: of all devices together, or None if unknown.
         progress: whether a progress bar is shown.
     """
@@ -64,6 +66,7 @@ class Loop:
     writer: MetricsWriter | None
     stop: StopRequest
     timers: Timers
+    watchdog: Watchdog
     peak_flops: float | None
     progress: bool = True
     _spikes: int = 0
@@ -82,7 +85,7 @@ class Loop:
         if self.budget is not None:
             self._follow(self.budget.total)
         if number < self.steps and not self.stopping.reached:
-            with self.timers.time("compilation"), phase("compiling the evaluation"):
+            with self.timers.time("compilation"), phase("compiling the evaluation"), self.watchdog.paused():
                 self.evaluator.compile(state.evaluation_params())
         with phase("evaluating before the first step"):
             self._catch_up(state, number)
@@ -91,9 +94,11 @@ class Loop:
         clock = _Clock(number, self.timers, self.peak_flops)
         with self._bar(number) as bar:
             while number < self.steps and not self.stopping.reached:
-                stage = self._stage(number)
+                with self.watchdog.paused():
+                    stage = self._stage(number)
                 number += 1
                 self.checkpoints.check()
+                self.watchdog.report(f"step {number}")
                 try:
                     with self.timers.time("input"):
                         batch = stage.place(next(stage.batches))
@@ -164,7 +169,8 @@ class Loop:
         """Evaluates the state, and notes the first set's loss for stopping and for the best checkpoint."""
         params = state.evaluation_params()
         with self.timers.time("evaluation"):
-            metrics = self.evaluator(params)
+            here = f"a batch of the evaluation at step {number}"
+            metrics = self.evaluator(params, lambda: self.watchdog.report(here))
         if self.writer is not None:
             self.writer.write(number, metrics)
         loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
@@ -174,6 +180,7 @@ class Loop:
         self._held_out = loss
 
     def _save(self, number: int, state: TrainState) -> None:
+        self.watchdog.report(f"saving step {number}")
         with self.timers.time("checkpoint"):
             self.checkpoints.save(number, state, good=self._sound)
 

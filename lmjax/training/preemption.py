@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -14,7 +15,8 @@ class StopRequest:
     """Notes the first SIGTERM or SIGINT while it is entered; all processes of a run agree on the step to stop at.
 
     A second Ctrl-C interrupts at once, as it would without this class. Outside the main thread, where Python allows no
-    handlers, nothing is noted.
+    handlers, nothing is noted. Where there are several processes, jax's preemption service has a handler of SIGTERM of
+    its own, which one here would replace: Ctrl-C is handed on to it.
     """
 
     def __init__(self):
@@ -23,7 +25,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            alone = jax.process_count() == 1
+            for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -38,6 +41,8 @@ class StopRequest:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
+        if number == signal.SIGINT and jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def stop_at(self, step: int) -> bool:
         """Returns whether the run stops after `step`."""

@@ -11,6 +11,7 @@ import pytest
 
 from lmjax.errors import PreemptedError
 from lmjax.model.config import DropoutRates
+from lmjax.parallel.watchdog import Watchdog
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -62,7 +63,7 @@ class Evaluator:
     def compile(self, params):
         pass
 
-    def __call__(self, params):
+    def __call__(self, params, each_batch):
         return {"eval/heldout/loss": LOSSES[int(params["steps"])]}
 
 
@@ -120,8 +121,8 @@ def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, lo
                 steps=STEPS, max_skipped=5, evaluation=evaluation, checkpoint=CheckpointConfig(every=3),
                 logging=logging, hparams=hparams, course=Course(start), budget=None, stopping=stopping,
                 evaluator=Evaluator(), checkpoints=checkpoints, writer=writer,
-                stop=types.SimpleNamespace(stop_at=lambda number: number in stops), timers=Timers(), peak_flops=None,
-                progress=False,
+                stop=types.SimpleNamespace(stop_at=lambda number: number in stops), timers=Timers(),
+                watchdog=Watchdog(1e6), peak_flops=None, progress=False,
             ).run(state)  # fmt: skip
         return float(state.params["sum"]), checkpoints.steps[-1], checkpoints.best_step, moments.count
 

@@ -1,0 +1,100 @@
+"""Ends a process that cannot go on: a step that hangs, or another process of the run that is lost.
+
+An exit by `os._exit`: what Python and jax do at a normal exit waits for the very thing that does not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from lmjax.errors import StuckError
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+# The C library keeps the handler's address: it must not be freed.
+_kept: list[object] = []
+
+
+def leave(message: str, code: int, *, stacks: bool = False) -> None:
+    """Ends this process at once, with a message and, where asked for, the stack of every thread."""
+    print(f"lmjax: {message}", file=sys.stderr, flush=True)
+    if stacks:
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def leave_when_aborted(message: str) -> None:
+    """Makes an abort of this process end it with the code of a run that is stuck, after a message and the stacks.
+
+    jax's client of a cluster aborts from C++ where another process is lost, which Python's own signal handlers do not
+    see: they run between instructions of Python, and an abort ends before the next one.
+    """
+
+    def aborted(number: int) -> None:
+        del number
+        leave(message, StuckError.exit_code, stacks=True)
+
+    _kept.append(_HANDLER(aborted))
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, _HANDLER], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, _kept[-1])
+
+
+class Watchdog:
+    """Ends the process where neither a step nor anything else that reports has ended for too long. A context manager.
+
+    Compilation, whose length nothing bounds, goes on in `paused`.
+    """
+
+    def __init__(self, seconds: float):
+        """Watches from entering on; `seconds`: the longest time between two reports."""
+        self._seconds = seconds
+        self._doing, self._since = "starting", time.monotonic()
+        self._pauses = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self.report("starting")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def report(self, doing: str) -> None:
+        """Notes that the run goes on, and with what."""
+        self._doing, self._since = doing, time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time spent inside."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
+            self._pauses -= 1
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            if not self._pauses and time.monotonic() - self._since > self._seconds:
+                leave(
+                    f"{self._doing} has not ended in {self._seconds:g} seconds: the device, a disk or another process "
+                    "hangs. The stack of every thread follows; run the same command again, it goes on from the newest "
+                    "checkpoint (--config.step_timeout waits longer)",
+                    StuckError.exit_code,
+                    stacks=True,
+                )
