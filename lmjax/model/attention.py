@@ -100,7 +100,25 @@ class Attention(nn.Module):
         if config.sink_logits:
             shape = (config.num_heads,)
             sinks = parameter(self, "sink_logits", nn.initializers.zeros, ("heads",), shape, config.param_dtype)
-        y = attention(
+        y = self.weigh(query, key, value, relation, sinks, dropout_rate)
+        out_axes = ("heads", "head_dim", "embed")
+        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y), cached
+
+    def weigh(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        relation: Relation,
+        sink_logits: jax.Array | None,
+        dropout_rate: jax.Array | None,
+    ) -> jax.Array:
+        """Returns `[batch, queries, heads, head_dim]`, values weighted by attention.
+
+        A method of its own, so that `lmjax.model.intercept` sees the queries and keys that a kernel is given.
+        """
+        config = self.config
+        return attention(
             query,
             key,
             value,
@@ -108,13 +126,11 @@ class Attention(nn.Module):
             bias=relation.bias,
             scale=config.score_scale,
             softcap=config.attention_softcap,
-            sink_logits=sinks,
+            sink_logits=sink_logits,
             dropout_rate=dropout_rate,
             make_rng=self.make_rng,
             kernel=config.attention_kernel,
         )
-        out_axes = ("heads", "head_dim", "embed")
-        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y), cached
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
         """Returns queries or keys, normalised if the config says so: over each head, or over all together."""

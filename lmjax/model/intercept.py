@@ -8,6 +8,7 @@ what that module returns. In layer 3 these are
 | `layer_3` | the residual stream behind the layer |
 | `layer_3/attention`, `layer_3/cross_attention` | of a branch, before dropout and the norm of an output |
 | `layer_3/mlp`, with experts `layer_3/moe` | the same |
+| `layer_3/attention/weights` | float32 `[batch, heads, queries, keys]`: the weights of the values, without dropout |
 | `layer_3/attention/query`, `layer_3/mlp_norm`, ... | of any module inside |
 
 and beside the layers `inputs` (what the embeddings give) and `final_norm`. An encoder-decoder has `encoder/` or
@@ -26,7 +27,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmjax.model.attention import Attention, Relation
 from lmjax.model.families import Batch, EncoderDecoder, Side
+from lmjax.model.kernels.softmax import probabilities
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameter_paths import BACKBONE, STACK_NAME, UNROLLED
 from lmjax.model.transformer import Block, Stack
@@ -125,6 +128,8 @@ class _Visitor:
     ) -> Any:
         """Returns what the method returns, its activation replaced where that is asked for."""
         module = context.module
+        if isinstance(module, Attention) and context.method_name == "weigh":
+            return self._weighed(method, module, *args)
         if context.method_name != "__call__" or isinstance(module, Stack | Side | EncoderDecoder):
             return method(*args, **kwargs)
         if isinstance(module, Block):
@@ -136,12 +141,53 @@ class _Visitor:
         value, *rest = result if isinstance(result, tuple) else (result,)
         if name is None or not isinstance(value, jax.Array):
             return result
+        value = self._seen(name, value)
+        return (value, *rest) if isinstance(result, tuple) else value
+
+    def _seen(self, name: str, value: jax.Array) -> jax.Array:
+        """Returns an activation, or what it is replaced by; records it where that is asked for."""
         self.calls[name] = self.calls.get(name, 0) + 1
         if name in self._changes:
             value = _same_shape(name, value, self._changes[name](value))
         if name in self._names:
             self.found[name] = value
-        return (value, *rest) if isinstance(result, tuple) else value
+        return value
+
+    def _weighed(
+        self,
+        method: Callable[..., jax.Array],
+        module: Attention,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        relation: Relation,
+        sink_logits: jax.Array | None,
+        dropout_rate: jax.Array | None,
+    ) -> jax.Array:
+        """Returns what `Attention.weigh` returns; its weights, which kernels do not give, are computed if asked for."""
+        name = self._name(module.path)
+        name = None if name is None else f"{name}/weights"
+        if name not in self._names and name not in self._changes:
+            if name is not None:
+                self.calls[name] = self.calls.get(name, 0) + 1
+            return method(query, key, value, relation, sink_logits, dropout_rate)
+        config = module.config
+        weights = self._seen(
+            name,
+            probabilities(
+                query,
+                key,
+                mask=relation.mask,
+                bias=relation.bias,
+                scale=config.score_scale,
+                softcap=config.attention_softcap,
+                sink_logits=sink_logits,
+            ),
+        )
+        if name not in self._changes:
+            return method(query, key, value, relation, sink_logits, dropout_rate)
+        value = jnp.repeat(value, query.shape[2] // value.shape[2], axis=2)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(value.dtype)
 
     def _name(self, path: tuple[str, ...]) -> str | None:
         """Returns the name of what the module at a path returns; None: it stands outside of the backbones."""

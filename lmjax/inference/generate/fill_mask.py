@@ -14,7 +14,7 @@ from lmjax.data.fast_tokenizer import FastTokenizer
 from lmjax.data.tokenizer import MASK
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, PyTree
+from lmjax.inference.loaded import LoadedModel, PyTree, check_arguments, check_list
 from lmjax.inference.score.rows import Piece, RowConfig, batches, replicated, states
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding
@@ -86,6 +86,8 @@ def fill_mask(
     Raises:
         FlagError: a model of another kind, a text without a mask, or one that is too long.
     """
+    check_arguments(loaded, config, RowConfig)
+    check_list(texts, "texts", "texts")
     if (family := loaded.config.family).causal:
         raise FlagError(f"masks are filled by an encoder, and this is a {family.label}; let it generate")
     loaded.check_vocabulary()

@@ -15,13 +15,13 @@ from lmjax.inference.generate.beam import BeamSearch
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint, ConstraintState
 from lmjax.inference.generate.processors import Processors
-from lmjax.inference.generate.requests import Prompt, Request, batches, check_length, check_memory, make_requests
+from lmjax.inference.generate.requests import Request, batches, check_memory, make_requests
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.strategy import NOTHING
 from lmjax.inference.generate.text import TextStream
 from lmjax.inference.generate.writing import Writing
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, Text, check_arguments, check_length, check_list
 from lmjax.streams import SEEDS
 
 Finished = Literal["stop", "length", "nothing_allowed"]
@@ -47,7 +47,7 @@ class Generation:
 
 def check(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Text],
     config: GenerateConfig,
     *,
     seeds: Sequence[int] | None = None,
@@ -55,8 +55,7 @@ def check(
     names: Sequence[str] | None = None,
 ) -> tuple[list[Request], Constraint | None]:
     """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
-    if isinstance(prompts, str):
-        raise FlagError(f"prompts={prompts[:40]!r} is one text; give a list of texts")
+    check_list(prompts, "prompts", "texts")
     own = seeds is None
     seeds = [config.seed + i for i in range(len(prompts))] if own else seeds
     if len(seeds) != len(prompts):
@@ -75,6 +74,7 @@ def check(
         beams = config.beams.beams if config.beams else 1
         check_memory(loaded, requests, config.batch_size, beams, config.max_new_tokens, config.cache)
     if draft is not None:
+        check_arguments(draft, None, GenerateConfig)
         check_draft(loaded, draft, config)
         for r in requests:
             check_length(draft.config, len(r.prompt), config.max_new_tokens, names[r.index], whose="the draft's")
@@ -94,7 +94,7 @@ def check(
 
 def generate(
     loaded: LoadedModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Text],
     config: GenerateConfig | None = None,
     *,
     seeds: Sequence[int] | None = None,
@@ -133,7 +133,7 @@ def generate(
 
 def stream(
     loaded: LoadedModel,
-    prompt: Prompt,
+    prompt: Text,
     config: GenerateConfig | None = None,
     *,
     draft: LoadedModel | None = None,
@@ -154,6 +154,7 @@ def stream(
 
 def resolved(loaded: LoadedModel, config: GenerateConfig | None, *, drafted: bool = False) -> GenerateConfig:
     """Returns a config with what it does not set as the model's folder says; with `drafted`, a draft model guesses."""
+    check_arguments(loaded, config, GenerateConfig)
     given = {} if config is None else config.model_dump(exclude_unset=True)
     # Whoever gives the whole of these means their own defaults too.
     if "sampling" in given:

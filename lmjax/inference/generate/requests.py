@@ -9,12 +9,10 @@ import jax
 import numpy as np
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.inference.loaded import LoadedModel, PromptFormat, Text, check_length, longest_row
 from lmjax.model.cache import CacheType, init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.parallel.memory import check_fits, device_memory, held
-
-Prompt = str | Sequence[int]
 
 # The least columns that are compiled for; shorter prompts and shorter answers share them.
 SMALLEST = 16
@@ -38,7 +36,7 @@ class Request:
 
 
 def make_requests(
-    loaded: LoadedModel, prompts: Sequence[Prompt], seeds: Sequence[int], max_new_tokens: int, names: Sequence[str]
+    loaded: LoadedModel, prompts: Sequence[Text], seeds: Sequence[int], max_new_tokens: int, names: Sequence[str]
 ) -> list[Request]:
     """Returns a request for each prompt; raises FlagError for one that the model cannot go on from.
 
@@ -60,7 +58,7 @@ def make_requests(
         _check_answer(config, form, max_new_tokens)
     requests = []
     for index, (prompt, seed, place) in enumerate(zip(prompts, seeds, names, strict=True)):
-        ids = _ids(loaded, prompt, place)
+        ids = loaded.ids(prompt, place)
         if both:
             check_length(config, len(ids), 0, place, decoder=False)
             requests.append(Request(index, seed, (*form.start, *form.forced), ids))
@@ -68,56 +66,6 @@ def make_requests(
             check_length(config, len(ids), max_new_tokens, place)
             requests.append(Request(index, seed, ids))
     return requests
-
-
-def _ids(loaded: LoadedModel, prompt: Prompt, place: str) -> tuple[int, ...]:
-    """Returns a prompt's ids; raises FlagError where it has none, or one that the model lacks."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise FlagError(f"{place} is empty; write what the text begins with")
-        ids = tuple(loaded.encode(prompt))
-    elif isinstance(prompt, Sequence | np.ndarray):
-        ids = tuple(int(i) for i in prompt)
-    else:
-        raise FlagError(f"{place} is {prompt!r}; a prompt is a text or a list of ids")
-    if not ids:
-        raise FlagError(f"{place} has no tokens; write what the text begins with")
-    size = loaded.config.vocab_size
-    if odd := [i for i in ids if not 0 <= i < size]:
-        raise FlagError(f"{place}: id {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
-    return ids
-
-
-def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
-    """Returns the tokens that a row may have, by how the order of tokens enters; None: any number.
-
-    Args:
-        config: of the model.
-        decoder: whether the row is the decoder's of an encoder-decoder, or a decoder's.
-    """
-    return config.scheme(decoder).limit(config)
-
-
-def check_length(
-    config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool = True, whose: str = "the model's"
-) -> None:
-    """Raises FlagError where a row would be longer than a model's rows may be.
-
-    Args:
-        config: of the model.
-        prompt: tokens of the prompt.
-        new: that are written behind it, at most.
-        place: what the error calls the prompt.
-        decoder: as for `longest_row`.
-        whose: what the error calls the model.
-    """
-    limit = longest_row(config, decoder=decoder)
-    # The last token is written and not read.
-    if limit is not None and prompt + max(new - 1, 0) > limit:
-        room = limit - prompt + 1
-        remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
-        and_new = f" and --max_new_tokens={new}" if new else ""
-        raise FlagError(f"{place} has {prompt} tokens{and_new}, and {whose} rows have {limit}; {remedy}")
 
 
 def check_memory(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.inference.generate import decode
-from lmjax.inference.generate.requests import Request, bucket, columns, longest_row
+from lmjax.inference.generate.requests import Request, bucket, columns
 from lmjax.inference.generate.strategy import Strategy
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.model.cache import Cache
 from lmjax.model.key_value import CacheType
 

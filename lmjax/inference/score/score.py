@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, check_list
 from lmjax.inference.score.rows import Piece, token_scores
-from lmjax.inference.score.texts import Item, Reader, ScoreConfig, Text
+from lmjax.inference.score.texts import Item, Reader, ScoreConfig, Text, as_items
 
 DEFAULT = ScoreConfig()
 
@@ -72,7 +72,9 @@ def score(
         FlagError: a model that predicts no tokens, an empty or too long item, an id that the model does not have.
     """
     reader = Reader.of(loaded, config)
+    check_list(items, "items", "pairs of context and continuation")
     names = _names("items", len(items), names)
+    items = as_items(items, names)
     encoded = [reader.fitted(*of) for of in zip(reader.encode(items, names), names, strict=True)]
     sizes = [_bytes(loaded, item.continuation) for item in items]
     scores = _scores(loaded, map(reader.pieces, encoded), sizes, config)
@@ -103,6 +105,7 @@ def rolling(
     """
     reader = Reader.of(loaded, config)
     reader.check_windows()
+    check_list(texts, "texts", "texts")
     encoded = reader.encode([Item("", text) for text in texts], _names("texts", len(texts), names))
     pieces = (reader.windows(of.continuation) for of in encoded)
     return _scores(loaded, pieces, [_bytes(loaded, text) for text in texts], config)
@@ -126,6 +129,7 @@ def perplexity(loaded: LoadedModel, texts: Sequence[Text], config: ScoreConfig =
 
     Of an encoder these are the pseudo-perplexity of Salazar et al. 2020, section 2.3, and its like.
     """
+    check_list(texts, "texts", "texts")
     if not texts:
         raise FlagError("no texts; give at least one")
     return summary(rolling(loaded, texts, config))

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, Text, check_arguments
 from lmjax.inference.score.join import join
 from lmjax.inference.score.rows import Piece, RowConfig
-
-Text = str | Sequence[int]
 
 
 class ScoreConfig(RowConfig):
@@ -37,6 +36,20 @@ class Item(NamedTuple):
 
     context: Text
     continuation: Text
+
+
+def as_items(pairs: Sequence[Sequence[Text]], names: Sequence[str]) -> list[Item]:
+    """Returns contexts and continuations; raises FlagError for what is no pair of texts.
+
+    Args:
+        pairs: of a context and a continuation each.
+        names: what messages call them.
+    """
+    for pair, name in zip(pairs, names, strict=True):
+        two = isinstance(pair, tuple | list) and len(pair) == 2
+        if not two or not all(isinstance(text, Sequence | np.ndarray) for text in pair):
+            raise FlagError(f"{name}: {str(pair)[:80]!r} is no context and continuation; give two texts, or their ids")
+    return [Item(*pair) for pair in pairs]
 
 
 class Encoded(NamedTuple):
@@ -64,6 +77,7 @@ class Reader:
     @classmethod
     def of(cls, loaded: LoadedModel, config: ScoreConfig) -> Reader:
         """Returns the reader for a model; raises FlagError if it predicts no tokens, or not what the config asks."""
+        check_arguments(loaded, config, ScoreConfig)
         loaded.check_vocabulary()
         model, family = loaded.config, loaded.config.family
         limit = config.max_length or model.max_length

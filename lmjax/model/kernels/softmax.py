@@ -73,6 +73,29 @@ def plain(
     return _average(scores, value, sink_logits, drop)[0].astype(value.dtype).swapaxes(1, 2)
 
 
+def probabilities(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    mask: Mask,
+    bias: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+    sink_logits: jax.Array | None,
+) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, keys]`, the weights of `attention`, which takes the same arguments.
+
+    Those of a query sum to one less the weight of a sink logit, or to zero where the query sees no key.
+    """
+    query, key = (x.swapaxes(1, 2) for x in (query, key))
+    scores = _scores(query, key, bias, mask.dense(query.shape[2], key.shape[2]), _Plan((), scale, softcap))
+    blind = _blind(jnp.max(scores, axis=-1, keepdims=True))
+    if sink_logits is not None:
+        sinks = jnp.broadcast_to(_per_head(sink_logits, scores.dtype), (*scores.shape[:3], 1))
+        scores = jnp.concatenate([scores, sinks], axis=-1)
+    return jnp.where(blind, 0, jax.nn.softmax(scores, axis=-1)[..., : key.shape[2]])
+
+
 def blockwise(
     query: jax.Array,
     key: jax.Array,

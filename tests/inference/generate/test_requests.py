@@ -52,7 +52,7 @@ WRONG = {
     "blank": (LEARNED, [" \n"], {}, {}, "--prompt is empty; write what"),
     "no ids": (LEARNED, [[3], []], {}, {}, "--prompt: number 2 has no tokens"),
     "no list": (LEARNED, "The king", {}, {}, "prompts='The king' is one text; give a list"),
-    "no prompt": (LEARNED, [3, 4], {}, {}, "--prompt: number 1 is 3; a prompt is a text or a list of ids"),
+    "no prompt": (LEARNED, [3, 4], {}, {}, "--prompt: number 1 is 3; give a text or a list of ids"),
     "beyond": (LEARNED, [[3], [4, 192]], {}, {}, f"--prompt: number 2: id 192 is not in the vocabulary; {ID}"),
     "negative": (LEARNED, [[-1]], {}, {}, f"--prompt: id -1 is not in the vocabulary; {ID}"),
     "stop id": (LEARNED, [[3]], {"stop_ids": (192,)}, {}, f"stop_ids: 192 is not in the vocabulary; {ID}"),

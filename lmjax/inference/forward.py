@@ -1,0 +1,109 @@
+"""One forward pass over texts, and its inner arrays: hidden states, attention weights, logits, outputs of heads."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.model.config import ModelConfig
+from lmjax.model.intercept import record
+from lmjax.model.language_model import LanguageModel
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelOutput:
+    """What a model computes for a batch of texts; NumPy arrays, floating point as float32.
+
+    Each text is a row that begins at the left; arrays hold any numbers at places where `mask` is False.
+
+    Attributes:
+        tokens: int32 `[batch, length]`; of an encoder-decoder, those of its decoder.
+        mask: bool `[batch, length]`, False at padding.
+        hidden: `[batch, length, embed]`, behind the last layer and the final norm.
+        logits: `[batch, length, vocab]`; None: the model predicts no tokens.
+        heads: the outputs of all other heads by name, such as `classifier` `[batch, labels]`.
+        hidden_states: `[batch, length, embed]` each: what enters the first layer, and the residual stream behind each
+            layer, the last one before the final norm (transformers gives it behind); None: not asked for.
+        attentions: `[batch, heads, queries, keys]` of each layer; None: not asked for.
+        cross_attentions: `[batch, heads, queries, encoder length]` of each layer of an encoder-decoder; None: of
+            another model, or not asked for.
+        encoder: the same of the encoder of an encoder-decoder; None: of another model.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    hidden: np.ndarray
+    logits: np.ndarray | None = None
+    heads: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    hidden_states: tuple[np.ndarray, ...] | None = None
+    attentions: tuple[np.ndarray, ...] | None = None
+    cross_attentions: tuple[np.ndarray, ...] | None = None
+    encoder: ModelOutput | None = None
+
+
+def forward(
+    model: LanguageModel, params: PyTree, fields: Mapping[str, jax.Array], hidden_states: bool, attentions: bool
+) -> dict[str, Any]:
+    """Returns the fields of a `ModelOutput` without its tokens and masks, on the device.
+
+    Args:
+        model: its layers unrolled, without remat.
+        params: of the model.
+        fields: of the batch, as `lmjax.model.families` lists them.
+        hidden_states: whether to return them.
+        attentions: whether to return them, and cross-attentions.
+    """
+    config, paired = model.config, "encoder_tokens" in fields
+    own = _names(config, "decoder/" if paired else "", config.decoder_layers, hidden_states, attentions, paired)
+    encoder = _names(config, "encoder/", config.num_layers, hidden_states, attentions) if paired else {}
+    last = f"encoder/{'final_norm' if config.final_norm else f'layer_{config.num_layers - 1}'}"
+    wanted = {name for names in (*own.values(), *encoder.values()) for name in names} | ({last} if paired else set())
+    outputs, found = _recorded(model, params, fields, tuple(sorted(wanted)))
+
+    def chosen(names: Mapping[str, list[str]]) -> dict[str, tuple[jax.Array, ...]]:
+        return {kind: tuple(found[name] for name in of) for kind, of in names.items()}
+
+    heads = {name: value for name, value in outputs.items() if name not in ("hidden", "logits")}
+    result = {"hidden": outputs["hidden"], "logits": outputs.get("logits"), "heads": heads} | chosen(own)
+    return result | ({"encoder": {"hidden": found[last]} | chosen(encoder)} if paired else {})
+
+
+def _names(
+    config: ModelConfig, side: str, layers: int, hidden_states: bool, attentions: bool, memory: bool = False
+) -> dict[str, list[str]]:
+    """Returns the names of the activations that are asked for, by the field that they are for.
+
+    Args:
+        config: of the model.
+        side: what stands in front of the names.
+        layers: of this side.
+        hidden_states: whether they are asked for.
+        attentions: the same.
+        memory: whether this side has cross-attention.
+    """
+    every = [f"{side}layer_{i}" for i in range(layers)]
+    names = {}
+    if hidden_states:
+        names["hidden_states"] = [f"{side}{'project_in' if config.factorised else 'inputs'}", *every]
+    if attentions:
+        names["attentions"] = [f"{layer}/attention/weights" for layer in every]
+        if memory:
+            names["cross_attentions"] = [f"{layer}/cross_attention/weights" for layer in every]
+    return names
+
+
+@functools.partial(jax.jit, static_argnames=("model", "names"))
+def _recorded(
+    model: LanguageModel, params: PyTree, fields: Mapping[str, jax.Array], names: tuple[str, ...]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns every output of the model by name, and the activations with these names, all as float32."""
+    found = record(model, params, fields, names, method=LanguageModel.outputs)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), found)
