@@ -6,7 +6,8 @@ What a script or a notebook needs stands here. It is loaded when it is first nam
     lmjax.train(config, pathlib.Path("runs/mine"))
     model = lmjax.load_model("runs/mine")
     lmjax.generate(model, ["Return the"], lmjax.GenerateConfig(max_new_tokens=32))[0][0].text
-    lmjax.perplexity(model, ["A text."])
+    lmjax.evaluate(model, "test.txt")["bits_per_byte"]
+    model(["A text."], output_attentions=True).attentions[0]
 """
 
 import importlib
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lmjax.commands.train import train as train
     from lmjax.config import Config as Config
     from lmjax.config import resolve as resolve
+    from lmjax.evaluation.tasks import evaluate as evaluate
+    from lmjax.inference.forward import ModelOutput as ModelOutput
     from lmjax.inference.generate.config import GenerateConfig as GenerateConfig
     from lmjax.inference.generate.fill_mask import fill_mask as fill_mask
     from lmjax.inference.generate.generate import generate as generate
@@ -34,6 +37,8 @@ _HOMES = {
     "GenerateConfig": "lmjax.inference.generate.config",
     "Item": "lmjax.inference.score.texts",
     "LoadedModel": "lmjax.inference.loaded",
+    "ModelOutput": "lmjax.inference.forward",
+    "evaluate": "lmjax.evaluation.tasks",
     "fill_mask": "lmjax.inference.generate.fill_mask",
     "generate": "lmjax.inference.generate.generate",
     "load_model": "lmjax.runs.trained",

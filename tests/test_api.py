@@ -12,6 +12,7 @@ import lmjax
 
 # Name -> the names of its parameters, keyword-only ones behind a star. A change here breaks scripts of others.
 SIGNATURES = {
+    "evaluate": "loaded data config * task fields",
     "fill_mask": "loaded texts top_k config",
     "generate": "loaded prompts config * seeds draft names",
     "load_model": "place * step dtype tensor accept_fields",
@@ -23,15 +24,28 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_stay(name):
+def named(function) -> list[str]:
+    """Returns the names of a function's parameters, keyword-only ones behind a star."""
     parts, keyword = [], False
-    for parameter in inspect.signature(getattr(lmjax, name)).parameters.values():
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword:
             parts.append("*")
             keyword = True
         parts.append(parameter.name)
-    assert " ".join(parts) == SIGNATURES[name]
+    return parts
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_stay(name):
+    assert " ".join(named(getattr(lmjax, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("__call__", "self texts * targets output_hidden_states output_attentions"), ("encode", "self texts"),
+    ("decode", "self ids"),
+])  # fmt: skip
+def test_signatures_of_a_loaded_model_stay(name, expected):
+    assert " ".join(named(getattr(lmjax.LoadedModel, name))) == expected
 
 
 def test_every_public_name_is_documented_and_none_is_missing():

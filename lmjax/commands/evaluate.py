@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import pathlib
 import time
-from typing import Any, NamedTuple
 
 from absl import flags
 from pydantic import ValidationError
@@ -16,13 +14,12 @@ from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.flags import set_name
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
-from lmjax.data.records import USUAL_NAMES, FieldNames
-from lmjax.data.sources import DataConfig, read_documents
+from lmjax.data.records import FieldNames
+from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
-from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
+from lmjax.evaluation.tasks import evaluate, read
 from lmjax.inference.loaded import LoadedModel
-from lmjax.inference.score.score import minimal_pairs, multiple_choice, rolling, score, summary
-from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.inference.score.texts import ScoreConfig
 from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.phases import phase
 from lmjax.runs.trained import load_model, local_folder
@@ -49,7 +46,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         results = {}
         for name, found in data.items():
             with phase(f"scoring {len(found.records):,} text(s) of {name}"):
-                results[name] = evaluate(loaded, values["task"].value, found, config)
+                results[name] = evaluate(loaded, found, config, task=values["task"].value)
     print(table(results))
     kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
@@ -95,59 +92,6 @@ def _sets(values: flags.FlagValues) -> dict[str, str]:
             raise FlagError(f"--data={spec}: two sets are called {name!r}; write --data=NAME={path}")
         found[name] = path
     return found
-
-
-class Data(NamedTuple):
-    """What messages call each text or record of a set, and what it holds."""
-
-    names: list[str]
-    records: list[Any]
-
-
-def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
-    """Returns what a task needs of a file or a glob of files.
-
-    Args:
-        task: one of perplexity, minimal_pairs, multiple_choice and pairs.
-        path: or glob.
-        names: of the fields of texts and of pairs.
-
-    Raises:
-        DataError: the data cannot be read; the message names file and line.
-    """
-    if task == "perplexity":
-        texts = [document.text for document in read_documents(path, names=names)]
-        return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
-    parsers = {
-        "minimal_pairs": minimal_pair,
-        "multiple_choice": question,
-        "pairs": functools.partial(source_target, names=names),
-    }
-    return Data(*read_task(path, parsers[task]))
-
-
-def evaluate(loaded: LoadedModel, task: str, data: Data, config: ScoreConfig) -> dict[str, float]:
-    """Returns the metrics of one set of data.
-
-    Args:
-        loaded: the model.
-        task: one of perplexity, minimal_pairs, multiple_choice and pairs.
-        data: what `read` gives for the task.
-        config: how texts are scored.
-
-    Raises:
-        FlagError: a text that the model cannot score.
-    """
-    names, records = data
-    if task == "minimal_pairs":
-        return minimal_pairs(loaded, records, config, names)
-    if task == "multiple_choice":
-        return multiple_choice(loaded, records, config, names)
-    if task == "perplexity":
-        return summary(rolling(loaded, records, config, names))
-    scores = score(loaded, [Item(*pair) for pair in records], config, names)
-    counts = {"pairs": len(scores), "apart": sum(s.apart for s in scores)}
-    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
 
 
 def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ import numpy as np
 from lmjax.model.config import ModelConfig
 from lmjax.model.intercept import record
 from lmjax.model.language_model import LanguageModel
+from lmjax.model.traits import Side
 
 PyTree = Any
 
@@ -61,41 +62,41 @@ def forward(
         hidden_states: whether to return them.
         attentions: whether to return them, and cross-attentions.
     """
-    config, paired = model.config, "encoder_tokens" in fields
-    own = _names(config, "decoder/" if paired else "", config.decoder_layers, hidden_states, attentions, paired)
-    encoder = _names(config, "encoder/", config.num_layers, hidden_states, attentions) if paired else {}
-    last = f"encoder/{'final_norm' if config.final_norm else f'layer_{config.num_layers - 1}'}"
-    wanted = {name for names in (*own.values(), *encoder.values()) for name in names} | ({last} if paired else set())
+    config, family = model.config, model.config.family
+    names = {side: _names(config, side, hidden_states, attentions) for side in family.sides}
+    wanted = {name for of in names.values() for each in of.values() for name in each}
     outputs, found = _recorded(model, params, fields, tuple(sorted(wanted)))
 
     def chosen(names: Mapping[str, list[str]]) -> dict[str, tuple[jax.Array, ...]]:
         return {kind: tuple(found[name] for name in of) for kind, of in names.items()}
 
+    *sources, own = (chosen(of) for of in names.values())
     heads = {name: value for name, value in outputs.items() if name not in ("hidden", "logits")}
-    result = {"hidden": outputs["hidden"], "logits": outputs.get("logits"), "heads": heads} | chosen(own)
-    return result | ({"encoder": {"hidden": found[last]} | chosen(encoder)} if paired else {})
+    own |= {"hidden": outputs["hidden"], "logits": outputs.get("logits"), "heads": heads}
+    for source in sources:
+        (source["hidden"],) = source["hidden"]
+        own["encoder"] = source
+    return own
 
 
-def _names(
-    config: ModelConfig, side: str, layers: int, hidden_states: bool, attentions: bool, memory: bool = False
-) -> dict[str, list[str]]:
-    """Returns the names of the activations that are asked for, by the field that they are for.
+def _names(config: ModelConfig, side: Side, hidden_states: bool, attentions: bool) -> dict[str, list[str]]:
+    """Returns the names of the activations of one side that are asked for, by the field that they are for.
 
     Args:
         config: of the model.
-        side: what stands in front of the names.
-        layers: of this side.
+        side: of its family.
         hidden_states: whether they are asked for.
         attentions: the same.
-        memory: whether this side has cross-attention.
     """
-    every = [f"{side}layer_{i}" for i in range(layers)]
-    names = {}
+    prefix, predicts = side.prefix.replace("_", "/"), side == config.family.sides[-1]
+    every = [f"{prefix}layer_{i}" for i in range(config.side_layers(side.causal))]
+    # The model itself returns those of the side that predicts.
+    names = {} if predicts else {"hidden": [f"{prefix}final_norm" if config.final_norm else every[-1]]}
     if hidden_states:
-        names["hidden_states"] = [f"{side}{'project_in' if config.factorised else 'inputs'}", *every]
+        names["hidden_states"] = [f"{prefix}{'project_in' if config.factorised else 'inputs'}", *every]
     if attentions:
         names["attentions"] = [f"{layer}/attention/weights" for layer in every]
-        if memory:
+        if predicts and config.family.paired:
             names["cross_attentions"] = [f"{layer}/cross_attention/weights" for layer in every]
     return names
 

@@ -7,9 +7,11 @@ import re
 import pytest
 
 from lmjax.cli import run
-from lmjax.commands.evaluate import evaluate, read, table
+from lmjax.commands import evaluate_flags
+from lmjax.commands.evaluate import table
 from lmjax.data.records import FieldNames
 from lmjax.errors import DataError, FlagError
+from lmjax.evaluation.tasks import TASKS, evaluate, read
 from lmjax.inference.score.score import Question, multiple_choice, perplexity, score
 from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.runs.trained import load_model
@@ -54,7 +56,7 @@ def test_tasks_give_what_the_functions_give(tmp_path):
         strict=True,
     )}  # fmt: skip
     found = {
-        task: evaluate(loaded, task, read(task, str(written(tmp_path / f"{task}.jsonl", *records[task]))), config)
+        task: evaluate(loaded, written(tmp_path / f"{task}.jsonl", *records[task]), config, task=task)
         for task in FIELDS
     }
     texts = ["The king", "king The", "river A", "A river"]
@@ -66,6 +68,30 @@ def test_tasks_give_what_the_functions_give(tmp_path):
     assert found["pairs"]["nats_per_token"] == pytest.approx(-pair.log_likelihood / pair.tokens)
     assert (found["pairs"]["bytes"], found["pairs"]["greedy"]) == (6, float(pair.greedy))
     assert all(f"{x:.4f}" in table(found) for x in found["multiple_choice"].values() if isinstance(x, float))
+
+
+def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
+    """Each task from Python values; the command describes the tasks that there are, and no other."""
+    loaded, config = tiny("decoder"), ScoreConfig()
+    assert set(evaluate_flags.TASKS) == set(TASKS)
+    lists = {"minimal_pairs": [("The king", "king The")], "multiple_choice": [("The", [" king", " queen"], 1)],
+             "pairs": [("The old", " tree.")]}  # fmt: skip
+    for task, records in lists.items():
+        path = written(tmp_path / f"{task}.jsonl", FIELDS[task])
+        assert evaluate(loaded, records, task=task) == evaluate(loaded, str(path), config, task=task)
+    assert evaluate(loaded, ["The king"]) == perplexity(loaded, ["The king"])
+    for call, message in (
+        (lambda: evaluate("runs/mine", ["A"]), "the model is 'runs/mine', a str; give what lmjax.load_model"),
+        (lambda: evaluate(loaded, ["A"], {"stride": 3}), r"config is .*, a dict; give a ScoreConfig\("),
+        (lambda: evaluate(loaded, ["A"], task="pair"), "task='pair': no such task; did you mean pairs"),
+        (lambda: evaluate(loaded, ["A"], task="pairs"), r"data\[0\]: 'A' is not a source and a target; give 2 values"),
+        (lambda: evaluate(loaded, []), "data: is empty"),
+        (lambda: evaluate(loaded, 3), "data='3' is a int; give a list"),
+        (lambda: score(loaded, ["A text"]), r"items\[0\]: 'A text' is no context and continuation"),
+        (lambda: perplexity(loaded, "A text"), "texts='A text' is one text; give a list of texts"),
+    ):
+        with pytest.raises(FlagError, match=message):
+            call()
 
 
 def test_csv_holds_choices_as_json(tmp_path):

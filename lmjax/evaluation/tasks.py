@@ -1,0 +1,130 @@
+"""What a trained model makes of texts, of pairs and of questions: one function, from a file or a list to metrics."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from lmjax.data.records import USUAL_NAMES, FieldNames
+from lmjax.data.sources import read_documents
+from lmjax.errors import FlagError
+from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
+from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
+from lmjax.inference.score.score import DEFAULT, Question, minimal_pairs, multiple_choice, rolling, score, summary
+from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.nearest import nearest
+
+Metrics = dict[str, float]
+
+
+class Data(NamedTuple):
+    """What messages call each text or record of a set, and what it holds."""
+
+    names: list[str]
+    records: list[Any]
+
+
+def evaluate(
+    loaded: LoadedModel,
+    data: str | os.PathLike[str] | Data | Sequence[Any],
+    config: ScoreConfig = DEFAULT,
+    *,
+    task: str = "perplexity",
+    fields: FieldNames = USUAL_NAMES,
+) -> Metrics:
+    """Returns the metrics of a set of data, by name.
+
+    Args:
+        loaded: the model.
+        data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
+            (context, choices, number of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`.
+        config: how texts are scored.
+        task: perplexity, minimal_pairs, multiple_choice or pairs.
+        fields: of files, what the fields of texts and of pairs are called.
+
+    Raises:
+        FlagError: no such task, a model that predicts no tokens, or a text that it cannot score.
+        DataError: the data cannot be read; the message names file and line.
+    """
+    check_arguments(loaded, config, ScoreConfig)
+    checked(task)
+    if isinstance(data, str | os.PathLike):
+        data = read(task, os.fspath(data), fields)
+    elif not isinstance(data, Data):
+        check_list(data, "data", f"what {task} takes")
+        data = Data([f"data[{i}]" for i in range(len(data))], list(data))
+    if not data.records:
+        raise FlagError("data: is empty; give at least one")
+    return TASKS[task](loaded, data, config)
+
+
+def checked(task: str) -> str:
+    """Returns the name of a task; raises FlagError if there is none such."""
+    if task not in TASKS:
+        hint = nearest(str(task), TASKS)
+        raise FlagError(f"task={task!r}: no such task; {hint}{' ' if hint else ''}there are {', '.join(TASKS)}")
+    return task
+
+
+def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
+    """Returns what a task needs of a file or a glob of files.
+
+    Args:
+        task: perplexity, minimal_pairs, multiple_choice or pairs.
+        path: or glob.
+        names: of the fields of texts and of pairs.
+
+    Raises:
+        DataError: the data cannot be read; the message names file and line.
+    """
+    parsers = {
+        "minimal_pairs": minimal_pair,
+        "multiple_choice": question,
+        "pairs": functools.partial(source_target, names=names),
+    }
+    if task in parsers:
+        return Data(*read_task(path, parsers[task]))
+    texts = [document.text for document in read_documents(path, names=names)]
+    return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
+
+
+def _perplexity(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the `summary` of texts of any length."""
+    return summary(rolling(loaded, data.records, config, data.names))
+
+
+def _minimal_pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the share of pairs whose good text is likelier."""
+    return minimal_pairs(loaded, _tuples(data, 2, "a good and a bad text"), config, data.names)
+
+
+def _multiple_choice(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the share of questions whose likeliest choice is right."""
+    questions = [Question(*of) for of in _tuples(data, 3, "a context, choices and the number of the right one")]
+    return multiple_choice(loaded, questions, config, data.names)
+
+
+def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the `summary` of targets given their sources, and the share that greedy decoding writes."""
+    items = [Item(*pair) for pair in _tuples(data, 2, "a source and a target")]
+    scores = score(loaded, items, config, data.names)
+    counts = {"pairs": len(scores), "apart": sum(s.apart for s in scores)}
+    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
+
+
+TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {
+    "perplexity": _perplexity,
+    "minimal_pairs": _minimal_pairs,
+    "multiple_choice": _multiple_choice,
+    "pairs": _pairs,
+}
+
+
+def _tuples(data: Data, count: int, what: str) -> list[Sequence[Any]]:
+    """Returns the records of a set; raises FlagError for one that is not of `count` values."""
+    for name, found in zip(*data, strict=True):
+        if not isinstance(found, tuple | list) or len(found) != count:
+            raise FlagError(f"{name}: {str(found)[:80]!r} is not {what}; give {count} values")
+    return data.records
