@@ -148,7 +148,7 @@ def test_files_that_are_no_records(tmp_path):
 def test_a_record_that_is_too_long_is_named_by_file_and_line(tmp_path):
     path = written(tmp_path / "long.jsonl", FIELDS["pairs"], {"source": "queen " * 30, "target": "a"})
     with pytest.raises(FlagError, match=r"long\.jsonl:2: its context has \d+ tokens, and the model has room for 15"):
-        evaluate(tiny("decoder"), "pairs", read("pairs", str(path)), ScoreConfig())
+        evaluate(tiny("decoder"), path, ScoreConfig(), task="pairs")
 
 
 @pytest.mark.parametrize(
