@@ -81,7 +81,7 @@ class Config(Schema):
         lengths = (task.length, *self.stages.length)
         rows = {"length": max(lengths)}
         if model.family.paired:
-            stages = (task.model_copy(update={"length": length}) for length in lengths)
+            stages = (task.with_fields({"length": length}) for length in lengths)
             rows["target_length"] = max(stage.target_places() for stage in stages)
         for name, longest in rows.items():
             if longest > model.max_length:
@@ -139,7 +139,7 @@ def default_config(objective: tuple[str, ...] = DEFAULT, architecture: str | Non
         steps=steps,
         batch_size=batch_size,
         task=TaskConfig(objective=objective, length=128),
-        model=PRESETS[f"nano_{chosen}"].model_copy(update={"vocab_size": 0}),
+        model=PRESETS[f"nano_{chosen}"].with_fields({"vocab_size": 0}),
         tokenizer=TokenizerConfig(vocab_size=2048),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=None),
         evaluation=EvaluationConfig(every=200),
@@ -171,6 +171,10 @@ def resolve(
     Raises:
         FlagError: a name, a type, a value or a combination that cannot work.
     """
+    if isinstance(objective, str):
+        raise FlagError(f"objective={objective!r} is one text; give a tuple of names: {tuple(objective.split(','))}")
+    if odd := [f"{path}={text!r}" for path, text in (overrides or {}).items() if not isinstance(text, str)]:
+        raise FlagError(f"overrides: {odd[0]} is no text; give it as text, or in fields, whose values are typed")
     base = default_config(objective or DEFAULT, architecture) if experiment is None else load_experiment(experiment)
     values = base.model_dump()
     if objective is not None:
@@ -179,7 +183,7 @@ def resolve(
         if preset not in PRESETS:
             raise FlagError(f"--preset={preset}: {choose('preset', preset, list(PRESETS))}")
         # Its published tokenizer is not at hand: rows that no token has would cost memory and time.
-        model = PRESETS[preset].model_copy(update={"vocab_size": 0})
+        model = PRESETS[preset].with_fields({"vocab_size": 0})
     if model is not None:
         values["model"] = model.model_dump()
     if architecture is not None:

@@ -34,7 +34,7 @@ def sized_model(config: Config) -> LanguageModel:
     path = config.tokenizer.path
     size = vocabulary_rows(config, load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size)
     needed = heads(objective_types(config.task.objective))
-    return LanguageModel(config.model.model_copy(update={"vocab_size": size}), needed)
+    return LanguageModel(config.model.with_fields({"vocab_size": size}), needed)
 
 
 def check_run(config: Config) -> None:

@@ -74,7 +74,7 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
         "objective": objective,
         "architecture": values["architecture"].value,
         "preset": values["preset"].value,
-        "model": source and source.config.model_copy(update={"param_dtype": "float32"}),
+        "model": source and source.config.with_fields({"param_dtype": "float32"}),
     }
     config = resolve(**choices, overrides=overrides, fields=origin | fields)
     try:
@@ -126,12 +126,15 @@ def _announce(run: Run, params: Any, step: int, *, progress: bool) -> None:
         logging.warning("%s", little)
 
 
-def train(config: Config, workdir: pathlib.Path, *, progress: bool = True) -> pathlib.Path:
+def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True) -> pathlib.Path:
     """Returns the workdir, after training there from its newest checkpoint, or from nothing, to the last step.
 
     Raises:
         UserError: what the user can mend; `exit_code` says which kind.
     """
+    if not isinstance(config, Config):
+        raise FlagError(f"config is {str(config)[:80]!r}, a {type(config).__name__}; give what lmjax.resolve() returns")
+    workdir = pathlib.Path(workdir)
     check_run(config)
     first = jax.process_index() == 0
     lock = claim_workdir(workdir, config) if first else None

@@ -212,7 +212,7 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
     stages = []
     spans = config.stages.spans(config.batch_size, config.task.length)
     for number, (begin, end, batch_size, length) in enumerate(spans):
-        task_config = config.task.model_copy(update={"length": length})
+        task_config = config.task.with_fields({"length": length})
         task = Task.build(task_config, tokenizer, config.model.architecture)
         # The last stage's order is that of a run without stages; no other repeats it.
         left = len(spans) - 1 - number
@@ -264,7 +264,7 @@ def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
             f"--config.model.vocab_size={size} is below the tokenizer's {tokenizer.vocab_size} ids; "
             "raise it, or leave it 0 to follow the tokenizer"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": size})})
+    return config.with_fields({"model": config.model.with_fields({"vocab_size": size})})
 
 
 def _check_identity(workdir: pathlib.Path, identity: dict) -> None:

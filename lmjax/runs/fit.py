@@ -131,9 +131,7 @@ def _given(run: Run) -> dict[str, Any] | None:
         return None
     source = open_pretrained(run.config.init_from, accept_fields=run.config.accept_fields)
     wanted = abstract_params(run.model.config, run.model.heads)
-    there = abstract_params(
-        source.config.model_copy(update={"scan_layers": run.config.model.scan_layers}), source.heads
-    )
+    there = abstract_params(source.config.with_fields({"scan_layers": run.config.model.scan_layers}), source.heads)
     ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
     parts = wanted.keys() & there.keys()
     for path in sorted(ours.keys() | theirs.keys()):

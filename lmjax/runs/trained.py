@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from pydantic import ValidationError
 
 from lmjax.config import Config, from_json
 from lmjax.data.fast_tokenizer import load_tokenizer
@@ -73,7 +75,9 @@ class Pretrained:
         return usual_objective(self.config.architecture)
 
 
-def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence[str] = ()) -> Pretrained:
+def open_pretrained(
+    place: str | os.PathLike[str], step: int | None = None, accept_fields: Sequence[str] = ()
+) -> Pretrained:
     """Returns the model in a workdir, in a folder of Hugging Face, or on its hub; its names and shapes are checked.
 
     Args:
@@ -85,9 +89,11 @@ def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence
         FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
         DataError: a file that cannot be read, or tensors that do not fit the config.
     """
+    if not isinstance(place, str | os.PathLike):
+        raise FlagError(f"place is {str(place)[:80]!r}, a {type(place).__name__}; give a folder, or a name on the hub")
     folder = expanded(place)
     if not folder.exists():
-        folder = _from_hub(place)
+        folder = _from_hub(os.fspath(place))
     if not (folder / "config.json").is_file():
         raise FlagError(f"{place}: holds no config.json; name a workdir of lmjax or a checkpoint of Hugging Face")
     values = read_json(folder / "config.json")
@@ -113,7 +119,7 @@ def open_pretrained(place: str, step: int | None = None, accept_fields: Sequence
 
 
 def load_model(
-    place: str,
+    place: str | os.PathLike[str],
     *,
     step: int | None = None,
     dtype: str | None = None,
@@ -162,7 +168,7 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
         run: its parts.
         params: of its model, on the host.
     """
-    config = run.config.model.model_copy(update={"scan_layers": False})
+    config = run.config.model.with_fields({"scan_layers": False, "remat": "none"})
     mesh = inference_mesh(config, 1)
     params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
     placed = on_mesh(abstract_params(config, run.model.heads), mesh)
@@ -175,7 +181,12 @@ def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
     """Returns the config that a model writes and scores with, in `dtype`; None: that of its compute."""
     dtype = dtype or config.dtype
     # Unrolled: a scan would copy the cache of all layers at every token.
-    return config.model_copy(update={"scan_layers": False, "dtype": dtype, "param_dtype": dtype})
+    # Nothing is recomputed, for there is no backward pass.
+    changes = {"scan_layers": False, "remat": "none", "dtype": dtype, "param_dtype": dtype}
+    try:
+        return config.with_fields(changes)
+    except ValidationError as e:
+        raise FlagError(f"dtype={dtype!r}: {e.errors()[0]['msg']}") from e
 
 
 def assemble(
@@ -249,7 +260,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
     if not config.model.vocab_size:
         # The rows of the token table follow from the tokenizer.
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
-        config = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
+        config = config.with_fields({"model": config.model.with_fields({"vocab_size": rows})})
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     present = tuple(origin.pop(HEADS, ()) or ()) if HEADS in origin else None
     if present is None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import lmjax
 from lmjax.cli import run
 from lmjax.commands import evaluate_flags
 from lmjax.commands.evaluate import table
@@ -88,6 +89,14 @@ def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
         (lambda: evaluate(loaded, []), "data: is empty"),
         (lambda: evaluate(loaded, 3), "data='3' is a int; give a list"),
         (lambda: score(loaded, ["A text"]), r"items\[0\]: 'A text' is no context and continuation"),
+        (lambda: lmjax.load_model(3), "place is '3', a int; give a folder"),
+        (lambda: lmjax.load_model(tmp_path / "none"), "none: there is no such folder"),
+        (lambda: lmjax.train({}, tmp_path / "run"), r"config is '\{\}', a dict; give what lmjax.resolve"),
+        (lambda: lmjax.resolve(objective="mlm,nsp"), r"objective='mlm,nsp' is one text; give .*\('mlm', 'nsp'\)"),
+        (lambda: lmjax.resolve(overrides={"seed": 3}), "overrides: seed=3 is no text"),
+        (lambda: lmjax.generate("runs/mine", ["A"]), "the model is 'runs/mine', a str"),
+        (lambda: lmjax.generate(loaded, ["A"], {"seed": 1}), r"config is .*, a dict; give a GenerateConfig\("),
+        (lambda: lmjax.fill_mask(loaded, "A"), "texts='A' is one text; give a list"),
         (lambda: perplexity(loaded, "A text"), "texts='A text' is one text; give a list of texts"),
     ):
         with pytest.raises(FlagError, match=message):
