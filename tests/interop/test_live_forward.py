@@ -18,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def inner(case, model, batch: dict) -> dict[str, tuple]:
     """Returns transformers' hidden states and attention weights of a batch, by our names."""
     model.set_attn_implementation("eager")
-    model.config.output_attentions = True
+    for part in model.modules():  # the sides of some have configs of their own
+        if hasattr(part, "config"):
+            part.config.output_attentions = True
     with torch.no_grad():
         output = record.forward(case, model, batch)
     prefix = "decoder_" if "decoder_tokens" in batch else ""
