@@ -74,9 +74,9 @@ class Moments:
         self.count, self._killed_at = 0, killed_at
 
     def __call__(self, f):
-        def wrapped(*args):
+        def wrapped(*args, **options):
             self._pass()
-            result = f(*args)
+            result = f(*args, **options)
             self._pass()
             return result
 
