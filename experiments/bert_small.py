@@ -15,6 +15,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
+from lmjax.training.optimizers.adam import AdamW
 
 
 def get_config(variant: str = "") -> Config:
@@ -32,9 +33,8 @@ def get_config(variant: str = "") -> Config:
             schedule="linear",
             warmup_steps=10_000,
             final_ratio=0.0,
-            beta2=0.999,
-            epsilon=1e-6,
             weight_decay=0.01,
+            adamw=AdamW(beta2=0.999, epsilon=1e-6),
         ),
         evaluation=EvaluationConfig(every=5_000, batches=64),
         checkpoint=CheckpointConfig(every=5_000),

@@ -17,6 +17,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
+from lmjax.training.optimizers.adam import AdamW
 from lmjax.training.stages import StagesConfig
 
 
@@ -46,7 +47,12 @@ def get_config(variant: str = "") -> Config:
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, schedule="linear", warmup_steps=200, final_ratio=0.0, beta2=0.98, weight_decay=0.01
+            learning_rate=3e-3,
+            schedule="linear",
+            warmup_steps=200,
+            final_ratio=0.0,
+            weight_decay=0.01,
+            adamw=AdamW(beta2=0.98),
         ),
         evaluation=EvaluationConfig(every=500),
         checkpoint=CheckpointConfig(every=500),

@@ -20,6 +20,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
+from lmjax.training.optimizers.adam import AdamW
 
 
 def get_config(variant: str = "") -> Config:
@@ -47,7 +48,7 @@ def get_config(variant: str = "") -> Config:
         ),
         data=DataConfig(train="train.tsv"),
         tokenizer=TokenizerConfig(vocab_size=4096),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=200, final_ratio=0.02, beta2=0.98),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=200, final_ratio=0.02, adamw=AdamW(beta2=0.98)),
         evaluation=EvaluationConfig(every=300, batches=100),
         checkpoint=CheckpointConfig(every=600),
     )

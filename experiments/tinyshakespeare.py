@@ -15,6 +15,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
+from lmjax.training.optimizers.adam import AdamW
 
 VARIANTS = ("", "best")
 
@@ -40,7 +41,7 @@ def get_config(variant: str = "") -> Config:
         ),
         data=DataConfig(train="input.txt", split="tail", held_out=0.1),
         tokenizer=TokenizerConfig(kind="char", byte_fallback=False),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, final_ratio=0.1, beta2=0.99),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, final_ratio=0.1, adamw=AdamW(beta2=0.99)),
         steps=2000,
         evaluation=EvaluationConfig(every=250, batches=1000),
         checkpoint=CheckpointConfig(every=500),
@@ -59,6 +60,8 @@ def _best(config: Config) -> Config:
             "batch_size": 8,
             "task": config.task.model_copy(update={"length": 128}),
             "model": model,
-            "optimizer": OptimizerConfig(learning_rate=4e-3, warmup_steps=100, final_ratio=0.02, beta2=0.99),
+            "optimizer": OptimizerConfig(
+                learning_rate=4e-3, warmup_steps=100, final_ratio=0.02, adamw=AdamW(beta2=0.99)
+            ),
         }
     )

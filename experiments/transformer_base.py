@@ -17,6 +17,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
+from lmjax.training.optimizers.adam import Adam
 
 
 def get_config(variant: str = "") -> Config:
@@ -35,8 +36,7 @@ def get_config(variant: str = "") -> Config:
             learning_rate=7e-4,
             schedule="rsqrt",
             warmup_steps=4_000,
-            beta2=0.98,
-            epsilon=1e-9,
+            adam=Adam(beta2=0.98, epsilon=1e-9),
             weight_decay=0.0,
             clip_norm=None,
         ),

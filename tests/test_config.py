@@ -9,6 +9,7 @@ import pytest
 from lmjax.config import Config, default_config, difference, from_json, load_experiment, resolve
 from lmjax.errors import FlagError
 from lmjax.model.presets import PRESETS
+from lmjax.training.optimizers import OPTIMIZERS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -33,7 +34,8 @@ def names_read() -> set[str]:
     return found
 
 
-READ = names_read()
+# The group of an optimizer is read by the name of the optimizer that is chosen.
+READ = names_read() | set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", sorted(set(fields())))
@@ -70,14 +72,14 @@ def test_lists_of_patterns_and_stages_are_flags():
         "stages.until": "100,300",
         "stages.batch_size": "4,8",
         "optimizer.schedule": "joined",
-        "optimizer.schedules": "constant,cosine",
-        "optimizer.shares": "0.8,0.2",
+        "optimizer.joined.schedules": "constant,cosine",
+        "optimizer.joined.shares": "0.8,0.2",
     }
     config = resolve(overrides=overrides)
     assert config.optimizer.group_patterns == ("embedding", ".*norm.*")
     assert config.optimizer.group_factors == (0.1, 0.0)
     assert config.stages.until == (100, 300)
-    assert config.optimizer.shares == (0.8, 0.2)
+    assert config.optimizer.joined.shares == (0.8, 0.2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -103,7 +105,8 @@ def test_every_preset_makes_a_run(preset):
         ({"optimizer.schedule": "cosin"}, ("--config.optimizer.schedule=cosin", "'cosine'", "'wsd'", "'joined'")),
         ({"optimizer.name": "sdg"}, ("--config.optimizer.name=sdg", "'sgd'")),
         ({"optimizer.group_patterns": "embedding,norm"}, ("group_patterns has 2 and group_factors 0",)),
-        ({"optimizer.schedules": "constant,cosine"}, ("schedule=cosine", "as many shares")),
+        ({"optimizer.joined.schedules": "constant,cosine"}, ("schedule=cosine", "as many shares")),
+        ({"optimizer.beta1": "0.8"}, ("--config.optimizer.beta1: this field is now --config.optimizer.adamw.beta1",)),
         ({"stages.until": "5,3"}, ("--config.stages", "must rise")),
         ({"stages.until": "5", "stages.length": "1024"}, ("1024", "max_length=512")),
         ({"minutes": "0"}, ("--config.minutes=0", "greater than 0")),

@@ -63,7 +63,7 @@ def names(module: str, variable: str) -> tuple[str, ...]:
     """Returns the names that a registry of a module holds, such as `("lmjax.model.presets", "PRESETS")`.
 
     The registry may be a dict, dicts joined by `|` or `**`, a function's keywords, or a comprehension over another
-    registry, or over classes that carry a `name` and stand in a list of `module.Class`.
+    registry, over the fields of a config, or over classes that carry a `name` and stand in a list of `module.Class`.
     """
     here = _module(module)
     if variable in here.values:
@@ -91,6 +91,8 @@ def _keys(here: _Module, node: ast.expr) -> Iterator[str]:
             yield from _keys(here, here.values[node.id])
         case ast.Name():
             yield from names(*here.imports[node.id])
+        case ast.Attribute(value=ast.Name(id=owner), attr="model_fields"):
+            yield from (each.target.id for each in here.classes[owner].body if isinstance(each, ast.AnnAssign))
         case ast.Attribute():
             yield from names(".".join(here.imports[node.value.id]), node.attr)
         case ast.DictComp(key=ast.Attribute(attr="name")):
@@ -124,7 +126,8 @@ def fields(module: str, name: str) -> dict[str, Fact]:
     if name not in here.classes:
         return fields(*here.imports[name])
     found: dict[str, Fact] = {}
-    for base in here.classes[name].bases:
+    # As pydantic does: fields of the last base come first.
+    for base in reversed(here.classes[name].bases):
         if base.id != _SCHEMA:
             found |= fields(*_place(here, module, base.id))
     for node in here.classes[name].body:

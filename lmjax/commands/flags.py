@@ -188,7 +188,8 @@ def _check_fields(overrides: Mapping[str, str], values: flags.FlagValues) -> Non
     known = facts.fields(*facts.CONFIG) if overrides else {}
     for path, value in overrides.items():
         if path not in known:
-            raise FlagError(_no_field(path, values))
+            chosen = {*overrides.values(), *(str(values[n].value) for n in values if values[n].present)}
+            raise FlagError(_no_field(path, values, chosen))
         if known[path].choices and value not in known[path].choices:
             name = path.rpartition(".")[2]
             raise FlagError(f"--config.{path}={value}: {choose(name, value, known[path].choices)}")
@@ -229,13 +230,14 @@ def _near_flag(name: str, values: flags.FlagValues, cutoff: float) -> str:
     return nearest(name, [n for n in values if len(n) > 1], cutoff).replace("mean ", "mean --")
 
 
-def _no_field(path: str, values: flags.FlagValues) -> str:
-    """Returns the answer to a field of the config that there is not."""
+def _no_field(path: str, values: flags.FlagValues, chosen: Collection[str]) -> str:
+    """Returns the answer to a field of the config that there is not; a group of a `chosen` name is meant first."""
     paths = facts.fields(*facts.CONFIG)
     if inside := sorted({p.removeprefix(f"{path}.").partition(".")[0] for p in paths if p.startswith(f"{path}.")}):
         return f"--config.{path}: is a group; set one of {', '.join(inside)}, as --config.{path}.{inside[0]}=VALUE"
     group, _, name = path.rpartition(".")
-    hint = nearest_fields(path, paths) or _near_flag(name, values, 1.0)
+    meant = [p for p in paths if p.endswith(f".{name}") and p.split(".")[-2] in chosen]
+    hint = nearest_fields(path, meant or paths) or _near_flag(name, values, 1.0)
     return f"--config.{path}: no field {name} in {group or 'config'}; {hint or '--help_config lists all fields'}"
 
 

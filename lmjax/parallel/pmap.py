@@ -1,9 +1,10 @@
 """Replicas by `jax.pmap`: each device computes on its rows, and gradients, sums and weights are added up by hand.
 
-The mesh does all of this and more; pmap is the plain way that many courses and papers show, with nothing partitioned
-behind one's back. Losses are those of the mesh to rounding. Dropout draws its masks per replica, so with dropout the
-two agree in distribution only. The state is never stacked by replica: it goes in and comes out as one copy on every
-device, and so its checkpoints are those of the mesh.
+The mesh does all of this and more; pmap is the plain way that many courses and papers show, without a compiler that
+partitions the program. A step is that of the mesh to rounding, with two exceptions. Masks of dropout, and the tokens
+that replaced token detection samples, are drawn on each replica for its own rows, so with them the two agree in
+distribution only. A router's balance is that of each replica's rows (`MoE`), not of the whole batch. The state is never
+stacked by replica: it goes in and comes out as one copy on every device, and its checkpoints are those of the mesh.
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ def rate_factors(config: OptimizerConfig, h: Hyperparameters, tree: PyTree) -> P
 
     def factor(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         group = _group(config, names)
-        result = jnp.ones(()) if group is None else h.group_factors[group]
+        result = jnp.ones(()) if group is None else h.optimizer.group_factors[group]
         if config.layer_decay == 1:
             return result
-        return result * h.layer_decay ** _depth(names, leaf, counts)
+        return result * h.optimizer.layer_decay ** _depth(names, leaf, counts)
 
     return map_named(factor, tree)
 

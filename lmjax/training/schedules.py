@@ -1,14 +1,19 @@
-"""Schedules: the learning rate as a function of the step, with every number traced."""
+"""Schedules: how the learning rate goes on after the warm-up, as a factor on its peak, with every number traced.
+
+To add one, write a subclass of `Shape` and give it a line in `SCHEDULES`, and in `Schedules` if it has fields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
-from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
+from lmjax.schema import Schema
+
+Numbers = Any
 
 
 class Phase(NamedTuple):
@@ -33,74 +38,100 @@ class Phase(NamedTuple):
         return self.final + (self.start - self.final) * shape
 
 
-def _constant(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
-    del config, h
-    return phase.start * jnp.ones_like(phase.progress)
+class Shape(Schema):
+    """One schedule; a field that is a number reaches it as a traced array, as `h.NAME`."""
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns the learning rate over its peak.
+
+        Args:
+            phase: where the schedule stands.
+            h: this group's numbers as float32 scalars, under the names of its fields; None: it has no fields.
+        """
+        raise NotImplementedError
 
 
-def _linear(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
-    del config, h
-    return phase.fall(1 - phase.progress)
+class Constant(Shape):
+    """The rate stays."""
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns the rate that the schedule started from."""
+        del h
+        return phase.start * jnp.ones_like(phase.progress)
 
 
-def _cosine(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
+class Linear(Shape):
+    """A line."""
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns a line down to the last rate."""
+        del h
+        return phase.fall(1 - phase.progress)
+
+
+class Cosine(Shape):
     """Half a wave (Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5)."""
-    del config, h
-    return phase.fall(0.5 * (1 + jnp.cos(jnp.pi * phase.progress)))
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns half a cosine wave down to the last rate."""
+        del h
+        return phase.fall(0.5 * (1 + jnp.cos(jnp.pi * phase.progress)))
 
 
-def _rsqrt(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
-    """1 / sqrt(step), which knows no end (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
-    del config, h
-    return phase.start * jnp.sqrt(phase.begin / jnp.maximum(phase.step, phase.begin))
+class Rsqrt(Shape):
+    """1 / sqrt(step), whatever the length of the run (Vaswani et al. 2017, arXiv:1706.03762, section 5.3)."""
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns a factor that falls with the root of the step."""
+        del h
+        return phase.start * jnp.sqrt(phase.begin / jnp.maximum(phase.step, phase.begin))
 
 
-def _wsd(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
+class WarmupStableDecay(Shape):
     """Stable, then a cooldown (Hu et al. 2024, arXiv:2404.06395, section 4).
 
-    Its shape 1 - sqrt is that of Hägele et al. 2024, arXiv:2405.18392, section 4.
+    The cooldown as 1 - sqrt is that of Hägele et al. 2024, arXiv:2405.18392, section 4.
     """
-    cooled = jnp.clip(1 - (1 - phase.progress) / h.cooldown, 0, 1)
-    return phase.fall(1 - (jnp.sqrt(cooled) if config.cooldown_shape == "sqrt" else cooled))
+
+    cooldown: float = Field(0.2, gt=0, le=1, description="the share of the steps in which the rate falls")
+    cooldown_shape: Literal["sqrt", "linear"] = Field("sqrt", description="falls as 1 - sqrt(share) or as a line")
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns the first rate, and in the cooldown one that falls to the last."""
+        cooled = jnp.clip(1 - (1 - phase.progress) / h.cooldown, 0, 1)
+        return phase.fall(1 - (jnp.sqrt(cooled) if self.cooldown_shape == "sqrt" else cooled))
 
 
-def _polynomial(phase: Phase, config: OptimizerConfig, h: Hyperparameters) -> jax.Array:
-    del config
-    return phase.fall((1 - phase.progress) ** h.power)
+class Polynomial(Shape):
+    """A power of the share of steps that are left."""
+
+    power: float = Field(2.0, gt=0, description="the exponent")
+
+    def factor(self, phase: Phase, h: Numbers) -> jax.Array:
+        """Returns a power of the share of steps that are left, between the first rate and the last."""
+        return phase.fall((1 - phase.progress) ** h.power)
 
 
-SCHEDULES: dict[str, Callable[[Phase, OptimizerConfig, Hyperparameters], jax.Array]] = {
-    "constant": _constant,
-    "linear": _linear,
-    "cosine": _cosine,
-    "rsqrt": _rsqrt,
-    "wsd": _wsd,
-    "polynomial": _polynomial,
+SCHEDULES: dict[str, type[Shape]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "rsqrt": Rsqrt,
+    "wsd": WarmupStableDecay,
+    "polynomial": Polynomial,
 }
 
 
-def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) -> jax.Array:
-    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule, down to the last update.
+class Joined(Schema):
+    """Several schedules one after the other."""
 
-    Of n updates of warm-up the first has 1 / n of the peak and the last the peak; without warm-up the first update has
-    the peak. The last update of the run has `final_ratio` of it, where the schedule has an end. Joined schedules share
-    the steps after the warm-up, and each takes over where the one before it left off. A warm-up that is as long as the
-    run is all there is of it.
-    """
-    # Updates so far, this one included: the first is number 1, the last is number `total_steps`.
-    number = step.astype(jnp.float32) + 1
-    warmup_steps = jnp.maximum(h.warmup_steps, 1)
-    names = config.schedules or (config.schedule,)
-    ends = jnp.cumsum(h.shares) if config.schedules else jnp.ones(1)
-    decay_steps = jnp.maximum(h.total_steps - warmup_steps, 0)
+    schedules: tuple[Literal[*SCHEDULES], ...] = Field((), description="what follows one after the other")
+    shares: tuple[Annotated[float, Field(gt=0)], ...] = Field((), description="the share of the steps that each lasts")
 
-    begin, start = warmup_steps, jnp.ones(())
-    factor = start
-    for name, end in zip(names, list(ends / ends[-1]), strict=True):
-        last = warmup_steps + end * decay_steps
-        progress = jnp.clip((number - begin) / jnp.maximum(last - begin, 1e-6), 0, 1)
-        phase = Phase(progress, number, begin, start, h.final_ratio)
-        factor = jnp.where(number > begin, SCHEDULES[name](phase, config, h), factor)
-        start = SCHEDULES[name](phase._replace(progress=jnp.ones(()), step=last), config, h)
-        begin = last
-    return h.learning_rate * jnp.minimum(number / warmup_steps, 1) * factor
+
+class Schedules(Schema):
+    """The schedules that have fields, by their names."""
+
+    wsd: WarmupStableDecay = WarmupStableDecay()
+    polynomial: Polynomial = Polynomial()
+    joined: Joined = Joined()

@@ -39,10 +39,11 @@ def judge(state: SpikeState, norm: jax.Array, finite: jax.Array, h: Hyperparamet
     A spike enters the average as the largest norm that is none: should the norms stay high, they become usual. A norm
     that is not finite leaves the average alone and is no spike.
     """
-    usual = state.average / jnp.maximum(1 - h.spike_average ** state.count.astype(jnp.float32), 1e-6)
-    limit = h.spike_factor * usual
-    spike = finite & (state.count.astype(jnp.float32) >= h.spike_warmup) & (norm > limit)
-    average = h.spike_average * state.average + (1 - h.spike_average) * jnp.where(spike, limit, norm)
+    n = h.optimizer
+    usual = state.average / jnp.maximum(1 - n.spike_average ** state.count.astype(jnp.float32), 1e-6)
+    limit = n.spike_factor * usual
+    spike = finite & (state.count.astype(jnp.float32) >= n.spike_warmup) & (norm > limit)
+    average = n.spike_average * state.average + (1 - n.spike_average) * jnp.where(spike, limit, norm)
     return spike, SpikeState(
         average=jnp.where(finite, average, state.average),
         count=state.count + finite,

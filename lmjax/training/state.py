@@ -17,8 +17,9 @@ from lmjax.model.parameters import is_box, unboxed
 from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
-from lmjax.training.optimizers import averaged_iterate, make_optimizer
+from lmjax.training.optimizers.schedule_free import averaged_iterate
 from lmjax.training.spikes import SpikeState
+from lmjax.training.update import make_optimizer
 
 PyTree = Any
 

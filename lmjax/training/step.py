@@ -18,11 +18,11 @@ from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key, prng_key
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
-from lmjax.training.optimizers import hutchinson, make_optimizer
+from lmjax.training.optimizers.sophia import hutchinson
 from lmjax.training.rounding import add_updates
-from lmjax.training.schedules import learning_rate
 from lmjax.training.spikes import judge
 from lmjax.training.state import TrainState, add_tokens, as_float32
+from lmjax.training.update import learning_rate, make_optimizer
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -106,12 +106,13 @@ def loss_and_gradients(
 ) -> tuple[dict[str, LossSum], PyTree]:
     """Returns the loss sums of every objective over the batch, and the gradient of the batch's loss in float32.
 
-    The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so microbatches,
-    packing and the mesh divide the work and leave the gradient as it is; but for the balance of a router, which each
-    microbatch, and each replica under pmap, has of its own (`MoE`). Inside `jax.pmap`, whose axis is named,
-    `batch` is one replica's part and weights are those of all; what is returned is this replica's share of the sums and
-    gradients. Its caller adds them up: a sum over replicas in here would be differentiated with the gradient, and the
-    transpose of a sum adds up the same vector once for each replica.
+    The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so a mesh of
+    any shape leaves the gradient as it is, to rounding. Microbatches and the replicas of pmap do too, but for what they
+    have of their own: masks of dropout, the tokens that an objective samples, and the balance of a router (`MoE`).
+
+    Inside `jax.pmap`, whose axis is named, `batch` is one replica's part and weights are those of all; what is returned
+    is this replica's share of the sums and gradients. Its caller adds them up: a sum over replicas in here would be
+    differentiated with the gradient, and the transpose of a sum adds up the same vector once for each replica.
     """
     whole = whole_weights(model, task, batch, axis)
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
@@ -218,7 +219,7 @@ def _updated(
     if state.average is not None:
         # A young average forgets faster, or it would long remember the first parameters.
         age = state.step.astype(jnp.float32)
-        share = 1 - jnp.minimum(hparams.ema_decay, (1 + age) / (10 + age))
+        share = 1 - jnp.minimum(hparams.optimizer.ema_decay, (1 + age) / (10 + age))
         new["average"] = jax.tree.map(lambda a, p: a + share * (p - a), state.average, new["params"])
     old = {name: getattr(state, name) for name in new}
     return state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))

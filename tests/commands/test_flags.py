@@ -50,6 +50,13 @@ def answer(*argv: str) -> str:
         (("train", "--config.modle.num_layers=3"), "did you mean --config.model.num_layers?"),
         (("train", "--config.lr=3"), "did you mean --lr?"),
         (("train", "--config.model=3"), "is a group; set one of"),
+        (("train", "--config.optimizer.beta1=0.8"), "did you mean --config.optimizer.adamw.beta1 or"),
+        (("train", "--optimizer=lion", "--config.optimizer.beta1=0.8"), "did you mean --config.optimizer.lion.beta1?"),
+        (
+            ("train", "--config.optimizer.name=sgd", "--config.optimizer.momentum=0"),
+            "did you mean --config.optimizer.sgd.momentum?",
+        ),
+        (("train", "--config.optimizer.muon_rms=0.3"), "did you mean --config.optimizer.muon.rms?"),
         (("train", "--config.model.mlp=swigul"), "--config.model.mlp=swigul: no mlp 'swigul'; did you mean swiglu?"),
         (("train", "--preset=GPT-2"), "did you mean gpt2? (--help lists all"),
         (("train", "--objective=mlm,nps"), "no objective 'nps'; did you mean nsp?"),

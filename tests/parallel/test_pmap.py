@@ -9,6 +9,7 @@ from lmjax.errors import FlagError
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from lmjax.runs.build import build
+from lmjax.training.hyperparameters import numbers
 from lmjax.training.metrics import read_metrics
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.state import state_maker
@@ -74,9 +75,9 @@ def test_every_optimizer_makes_one_update_on_every_replica(layer, name):
     Two replicas do: sums that are not made, or made twice, show as well as with eight.
     """
     run, batch = layer
-    fields = {"name": name, "schedule": "constant", "curvature_every": 1, "factor_from": 2, "gamma": 1.0}
-    config = run.config.optimizer.model_copy(update=fields)
-    hparams = jax.device_get(run.hparams).replace(curvature_every=np.float32(1), gamma=np.float32(1))
+    fields = {"sophia.curvature_every": 1, "sophia.gamma": 1.0, "adafactor.factor_from": 2}
+    config = run.config.optimizer.with_fields(fields | {"name": name, "schedule": "constant"})
+    hparams = jax.device_get(run.hparams.replace(optimizer=numbers(config)))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     make_state, _ = state_maker(run.model, config, hparams, 0, mesh)
     state = first = jax.device_get(make_state())

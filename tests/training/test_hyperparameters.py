@@ -7,6 +7,7 @@ import pytest
 
 from lmjax.model.config import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
+from lmjax.training.optimizers import OPTIMIZERS
 
 
 @pytest.mark.parametrize(
@@ -15,9 +16,14 @@ from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
         ({"group_patterns": ("a",)}, "group_patterns has 1 and group_factors 0"),
         ({"group_patterns": ("(",), "group_factors": (1.0,)}, "no regular expression"),
         ({"schedule": "joined"}, "takes schedules and as many shares"),
-        ({"schedule": "joined", "schedules": ("cosine",), "shares": (1, 2)}, "takes schedules and as many shares"),
-        ({"schedules": ("cosine",), "shares": (1,)}, "schedule=cosine"),
-        ({"name": "schedule_free"}, r"takes schedule=constant \(given: cosine\)"),
+        (
+            {"schedule": "joined", "joined": {"schedules": ("cosine",), "shares": (1, 2)}},
+            "takes schedules and as many shares",
+        ),
+        ({"joined": {"schedules": ("cosine",), "shares": (1,)}}, "schedule=cosine"),
+        ({"name": "schedule_free"}, r"name=schedule_free takes schedule=constant \(given: cosine\)"),
+        ({"beta2": 0.9}, r"beta2 is now adamw\.beta2 or adam\.beta2 or lion\.beta2"),
+        ({"muon_rms": 0.1}, r"muon_rms is now muon\.rms"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(fields, words):
@@ -29,7 +35,37 @@ def test_every_number_is_a_float32_array_and_what_is_off_is_none():
     config = OptimizerConfig(clip_norm=None, group_patterns=("a", "b"), group_factors=(0.5, 0))
     h = Hyperparameters.build(config, steps=7, dropout=DropoutRates(), loss_weights={"mlm": 1.0})
     assert {x.dtype for x in jax.tree.leaves(h)} == {jnp.dtype("float32")}
-    assert (h.clip_norm, h.ema_decay, h.spike_factor) == (None, None, None)
-    assert h.group_factors.shape == (2,)
-    numbers = {n for n, f in OptimizerConfig.model_fields.items() if f.annotation in (float, float | None)}
-    assert numbers <= set(Hyperparameters.__dataclass_fields__), "a number that is a constant of the program"
+    n = h.optimizer
+    assert (n.clip_norm, n.ema_decay, n.spike_factor) == (None, None, None)
+    assert n.group_factors.shape == (2,)
+
+
+def floats(schema, prefix=""):
+    """Yields the paths of fields that hold floats, one, several or none."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel):
+            yield from floats(field.annotation, f"{prefix}.{name}")
+        elif "float" in str(field.annotation) and "Literal" not in str(field.annotation):
+            yield f"{prefix}.{name}"
+
+
+def test_the_numbers_stand_where_the_config_has_them():
+    """One that is left out would be a constant of the program, and another value of it would compile anew."""
+    config = OptimizerConfig()
+    h = Hyperparameters.build(config, steps=7, dropout=DropoutRates(), loss_weights={})
+    paths = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(h.optimizer)}
+    named = set(floats(OptimizerConfig)) | {".warmup_steps", ".sophia.curvature_every", ".spike_warmup"}
+    assert named == {*paths, ".clip_norm", ".ema_decay", ".spike_factor"}, "the last two are off, and so no leaves"
+    assert float(paths[".sophia.gamma"]) == pytest.approx(config.sophia.gamma)
+    for group in (config, config.sophia):
+        assert hash(group), "a config is a static argument still"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_defaults_of_every_optimizer_are_its_own(name):
+    """They were those of one flat group: a default that moved would change runs in silence."""
+    defaults = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "momentum": 0.95, "nesterov": True, "rms": 0.2}
+    defaults |= {"decay_exponent": 0.8, "factor_from": 128, "update_clip": 1.0, "parameter_scale": True, "gamma": 0.05}
+    defaults |= {"curvature_every": 10, "moment_dtype": "float32"}
+    group = getattr(OptimizerConfig(), name).model_dump()
+    assert group == {field: defaults[field] for field in group}

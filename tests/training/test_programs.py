@@ -16,9 +16,9 @@ import jax
 import pytest
 
 from lmjax.axes import RULES
+from lmjax.model.parameter_paths import names_of
 from lmjax.parallel.mesh import to_device
 from lmjax.runs.build import build
-from lmjax.training.groups import names_of
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 

@@ -7,7 +7,8 @@ import pytest
 
 from lmjax.model.config import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
-from lmjax.training.schedules import SCHEDULES, learning_rate
+from lmjax.training.schedules import SCHEDULES
+from lmjax.training.update import learning_rate
 
 
 def rates(steps: int, **fields) -> np.ndarray:
@@ -40,14 +41,18 @@ def test_first_peak_and_last_are_exact(schedule, final_ratio, learning_rate):
 @pytest.mark.parametrize("cooldown", [1e-3, 0.05, 0.2, 1.0])
 @pytest.mark.parametrize("shape", ["sqrt", "linear"])
 def test_a_cooldown_of_any_length_ends_at_the_ratio(cooldown, shape):
-    found = rates(10, schedule="wsd", cooldown=cooldown, cooldown_shape=shape, final_ratio=0.1)
+    wsd = {"cooldown": cooldown, "cooldown_shape": shape}
+    found = rates(10, schedule="wsd", wsd=wsd, final_ratio=0.1)
     assert (found[0], found[-1]) == (1.0, np.float32(0.1))
     assert np.sum(found == 1.0) == max(10 - round(9 * cooldown) - (cooldown < 0.1), 1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 1000, 99_999])
 def test_runs_of_any_length_end_at_the_ratio(steps):
-    fields = {"schedule": "joined", "schedules": ("constant", "linear", "cosine"), "shares": (0.1, 0.2, 0.3)}
+    fields = {
+        "schedule": "joined",
+        "joined": {"schedules": ("constant", "linear", "cosine"), "shares": (0.1, 0.2, 0.3)},
+    }
     for found in (rates(steps, schedule="linear"), rates(steps, **fields), rates(steps, warmup_steps=None)):
         assert np.isfinite(found).all()
         assert found.max() == 1.0
@@ -75,13 +80,13 @@ PROGRESS = (np.arange(1, 11) - 2).clip(0) / 8
         ({"schedule": "constant"}, np.ones(10)),
         ({"schedule": "linear"}, 0.2 + 0.8 * (1 - PROGRESS)),
         ({"schedule": "cosine"}, 0.2 + 0.8 * 0.5 * (1 + np.cos(np.pi * PROGRESS))),
-        ({"schedule": "polynomial", "power": 3.0}, 0.2 + 0.8 * (1 - PROGRESS) ** 3),
+        ({"schedule": "polynomial", "polynomial.power": 3.0}, 0.2 + 0.8 * (1 - PROGRESS) ** 3),
         ({"schedule": "rsqrt"}, np.sqrt(2 / np.maximum(np.arange(10) + 1, 2))),
         (
-            {"schedule": "wsd", "cooldown": 0.5, "cooldown_shape": "linear"},
+            {"schedule": "wsd", "wsd.cooldown": 0.5, "wsd.cooldown_shape": "linear"},
             0.2 + 0.8 * (1 - (2 * PROGRESS - 1).clip(0)),
         ),
-        ({"schedule": "wsd", "cooldown": 0.5}, 0.2 + 0.8 * (1 - np.sqrt((2 * PROGRESS - 1).clip(0)))),
+        ({"schedule": "wsd", "wsd.cooldown": 0.5}, 0.2 + 0.8 * (1 - np.sqrt((2 * PROGRESS - 1).clip(0)))),
     ],
     ids=lambda x: x["schedule"] if isinstance(x, dict) else "",
 )
@@ -92,7 +97,7 @@ def test_schedules_are_their_closed_forms(fields, expected):
 
 
 def test_joined_schedules_take_over_where_the_one_before_left_off():
-    shares = {"schedule": "joined", "schedules": ("rsqrt", "linear"), "shares": (3, 1)}
+    shares = {"schedule": "joined", "joined.schedules": ("rsqrt", "linear"), "joined.shares": (3, 1)}
     found = rates(24, warmup_steps=4, final_ratio=0.1, **shares)
     expected = np.sqrt(4 / np.maximum(np.arange(24) + 1, 4))
     start = np.sqrt(4 / 19)  # 15 of the 20 steps after the warm-up are the first schedule's
@@ -101,7 +106,8 @@ def test_joined_schedules_take_over_where_the_one_before_left_off():
 
 
 def test_a_constant_joined_to_a_cosine_is_its_fall_over_its_share():
-    found = rates(41, schedule="joined", schedules=("constant", "cosine"), shares=(0.75, 0.25), final_ratio=0.0)
+    joined = {"schedules": ("constant", "cosine"), "shares": (0.75, 0.25)}
+    found = rates(41, schedule="joined", joined=joined, final_ratio=0.0)
     np.testing.assert_allclose(found[:31], 1.0)
     np.testing.assert_allclose(found[30:], 0.5 * (1 + np.cos(np.pi * np.arange(11) / 10)), atol=1e-6)
 

@@ -15,8 +15,6 @@ from lmjax.objectives.base import Penalties
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
 from lmjax.training.hyperparameters import Hyperparameters
-from lmjax.training.optimizers import make_optimizer
-from lmjax.training.schedules import learning_rate
 from lmjax.training.state import add_tokens, read_tokens, state_maker
 from lmjax.training.step import (
     loss_and_gradients,
@@ -25,6 +23,7 @@ from lmjax.training.step import (
     make_train_step,
     microbatches,
 )
+from lmjax.training.update import learning_rate, make_optimizer
 
 TASKS = ("next_token", "mlm,nsp", "span_corruption")
 
@@ -183,13 +182,18 @@ def test_other_numbers_compile_nothing_anew(one_device):
     assert any(np.any(a != b) for a, b in leaves), "the numbers are constants of the program"
 
 
+def with_rate(hparams, rate):
+    """Returns numbers with another learning rate."""
+    return hparams.replace(optimizer=hparams.optimizer.replace(learning_rate=rate))
+
+
 def test_many_values_train_at_once_under_vmap(one_device):
     _, step, state, batch, hparams = one_device
     rates = jnp.array([1e-3, 1e-2])
-    axes = jax.tree.map(lambda x: None, hparams).replace(learning_rate=0)
-    both, _ = jax.vmap(step, (None, None, axes))(state, batch, hparams.replace(learning_rate=rates))
+    axes = with_rate(jax.tree.map(lambda x: None, hparams), 0)
+    both, _ = jax.vmap(step, (None, None, axes))(state, batch, with_rate(hparams, rates))
     for i, rate in enumerate(rates):
-        alone, _ = step(state, batch, hparams.replace(learning_rate=rate))
+        alone, _ = step(state, batch, with_rate(hparams, rate))
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), both.params, alone.params
         )
@@ -197,7 +201,7 @@ def test_many_values_train_at_once_under_vmap(one_device):
 
 def test_training_memorises_a_batch(one_device):
     _, step, state, batch, hparams = one_device
-    hparams = hparams.replace(learning_rate=jnp.float32(3e-2), total_steps=jnp.float32(1e6))
+    hparams = with_rate(hparams, jnp.float32(3e-2)).replace(total_steps=jnp.float32(1e6))
     first = None
     for _ in range(60):
         state, metrics = step(state, batch, hparams)
@@ -369,7 +373,8 @@ def test_signs_of_the_curvature_are_new_at_every_step(one_device, monkeypatch):
         lambda gradient, params, key: jax.tree.map(lambda x: jnp.full(x.shape, jax.random.uniform(key)), params),
     )
     config = run.config.optimizer.model_copy(update={"name": "sophia"})
-    hparams = hparams.replace(curvature_every=jnp.float32(1), beta2=jnp.float32(0))
+    sophia = hparams.optimizer.sophia.replace(curvature_every=jnp.float32(1), beta2=jnp.float32(0))
+    hparams = hparams.replace(optimizer=hparams.optimizer.replace(sophia=sophia))
     opt_state = make_optimizer(config, hparams, state.step).init(state.params)
     step = jax.jit(make_train_step(run.model, run.task, config, 1))
     state, drawn = state.replace(opt_state=opt_state), []

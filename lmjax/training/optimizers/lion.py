@@ -1,0 +1,19 @@
+"""Lion: the sign of an average of gradients."""
+
+from __future__ import annotations
+
+import optax
+from pydantic import Field
+
+from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, Transformation
+
+
+class Lion(OptimizerWithMoments):
+    """Chen et al. 2023, arXiv:2302.06675, algorithm 2."""
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the average in the update, against the gradient's")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of gradients")
+
+    def direction(self, h: Numbers) -> Transformation:
+        """Returns the sign of the average and the gradient together."""
+        return optax.scale_by_lion(h.beta1, h.beta2, self.moment_dtype)

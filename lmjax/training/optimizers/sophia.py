@@ -1,0 +1,71 @@
+"""Sophia: the first moment over an estimate of the curvature, clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from pydantic import Field
+
+from lmjax.model.parameter_paths import map_named, names_of
+from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, PyTree, Transformation
+
+
+class SophiaState(NamedTuple):
+    """Sophia's state: updates so far, first moment, and the curvature along every axis."""
+
+    count: jax.Array
+    mean: PyTree
+    curvature: PyTree
+
+
+class Sophia(OptimizerWithMoments):
+    """Sophia-H (Liu et al. 2023, arXiv:2305.14342, algorithm 3, with Hutchinson's estimate, algorithm 1).
+
+    Hutchinson's serves every objective; the other estimator, Gauss-Newton-Bartlett, would have to know how each draws
+    its labels. Not optax's, which uses an estimate one step late and corrects a bias that the paper leaves.
+    """
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of estimates of the curvature")
+    epsilon: float = Field(1e-8, gt=0, description="the least that the first moment is divided by")
+    gamma: float = Field(0.05, gt=0, description="factor on the curvature; larger clips less")
+    curvature_every: int = Field(10, ge=1, description="steps between estimates of the curvature")
+
+    def direction(self, h: Numbers) -> Transformation:
+        """Returns the clipped quotient; its `update` takes `curvature`, which makes an estimate."""
+
+        def init(params: PyTree) -> SophiaState:
+            mean = optax.tree.zeros_like(params, dtype=self.moment_dtype)
+            return SophiaState(jnp.zeros((), jnp.int32), mean, optax.tree.zeros_like(params))
+
+        def update(
+            grads: PyTree, state: SophiaState, params: PyTree, *, curvature: Callable[[], PyTree], **others: Any
+        ) -> tuple[PyTree, SophiaState]:
+            del params, others
+
+            def estimate(old: PyTree) -> PyTree:
+                # What the optimizer does not see, because it is frozen or another's, is cut out of the whole tree.
+                found = {names_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(curvature())}
+                return map_named(lambda names, x: h.beta2 * x + (1 - h.beta2) * found[names], old)
+
+            due = state.count % h.curvature_every.astype(jnp.int32) == 0
+            diagonal = jax.lax.cond(due, estimate, lambda old: old, state.curvature)
+            mean = jax.tree.map(lambda m, g: h.beta1 * m + (1 - h.beta1) * g, state.mean, grads)
+            updates = jax.tree.map(
+                lambda m, c: jnp.clip(m / jnp.maximum(h.gamma * c, h.epsilon), -1, 1), mean, diagonal
+            )
+            return updates, SophiaState(state.count + 1, optax.tree.cast(mean, self.moment_dtype), diagonal)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+
+def hutchinson(gradient: Callable[[PyTree], PyTree], params: PyTree, key: jax.Array) -> PyTree:
+    """Returns an unbiased estimate of the diagonal of the Hessian: signs times their product with the Hessian."""
+    signs = optax.tree.random_like(key, params, jax.random.rademacher, dtype=jnp.float32)
+    # Reverse over reverse: what has a backward pass of its own, such as attention in blocks, knows no other way.
+    product = jax.grad(lambda params: optax.tree.vdot(gradient(params), signs))(params)
+    return jax.tree.map(jnp.multiply, signs, product)

@@ -1,0 +1,66 @@
+"""The frame around every optimizer: the learning rate of a step, clipping, weight decay, groups, frozen parameters."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmjax.model.parameter_paths import map_named
+from lmjax.training.groups import decay_mask, is_frozen, rate_factors
+from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
+from lmjax.training.schedules import Phase
+
+
+def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) -> jax.Array:
+    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule, down to the last update.
+
+    Of n updates of warm-up the first has 1 / n of the peak and the last the peak; without warm-up the first update has
+    the peak. The last update of the run has `final_ratio` of it, where the schedule has an end. Joined schedules share
+    the steps after the warm-up, and each takes over where the one before it left off. If the warm-up is as long as the
+    run, nothing follows it.
+    """
+    numbers = h.optimizer
+    # Updates so far, this one included: the first is number 1, the last is number `total_steps`.
+    number = step.astype(jnp.float32) + 1
+    warmup_steps = jnp.maximum(numbers.warmup_steps, 1)
+    joined = config.joined.schedules
+    ends = jnp.cumsum(numbers.joined.shares) if joined else jnp.ones(1)
+    decay_steps = jnp.maximum(h.total_steps - warmup_steps, 0)
+
+    begin, start = warmup_steps, jnp.ones(())
+    factor = start
+    for name, end in zip(joined or (config.schedule,), list(ends / ends[-1]), strict=True):
+        shape, own = config.shape(name), getattr(numbers, name, None)
+        last = warmup_steps + end * decay_steps
+        progress = jnp.clip((number - begin) / jnp.maximum(last - begin, 1e-6), 0, 1)
+        phase = Phase(progress, number, begin, start, numbers.final_ratio)
+        factor = jnp.where(number > begin, shape.factor(phase, own), factor)
+        start = shape.factor(phase._replace(progress=jnp.ones(()), step=last), own)
+        begin = last
+    return numbers.learning_rate * jnp.minimum(number / warmup_steps, 1) * factor
+
+
+def make_optimizer(
+    config: OptimizerConfig, h: Hyperparameters, step: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of update `step`. Its state's structure depends on the config alone, not on the numbers.
+
+    Its `update(grads, state, params, curvature=f)` takes float32 trees; `f()` is an estimate of the Hessian's diagonal,
+    for the optimizers that use one.
+    """
+    rate = learning_rate(config, h, step)
+    rule, own = config.rule, getattr(h.optimizer, config.name)
+    decoupled = not rule.decay_in_gradient if config.decoupled is None else config.decoupled
+    decay = optax.add_decayed_weights(h.optimizer.weight_decay, mask=decay_mask)
+    parts = [] if h.optimizer.clip_norm is None else [optax.clip_by_global_norm(h.optimizer.clip_norm)]
+    parts += [rule.direction(own), decay] if decoupled else [decay, rule.direction(own)]
+    if config.group_patterns or config.layer_decay != 1:
+        parts.append(optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, rate_factors(config, h, u))))
+    optimizer = rule.wrapped(own, optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
+    if 0 in config.group_factors:
+        optimizer = optax.partition(
+            {"learning": optimizer, "frozen": optax.set_to_zero()},
+            lambda tree: map_named(lambda names, _: "frozen" if is_frozen(config, names) else "learning", tree),
+        )
+    return optax.with_extra_args_support(optimizer)
