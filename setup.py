@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_t
 VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 DEV = [
     "pytest>=8.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
     "hypothesis>=6.100",
     "ruff>=0.17",
     "nbclient>=0.10",

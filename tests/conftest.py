@@ -34,6 +34,11 @@ def _private_cache(tmp_path_factory):
         os.environ["LMJAX_CACHE"] = before
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the files that take long first: the last file to end then is a short one."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def sentence(rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(3, 9))).capitalize() + "."
 

@@ -18,6 +18,8 @@ from lmjax.runs.build import build
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).parents[1] / "experiments"
 MINIMAL = ROOT / "minimal.py"
 FILES = sorted(set(ROOT.glob("*.py")) - {MINIMAL})

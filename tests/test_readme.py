@@ -10,6 +10,8 @@ import pytest
 
 from lmjax import cli
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDED = ROOT / "tests/inference/generate/recorded"
 BLOCKS = (ROOT / "README.md").read_text().split("```")[1::2]

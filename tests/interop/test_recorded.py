@@ -18,6 +18,8 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.cases import CASES
 
+pytestmark = pytest.mark.long
+
 FOLDER = pathlib.Path(__file__).parent / "recorded"
 # Our outputs by transformers' names, under which a class has one of several.
 NAMES = {

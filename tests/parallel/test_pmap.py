@@ -16,6 +16,8 @@ from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 from tests.workdirs import bits, losses, resumed_from
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def configs(tiny):

@@ -18,6 +18,8 @@ from lmjax.objectives.task import TaskConfig, prompt_format
 from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
 from tests.inference.scoring import tokenizer
 
+pytestmark = pytest.mark.long
+
 RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
 SMALL = (
     "--config.model.embed_dim=16",

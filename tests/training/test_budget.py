@@ -9,6 +9,8 @@ from lmjax.training import budget as budget_module
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.metrics import Timers, read_metrics
 
+pytestmark = pytest.mark.long
+
 
 class Machine:
     """A clock that a simulated run moves."""

@@ -10,6 +10,8 @@ from lmjax.training.metrics import read_metrics
 from lmjax.training.preemption import StopRequest
 from tests.workdirs import bits, losses, resumed_from, untimed_lines
 
+pytestmark = pytest.mark.long
+
 
 def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, caplog):
     config = tiny(

@@ -16,6 +16,8 @@ from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
 from lmjax.runs.workdir import claim_workdir
 from tests.workdirs import bits, losses, resumed_from
 
+pytestmark = pytest.mark.long
+
 STEPS = 12
 EVERY = 4
 LONG = 100  # of a run that is stopped from outside, long after which it would still be at work

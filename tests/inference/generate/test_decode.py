@@ -14,6 +14,8 @@ from lmjax.inference.generate.writing import read_prompts
 from lmjax.model.cache import Cache
 from tests.inference.writers import some_prompts, writer
 
+pytestmark = pytest.mark.long
+
 PROMPTS = some_prompts(5, 17, 9, 12, 3)
 LIMITS = (12, 7, 16, 9, 5)
 # Steps, then the request that the next text takes: from one that is over, from one that is not, and after a while.
@@ -69,9 +71,20 @@ def _written(batch, request, start):
     return tuple(ids.tolist()), float(batch.state.scores[request])
 
 
-@pytest.mark.parametrize("kind", ["compute", "int8"])
-@pytest.mark.parametrize("sampling", [SamplingConfig(), SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("name", ["rope", "learned", "window", "both"])
+# Every model, and with each kind of cache both a full and a local layer, a text that is sampled and one that is not.
+@pytest.mark.parametrize(
+    ("name", "sampling", "kind"),
+    [
+        ("rope", SAMPLED, "compute"),
+        ("rope", SamplingConfig(), "int8"),
+        ("learned", SAMPLED, "compute"),
+        ("window", SamplingConfig(), "compute"),
+        ("window", SAMPLED, "int8"),
+        ("both", SAMPLED, "compute"),
+        ("both", SamplingConfig(), "int8"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "sampled" if x is SAMPLED else "greedy",
+)
 def test_texts_that_join_late_are_written_as_alone(name, sampling, kind):
     loaded = writer(name)
     strategy = Sampling.of(sampling, Processors.of(PENALTIES, loaded.prompts))
