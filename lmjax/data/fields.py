@@ -50,13 +50,18 @@ def text_of(where: str, fields: Fields, name: str, need: str) -> str:
     value = field_of(where, fields, name, need)
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is no string but {str(value)[:40]!r}; {need}")
+    check_text(where, name, value)
+    return value
+
+
+def check_text(where: str, name: str, value: str) -> None:
+    """Raises DataError for a text that has no UTF-8, or holds a NUL."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: {name!r} holds half a surrogate pair; remove it") from error
     if "\x00" in value:
         raise DataError(f"{where}: {name!r} holds a NUL; remove it")
-    return value
 
 
 def has_fields(path: str) -> bool:

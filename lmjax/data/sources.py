@@ -15,12 +15,13 @@ whole. Reading is streamed: what is held in memory is one line, or one document 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 
 from lmjax.data import files, stdlib
+from lmjax.data.columns import Column, read_columns
 from lmjax.data.documents import Document
 from lmjax.data.records import USUAL_NAMES, FieldNames, Record, read_records
 from lmjax.data.sentences import split_sentences
@@ -139,7 +140,7 @@ class Unsplit(NamedTuple):
       record: the text or the pair; None where `document` is there.
       group: as the document's.
       as_pair: whether a pair is needed.
-      made: the document of the embedded corpus.
+      made: the document, where it has no sentences that are looked for.
     """
 
     record: Record | None
@@ -150,6 +151,8 @@ class Unsplit(NamedTuple):
     @property
     def text(self) -> str:
         """The running text."""
+        if self.made is not None:
+            return self.made.text
         source, target = self.record
         return source if target is None else f"{source}\n{target}"
 
@@ -190,10 +193,19 @@ def read_documents(
 
 
 def read_unsplit(
-    spec: str, pairs: bool, bad_records: str, documents: str, names: FieldNames, max_bytes: int = files.MAX_BYTES
+    spec: str,
+    pairs: bool,
+    bad_records: str,
+    documents: str,
+    names: FieldNames,
+    max_bytes: int = files.MAX_BYTES,
+    columns: Sequence[Column] = (),
 ) -> Iterator[Unsplit]:
-    """What `read_documents` gives, before sentences are looked for."""
+    """What `read_documents` gives, before sentences are looked for; or else records of named columns."""
     if spec == STDLIB:
+        if columns:
+            wanted = ", ".join(column.name for column in columns)
+            raise FlagError(f"--data={STDLIB}: it has no records of {wanted}; name a file of JSONL or CSV/TSV")
         yield from (Unsplit(None, document.group, pairs, document) for document in stdlib.documents(pairs))
         return
     paths = files.find_files(spec)
@@ -202,6 +214,11 @@ def read_unsplit(
         documents = "paragraphs" if len(paths) == 1 else "files"
     empty = True
     for path in paths:
+        if columns:
+            for document in read_columns(path, faults, columns, names._asdict(), max_bytes):
+                empty = False
+                yield Unsplit(None, document.group, pairs, document)
+            continue
         for record in read_records(path, faults, pairs=pairs, documents=documents, names=names, max_bytes=max_bytes):
             empty = False
             # White space around a text does not make it another text.

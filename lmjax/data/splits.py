@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from lmjax.data import files
+from lmjax.data.columns import Column
 from lmjax.data.documents import Document
 from lmjax.data.fields import has_fields
 from lmjax.data.records import FieldNames, Record
@@ -24,7 +25,7 @@ class Splits(NamedTuple):
     evals: dict[str, Callable[[], Iterator[Document]]]
 
 
-def open_splits(config: DataConfig, *, pairs: bool) -> Splits:
+def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = ()) -> Splits:
     """The training sets and the evaluation sets: those of `config.eval`, else the held-out parts of the training sets.
 
     Documents are held out by a hash of their group, which is the same on every machine; a text that occurs twice is on
@@ -32,21 +33,26 @@ def open_splits(config: DataConfig, *, pairs: bool) -> Splits:
     is none. The first reading of any set looks first whether all of them, and both sides of each, have a document: to
     find it out in their turn costs the tokenising of those before.
 
+    Args:
+      config: what is read, and how it is split.
+      pairs: whether documents are pairs.
+      columns: of records; none: documents are pairs or running text.
+
     Raises:
       FlagError: the split cannot be had, or a file is read twice.
       DataError: a path names no file.
     """
     _check_files(config)
     tail, documents = config.split == "tail", config.documents
-    if tail and not config.eval and (pairs or STDLIB in config.train_sets.values()):
-        raise FlagError('data.split: "tail" cuts running text, not pairs or the stdlib corpus; use data.split=hash')
+    if tail and not config.eval and (pairs or columns or STDLIB in config.train_sets.values()):
+        raise FlagError('data.split: "tail" cuts running text, not pairs, records or stdlib; use data.split=hash')
     if tail and documents not in ("auto", "files"):
         raise FlagError(f"data.documents={documents}: data.split=tail cuts the end off each file; use data.split=hash")
     documents = "files" if tail else documents
     names = FieldNames(config.text_field, config.source_field, config.target_field)
 
     def reader(path: str) -> Read:
-        return functools.partial(read_unsplit, path, pairs, config.bad_records, documents, names)
+        return functools.partial(read_unsplit, path, pairs, config.bad_records, documents, names, columns=columns)
 
     train = {name: _Set(path, reader(path), config.held_out, tail) for name, path in config.train_sets.items()}
     evals = {item.name: _Set(item.path, reader(item.path), 0.0, tail) for item in config.eval}

@@ -8,6 +8,8 @@ A store is a folder `store-FINGERPRINT` with
 | documents.bin | int64 `[documents + 1]` | where each document's tokens begin |
 | document_segments.bin | int64 `[documents + 1]` | where each document's segments begin in the next file |
 | segments.bin | int64 `[segments + 1]` | where each segment's tokens begin |
+| texts.bin | int64 `[documents * texts + 1]` | of records: where the segments of each tokenised column begin |
+| value_N.bin ... | | of records: column N of those that are kept as they are; see `values.py` |
 | meta.json | | counts, dtype, the parts of the fingerprint, and the size of each file |
 
 It is built in a private temporary folder, synced, then renamed. Two builders at once each build, and one of the equal
@@ -18,16 +20,19 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from lmjax.data.columns import Column, Value
 from lmjax.data.documents import Document
+from lmjax.data.values import RecordWriter, Values
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, SaveError
 
@@ -46,6 +51,7 @@ class Store:
       num_tokens: of all documents.
       num_bytes: UTF-8 bytes of all documents.
       pairs: whether every document is a source and a target.
+      columns: of every document, if they are records.
       fingerprint: hex digest of what the store was built from.
     """
 
@@ -58,6 +64,7 @@ class Store:
         self.num_tokens: int = meta["num_tokens"]
         self.num_bytes: int = meta["num_bytes"]
         self.pairs: bool = meta["pairs"]
+        self.columns = tuple(Column(*column) for column in meta.get("columns", ()))
         self.fingerprint: str = meta["fingerprint"]
         self._dtype = np.dtype(meta["dtype"])
 
@@ -95,12 +102,37 @@ class Store:
         documents, document_segments, segments = self._index
         return segments[document_segments[i] : document_segments[i + 1] + 1] - documents[i]
 
+    def texts(self, i: int, name: str) -> list[np.ndarray]:
+        """The int32 tokens of each text in a tokenised column of document `i`; of a column of one text, that one."""
+        names = [column.name for column in self.columns if column.tokenised]
+        first, end = self._texts[i * len(names) + names.index(name) :][:2]
+        cuts = self._index[2][first : end + 1]
+        return [self._tokens[a:b].astype(np.int32) for a, b in itertools.pairwise(cuts)]
+
+    def value(self, i: int, name: str) -> Value:
+        """What a column that is not tokenised holds in document `i`; a list is a tuple."""
+        return self._values[name][i]
+
+    @functools.cached_property
+    def _texts(self) -> np.ndarray:
+        return np.memmap(os.path.join(self.path, "texts.bin"), np.int64, "r")
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Values]:
+        kept = [column for column in self.columns if not column.tokenised]
+        return {c.name: Values(self.path, f"value_{number}", c.type) for number, c in enumerate(kept)}
+
     def __reduce__(self):
         return Store, (self.path,)
 
 
 def build_store(
-    documents: Callable[[], Iterator[Document]], tokenizer: Vocabulary, *, fingerprint_parts: dict, cache_dir: str
+    documents: Callable[[], Iterator[Document]],
+    tokenizer: Vocabulary,
+    *,
+    fingerprint_parts: dict,
+    cache_dir: str,
+    columns: Sequence[Column] = (),
 ) -> Store:
     """The store of the documents: the one in `cache_dir` if its fingerprint matches and it is whole, else a new one.
 
@@ -110,12 +142,14 @@ def build_store(
         the first one's, in which it begins.
       fingerprint_parts: what decides the documents (the corpus's fingerprint, the split ...), as JSON values.
       cache_dir: the folder of stores.
+      columns: of the documents, if they are records.
 
     Raises:
       DataError: the documents hold no tokens.
       SaveError: the store cannot be written.
     """
     parts = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **fingerprint_parts}
+    parts |= {"columns": list(columns)} if columns else {}
     encoded = json.dumps(parts, sort_keys=True).encode()
     fingerprint = hashlib.blake2b(encoded, digest_size=16).hexdigest()
     root = pathlib.Path(cache_dir)
@@ -125,7 +159,7 @@ def build_store(
             root.mkdir(parents=True, exist_ok=True)
             _remove_stale(root)
             with _temporary_folder(root) as folder:
-                meta = _write(folder, documents(), tokenizer)
+                meta = _write(folder, documents(), tokenizer, columns)
                 meta |= {"fingerprint": fingerprint, "parts": parts}
                 _write_meta(folder, meta)
                 _publish(folder, final)
@@ -146,7 +180,9 @@ def _read_meta(folder: pathlib.Path) -> dict | None:
     return meta if whole and meta["format"] == _FORMAT else None
 
 
-def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocabulary) -> dict:
+def _write(
+    folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocabulary, columns: Sequence[Column]
+) -> dict:
     """Writes the tokens and offsets, batch by batch; returns the meta data.
 
     Raises:
@@ -158,6 +194,7 @@ def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocab
     names = ("tokens.bin", *_INDEX_FILES)
     with contextlib.ExitStack() as stack:
         tokens, *index = (stack.enter_context(open(folder / name, "wb")) for name in names)
+        records = RecordWriter(columns, lambda name: stack.enter_context(open(folder / name, "wb")))
         for file in index:
             np.zeros(1, np.int64).tofile(file)
         for batch in _batches(documents):
@@ -166,18 +203,19 @@ def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocab
             encoded = list(_encode(batch, tokenizer))
             if not encoded:
                 continue
-            for ids, _ in encoded:
+            for _, ids, _ in encoded:
                 tokens.write(ids.astype(dtype))
-            sizes, counts = (np.array([len(of[i]) for of in encoded], np.int64) for i in (0, 1))
+            records.write([document for document, _, _ in encoded])
+            sizes, counts = (np.array([len(of[i]) for of in encoded], np.int64) for i in (1, 2))
             document_ends, segment_counts = num_tokens + np.cumsum(sizes), num_segments + np.cumsum(counts)
-            segment_ends = np.repeat(document_ends - sizes, counts) + np.concatenate([ends for _, ends in encoded])
+            segment_ends = np.repeat(document_ends - sizes, counts) + np.concatenate([ends for _, _, ends in encoded])
             for file, offsets in zip(index, (document_ends, segment_counts, segment_ends), strict=True):
                 offsets.tofile(file)
             num_documents += len(encoded)
             num_segments, num_tokens = int(segment_counts[-1]), int(document_ends[-1])
         if not num_tokens:
             raise DataError("the documents hold no tokens; check what --data and --eval_data name")
-        for file in (tokens, *index):
+        for file in (tokens, *index, *records.files.values()):
             file.flush()
             os.fsync(file.fileno())
     return {
@@ -188,8 +226,8 @@ def _write(folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocab
         "num_bytes": num_bytes,
         "pairs": pairs,
         "dtype": dtype.name,
-        "sizes": {name: (folder / name).stat().st_size for name in names},
-    }
+        "sizes": {name: (folder / name).stat().st_size for name in (*names, *records.files)},
+    } | ({"columns": list(columns)} if columns else {})
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -205,23 +243,23 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The tokens of each document, and where its segments end in them; one without tokens is left out."""
+def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
+    """Each document, its tokens, and where its segments end in them; one without tokens is left out."""
     threads = os.cpu_count() or 1
-    if batch[0].pair:
+    if batch[0].pair or batch[0].counts:
         encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
-        for source in encoded:
-            target = next(encoded)
-            if source or target:
-                ids = np.array(source + target, np.int32)
-                yield ids, np.array([len(source), len(ids)])
+        for document in batch:
+            texts = [next(encoded) for _ in document.segments]
+            if any(texts):
+                ids = np.array([i for text in texts for i in text], np.int32)
+                yield document, ids, np.cumsum([len(text) for text in texts])
         return
     located = tokenizer.locate_batch([document.text for document in batch], threads)
     for document, (ids, starts) in zip(batch, located, strict=True):
         if len(ids):
             cuts = np.cumsum([len(segment) for segment in document.segments[:-1]], dtype=np.int64)
             ends = np.append(np.searchsorted(starts, cuts), len(ids))
-            yield ids, np.unique(ends[ends > 0])
+            yield document, ids, np.unique(ends[ends > 0])
 
 
 def _write_meta(folder: pathlib.Path, meta: dict) -> None:

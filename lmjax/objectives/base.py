@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 from pydantic import Field
 
+from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.model.traits import FAMILIES, Family
@@ -166,6 +167,7 @@ class Objective(abc.ABC):
         usual_for: the families that train it where no objective is named.
         heads: the heads that the model needs for it beside the vocabulary.
         wants_pairs: whether its documents are sources and targets.
+        columns: the named fields that it reads of every record, where its documents are neither pairs nor running text.
         rows_for: objectives that read the rows of this one where both are trained; its rate is then that of both.
         shares_logits: whether it predicts by the vocabulary logits of the model's own hidden states.
         predicts_at: the feature that holds the positions of these predictions; None: it predicts at all positions.
@@ -185,6 +187,7 @@ class Objective(abc.ABC):
     usual_for: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ()
     wants_pairs: ClassVar[bool] = False
+    columns: ClassVar[tuple[Column, ...]] = ()
     rows_for: ClassVar[tuple[type[Objective], ...]] = ()
     shares_logits: ClassVar[bool] = False
     predicts_at: ClassVar[str | None] = None

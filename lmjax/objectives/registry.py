@@ -62,9 +62,10 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
     if not names or len(set(names)) < len(names):
         raise FlagError(f"{flag}: give one or several of {', '.join(OBJECTIVES)}, each once")
     types = tuple(OBJECTIVES[name] for name in sorted(names))
-    if len({t.wants_pairs for t in types}) > 1:
-        pairs = ",".join(t.name for t in types if t.wants_pairs)
-        raise FlagError(f"{flag}: {pairs} reads pairs and the others running text; train one of the two")
+    reads = {_documents(t): t.name for t in types}
+    if len(reads) > 1:
+        said = " and ".join(f"{name} reads {documents}" for documents, name in reads.items())
+        raise FlagError(f"{flag}: {said}; train one of them")
     for number, one in enumerate(types):
         for other in types[number + 1 :]:
             if set(one.heads) & set(other.heads):
@@ -79,6 +80,13 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
         said = "; ".join(f"{name} predicts at {at or 'all positions'}" for at, name in places.items())
         raise FlagError(f"{flag}: one pass over the vocabulary serves all, and {said}; train one of them")
     return types
+
+
+def _documents(objective: type[Objective]) -> str:
+    """Returns what an objective reads, for messages; those that read the same say the same."""
+    if objective.columns:
+        return f"records of {', '.join(f'{c.name} ({c.type})' for c in objective.columns)}"
+    return "pairs" if objective.wants_pairs else "running text"
 
 
 def _common(types: tuple[type[Objective], ...]) -> tuple[str, ...]:

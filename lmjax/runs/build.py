@@ -140,10 +140,12 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         ConfigMismatchError: the data is not what the workdir was trained on.
     """
     mesh = checked_mesh(config)
-    pairs = any(o.wants_pairs for o in objective_types(config.task.objective))
-    train, evals = open_splits(config.data, pairs=pairs)
+    # All objectives of a run read the same.
+    objective = objective_types(config.task.objective)[0]
+    pairs, columns = objective.wants_pairs, objective.columns
+    train, evals = open_splits(config.data, pairs=pairs, columns=columns)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
-    identity = _identity(config, prints, pairs)
+    identity = _identity(config, prints, pairs) | ({"columns": [list(column) for column in columns]} if columns else {})
     tokenizer = _tokenizer(config, workdir, train, identity)
     config = _with_vocabulary(config, tokenizer)
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
@@ -154,7 +156,9 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         own = {"train": prints[part_of]} if part_of in prints else {}
         parts = identity | own | {"set": name}
         with phase(f"tokenizing the documents of {name}"):
-            return build_store(documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path)
+            return build_store(
+                documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path, columns=columns
+            )
 
     stores = {name: store(documents, "train", name) for name, documents in train.items()}
     tokens = [s.num_tokens for s in stores.values()]

@@ -1,0 +1,149 @@
+"""Columns: the named fields that an objective reads of every record, as texts to tokenise or as values that are kept.
+
+| type | JSON | cell of a table |
+|---|---|---|
+| text | a string, tokenised | the same |
+| texts | a list of strings, each tokenised by itself (words, choices) | words between white space |
+| string | a string; a whole number or a truth value is kept as JSON writes it | the same |
+| integer, number | a number | a number |
+| strings, integers | a list of them | words between white space |
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from lmjax.data.documents import Document
+from lmjax.data.fields import Fields, check_text, field_of, has_fields, read_fields
+from lmjax.data.files import MAX_BYTES, Faults, suffix
+from lmjax.errors import DataError
+
+Value = str | int | float | tuple[str, ...] | tuple[int, ...]
+_TABLES = (".csv", ".tsv")
+_TYPES = {
+    "text": "a string",
+    "texts": "a list of strings",
+    "string": "a string or a whole number",
+    "strings": "a list of strings",
+    "integer": "a whole number of at most 64 bits",
+    "integers": "a list of whole numbers of at most 64 bits",
+    "number": "a finite number",
+}
+
+
+class Column(NamedTuple):
+    """A field that an objective reads of every record.
+
+    Attributes:
+      name: of the field.
+      type: what it holds: text and texts are tokenised, all others are kept as they are.
+      optional: a record may lack it: it then has an empty text, list or string there. Numbers cannot be optional.
+    """
+
+    name: str
+    type: Literal["text", "texts", "string", "strings", "integer", "integers", "number"] = "text"
+    optional: bool = False
+
+    @property
+    def tokenised(self) -> bool:
+        """Whether tokens are kept of it, instead of a value."""
+        return self.type in ("text", "texts")
+
+
+def read_columns(
+    path: str,
+    faults: Faults,
+    columns: Sequence[Column],
+    names: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[Document]:
+    """The records of one file as documents; those without any text are left out.
+
+    Args:
+      path: the file; its suffix decides the format.
+      faults: what becomes of bad records.
+      columns: what is read of every record; at least one is tokenised, and the first of these tells texts apart.
+      names: what columns are called in the file, where it is not their own name.
+      max_bytes: of a line, or of an object of an array.
+
+    Raises:
+      DataError: a record is bad and `faults` wants an error, a table lacks a column, or the file cannot be read at all.
+    """
+    assert not any(c.optional and c.type in ("integer", "integers", "number") for c in columns), (
+        "which number, if none?"
+    )
+    names = {column.name: (names or {}).get(column.name, column.name) for column in columns}
+    needed = [names[column.name] for column in columns if not column.optional]
+    need = f"a record needs {' and '.join(needed)}"
+    if not has_fields(path):
+        faults.bad(f"{path}: plain text, and {need}: give JSONL or CSV/TSV with these fields")
+        return
+
+    def check(where: str, there: Sequence[str]) -> None:
+        if missing := [name for name in needed if name not in there]:
+            raise DataError(f"{where}: no {missing[0]!r}, but {', '.join(there)[:200] or 'no field'}; {need}")
+        if repeated := [name for name in names.values() if there.count(name) > 1]:
+            raise DataError(f"{where}: {there.count(repeated[0])} columns are called {repeated[0]!r}; rename one")
+
+    table = suffix(path) in _TABLES
+    for where, fields in read_fields(path, faults, check_header=check, max_bytes=max_bytes):
+        try:
+            check(where, list(fields))
+            document = _document(where, fields, columns, names, table, need)
+        except DataError as error:
+            faults.bad(str(error))
+            continue
+        if document.text.strip():
+            yield document
+
+
+def _document(
+    where: str, fields: Fields, columns: Sequence[Column], names: Mapping[str, str], table: bool, need: str
+) -> Document:
+    texts, values = [], []
+    for column in columns:
+        name = names[column.name]
+        if name in fields:
+            value = _value(where, name, field_of(where, fields, name, need), column.type, table)
+        else:
+            value = () if column.type.endswith("s") else ""
+        if column.tokenised:
+            texts.append(value if column.type == "texts" else (value,))
+        else:
+            values.append(value)
+    # White space around a text does not make it another text.
+    group = hashlib.blake2b("\n".join(texts[0]).strip().encode(), digest_size=16).hexdigest()
+    segments = tuple(segment for text in texts for segment in text)
+    return Document(segments, group, counts=tuple(map(len, texts)), values=tuple(values))
+
+
+def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
+    """The value of a field as its column's type; raises DataError for one of another type."""
+    if kind.endswith("s"):
+        items = given.split() if table else given
+        if isinstance(items, list):
+            return tuple(_value(where, name, item, kind[:-1], table) for item in items)
+    elif kind in ("text", "string"):
+        if kind == "string" and isinstance(given, int):
+            return json.dumps(given)
+        if isinstance(given, str):
+            check_text(where, name, given)
+            return given
+    else:
+        number = _number(given, int if kind == "integer" else float)
+        if number is not None:
+            return number
+    raise DataError(f"{where}: {name!r} is {str(given)[:40]!r}, and must be {_TYPES[kind]}")
+
+
+def _number(given: Any, kind: type) -> int | float | None:
+    """A number, or the number that a string spells; None if it is none of this kind."""
+    if kind is int and isinstance(given, float):
+        return None
+    try:
+        number = kind(given)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and (kind is float or -(2**63) <= number < 2**63) else None
