@@ -29,7 +29,7 @@ _ARGUMENTS = {
 
 # What a call may ask for that some kernel lacks, in the words of the error.
 FEATURES = {
-    "bias": "a bias on the scores (positions=relative or alibi)",
+    "bias": "a bias on the scores (by positions)",
     "softcap": "attention_softcap",
     "sink_logits": "sink_logits=True",
     "dropout": "dropout of the probabilities (attention_dropout_rate)",
