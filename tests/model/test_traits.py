@@ -9,7 +9,7 @@ import lmjax
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.positions import SCHEMES
 from lmjax.model.traits import FAMILIES
-from lmjax.objectives.task import OBJECTIVES
+from lmjax.objectives.registry import OBJECTIVES, usual_objective
 
 ROOT = pathlib.Path(lmjax.__file__).parent
 # What holds a family's name, or a scheme's.
@@ -64,8 +64,7 @@ def test_a_family_has_vocabulary_logits_with_the_heads_that_it_names(name, build
     family = FAMILIES[name]
     model, params = build(name, family.vocabulary_heads)
     assert model.has_vocabulary
-    assert family.default_objective in OBJECTIVES
-    assert name in OBJECTIVES[family.default_objective].architectures
+    assert name in OBJECTIVES[usual_objective(name)].architectures
     assert not LanguageModel(model.config, ("bare",) if family.causal else ()).has_vocabulary
     sides = {"encoder", "decoder"} & set(params["backbone"])
     assert {f"{side}_" for side in sides} == {side.prefix for side in family.sides} - {""}
