@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> Config:
             mlp="geglu",
             positions="rope",
             initializer="scaled",
-            output_bias=True,
+            head={"bias": True},
             scan_layers=False,
         ),
         tokenizer=TokenizerConfig(vocab_size=2048),

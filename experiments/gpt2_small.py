@@ -20,13 +20,12 @@ from lmjax.training.hyperparameters import OptimizerConfig
 def get_config(variant: str = "") -> Config:
     """Returns the recipe."""
     del variant
-    no_dropout = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     return Config(
         steps=600_000,
         batch_size=480,
         accumulation=4,
         task=TaskConfig(objective=("next_token",), length=1024, vocab_chunk=128),
-        model=PRESETS["gpt2"].model_copy(update={"vocab_size": 0, "dtype": "bfloat16"} | no_dropout),
+        model=PRESETS["gpt2"].model_copy(update={"vocab_size": 0, "dtype": "bfloat16", "dropout": {}}),
         data=DataConfig(workers=8),
         tokenizer=TokenizerConfig(vocab_size=50_000),
         optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=2_000, final_ratio=0.1, weight_decay=0.1),

@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> Config:
             mlp="swiglu",
             positions="rope",
             initializer="scaled",
-            dropout_rate=0.1,
+            dropout={"residual": 0.1},
             scan_layers=False,
         ),
         data=DataConfig(train="train.tsv"),

@@ -20,8 +20,6 @@ from lmjax.training.hyperparameters import OptimizerConfig
 
 VARIANTS = ("", "ul2")
 
-_NO_DROPOUT = ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "output_dropout_rate")
-
 
 def get_config(variant: str = "") -> Config:
     """Returns the recipe of T5, or, as `ul2`, with the objectives of Tay et al. 2023 (arXiv:2205.05131)."""
@@ -29,9 +27,7 @@ def get_config(variant: str = "") -> Config:
         steps=2**19,
         batch_size=128,
         task=TaskConfig(objective=("span_corruption",), length=512),
-        model=PRESETS["t5_small"].model_copy(
-            update={"vocab_size": 0, "dtype": "bfloat16"} | dict.fromkeys(_NO_DROPOUT, 0.0)
-        ),
+        model=PRESETS["t5_small"].model_copy(update={"vocab_size": 0, "dtype": "bfloat16", "dropout": {}}),
         data=DataConfig(workers=8),
         tokenizer=TokenizerConfig(kind="unigram", vocab_size=32_000),
         optimizer=OptimizerConfig(

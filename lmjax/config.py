@@ -29,7 +29,7 @@ from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, object
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import expanded
-from lmjax.schema import Schema
+from lmjax.schema import Schema, flat
 from lmjax.streams import SEEDS
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
@@ -98,20 +98,16 @@ class Config(Schema):
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         for each in objective_types(task.objective):
-            if each.num_types and model.num_types not in (0, each.num_types):
+            if each.num_types and model.embedding.types not in (0, each.num_types):
                 raise FlagError(
-                    f"--config.model.num_types={model.num_types}: {each.name} tells texts apart by {each.num_types} "
-                    "types (or 0: none)"
+                    f"--config.model.embedding.types={model.embedding.types}: {each.name} tells texts apart by"
+                    f" {each.num_types} types (or 0: none)"
                 )
         return self
 
     def digest(self) -> str:
         """Returns eight hex digits that tell this config from others."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
-
-    def flat(self) -> dict[str, Any]:
-        """Returns every value by its dotted path."""
-        return _flat(self.model_dump())
 
     def to_json(self) -> str:
         """Returns the config as indented JSON; `from_json` reads it back."""
@@ -234,7 +230,7 @@ def load_experiment(spec: str) -> Config:
 
 def changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Returns the values of every field that differs, the old and the new, by dotted path."""
-    left, right = _flat(old.model_dump()), _flat(new.model_dump())
+    left, right = old.flat(), new.flat()
     return {p: (left.get(p), right.get(p)) for p in left | right if left.get(p) != right.get(p)}
 
 
@@ -254,13 +250,6 @@ def _validated(values: dict) -> Config:
         raise FlagError(_explain(e)) from e
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns nested dicts as one, by dotted path."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {p: v for k, x in values.items() for p, v in _flat(x, f"{prefix}.{k}" if prefix else k).items()}
-
-
 def _parent(values: dict, path: str) -> tuple[dict, str]:
     """Returns the dict that holds the last name of a dotted path, and that name; raises FlagError for a wrong name."""
     if now := Config.moved_to(path):
@@ -271,7 +260,7 @@ def _parent(values: dict, path: str) -> tuple[dict, str]:
         if not isinstance(here, dict):
             raise FlagError(f"--config.{path}: no field {name} in {seen}; {seen} is a value, not a group")
         if name not in here:
-            hint = nearest_fields(path, list(_flat(values))) or f"there are {', '.join(sorted(here))}"
+            hint = nearest_fields(path, list(flat(values))) or f"there are {', '.join(sorted(here))}"
             raise FlagError(f"--config.{path}: no field {name} in {seen}; {hint}")
         parent, here, seen = here, here[name], name
     return parent, last

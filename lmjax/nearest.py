@@ -32,8 +32,8 @@ def choose(kind: str, name: str, known: Sequence[str]) -> str:
 def nearest_fields(path: str, known: Collection[str]) -> str:
     """Returns which fields of a config a wrong dotted path may mean, each with its whole path; or nothing.
 
-    In this order: fields of that name in other groups; a similar name in the same group; a similar path; a similar
-    name, and last one that the given name is a part of, in any group.
+    In this order: fields of that name in other groups; a similar name in the same group; a similar path; the
+    fields of a group of that name; a similar name, and last one that the given name is a part of, in any group.
     """
     found = _fields(_plain(path), {_plain(p): p for p in known})
     shown = " or ".join(f"--config.{p}" for p in found[:_MOST])
@@ -52,6 +52,8 @@ def _fields(path: str, known: dict[str, str]) -> list[str]:
     for candidates, given, cutoff in ((siblings, last, _CUTOFF), (known, path, _SAME_KIND)):
         if close := difflib.get_close_matches(given, candidates, 1, cutoff):
             return [candidates[close[0]]]
+    if inside := [whole for plain, whole in known.items() if f".{last}." in f".{plain}"]:
+        return inside
     if close := difflib.get_close_matches(last, names, 1, _SAME_KIND):
         return names[close[0]]
     return [p for name, paths in names.items() if len(last) >= _PART and last in name for p in paths]

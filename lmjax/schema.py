@@ -14,7 +14,8 @@ class Schema(pydantic.BaseModel):
     a group may be given by its dotted path: `{"rope.theta": 1e6}` changes it in the group `rope`.
 
     Attributes:
-        moved: paths that fields had before, from this config, to those that they have now, also from this config.
+        moved: paths that fields had before, from this config, to those that they have now, also from this config;
+            "a.b or c.b" where there are several.
     """
 
     model_config = pydantic.ConfigDict(
@@ -47,9 +48,25 @@ class Schema(pydantic.BaseModel):
         group, _, rest = path.partition(".")
         inner = cls.model_fields[group].annotation if group in cls.model_fields else None
         if isinstance(inner, type) and issubclass(inner, Schema) and (now := inner.moved_to(rest)):
-            return f"{group}.{now}"
+            return " or ".join(f"{group}.{each}" for each in now.split(" or "))
         return None
 
     def with_fields(self, fields: Mapping[str, Any]) -> Self:
-        """Returns a copy with other values, by dotted path; validated as a whole, as `model_copy` is not."""
+        """Returns a copy with other values, by dotted path; validated as a whole."""
         return self.model_validate({**dict(self), **fields})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Returns a copy as `with_fields`: pydantic's own would check neither the names nor the values."""
+        copied = super().model_copy(deep=deep)
+        return copied.with_fields(update) if update else copied
+
+    def flat(self) -> dict[str, Any]:
+        """Returns every value by its dotted path."""
+        return flat(self.model_dump())
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested dicts as one, by dotted path."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {p: v for k, x in values.items() for p, v in flat(x, f"{prefix}.{k}" if prefix else k).items()}

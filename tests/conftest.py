@@ -72,8 +72,8 @@ def tiny(corpus):
             "model.mlp_dim": "32",
             "model.num_layers": "2",
             "model.max_length": "64",
-            "model.dropout_rate": "0.1",
-            "model.attention_dropout_rate": "0.1",
+            "model.dropout.residual": "0.1",
+            "model.dropout.attention": "0.1",
             "steps": "8",
             # Small updates: what must be equal up to rounding stays equal over some steps.
             "optimizer.warmup_steps": "40",

@@ -61,6 +61,13 @@ def test_the_family_follows_from_the_objective(objective, architecture):
     assert resolve(objective=tuple(objective.split(","))).model.architecture == architecture
 
 
+def test_a_config_file_with_a_path_of_before_is_answered_with_the_one_of_today(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(default_config().to_json().replace('"scan_layers":', '"qk_norm": "none", "scan_layers":'))
+    with pytest.raises(FlagError, match=r"config\.json: .*--config\.model: qk_norm is now attention\.qk_norm"):
+        from_json(path)
+
+
 def test_architecture_overrides_where_it_makes_sense():
     assert resolve(objective=("span_corruption",), architecture="decoder").model.architecture == "decoder"
 
@@ -95,6 +102,10 @@ def test_every_preset_makes_a_run(preset):
     [
         ({"model.num_layer": "3"}, ("no field num_layer in model", "did you mean --config.model.num_layers?")),
         ({"modle.num_layers": "3"}, ("no field modle in config", "did you mean --config.model.num_layers?")),
+        ({"model.attention_window": "3"}, ("--config.model.attention_window", "now --config.model.attention.window")),
+        ({"model.attention.windw": "3"}, ("no field windw in attention", "--config.model.attention.window?")),
+        ({"model.attention": "3"}, ("attention is a group", "window")),
+        ({"model.attention.global_every": "3"}, ("--config.model.attention:", "set window")),
         ({"steps.more": "3"}, ("steps is a value, not a group",)),
         ({"model": "3"}, ("model is a group", "num_layers")),
         ({"model.num_layers": "many"}, ("--config.model.num_layers=many", "integer")),
@@ -185,7 +196,7 @@ def test_difference_names_what_differs_and_leaves_out_what_may():
 
 
 def test_none_is_a_choice_where_a_field_has_it_and_no_value_elsewhere():
-    overrides = {"model.qk_norm": "none", "model.remat": "none", "model.head_dim": "none", "minutes": "None"}
-    config = resolve(overrides=overrides, fields={"model.qk_norm": "head"})
-    assert (config.model.qk_norm, config.model.remat) == ("none", "none")
+    overrides = {"model.attention.qk_norm": "none", "model.remat": "none", "model.head_dim": "none", "minutes": "None"}
+    config = resolve(overrides=overrides, fields={"model.attention.qk_norm": "head"})
+    assert (config.model.attention.qk_norm, config.model.remat) == ("none", "none")
     assert (config.model.head_dim, config.minutes) == (None, None)

@@ -56,8 +56,11 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     from lmjax.training.step import make_train_step
 
     objective = "seq2seq" if workload.target_length else "mlm" if workload.mask_rate else "next_token"
-    off = ("dropout_rate", "attention_dropout_rate", "mlp_dropout_rate", "output_dropout_rate")
-    overrides = {f"model.{name}": "0" for name in off} | {"model.dtype": dtype, "batch_size": str(workload.batch)}
+    off = ("residual", "attention", "mlp", "output")
+    overrides = {f"model.dropout.{name}": "0" for name in off} | {
+        "model.dtype": dtype,
+        "batch_size": str(workload.batch),
+    }
     overrides |= {"task.length": str(workload.length), "task.target_length": str(workload.target_length or 8)}
     config = resolve(
         objective=(objective,),
@@ -70,7 +73,7 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     batch = features(workload, config.model.vocab_size)
     hparams = Hyperparameters.build(
-        config.optimizer, steps=1000, dropout=config.model.dropout_rates(), loss_weights=config.task.loss_weights()
+        config.optimizer, steps=1000, dropout=config.model.dropout.rates(), loss_weights=config.task.loss_weights()
     )
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         make_state, abstract = state_maker(model, config.optimizer, hparams, 0, mesh)

@@ -150,10 +150,8 @@ def _made_fields(here: _Module, module: str, made: ast.Call) -> dict[str, Fact]:
 
 def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
     """Returns one field by its name, or a config's fields by their paths."""
-    for part in ast.walk(node.annotation):
-        if isinstance(part, ast.Name) and _is_config(here, module, part.id) and not _is_list(node.annotation):
-            inner = fields(*_place(here, module, part.id))
-            return {f"{node.target.id}.{path}": fact for path, fact in inner.items()}
+    if group := _group(here, module, node):
+        return {f"{node.target.id}.{path}": fact for path, fact in fields(*group).items()}
     value, description = node.value, ""
     if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field"):
         said = {k.arg: k.value for k in value.keywords}
@@ -161,6 +159,31 @@ def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
         value = value.args[0] if value.args else said.get("default")
     default = "" if value is None else ast.unparse(value)
     return {node.target.id: Fact(default, description, tuple(_choices(here, node.annotation)))}
+
+
+def moved(module: str, name: str) -> dict[str, str]:
+    """Returns the dotted paths that fields of a config class had before, each with the one that it has now.
+
+    What a class computes or `create_model` makes is not in the source: its paths of before are found by their names.
+    """
+    here, found = _module(module), {}
+    if name not in here.classes:
+        return {} if name in here.values else moved(*here.imports[name])
+    for node in here.classes[name].body:
+        if isinstance(node, ast.AnnAssign) and node.target.id == "moved":
+            found |= ast.literal_eval(node.value) if isinstance(node.value, ast.Dict) else {}
+        elif isinstance(node, ast.AnnAssign) and (group := _group(here, module, node)):
+            prefix = f"{node.target.id}."
+            found |= {prefix + old: prefix + new for old, new in moved(*group).items()}
+    return found
+
+
+def _group(here: _Module, module: str, node: ast.AnnAssign) -> tuple[str, str] | None:
+    """Returns the module and the name of the config class that a field holds; None: it holds a value."""
+    for part in ast.walk(node.annotation):
+        if isinstance(part, ast.Name) and _is_config(here, module, part.id) and not _is_list(node.annotation):
+            return _place(here, module, part.id)
+    return None
 
 
 def _choices(here: _Module, node: ast.expr) -> Iterator[str]:

@@ -221,6 +221,8 @@ def _unknown(values: flags.FlagValues, name: str, has_config: bool) -> str:
     paths = list(facts.fields(*facts.CONFIG)) if has_config else []
     plain = name.lower().replace("-", "_")
     exact = nearest_fields(plain, paths) if any(plain in (p, p.rpartition(".")[2]) for p in paths) else ""
+    moved = facts.moved(*facts.CONFIG).items() if has_config and not exact else ()
+    exact = next((f"it is now --config.{now}" for old, now in moved if plain in (old, old.rpartition(".")[2])), exact)
     hint = _near_flag(plain, values, 1.0) or exact or _near_flag(plain, values, 0.7) or nearest_fields(plain, paths)
     return f"--{name}: no such flag; {hint or '--help lists all flags'}"
 
@@ -232,6 +234,8 @@ def _near_flag(name: str, values: flags.FlagValues, cutoff: float) -> str:
 
 def _no_field(path: str, values: flags.FlagValues, chosen: Collection[str]) -> str:
     """Returns the answer to a field of the config that there is not; a group of a `chosen` name is meant first."""
+    if now := facts.moved(*facts.CONFIG).get(path):
+        return f"--config.{path}: this field is now --config.{now}"
     paths = facts.fields(*facts.CONFIG)
     if inside := sorted({p.removeprefix(f"{path}.").partition(".")[0] for p in paths if p.startswith(f"{path}.")}):
         return f"--config.{path}: is a group; set one of {', '.join(inside)}, as --config.{path}.{inside[0]}=VALUE"

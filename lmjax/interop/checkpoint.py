@@ -98,7 +98,7 @@ def describe(
     fields = Fields(values, path, tensors, accept, lenient)
     labels = fields.take("id2label", {"0": "", "1": ""})
     try:
-        config = ModelConfig.model_validate(family.read(fields) | {"num_labels": max(1, len(labels))})
+        config = ModelConfig.model_validate(family.read(fields) | {"head.labels": max(1, len(labels))})
     except pydantic.ValidationError as e:
         first = e.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -109,7 +109,7 @@ def describe(
     if bare and tensors:
         # Some are published without the pooler that their class has.
         heads = tuple(head for head in heads if family.has_head(head, tensors))
-    if bare and not config.family.vocabulary_heads and not config.tie_embeddings:
+    if bare and not config.family.vocabulary_heads and not config.head.tied:
         heads = (BARE,)
     # What was accepted is not part of the model that is computed here.
     values = {k: v for k, v in values.items() if k not in fields.accepted}
@@ -248,7 +248,7 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for row in self._rows:
             wanted |= zip(row.theirs, row.layout.shapes([self._shapes[p] for p in row.ours]), strict=True)
-        family, tied = self.description.family, self.description.config.tie_embeddings
+        family, tied = self.description.family, self.description.config.head.tied
         copies = {a: b for a, b in family.copies.items() if a in headers and a not in wanted and b in wanted}
         # An output of its own, which the bare model has no use for, is no copy of the table.
         copies = {a: b for a, b in copies.items() if tied or not family.of_a_head(a)}

@@ -27,26 +27,27 @@ from lmjax.paths import is_free, new_folder
 _NOT_OF_THE_FUNCTION = {
     "initializer",
     "init_std",
-    "dropout_rate",
-    "attention_dropout_rate",
-    "mlp_dropout_rate",
-    "output_dropout_rate",
-    "layer_drop_rate",
+    "dropout",
     "scan_layers",
     "remat",
     "dtype",
     "param_dtype",
-    "attention_kernel",
-    "generator_size",
-    "num_labels",
+    "attention.kernel",
+    "head.generator_size",
+    "head.labels",
+    # Compared as one value each, below.
+    "rope",
+    "relative",
+    "moe",
 }
 
 
 def _function(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields that decide what a model computes, each said in one way."""
-    values = {k: v for k, v in config.model_dump().items() if k not in _NOT_OF_THE_FUNCTION}
-    values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding_dim": config.table_dim}
-    values |= {"attention_scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
+    values = {k: v for k, v in config.flat().items() if {k, k.partition(".")[0]}.isdisjoint(_NOT_OF_THE_FUNCTION)}
+    values |= {"rope": config.rope.model_dump(), "relative": config.relative}
+    values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding.dim": config.table_dim}
+    values |= {"attention.scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
     values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
     unused = (scheme for scheme in SCHEMES.values() if scheme not in config.schemes)
     values |= dict.fromkeys(field for scheme in unused for field in scheme.fields)
@@ -55,9 +56,13 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
     # Which layers they are, rather than by which rule.
     layers = range(max(config.num_layers, config.side_layers(True)))
-    values |= {"global_every": [config.is_global(i) for i in layers], "global_offset": None, "moe": None}
+    values |= {
+        "attention.global_every": [config.attention.is_global(i) for i in layers],
+        "attention.global_offset": None,
+        "moe": None,
+    }
     if config.moe.num_experts:
-        moe, sparse = config.moe, [config.has_experts(i) for i in layers]
+        moe, sparse = config.moe, [config.moe.has_experts(i) for i in layers]
         width = config.mlp_dim if moe.mlp_dim is None else moe.mlp_dim
         values["moe"] = (moe.num_experts, moe.top_k, moe.normalize, width, sparse)
         values["mlp_dim"] = None if all(sparse) else config.mlp_dim
@@ -114,8 +119,8 @@ def _read_back(
     values = dict(known) | family.write(config)
     values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
     values.pop("torch_dtype", None)
-    if {"classifier", "tagger"} & set(heads) and len(values.get("id2label") or {}) != config.num_labels:
-        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
+    if {"classifier", "tagger"} & set(heads) and len(values.get("id2label") or {}) != config.head.labels:
+        values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.head.labels)}
         values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}
     return describe(pathlib.Path(model_type), values, family.ends(paths), lenient=lenient)
 
@@ -123,7 +128,7 @@ def _read_back(
 def _differences(config: ModelConfig, other: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     """Returns the fields in which two models compute something else, with both values."""
     ours, theirs = _function(config), _function(other)
-    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("classifier_layer", "classifier_pooling")
+    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("head.classifier", "head.pooling")
     return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k] and k not in unread}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pydantic
 from lmjax.model.config import ModelConfig
 
 # Of the fields that are compared, those that say together which layers see everything.
-_TOGETHER = {"global_every": ("attention_window", "global_every", "global_offset")}
+_TOGETHER = {"attention.global_every": ("attention.window", "attention.global_every", "attention.global_offset")}
 # A change may bring another one with it, as another kind of positions brings its own numbers.
 _ROUNDS = 4
 
@@ -54,9 +55,9 @@ def changes(config: ModelConfig, compare: Callable[[ModelConfig], tuple[set[str]
         if not names:
             return _between(config, now)
         fields = {field for name in names for field in _TOGETHER.get(name, (name,))}
-        update = {field: getattr(theirs, field) for field in fields}
+        update = {field: operator.attrgetter(field)(theirs) for field in fields}
         try:
-            now = ModelConfig.model_validate(dict(now) | update)
+            now = now.model_copy(update=update)
         except pydantic.ValidationError:
             return []
     return []

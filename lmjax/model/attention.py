@@ -97,7 +97,7 @@ class Attention(nn.Module):
             if kept is not None:
                 key, value, cached = kept.cache.extend(key, value, kept.filled, kept.capacity)
         sinks = None
-        if config.sink_logits:
+        if config.attention.sink_logits:
             shape = (config.num_heads,)
             sinks = parameter(self, "sink_logits", nn.initializers.zeros, ("heads",), shape, config.param_dtype)
         y = self.weigh(query, key, value, relation, sinks, dropout_rate)
@@ -125,16 +125,16 @@ class Attention(nn.Module):
             mask=relation.mask,
             bias=relation.bias,
             scale=config.score_scale,
-            softcap=config.attention_softcap,
+            softcap=config.attention.softcap,
             sink_logits=sink_logits,
             dropout_rate=dropout_rate,
             make_rng=self.make_rng,
-            kernel=config.attention_kernel,
+            kernel=config.attention.kernel,
         )
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
         """Returns queries or keys, normalised if the config says so: over each head, or over all together."""
-        if self.config.qk_norm == "none":
+        if self.config.attention.qk_norm == "none":
             return x
-        together = x if self.config.qk_norm == "head" else x.reshape(*x.shape[:2], -1)
+        together = x if self.config.attention.qk_norm == "head" else x.reshape(*x.shape[:2], -1)
         return Norm(self.config, name=name)(together).reshape(x.shape)

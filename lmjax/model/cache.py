@@ -165,8 +165,8 @@ def init_cache(
 ) -> Cache:
     """Returns an empty cache for the decoder of a model.
 
-    A layer with a window holds `attention_window` tokens and `slack`; where first tokens stay visible through the
-    window (`sink_tokens`), it holds all.
+    A layer with a window holds `attention.window` tokens and `slack`; where first tokens stay visible through the
+    window (`attention.sink_tokens`), it holds all.
 
     Args:
         config: of the model.
@@ -182,8 +182,8 @@ def init_cache(
 
     layers = []
     for layer in range(config.side_layers(True)):
-        local = not config.is_global(layer) and not config.sink_tokens
-        slots = min(capacity, config.attention_window + slack) if local else capacity
+        local = not config.attention.is_global(layer) and not config.attention.sink_tokens
+        slots = min(capacity, config.attention.window + slack) if local else capacity
         cross = {"cross_attention": make(memory_length)} if memory_length else {}
         layers.append({"attention": make(slots)} | cross)
     empty = jnp.zeros((batch, capacity), jnp.int32)

@@ -1,14 +1,22 @@
 """ModelConfig: every choice that makes one published model differ from another, as one frozen value."""
 
 import math
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-import flax.struct
 import jax
-import numpy as np
 import pydantic
 from pydantic import Field
 
+from lmjax.model.groups import (
+    AttentionConfig,
+    DropoutConfig,
+    EmbeddingConfig,
+    HeadConfig,
+    MoEConfig,
+    RelativeConfig,
+    RopeConfig,
+)
 from lmjax.model.positions import ACROSS, SCHEMES
 from lmjax.model.positions.scheme import Scheme
 from lmjax.model.rules import problems
@@ -21,84 +29,38 @@ Bias = Literal["query", "key", "value", "out", "up", "gate", "down", "norm", "pr
 Positions = Literal[*SCHEMES]
 
 
-@flax.struct.dataclass
-class DropoutRates:
-    """The dropout rates of one call, as traced data: a changed rate compiles nothing anew.
-
-    Each is a float32 scalar, or None where the config's rate is 0, which compiles that dropout out. `DropoutRates()`
-    is the deterministic model.
-    """
-
-    residual: jax.Array | None = None
-    attention: jax.Array | None = None
-    mlp: jax.Array | None = None
-    output: jax.Array | None = None
-    layer: jax.Array | None = None
-
-
-class RopeConfig(Schema):
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864), and their reach beyond the length trained at."""
-
-    theta: float = Field(10_000.0, gt=0, description="Base of the wavelengths.")
-    local_theta: float | None = Field(
-        None, gt=0, description="Base, unscaled, in the layers with a window, as Gemma 3; None: as all others."
-    )
-    fraction: float = Field(1.0, gt=0, le=1, description="Share of each head that rotates: its first dimensions.")
-    scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = Field(
-        "none",
-        description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); dynamic: a base that grows with"
-        " the row; yarn: Peng et al. 2023, arXiv:2309.00071; llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
-    )
-    factor: float = Field(1.0, ge=1, description="How many times the original length is reached; read with a scaling.")
-    original_length: int | None = Field(None, gt=0, description="Tokens the scaling starts from; None: max_length.")
-    low_frequency: float = Field(1.0, gt=0, description="llama3: fewer turns in the original length are slowed fully.")
-    high_frequency: float = Field(4.0, gt=0, description="llama3: more turns in the original length are left alone.")
-    beta_fast: float = Field(32.0, gt=0, description="yarn: more turns in the original length are left alone.")
-    beta_slow: float = Field(1.0, gt=0, description="yarn: fewer turns in the original length are slowed fully.")
-    attention_factor: float | None = Field(
-        None, gt=0, description="yarn: factor on sines and cosines; None: 0.1 ln(factor) + 1."
-    )
-
-
-class RelativeConfig(Schema):
-    """T5's bias on attention scores by distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1)."""
-
-    buckets: int = Field(32, ge=4, multiple_of=2, description="Rows of the relative-position table.")
-    max_distance: int = Field(128, gt=0, description="Distance from which all relative positions are one.")
-    per_layer: bool = Field(False, description="A table for every layer; off: the layers of a stack share one, as T5.")
-
-
-class MoEConfig(Schema):
-    """A mixture of experts in place of the MLP (Shazeer et al. 2017, arXiv:1701.06538, section 2)."""
-
-    num_experts: int = Field(0, ge=0, description="MLPs to choose from; 0: one dense MLP.")
-    top_k: int = Field(2, gt=0, description="Experts that each token passes through.")
-    mlp_dim: int | None = Field(None, gt=0, description="Width of an expert's hidden layer; None: the model's mlp_dim.")
-    every: int = Field(1, gt=0, description="Layers i with i % every == offset have experts, the others a dense MLP.")
-    offset: int = Field(0, ge=0, description="See every.")
-    normalize: bool = Field(True, description="The gates of the chosen experts add up to one, as in Mixtral.")
-    balance_weight: float = Field(
-        0.01,
-        ge=0,
-        description="Weight of the load-balancing loss (Fedus et al. 2022, arXiv:2101.03961, equation 4), over the"
-        " tokens of a microbatch.",
-    )
-    z_weight: float = Field(
-        0.001, ge=0, description="Weight of the router's z-loss (Zoph et al. 2022, arXiv:2202.08906, equation 5)."
-    )
-    dispatch: Literal["auto", "dense", "ragged"] = Field(
-        "auto",
-        description="ragged: tokens sorted by expert, none dropped; dense: every expert sees every token, which a mesh"
-        " can split; auto: dense where the mesh has an expert axis.",
-    )
-
-    def loss_weights(self) -> dict[str, float]:
-        """Returns the weight in the loss of each of the router's losses; none without experts."""
-        return {"router_balance": self.balance_weight, "router_z": self.z_weight} if self.num_experts else {}
-
-
 class ModelConfig(Schema):
     """The architecture of a language model; the defaults are GPT-2's (pre-norm, LayerNorm, biases, tied output)."""
+
+    moved: ClassVar[Mapping[str, str]] = {
+        "attention_kernel": "attention.kernel",
+        "attention_scale": "attention.scale",
+        "attention_window": "attention.window",
+        "global_every": "attention.global_every",
+        "global_offset": "attention.global_offset",
+        "sink_tokens": "attention.sink_tokens",
+        "sink_logits": "attention.sink_logits",
+        "attention_softcap": "attention.softcap",
+        "qk_norm": "attention.qk_norm",
+        "embedding_dim": "embedding.dim",
+        "num_types": "embedding.types",
+        "embed_norm": "embedding.norm",
+        "embed_scale": "embedding.scale",
+        "num_labels": "head.labels",
+        "tie_embeddings": "head.tied",
+        "logit_scale": "head.scale",
+        "logit_softcap": "head.softcap",
+        "output_bias": "head.bias",
+        "mlm_transform": "head.transform",
+        "classifier_layer": "head.classifier",
+        "classifier_pooling": "head.pooling",
+        "generator_size": "head.generator_size",
+        "dropout_rate": "dropout.residual",
+        "attention_dropout_rate": "dropout.attention",
+        "mlp_dropout_rate": "dropout.mlp",
+        "output_dropout_rate": "dropout.output",
+        "layer_drop_rate": "dropout.layer",
+    }
 
     architecture: Literal[*FAMILIES] = Field(description="Which family is built.")
     vocab_size: int = Field(ge=0, description="Rows of the token table; 0 in a run's config: what its tokenizer needs.")
@@ -127,7 +89,9 @@ class ModelConfig(Schema):
         description="pre: x + f(norm(x)); post: norm(x + f(x)), as BERT; sandwich: x + norm(f(norm(x))), as Gemma 2;"
         " output: x + norm(f(x)), as OLMo 2. All but post and none end a stack with a norm.",
     )
-    first_norm: bool = Field(True, description="Off: the first attention reads what embed_norm gave, as ModernBERT.")
+    first_norm: bool = Field(
+        True, description="Off: the first attention reads what embedding.norm gave, as ModernBERT."
+    )
     norm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance before the square root.")
     norm_scale: bool = Field(True, description="Normalisations have a learned scale.")
     norm_offset: bool = Field(False, description="The learned scale is 1 + w and w starts at 0, as Gemma.")
@@ -140,7 +104,6 @@ class ModelConfig(Schema):
         description="Activation; `_new`: GELU by tanh; relu2: its square (So et al. 2021, arXiv:2109.08668); geglu,"
         " geglu_new (T5 v1.1), swiglu and reglu are gated (Shazeer 2020, arXiv:2002.05202).",
     )
-    moe: MoEConfig = Field(MoEConfig(), description="A mixture of experts in place of the MLP.")
 
     positions: Positions = Field(
         "learned",
@@ -153,58 +116,6 @@ class ModelConfig(Schema):
     )
     sinusoidal_halves: bool = Field(False, description="Sines before all cosines, as Marian; off: in turn.")
     position_offset: int = Field(0, ge=0, description="Unused rows that start a learned table: 2 in RoBERTa and BART.")
-    rope: RopeConfig = Field(RopeConfig(), description="Rotary positions.")
-    relative: RelativeConfig = Field(RelativeConfig(), description="Relative positions.")
-
-    attention_kernel: Literal["auto", "plain", "xla", "cudnn", "splash", "blockwise"] = Field(
-        "auto", description="How attention is computed; auto: by backend, length and what is asked of it."
-    )
-    attention_scale: float | None = Field(
-        None, gt=0, description="Factor on the attention scores; None: head_dim**-0.5; T5: 1."
-    )
-    attention_window: int | None = Field(
-        None, gt=0, description="A token sees those less than this far away (Beltagy et al. 2020, arXiv:2004.05150)."
-    )
-    global_every: int = Field(0, ge=0, description="Layers i with i % global_every == global_offset have no window.")
-    global_offset: int = Field(0, ge=0, description="See global_every: 2 and 1 in Gemma 2, 6 and 5 in Gemma 3.")
-    sink_tokens: int = Field(
-        0, ge=0, description="First tokens that windows do not hide (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
-    )
-    sink_logits: bool = Field(False, description="A learned logit per head beside the keys', as gpt-oss, 2508.10925.")
-    attention_softcap: float | None = Field(
-        None, gt=0, description="Scores are cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118, section 2)."
-    )
-    logit_softcap: float | None = Field(None, gt=0, description="The same for the vocabulary's logits.")
-    qk_norm: Literal["none", "head", "full"] = Field(
-        "none",
-        description="Queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245): each head, as Qwen3, or"
-        " all heads together, as OLMo 2.",
-    )
-
-    embedding_dim: int | None = Field(
-        None, gt=0, description="Width of the embedding tables where it is not embed_dim (ALBERT, arXiv:1909.11942)."
-    )
-    num_types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
-    embed_norm: bool = Field(False, description="Normalise the sum of the input embeddings, as BERT does.")
-    embed_scale: bool = Field(
-        False, description="Multiply token embeddings by the root of their width, as Vaswani et al. do."
-    )
-    num_labels: int = Field(2, gt=0, description="Classes of a classifier or a tagger.")
-    tie_embeddings: bool = Field(True, description="The token table is also the output projection.")
-    logit_scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
-    output_bias: bool = Field(False, description="A bias for every token's logit.")
-    mlm_transform: bool = Field(
-        False, description="Dense, activation and norm between an encoder and its masked-LM logits, as in BERT."
-    )
-    classifier_layer: Literal["tanh", "relu", "gelu", "transform"] = Field(
-        "tanh",
-        description="An encoder's classifier is Dense, this, Dense: relu in DistilBERT, gelu in ELECTRA; transform: the"
-        " masked LM's activation and norm, and in taggers and spans too, as ModernBERT (arXiv:2412.13663).",
-    )
-    classifier_pooling: Literal["first", "mean"] = Field("first", description="Of an encoder's row: [CLS], or a mean.")
-    generator_size: float = Field(
-        0.25, gt=0, le=1, description="Width of ELECTRA's generator over the model's; read with replaced tokens."
-    )
 
     initializer: Literal["normal", "truncated_normal", "scaled", "depth_scaled", "fan_in", "xavier"] = Field(
         "normal",
@@ -214,23 +125,20 @@ class ModelConfig(Schema):
     )
     init_std: float = Field(0.02, gt=0, description="Deviation of the (truncated) normal and scaled initializers.")
 
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the input embeddings and on each residual branch.")
-    attention_dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the attention probabilities.")
-    mlp_dropout_rate: float = Field(0.0, ge=0, lt=1, description="On the MLP's hidden layer, as T5.")
-    output_dropout_rate: float = Field(0.0, ge=0, lt=1, description="After the last layer of a stack, as T5.")
-    layer_drop_rate: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Stochastic depth (Huang et al. 2016, arXiv:1603.09382): branches of whole rows, more with depth.",
-    )
-
     scan_layers: bool = Field(True, description="Compile one layer and scan over it; off: every layer in turn.")
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="What the backward pass recomputes: nothing; all but matrix products; whole layers."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute and activations.")
     param_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Parameters.")
+
+    attention: AttentionConfig = Field(AttentionConfig(), description="How queries and keys are compared.")
+    rope: RopeConfig = Field(RopeConfig(), description="Rotary positions.")
+    relative: RelativeConfig = Field(RelativeConfig(), description="Relative positions.")
+    moe: MoEConfig = Field(MoEConfig(), description="A mixture of experts in place of the MLP.")
+    embedding: EmbeddingConfig = Field(EmbeddingConfig(), description="Input embeddings.")
+    head: HeadConfig = Field(HeadConfig(), description="Logits of the vocabulary and of classes.")
+    dropout: DropoutConfig = Field(DropoutConfig(), description="Rates of dropout.")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -263,12 +171,12 @@ class ModelConfig(Schema):
     @property
     def score_scale(self) -> float:
         """Factor on the attention scores."""
-        return self.width_of_head**-0.5 if self.attention_scale is None else self.attention_scale
+        return self.width_of_head**-0.5 if self.attention.scale is None else self.attention.scale
 
     @property
     def table_dim(self) -> int:
         """Width of the embedding tables."""
-        return self.embed_dim if self.embedding_dim is None else self.embedding_dim
+        return self.embed_dim if self.embedding.dim is None else self.embedding.dim
 
     @property
     def factorised(self) -> bool:
@@ -299,7 +207,7 @@ class ModelConfig(Schema):
         """
         if self.initializer not in ("fan_in", "xavier"):
             return self.init_std
-        small = self.embed_scale or (self.tie_embeddings and not self.logit_scale) or self.initializer == "xavier"
+        small = self.embedding.scale or (self.head.tied and not self.head.scale) or self.initializer == "xavier"
         return self.table_dim**-0.5 if small else 1.0
 
     @property
@@ -313,7 +221,7 @@ class ModelConfig(Schema):
 
         What takes no tracing to know tells a size that no machine holds before anything of that size is made.
         """
-        rows = self.vocab_size + self.num_types + (self.max_length if self.scheme(False).table else 0)
+        rows = self.vocab_size + self.embedding.types + (self.max_length if self.scheme(False).table else 0)
         sides = [self.side_layers(side.causal) for side in self.family.sides]
         layers = len(sides) if self.share_layers else sum(sides)
         attention = 2 * self.embed_dim * self.num_heads * self.width_of_head
@@ -364,31 +272,20 @@ class ModelConfig(Schema):
             return (1 / (2 * (layer + 1))) ** 0.5
         return (2 * self.num_layers) ** -0.5 if self.initializer == "scaled" else 1.0
 
-    def dropout_rates(self) -> DropoutRates:
-        """Returns the rates as float32 scalars, None where a rate is 0: what a training step traces."""
-        rates = (
-            self.dropout_rate,
-            self.attention_dropout_rate,
-            self.mlp_dropout_rate,
-            self.output_dropout_rate,
-            self.layer_drop_rate,
-        )
-        return DropoutRates(*(np.float32(rate) if rate else None for rate in rates))
-
     def generator(self) -> "ModelConfig":
         """Returns the generator that goes with a replaced-token head: as deep, narrower, the same embedding tables.
 
         Clark et al. 2020, arXiv:2003.10555, sections 3.2 and 3.3. It is dense, and its output is its token table.
         """
-        size, heads = self.generator_size, max(1, round(self.num_heads * self.generator_size))
+        size, heads = self.head.generator_size, max(1, round(self.num_heads * self.head.generator_size))
         fields: dict[str, Any] = {
             # Even heads, so that rotary positions fit them too.
             "embed_dim": 2 * heads * max(1, round(self.embed_dim * size / (2 * heads))),
             "num_heads": heads,
             "num_kv_heads": None if self.num_kv_heads is None else math.gcd(heads, max(1, round(self.kv_heads * size))),
             "mlp_dim": max(1, round(self.mlp_dim * size)),
-            "embedding_dim": self.table_dim,
-            "tie_embeddings": True,
+            "embedding.dim": self.table_dim,
+            "head.tied": True,
             "moe": MoEConfig(),
         }
-        return ModelConfig.model_validate(self.model_dump() | fields)
+        return self.model_copy(update=fields)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model.cache import Cache
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import DropoutRates
 from lmjax.model.layers import Dense, Embed, Norm, dropout
 from lmjax.model.transformer import Sequence, Stack
 
@@ -39,14 +40,14 @@ class InputEmbedding(nn.Module):
         """Returns `[batch, length, table width]`."""
         config, tokens = self.config, batch["tokens"]
         x = self.table(tokens)
-        if config.embed_scale:
+        if config.embedding.scale:
             x *= config.table_dim**0.5
         if (added := config.scheme(self.decoder).embed(config, positions)) is not None:
             x += added.astype(x.dtype)
-        if config.num_types:
+        if config.embedding.types:
             types = batch.get("type_ids", jnp.zeros_like(tokens))
-            x += Embed(config, config.num_types, "types", name="types")(types)
-        if config.embed_norm:
+            x += Embed(config, config.embedding.types, "types", name="types")(types)
+        if config.embedding.norm:
             x = Norm(config, name="norm")(x)
         x = dropout(x, rates.residual, self.make_rng)
         return axes.constrain(x, ("act_batch", "act_length", "act_embed"))

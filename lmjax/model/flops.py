@@ -59,11 +59,11 @@ def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool, half
     total = config.table_dim * config.embed_dim * length if config.factorised else 0
     for layer in range(layers):
         keys = length
-        if not config.is_global(layer):
-            keys = min(keys, config.attention_window if decoder else 2 * config.attention_window - 1)
+        if not config.attention.is_global(layer):
+            keys = min(keys, config.attention.window if decoder else 2 * config.attention.window - 1)
         pairs = min(length * keys, length * length // 2) if half else length * keys
         width = mlps * config.mlp_dim
-        if config.has_experts(layer):
+        if config.moe.has_experts(layer):
             width = mlps * moe.top_k * (moe.mlp_dim or config.mlp_dim) + moe.num_experts
         total += config.embed_dim * (heads + width) * length + 2 * config.num_heads * config.width_of_head * pairs
     return 2 * total
@@ -79,16 +79,16 @@ def _cross(config: ModelConfig, queries: int, keys: int) -> int:
 def _labels(model: LanguageModel, length: int) -> int:
     """Returns the FLOPs of the pooler, the classifier, the tagger and the span for one row."""
     config, heads = model.config, model.heads
-    width, layer = config.embed_dim, config.classifier_layer == "transform"
+    width, layer = config.embed_dim, config.head.classifier == "transform"
     total = width if "pooler" in heads else 0
-    total += config.num_labels + (0 if config.family.causal else width) if "classifier" in heads else 0
-    for name, classes in (("tagger", config.num_labels), ("span", 2)):
+    total += config.head.labels + (0 if config.family.causal else width) if "classifier" in heads else 0
+    for name, classes in (("tagger", config.head.labels), ("span", 2)):
         total += length * (classes + (width if layer else 0)) if name in heads else 0
     return 2 * width * total
 
 
 def _vocabulary(config: ModelConfig) -> int:
     """Returns the FLOPs of the vocabulary's logits at one position, and of what stands before them."""
-    width = config.table_dim if config.tie_embeddings else config.embed_dim
-    before = config.embed_dim * width if config.mlm_transform or width != config.embed_dim else 0
+    width = config.table_dim if config.head.tied else config.embed_dim
+    before = config.embed_dim * width if config.head.transform or width != config.embed_dim else 0
     return 2 * (before + width * config.vocab_size)

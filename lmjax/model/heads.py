@@ -86,20 +86,20 @@ class ClassifierHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Returns float32 logits `[batch, num_labels]`.
+        """Returns float32 logits `[batch, labels]`.
 
         Args:
             hidden: `[batch, length, embed]`.
             segment_ids: `[batch, length]`, 0 for padding, which ends a row or begins it; None: there is none.
         """
-        config, kind = self.config, self.config.classifier_layer
+        config, kind = self.config, self.config.head.classifier
         real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0
         if config.family.causal:
             places = align(jnp.arange(hidden.shape[1]), real)
             last = jnp.max(jnp.where(real, places, 0), axis=1)[:, None, None]
-            return _classes(config, config.num_labels, jnp.take_along_axis(hidden, last, axis=1)[:, 0], bias=False)
+            return _classes(config, config.head.labels, jnp.take_along_axis(hidden, last, axis=1)[:, 0], bias=False)
         x = hidden[:, 0]
-        if config.classifier_pooling == "mean":
+        if config.head.pooling == "mean":
             total = jnp.sum(hidden.astype(jnp.float32), axis=1, where=real[..., None])
             count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
             x = (total / count[:, None]).astype(hidden.dtype)
@@ -107,7 +107,7 @@ class ClassifierHead(nn.Module):
             x = Transform(config, config.embed_dim, name="transform")(x)
         else:
             x = (jnp.tanh if kind == "tanh" else ACTIVATIONS[kind])(_dense(config, "dense", x))
-        return _classes(config, config.num_labels, x, bias=True)
+        return _classes(config, config.head.labels, x, bias=True)
 
 
 class TokenHead(nn.Module):
@@ -126,7 +126,7 @@ class TokenHead(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits `[batch, length, classes]` for `[batch, length, embed]`."""
         config = self.config
-        if config.classifier_layer == "transform":
+        if config.head.classifier == "transform":
             hidden = Transform(config, config.embed_dim, name="transform")(hidden)
         return _classes(config, self.classes, hidden, bias=True)
 

@@ -180,7 +180,7 @@ class _Visitor:
                 mask=relation.mask,
                 bias=relation.bias,
                 scale=config.score_scale,
-                softcap=config.attention_softcap,
+                softcap=config.attention.softcap,
                 sink_logits=sink_logits,
             ),
         )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model.cache import Cache
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
 from lmjax.model.families import Batch, InputEmbedding, make_backbone
+from lmjax.model.groups import DropoutRates
 from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.model.parameters import parameter
@@ -65,7 +66,7 @@ class LanguageModel(nn.Module):
         if "classifier" in self.heads:
             self.classifier_head = ClassifierHead(config)
         if "tagger" in self.heads:
-            self.tagger_head = TokenHead(config, config.num_labels)
+            self.tagger_head = TokenHead(config, config.head.labels)
         if "span" in self.heads:
             self.span_head = TokenHead(config, 2)
         if self.has_vocabulary:
@@ -74,13 +75,13 @@ class LanguageModel(nn.Module):
     def _make_vocabulary(self) -> None:
         """Makes what stands between hidden states and vocabulary logits."""
         config = self.config
-        if config.mlm_transform:
-            self.transform = Transform(config, config.table_dim if config.tie_embeddings else config.embed_dim)
-        elif config.tie_embeddings and config.factorised:
+        if config.head.transform:
+            self.transform = Transform(config, config.table_dim if config.head.tied else config.embed_dim)
+        elif config.head.tied and config.factorised:
             self.project_out = Dense(config, (config.table_dim,), ("embed", "embedding"))
-        if not config.tie_embeddings:
+        if not config.head.tied:
             self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
-        if config.output_bias:
+        if config.head.bias:
             zeros, shape = nn.initializers.zeros, (config.vocab_size,)
             self.output_bias = parameter(self, "output_bias", zeros, ("vocab",), shape, config.param_dtype)
 
@@ -103,7 +104,7 @@ class LanguageModel(nn.Module):
         if deterministic:
             rates = DropoutRates()
         else:
-            rates = self.config.dropout_rates() if dropout_rates is None else dropout_rates
+            rates = self.config.dropout.rates() if dropout_rates is None else dropout_rates
         return self.backbone(batch, rates)
 
     def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -126,17 +127,17 @@ class LanguageModel(nn.Module):
                 f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',), a decoder with none"
             )
         x = hidden
-        if config.mlm_transform:
+        if config.head.transform:
             x = self.transform(x)
-        elif config.tie_embeddings and config.factorised:
+        elif config.head.tied and config.factorised:
             x = self.project_out(x)
-        logits = self.embedding.attend(x) if config.tie_embeddings else self.output(x)
-        if config.logit_scale:
+        logits = self.embedding.attend(x) if config.head.tied else self.output(x)
+        if config.head.scale:
             logits *= config.table_dim**-0.5
-        if config.output_bias:
+        if config.head.bias:
             logits += align(self.output_bias.astype(jnp.float32), logits)
-        if config.logit_softcap is not None:
-            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        if config.head.softcap is not None:
+            logits = config.head.softcap * jnp.tanh(logits / config.head.softcap)
         return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
 
     def next_sentence(self, hidden: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class LanguageModel(nn.Module):
         return self.pooler_head(hidden)
 
     def classifier(self, hidden: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Returns float32 logits `[batch, num_labels]` of the rows of `[batch, length, embed]`.
+        """Returns float32 logits `[batch, labels]` of the rows of `[batch, length, embed]`.
 
         Args:
             hidden: of an encoder, whose first position or mean is read, or a decoder, whose last token is.
@@ -161,7 +162,7 @@ class LanguageModel(nn.Module):
         return self.classifier_head(hidden, segment_ids)
 
     def tagger(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[batch, length, num_labels]` for `[batch, length, embed]`."""
+        """Returns float32 logits `[batch, length, labels]` for `[batch, length, embed]`."""
         return self.tagger_head(hidden)
 
     def span(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import axes
-from lmjax.model.config import ModelConfig, MoEConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import MoEConfig
 from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init
 from lmjax.model.parameters import parameter
 
@@ -186,7 +187,7 @@ def auxiliary_weight(config: ModelConfig, batch: Mapping[str, jax.Array]) -> jax
     A mean over layers: in an encoder-decoder those of the encoder see other tokens than those of the decoder.
     """
     layers = {
-        side.prefix: sum(config.has_experts(i) for i in range(config.side_layers(side.causal)))
+        side.prefix: sum(config.moe.has_experts(i) for i in range(config.side_layers(side.causal)))
         for side in config.family.sides
     }
     total = jnp.zeros(())

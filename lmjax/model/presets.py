@@ -19,7 +19,7 @@ def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_dim: int, **other
     return sizes | others
 
 
-_DROPOUT = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+_DROPOUT = {"dropout.residual": 0.1, "dropout.attention": 0.1}
 
 _BERT = {  # Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A.2; 30,522 word pieces
     "architecture": "encoder",
@@ -28,10 +28,10 @@ _BERT = {  # Devlin et al. 2019, arXiv:1810.04805, section 3 and appendix A.2; 3
     "norm_position": "post",
     "norm_epsilon": 1e-12,
     "mlp": "gelu",
-    "num_types": 2,
-    "embed_norm": True,
-    "output_bias": True,
-    "mlm_transform": True,
+    "embedding.types": 2,
+    "embedding.norm": True,
+    "head.bias": True,
+    "head.transform": True,
     "initializer": "truncated_normal",
     **_DROPOUT,
 }
@@ -47,16 +47,16 @@ _ENCODERS = {
         bert_large=_size(1024, 24, 16, 4096),
     ),
     **_family(  # Liu et al. 2019, arXiv:1907.11692, section 3 and appendix A; one token type
-        _BERT | {"vocab_size": 50_265, "norm_epsilon": 1e-5, "num_types": 1, "position_offset": 2},
+        _BERT | {"vocab_size": 50_265, "norm_epsilon": 1e-5, "embedding.types": 1, "position_offset": 2},
         roberta_base=_size(768, 12, 12, 3072),
         roberta_large=_size(1024, 24, 16, 4096),
     ),
     **_family(  # Lan et al. 2020, arXiv:1909.11942, table 1; version 2 has no dropout
-        _BERT | {"vocab_size": 30_000, "embedding_dim": 128, "share_layers": True, "mlp": "gelu_new"},
-        albert_base=_size(768, 12, 12, 3072, dropout_rate=0.0, attention_dropout_rate=0.0),
+        _BERT | {"vocab_size": 30_000, "embedding.dim": 128, "share_layers": True, "mlp": "gelu_new"},
+        albert_base=_size(768, 12, 12, 3072) | {"dropout.residual": 0.0, "dropout.attention": 0.0},
     ),
     # Clark et al. 2020, arXiv:2003.10555, table 6.
-    **_family(_BERT, electra_small=_size(256, 12, 4, 1024, embedding_dim=128, classifier_layer="gelu")),
+    **_family(_BERT, electra_small=_size(256, 12, 4, 1024) | {"embedding.dim": 128, "head.classifier": "gelu"}),
     **_family(  # Warner et al. 2024, arXiv:2412.13663, section 2.1 and table 4: 64 tokens to each side
         {
             "architecture": "encoder",
@@ -66,14 +66,14 @@ _ENCODERS = {
             "mlp": "geglu",
             "positions": "rope",
             "rope": {"theta": 160_000.0, "local_theta": 10_000.0},
-            "attention_window": 65,
-            "global_every": 3,
-            "embed_norm": True,
+            "attention.window": 65,
+            "attention.global_every": 3,
+            "embedding.norm": True,
             "first_norm": False,
-            "output_bias": True,
-            "mlm_transform": True,
-            "classifier_layer": "transform",
-            "classifier_pooling": "mean",
+            "head.bias": True,
+            "head.transform": True,
+            "head.classifier": "transform",
+            "head.pooling": "mean",
             "initializer": "truncated_normal",
             "scan_layers": False,
         },
@@ -95,7 +95,7 @@ _LLAMA = {  # Touvron et al. 2023, arXiv:2302.13971, section 2.2
     "biases": (),
     "mlp": "swiglu",
     "positions": "rope",
-    "tie_embeddings": False,
+    "head.tied": False,
     "dtype": "bfloat16",
 }
 _QWEN = _LLAMA | {"vocab_size": 151_936, "norm_epsilon": 1e-6, "rope": {"theta": 1_000_000.0}}
@@ -106,8 +106,8 @@ _GEMMA = _LLAMA | {
     "norm_epsilon": 1e-6,
     "norm_offset": True,
     "mlp": "geglu_new",
-    "embed_scale": True,
-    "tie_embeddings": True,
+    "embedding.scale": True,
+    "head.tied": True,
 }
 _DECODERS = {
     **_family(
@@ -126,7 +126,7 @@ _DECODERS = {
             "mlp": "gelu",
             "positions": "rope",
             "rope": {"fraction": 0.25},
-            "tie_embeddings": False,
+            "head.tied": False,
             "initializer": "scaled",
         },
         pythia_160m=_size(768, 12, 12, 3072),
@@ -148,24 +148,24 @@ _DECODERS = {
             32,
             8192,
             max_length=131_072,
-            tie_embeddings=True,
             rope={"theta": 500_000.0, "scaling": "llama3", "factor": 32.0, "original_length": 8192},
-        ),
+        )
+        | {"head.tied": True},
     ),
     **_family(  # Jiang et al. 2023, arXiv:2310.06825, table 1; Jiang et al. 2024, arXiv:2401.04088, table 1
         _LLAMA | {"vocab_size": 32_000, "num_kv_heads": 8, "max_length": 32_768},
-        mistral_7b=_size(4096, 32, 32, 14_336, attention_window=4096),
+        mistral_7b=_size(4096, 32, 32, 14_336) | {"attention.window": 4096},
         mixtral_8x7b=_size(4096, 32, 32, 14_336, rope={"theta": 1_000_000.0}, moe={"num_experts": 8, "top_k": 2}),
     ),
     **_family(  # Yang et al. 2024, arXiv:2407.10671, table 1
-        _QWEN | {"max_length": 131_072, "biases": ("query", "key", "value"), "tie_embeddings": True},
+        _QWEN | {"max_length": 131_072, "biases": ("query", "key", "value"), "head.tied": True},
         qwen2_0_5b=_size(896, 24, 14, 4864, num_kv_heads=2),
     ),
     **_family(  # Yang et al. 2025, arXiv:2505.09388, tables 1 and 2
-        _QWEN | {"max_length": 40_960, "num_kv_heads": 8, "head_dim": 128, "qk_norm": "head"},
-        qwen3_0_6b=_size(1024, 28, 16, 3072, tie_embeddings=True),
-        qwen3_1_7b=_size(2048, 28, 16, 6144, tie_embeddings=True),
-        qwen3_4b=_size(2560, 36, 32, 9728, tie_embeddings=True),
+        _QWEN | {"max_length": 40_960, "num_kv_heads": 8, "head_dim": 128, "attention.qk_norm": "head"},
+        qwen3_0_6b=_size(1024, 28, 16, 3072) | {"head.tied": True},
+        qwen3_1_7b=_size(2048, 28, 16, 6144) | {"head.tied": True},
+        qwen3_4b=_size(2560, 36, 32, 9728) | {"head.tied": True},
         qwen3_8b=_size(4096, 36, 32, 12_288),
         qwen3_30b_a3b=_size(2048, 48, 32, 6144, num_kv_heads=4, moe={"num_experts": 128, "top_k": 8, "mlp_dim": 768}),
     ),
@@ -181,12 +181,9 @@ _DECODERS = {
             9216,
             num_kv_heads=4,
             norm_position="sandwich",
-            attention_window=4096,
-            global_every=2,
-            global_offset=1,
-            attention_softcap=50.0,
-            logit_softcap=30.0,
-        ),
+            attention={"window": 4096, "global_every": 2, "global_offset": 1, "softcap": 50.0},
+        )
+        | {"head.softcap": 30.0},
         # Gemma Team 2025, arXiv:2503.19786, section 2 and table 1.
         gemma3_1b=_size(
             1152,
@@ -197,21 +194,25 @@ _DECODERS = {
             max_length=32_768,
             num_kv_heads=1,
             norm_position="sandwich",
-            qk_norm="head",
-            attention_window=512,
-            global_every=6,
-            global_offset=5,
+            attention={
+                "qk_norm": "head",
+                "window": 512,
+                "global_every": 6,
+                "global_offset": 5,
+            },
             rope={"theta": 1_000_000.0, "local_theta": 10_000.0},
         ),
     ),
     # Abdin et al. 2024, arXiv:2404.14219, section 2; the 4k model.
-    **_family(_LLAMA, phi3_mini=_size(3072, 32, 32, 8192, vocab_size=32_064, max_length=4096, attention_window=2047)),
+    **_family(
+        _LLAMA, phi3_mini=_size(3072, 32, 32, 8192, vocab_size=32_064, max_length=4096) | {"attention.window": 2047}
+    ),
     **_family(  # OLMo Team 2025, arXiv:2501.00656, section 2.1 and table 1
-        _LLAMA | {"vocab_size": 100_352, "norm_position": "output", "norm_epsilon": 1e-6, "qk_norm": "full"},
+        _LLAMA | {"vocab_size": 100_352, "norm_position": "output", "norm_epsilon": 1e-6, "attention.qk_norm": "full"},
         olmo2_7b=_size(4096, 32, 32, 11_008, max_length=4096, rope={"theta": 500_000.0}),
     ),
     **_family(  # Allal et al. 2025, arXiv:2502.02737, appendix; the first version's 135M
-        _LLAMA | {"vocab_size": 49_152, "max_length": 2048, "tie_embeddings": True},
+        _LLAMA | {"vocab_size": 49_152, "max_length": 2048, "head.tied": True},
         smollm_135m=_size(576, 30, 9, 1536, num_kv_heads=3),
     ),
 }
@@ -225,7 +226,7 @@ _T5 = {  # Raffel et al. 2020, arXiv:1910.10683, sections 2.1 and 3.7
     "norm_epsilon": 1e-6,
     "biases": (),
     "positions": "relative",
-    "attention_scale": 1.0,
+    "attention.scale": 1.0,
     "initializer": "fan_in",
 }
 _VASWANI = {  # Vaswani et al. 2017, arXiv:1706.03762, sections 3 and 5 and table 3; equation 2 alone has biases
@@ -236,19 +237,19 @@ _VASWANI = {  # Vaswani et al. 2017, arXiv:1706.03762, sections 3 and 5 and tabl
     "biases": ("up", "down", "norm"),
     "mlp": "relu",
     "positions": "sinusoidal",
-    "embed_scale": True,
+    "embedding.scale": True,
     "initializer": "xavier",
 }
 _ENCODER_DECODERS = {
     **_family(
-        _T5 | _DROPOUT | {"mlp": "relu", "logit_scale": True, "mlp_dropout_rate": 0.1, "output_dropout_rate": 0.1},
+        _T5 | _DROPOUT | {"mlp": "relu", "head.scale": True, "dropout.mlp": 0.1, "dropout.output": 0.1},
         t5_small=_size(512, 6, 8, 2048),
         t5_base=_size(768, 12, 12, 3072),
         t5_large=_size(1024, 24, 16, 4096),
         t5_3b=_size(1024, 24, 32, 16_384, head_dim=128),
     ),
     **_family(  # T5 v1.1: Shazeer 2020, arXiv:2002.05202; pre-trained without dropout
-        _T5 | {"mlp": "geglu_new", "tie_embeddings": False},
+        _T5 | {"mlp": "geglu_new", "head.tied": False},
         t5_v1_1_small=_size(512, 8, 6, 1024),
         t5_v1_1_base=_size(768, 12, 12, 2048),
         t5_v1_1_large=_size(1024, 24, 16, 2816),
@@ -262,7 +263,7 @@ _ENCODER_DECODERS = {
             "norm_position": "post",
             "mlp": "gelu",
             "position_offset": 2,
-            "embed_norm": True,
+            "embedding.norm": True,
             **_DROPOUT,
         },
         bart_base=_size(768, 6, 12, 3072),
@@ -270,8 +271,8 @@ _ENCODER_DECODERS = {
     ),
     **_family(
         _VASWANI,
-        transformer_base=_size(512, 6, 8, 2048, dropout_rate=0.1),
-        transformer_big=_size(1024, 6, 16, 4096, dropout_rate=0.3),
+        transformer_base=_size(512, 6, 8, 2048) | {"dropout.residual": 0.1},
+        transformer_big=_size(1024, 6, 16, 4096) | {"dropout.residual": 0.3},
     ),
 }
 
@@ -288,7 +289,7 @@ _NANO = _size(128, 2, 4, 384) | {
 }
 _NANOS = _family(
     _NANO,
-    nano_encoder={"architecture": "encoder", "num_types": 2, "output_bias": True},
+    nano_encoder={"architecture": "encoder", "embedding.types": 2, "head.bias": True},
     nano_decoder={"architecture": "decoder"},
     nano_encoder_decoder={"architecture": "encoder_decoder"},
 )

@@ -1,4 +1,7 @@
-"""The rules between the fields of a ModelConfig: what cannot be built, and what to change."""
+"""The rules between the groups of a ModelConfig: what cannot be built, and what to change.
+
+A rule within one group is a validator of the group, in groups.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Rules = tuple[tuple[bool, str], ...]
 
 def problems(config: ModelConfig) -> Rules:
     """Returns every rule between fields as (is it broken?, what to say)."""
-    return (*_sizes(config), *_positions(config), *_layers(config), *_attention(config), *_ends(config))
+    return (*_sizes(config), *_positions(config), *_layers(config), *_ends(config))
 
 
 # More parameters than all machines hold, and more than shapes of 32 bits can name.
@@ -89,37 +92,8 @@ def _layers(config: ModelConfig) -> Rules:
             "initializer=depth_scaled starts each layer differently, and share_layers=True has one; change one of them",
         ),
         (
-            moe.num_experts > 0 and moe.top_k > moe.num_experts,
-            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}; change one of them",
-        ),
-        (
-            moe.num_experts > 0 and moe.top_k == 1 and moe.normalize,
-            "moe.normalize=True makes the one gate of moe.top_k=1 constant, and the router learns nothing; set"
-            " moe.normalize=False",
-        ),
-        (
-            moe.offset >= moe.every,
-            f"moe.offset={moe.offset} is not below moe.every={moe.every}: no layer would have experts; lower it",
-        ),
-        (
             moe.num_experts > 0 and moe.every > 1 and (config.scan_layers or config.share_layers),
             f"moe.every={moe.every} makes layers that differ; set scan_layers=False and share_layers=False",
-        ),
-    )
-
-
-def _attention(config: ModelConfig) -> Rules:
-    """Returns the rules on windows."""
-    return (
-        (
-            config.attention_window is None and (config.global_every > 0 or config.sink_tokens > 0),
-            f"global_every={config.global_every} and sink_tokens={config.sink_tokens} are exceptions from a window; set"
-            " attention_window",
-        ),
-        (
-            config.global_offset >= max(config.global_every, 1),
-            f"global_offset={config.global_offset} is not below global_every={config.global_every}: no layer would be"
-            " global; lower it",
         ),
     )
 
@@ -128,20 +102,17 @@ def _ends(config: ModelConfig) -> Rules:
     """Returns the rules on embeddings and outputs."""
     return (
         (
-            config.num_types > 0 and not config.family.token_types,
-            f"num_types={config.num_types}: an {config.family.label} has no token types; set num_types=0",
+            config.embedding.types > 0 and not config.family.token_types,
+            f"embedding.types={config.embedding.types}: an {config.family.label} has no token types; set"
+            " embedding.types=0",
         ),
         (
-            config.logit_scale and not config.tie_embeddings,
-            "logit_scale=True scales tied logits; set tie_embeddings=True or logit_scale=False",
+            config.head.transform and not config.family.vocabulary_heads,
+            f"head.transform=True is for architecture=encoder, not {config.architecture}; set head.transform=False",
         ),
         (
-            config.mlm_transform and not config.family.vocabulary_heads,
-            f"mlm_transform=True is for architecture=encoder, not {config.architecture}; set mlm_transform=False",
-        ),
-        (
-            config.family.causal and (config.classifier_layer, config.classifier_pooling) != ("tanh", "first"),
-            f"classifier_layer={config.classifier_layer} and classifier_pooling={config.classifier_pooling} are for"
+            config.family.causal and (config.head.classifier, config.head.pooling) != ("tanh", "first"),
+            f"head.classifier={config.head.classifier} and head.pooling={config.head.pooling} are for"
             f" architecture=encoder, not {config.architecture}; set tanh and first",
         ),
     )

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model.attention import Attention, Kept, Relation
 from lmjax.model.cache import Cache
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
 from lmjax.model.cpu import fence
+from lmjax.model.groups import DropoutRates
 from lmjax.model.kernels import Mask
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import MLP, Norm, dropout
@@ -119,7 +120,7 @@ class Block(nn.Module):
             return ask("cross_attention", x, inputs.memory.x, self._across(inputs))
 
         def mlp(x: jax.Array) -> jax.Array:
-            if config.has_experts(layer):
+            if config.moe.has_experts(layer):
                 return MoE(config, scale, name="moe")(x, inputs.segment_ids, rates.mlp)
             return MLP(config, scale, name="mlp")(x, rates.mlp)
 
@@ -153,11 +154,11 @@ class Block(nn.Module):
 
     def _within(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
         """Returns the relation of the sequence to itself in this layer: with its window, turns and bias."""
-        config, everywhere = self.config, self.config.is_global(layer)
+        config, everywhere = self.config, self.config.attention.is_global(layer)
         relation = inputs.near if everywhere is False else inputs.within
         if not isinstance(everywhere, bool):
             near = inputs.near
-            window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention_window)
+            window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention.window)
             turns = jax.tree.map(lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, near.queries)
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
         if (scheme := config.scheme(self.causal)).per_layer(config):
@@ -235,11 +236,11 @@ class Stack(nn.Module):
             mask = Mask(
                 causal=self.causal,
                 window=window,
-                sink_tokens=config.sink_tokens,
+                sink_tokens=config.attention.sink_tokens,
                 query_segments=segment_ids,
                 key_segments=segment_ids,
                 prefix=sequence.prefix if self.causal else None,
-                key_positions=positions if config.sink_tokens else None,
+                key_positions=positions if config.attention.sink_tokens else None,
             )
             if cache is not None and cache.filled is not None:
                 keys, segments = places.places(slots, positions.shape[1])
@@ -250,10 +251,10 @@ class Stack(nn.Module):
             turns = scheme.turns(config, positions, local=window is not None, length=length)
             return Relation(mask, bias(positions, mask.cached_positions), turns, turns)
 
-        window, slots = config.attention_window, 0 if cache is None else cache.capacity
+        window, slots = config.attention.window, 0 if cache is None else cache.capacity
         if window is None:
             return relation(None, slots), None
-        everywhere = relation(None, slots) if config.global_every else None
+        everywhere = relation(None, slots) if config.attention.global_every else None
         ring = slots if cache is None else min(layer["attention"].slots for layer in cache.layers)
         return everywhere, relation(window, ring)
 

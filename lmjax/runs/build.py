@@ -103,7 +103,7 @@ def hyperparameters(config: Config) -> Hyperparameters:
     return Hyperparameters.build(
         config.optimizer,
         steps=config.steps,
-        dropout=config.model.dropout_rates(),
+        dropout=config.model.dropout.rates(),
         loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
         penalties=config.task.penalties(),
     )

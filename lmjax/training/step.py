@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.model.config import DropoutRates
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, LOSSES, auxiliary_sums, auxiliary_weight
 from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum, Outputs, Penalties

@@ -10,7 +10,7 @@ import pytest
 from lmjax import cli
 from lmjax.commands import facts
 from lmjax.commands.explain import entries
-from lmjax.config import default_config
+from lmjax.config import Config, default_config
 from lmjax.data.sources import SET_NAME
 from lmjax.inference.generate.generate import GenerateConfig
 from lmjax.inference.score.texts import ScoreConfig
@@ -48,6 +48,12 @@ def test_the_fields_of_the_config_are_read_with_choices_and_descriptions():
         assert "|".join(fact.choices) == (real[path].allowed if plain else ""), path
     assert known["optimizer.name"].choices == tuple(OPTIMIZERS)
     assert set(known["optimizer.schedule"].choices) == {*SCHEDULES, "joined"}
+
+
+def test_paths_of_before_are_read_with_those_of_today():
+    known = facts.moved(*facts.CONFIG)
+    assert known["model.qk_norm"] == "model.attention.qk_norm"
+    assert known == {old: Config.moved_to(old) for old in known}, HINT
 
 
 @pytest.mark.parametrize(

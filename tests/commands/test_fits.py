@@ -44,7 +44,7 @@ def memory(monkeypatch):
         (["--config.model.vocab_size=1000000000"], ("vocab_size=1000000000", "23 GB")),
         (["--config.model.moe.num_experts=10000000"], ("parameters", "23 GB")),
         (["--preset=gpt2", "--config.model.max_length=1000000000"], ("parameters", "23 GB")),
-        (["--config.model.num_types=100000000000"], ("parameters", "23 GB")),
+        (["--config.model.embedding.types=100000000000"], ("parameters", "23 GB")),
         (["--batch_size=800000000"], ("--batch_size=800000000", "batches made ahead", "--config.data.prefetch")),
         (["--batch_size=8000000", "--config.data.prefetch=1"], ("--batch_size=8000000", "between layers")),
         (["--config.stages.until=5", "--config.stages.batch_size=800000000"], ("--batch_size=800000000",)),

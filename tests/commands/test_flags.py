@@ -44,7 +44,12 @@ def answer(*argv: str) -> str:
         (("train", "--batch-size=3"), "did you mean --batch_size?"),
         (("train", "--learning-rte=3"), "did you mean --learning_rate?"),
         (("train", "--every=3"), "did you mean --config.model.moe.every or --config.evaluation.every or"),
-        (("train", "--dropout=0.1"), "did you mean --config.model.dropout_rate or"),
+        (("train", "--dropout=0.1"), "did you mean --config.model.dropout.residual or"),
+        (("train", "--dropout_rate=0.1"), "it is now --config.model.dropout.residual"),
+        (
+            ("train", "--config.model.qk_norm=head"),
+            "qk_norm: this field is now --config.model.attention.qk_norm",
+        ),
         (("train", "--hidden_size=3"), "--help lists all flags"),
         (("train", "--config.num_layer=3"), "no field num_layer in config; did you mean --config.model.num_layers?"),
         (("train", "--config.modle.num_layers=3"), "did you mean --config.model.num_layers?"),

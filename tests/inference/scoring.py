@@ -8,7 +8,8 @@ import numpy as np
 
 from lmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from lmjax.inference.loaded import LoadedModel, PromptFormat
-from lmjax.model.config import ModelConfig, RopeConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from lmjax.inference.generate.generate import Generation
 from lmjax.inference.loaded import LoadedModel
-from lmjax.model.config import ModelConfig, RopeConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.inference.scoring import prompts, tokenizer
@@ -24,7 +25,11 @@ MODELS = {
     # Not a power of two: the widest prompt that is compiled for has its own width.
     "learned": ("decoder", {"max_length": 24}, {}),
     # A local layer and a global one.
-    "window": ("decoder", ROPE | {"attention_window": 7, "num_layers": 2, "global_every": 2, "num_kv_heads": 1}, {}),
+    "window": (
+        "decoder",
+        ROPE | {"attention.window": 7, "num_layers": 2, "attention.global_every": 2, "num_kv_heads": 1},
+        {},
+    ),
     "prefix": ("decoder", ROPE | {"num_layers": 2}, {"bidirectional": True}),
     "both": ("encoder_decoder", {"positions": "relative"}, {"forced": (150, 120)}),
 }
@@ -34,7 +39,7 @@ MODELS = {
 def writer(name: str, seed: int = 0, tensor: int = 1, **more) -> LoadedModel:
     """Returns a model of MODELS, whose texts differ; the same for the same arguments, so that it is compiled once."""
     architecture, fields, form = MODELS[name]
-    values = SIZES | {"tie_embeddings": False, "rope": RopeConfig(theta=100.0)} | fields | more
+    values = SIZES | {"head.tied": False, "rope": RopeConfig(theta=100.0)} | fields | more
     config = ModelConfig(architecture=architecture, scan_layers=False, **values)
     model = LanguageModel(config)
     shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))

@@ -4,6 +4,7 @@ That they compute what transformers computes is shown in `test_recorded.py`.
 """
 
 import contextlib
+import operator
 import pathlib
 
 import flax.linen as nn
@@ -116,22 +117,23 @@ def test_both_spellings_of_rotary_positions_are_one(model_type, old, new):
 @pytest.mark.parametrize(
     ("model_type", "field", "ours", "default"),
     [
-        ("mistral", "sliding_window", "attention_window", 4096),
-        ("mixtral", "sliding_window", "attention_window", None),
-        ("gemma2", "attn_logit_softcapping", "attention_softcap", 50.0),
-        ("gemma2", "final_logit_softcapping", "logit_softcap", 30.0),
-        ("gemma3_text", "final_logit_softcapping", "logit_softcap", None),
+        ("mistral", "sliding_window", "attention.window", 4096),
+        ("mixtral", "sliding_window", "attention.window", None),
+        ("gemma2", "attn_logit_softcapping", "attention.softcap", 50.0),
+        ("gemma2", "final_logit_softcapping", "head.softcap", 30.0),
+        ("gemma3_text", "final_logit_softcapping", "head.softcap", None),
     ],
 )
 def test_null_is_not_a_field_that_is_left_out(model_type, field, ours, default):
-    assert getattr(config(model_type), ours) == default
-    assert getattr(config(model_type, **{field: None}), ours) is None
-    assert getattr(config(model_type, **{field: 7}), ours) == 7
+    get = operator.attrgetter(ours)
+    assert get(config(model_type)) == default
+    assert get(config(model_type, **{field: None})) is None
+    assert get(config(model_type, **{field: 7})) == 7
 
 
 def windows(model: ModelConfig) -> list[int | None]:
     """Returns the window of every layer."""
-    return [None if model.is_global(i) else model.attention_window for i in range(model.num_layers)]
+    return [None if model.attention.is_global(i) else model.attention.window for i in range(model.num_layers)]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +183,8 @@ def test_period(every):
 def test_experts_lie_in_their_layers(values, expected):
     model = config("qwen3_moe", num_experts=3, num_experts_per_tok=2, **values)
     again = choose_family(model, (), "qwen3_moe", {}).config
-    assert [i for i in range(4) if model.has_experts(i)] == expected
-    assert [i for i in range(4) if again.has_experts(i)] == expected
+    assert [i for i in range(4) if model.moe.has_experts(i)] == expected
+    assert [i for i in range(4) if again.moe.has_experts(i)] == expected
     assert choose_family(model, (), "qwen3_moe", {}).rows()
 
 
@@ -248,7 +250,7 @@ def test_what_a_family_cannot_say_is_not_written():
 def test_what_changes_nothing_is_no_obstacle():
     """The sixth of four layers, the width of MLPs that no layer has, the length that a linear scaling starts from."""
     gemma = config("gemma3_text", sliding_window=9)
-    sixth = gemma.model_copy(update={"global_every": 6, "global_offset": 5})
+    sixth = gemma.model_copy(update={"attention.global_every": 6, "attention.global_offset": 5})
     assert windows(choose_family(sixth, (), "gemma3_text", {}).config) == [9] * 4
     mixtral = config("mixtral", intermediate_size=20)
     wide = mixtral.model_copy(update={"mlp_dim": 40, "moe": mixtral.moe.model_copy(update={"mlp_dim": 20})})

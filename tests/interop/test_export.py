@@ -31,8 +31,11 @@ def test_what_it_came_from_is_what_it_goes_out_as():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"qk_norm": "head", "norm": "layernorm", "biases": ("norm",)}, "no family .* cannot express|cannot express"),
-        ({"attention_softcap": 3.0, "mlp": "relu2", "positions": "sinusoidal"}, "cannot express this model"),
+        (
+            {"attention.qk_norm": "head", "norm": "layernorm", "biases": ("norm",)},
+            "no family .* cannot express|cannot express",
+        ),
+        ({"attention.softcap": 3.0, "mlp": "relu2", "positions": "sinusoidal"}, "cannot express this model"),
     ],
 )
 def test_a_model_that_no_family_can_express(fields, said):

@@ -80,7 +80,7 @@ def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path,
             for copy, original in family.copies.items()
             if original in whole
             and copy not in whole
-            and recorded.description.config.tie_embeddings
+            and recorded.description.config.head.tied
             # By an output in its file, an mT5 is told to have one of its own.
             and (name, copy) != ("mt5", "lm_head.weight")
         }

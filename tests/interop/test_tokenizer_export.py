@@ -193,8 +193,8 @@ def test_the_fill_mask_pipeline_takes_an_exported_bert(auto, tmp_path):
     """Its likeliest tokens are those that lmjax fills in."""
     pipeline = pytest.importorskip("transformers").pipeline
     pytest.importorskip("torch")
-    post = {"norm_position": "post", "norm_epsilon": 1e-12, "embed_norm": True, "num_types": 2}
-    loaded = tiny("encoder", output_bias=True, mlm_transform=True, **post)
+    post = {"norm_position": "post", "norm_epsilon": 1e-12, "embedding.norm": True, "embedding.types": 2}
+    loaded = tiny("encoder", **{"head.bias": True, "head.transform": True}, **post)
     description = choose_family(loaded.config, ("masked_lm",), "bert", {})
 
     def beside(folder: pathlib.Path) -> None:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.model.config import ModelConfig, RopeConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 
 TINY = {"vocab_size": 64, "embed_dim": 16, "num_heads": 4, "mlp_dim": 24, "num_layers": 2, "max_length": 16}

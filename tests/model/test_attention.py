@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lmjax.model.attention import Attention, Relation
-from lmjax.model.config import ModelConfig, RopeConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import RopeConfig
 from lmjax.model.kernels import Mask
 from lmjax.model.positions.rope import Rotation
 
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
     num_layers=1,
     max_length=8,
     norm="rmsnorm",
-    attention_kernel="plain",
+    attention={"kernel": "plain"},
 )
 
 
@@ -67,11 +68,11 @@ def _reference(p, x, memory, *, scale=0.5, cap=None, norm="none", angles=None):
     ("fields", "arguments"),
     [
         ({}, {}),
-        ({"attention_scale": 1.5}, {"scale": 1.5}),
-        ({"attention_softcap": 0.7}, {"cap": 0.7}),
-        ({"sink_logits": True}, {}),
-        ({"qk_norm": "head"}, {"norm": "head"}),
-        ({"qk_norm": "full"}, {"norm": "full"}),
+        ({"attention.scale": 1.5}, {"scale": 1.5}),
+        ({"attention.softcap": 0.7}, {"cap": 0.7}),
+        ({"attention.sink_logits": True}, {}),
+        ({"attention.qk_norm": "head"}, {"norm": "head"}),
+        ({"attention.qk_norm": "full"}, {"norm": "full"}),
     ],
 )
 def test_the_layer_is_its_formula(fields, arguments):
@@ -87,7 +88,7 @@ def test_the_layer_is_its_formula(fields, arguments):
 @pytest.mark.parametrize(("kind", "shapes"), [("head", ((4,), (4,))), ("full", ((16,), (8,)))])
 def test_normalised_queries_and_keys_have_the_published_scales(kind, shapes):
     """Qwen 3 learns one scale for all heads, OLMo 2 one for each number of all heads."""
-    params = _layer(qk_norm=kind)[1]
+    params = _layer(**{"attention.qk_norm": kind})[1]
     assert (params["query_norm"]["scale"].shape, params["key_norm"]["scale"].shape) == shapes
 
 

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.long
 
 CONFIG = ModelConfig(
     architecture="decoder", vocab_size=24, embed_dim=16, num_heads=4, mlp_dim=16, num_layers=2, max_length=32,
-    scan_layers=False, init_std=0.4, attention_kernel="plain",
+    scan_layers=False, init_std=0.4, attention={"kernel": "plain"},
 )  # fmt: skip
 T5 = {"architecture": "encoder_decoder", "positions": "relative", "norm": "rmsnorm"}
 ROPE = {"positions": "rope", "norm": "rmsnorm"}
-WINDOW = {"attention_window": 3}
+WINDOW = {"attention.window": 3}
 MODELS = {
     "learned": {},
     "sinusoidal": {"positions": "sinusoidal"},
@@ -36,16 +36,18 @@ MODELS = {
     "window": ROPE | WINDOW,
     "window_learned": WINDOW,
     "window_relative": {"positions": "relative", "relative": {"buckets": 8, "max_distance": 12}} | WINDOW,
-    "alternating": ROPE | WINDOW | {"global_every": 2, "rope": {"local_theta": 100.0}, "qk_norm": "head"},
-    "window_sinks": ROPE | WINDOW | {"sink_tokens": 2},
-    "alibi_window_sink_logits": {"positions": "alibi", "sink_logits": True} | WINDOW,
+    "alternating": ROPE
+    | WINDOW
+    | {"attention.global_every": 2, "rope": {"local_theta": 100.0}, "attention.qk_norm": "head"},
+    "window_sinks": ROPE | WINDOW | {"attention.sink_tokens": 2},
+    "alibi_window_sink_logits": {"positions": "alibi", "attention.sink_logits": True} | WINDOW,
     "shared_layers": ROPE | {"share_layers": True},
-    "parallel": ROPE | {"block": "parallel", "attention_softcap": 5.0},
+    "parallel": ROPE | {"block": "parallel", "attention.softcap": 5.0},
     "experts": ROPE | {"moe": {"num_experts": 4, "top_k": 2}},
-    "blockwise": ROPE | WINDOW | {"attention_kernel": "blockwise"},
-    "xla": ROPE | WINDOW | {"attention_kernel": "xla"},
+    "blockwise": ROPE | WINDOW | {"attention.kernel": "blockwise"},
+    "xla": ROPE | WINDOW | {"attention.kernel": "xla"},
     "t5": T5,
-    "bart": {"architecture": "encoder_decoder", "norm_position": "post", "embed_norm": True},
+    "bart": {"architecture": "encoder_decoder", "norm_position": "post", "embedding.norm": True},
     "cross_rope_window": T5 | ROPE | WINDOW | {"cross_positions": "rope"},
     "cross_relative_per_layer": T5 | {"cross_positions": "relative", "relative": {"per_layer": True}},
 }
@@ -122,7 +124,7 @@ def test_logits_are_those_of_reading_at_once(name):
     real = SEGMENTS > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(cache.segment_ids[:, :LENGTH], SEGMENTS)
-    if "attention_window" in MODELS[name] and "sink_tokens" not in MODELS[name]:
+    if "attention.window" in MODELS[name] and "attention.sink_tokens" not in MODELS[name]:
         assert min(layer["attention"].slots for layer in cache.layers) == 3
 
 

@@ -26,8 +26,8 @@ GOOD = {
         ({"positions": "sinusoidal", "embed_dim": 15, "num_heads": 3}, ("sinusoidal", "15", "even")),
         ({"positions": "rope", "rope": {"fraction": 0.5}, "head_dim": 6}, ("fraction=0.5", "3", "even")),
         ({"positions": "rope", "rope": {"scaling": "dynamic"}, "head_dim": 2}, ("dynamic", "four", "2")),
-        ({"rope": {"factor": 2}}, ("rope.factor=2", "rope.scaling")),
-        ({"rope": {"local_theta": 5}}, ("rope.local_theta=5", "attention_window")),
+        ({"rope": {"factor": 2}}, ("rope\n", "factor=2", "set scaling")),
+        ({"rope": {"local_theta": 5}}, ("rope.local_theta=5", "attention.window")),
         ({"positions": "relative", "relative": {"max_distance": 16}}, ("max_distance=16", "buckets=32")),
         ({"decoder_positions": "rope"}, ("decoder_positions=rope", "encoder_decoder", "positions")),
         ({"cross_positions": "rope"}, ("cross_positions=rope", "encoder_decoder", "positions")),
@@ -39,21 +39,24 @@ GOOD = {
         ({"first_norm": False, "scan_layers": False, "norm_position": "post"}, ("norm_position=post", "pre")),
         ({"norm_offset": True, "norm_scale": False}, ("norm_offset=True", "norm_scale=False")),
         ({"share_layers": True, "initializer": "depth_scaled"}, ("depth_scaled", "share_layers=True")),
-        ({"moe": {"num_experts": 2, "top_k": 3}}, ("moe.top_k=3", "moe.num_experts=2")),
-        ({"moe": {"num_experts": 2, "top_k": 1}}, ("moe.top_k=1", "moe.normalize=False")),
-        ({"moe": {"offset": 1}}, ("moe.offset=1", "moe.every=1")),
+        ({"moe": {"num_experts": 2, "top_k": 3}}, ("moe\n", "top_k=3", "num_experts=2")),
+        ({"moe": {"num_experts": 2, "top_k": 1}}, ("top_k=1", "normalize=False")),
+        ({"moe": {"offset": 1}}, ("offset=1", "every=1")),
         ({"moe": {"num_experts": 4, "every": 2}}, ("moe.every=2", "scan_layers=False")),
-        ({"global_every": 2}, ("global_every=2", "attention_window")),
-        ({"sink_tokens": 2}, ("sink_tokens=2", "attention_window")),
-        ({"attention_window": 4, "global_every": 2, "global_offset": 2}, ("global_offset=2", "global_every=2")),
+        ({"attention.global_every": 2}, ("attention\n", "global_every=2", "set window")),
+        ({"attention.sink_tokens": 2}, ("sink_tokens=2", "set window")),
+        (
+            {"attention.window": 4, "attention.global_every": 2, "attention.global_offset": 2},
+            ("global_offset=2", "global_every=2"),
+        ),
         ({"biases": ("query", "keys")}, ("biases", "keys", "'key'")),
         ({"num_decoder_layers": 2}, ("num_decoder_layers=2", "encoder_decoder", "num_layers")),
-        ({"architecture": "encoder_decoder", "num_types": 2}, ("num_types=2", "num_types=0")),
-        ({"logit_scale": True, "tie_embeddings": False}, ("logit_scale=True", "tie_embeddings=True")),
-        ({"mlm_transform": True}, ("mlm_transform=True", "decoder", "mlm_transform=False")),
-        ({"classifier_layer": "relu"}, ("classifier_layer=relu", "decoder", "tanh")),
-        ({"classifier_pooling": "mean"}, ("classifier_pooling=mean", "decoder", "first")),
-        ({"dropout_rate": 1.0}, ("dropout_rate", "less than 1")),
+        ({"architecture": "encoder_decoder", "embedding.types": 2}, ("embedding.types=2", "embedding.types=0")),
+        ({"head.scale": True, "head.tied": False}, ("head\n", "scale=True", "tied=True")),
+        ({"head.transform": True}, ("head.transform=True", "decoder", "head.transform=False")),
+        ({"head.classifier": "relu"}, ("head.classifier=relu", "decoder", "tanh")),
+        ({"head.pooling": "mean"}, ("head.pooling=mean", "decoder", "first")),
+        ({"dropout.residual": 1.0}, ("dropout.residual", "less than 1")),
         ({"num_layer": 3}, ("num_layer", "not permitted")),
         ({"num_layers": 0}, ("num_layers", "greater than 0")),
     ],
@@ -75,32 +78,34 @@ def test_defaults_that_follow_other_fields():
 
 
 def test_a_rate_of_zero_is_compiled_out_and_any_other_is_data():
-    rates = ModelConfig(**GOOD, dropout_rate=0.25, layer_drop_rate=0.5).dropout_rates()
+    rates = ModelConfig(**GOOD, **{"dropout.residual": 0.25, "dropout.layer": 0.5}).dropout.rates()
     assert rates.attention is None
     assert rates.mlp is None
     assert [(float(leaf), leaf.dtype.name) for leaf in jax.tree.leaves(rates)] == [(0.25, "float32"), (0.5, "float32")]
 
 
 def test_a_generator_is_narrower_and_as_deep_and_shares_the_tables_width():
-    small = {"embed_dim": 256, "num_heads": 4, "mlp_dim": 1024, "num_layers": 12, "embedding_dim": 128}
+    small = {"embed_dim": 256, "num_heads": 4, "mlp_dim": 1024, "num_layers": 12, "embedding.dim": 128}
     generator = ModelConfig(**(GOOD | small | {"architecture": "encoder"})).generator()
     sizes = (generator.embed_dim, generator.num_heads, generator.width_of_head, generator.mlp_dim, generator.num_layers)
     assert sizes == (64, 1, 64, 256, 12), "ELECTRA-small: Clark et al. 2020, table 6"
     assert generator.table_dim == 128
-    base = {"embed_dim": 768, "num_heads": 12, "mlp_dim": 3072, "generator_size": 1 / 3, "tie_embeddings": False}
+    base = {"embed_dim": 768, "num_heads": 12, "mlp_dim": 3072, "head.generator_size": 1 / 3, "head.tied": False}
     generator = ModelConfig(**(GOOD | base | {"num_kv_heads": 6, "moe": {"num_experts": 4}})).generator()
     assert (generator.embed_dim, generator.num_heads, generator.kv_heads, generator.mlp_dim) == (256, 4, 2, 1024)
-    assert (generator.table_dim, generator.tie_embeddings, generator.moe.num_experts) == (768, True, 0)
+    assert (generator.table_dim, generator.head.tied, generator.moe.num_experts) == (768, True, 0)
 
 
 def test_layers_differ_as_the_fields_say():
-    config = ModelConfig(**GOOD, attention_window=4, global_every=6, global_offset=5)
-    assert [i for i in range(12) if config.is_global(i)] == [5, 11], "Gemma 3: five local layers, then a global one"
-    assert not any(ModelConfig(**GOOD, attention_window=4).is_global(i) for i in range(4))
-    assert all(ModelConfig(**GOOD).is_global(i) for i in range(4))
+    config = ModelConfig(**GOOD, **{"attention.window": 4, "attention.global_every": 6, "attention.global_offset": 5})
+    assert [i for i in range(12) if config.attention.is_global(i)] == [5, 11], (
+        "Gemma 3: five local layers, then a global one"
+    )
+    assert not any(ModelConfig(**GOOD, **{"attention.window": 4}).attention.is_global(i) for i in range(4))
+    assert all(ModelConfig(**GOOD).attention.is_global(i) for i in range(4))
     config = ModelConfig(**GOOD, scan_layers=False, moe={"num_experts": 2, "every": 2, "offset": 1})
-    assert [config.has_experts(i) for i in range(4)] == [False, True, False, True]
-    assert not ModelConfig(**GOOD).has_experts(0)
+    assert [config.moe.has_experts(i) for i in range(4)] == [False, True, False, True]
+    assert not ModelConfig(**GOOD).moe.has_experts(0)
 
 
 def test_configs_are_values():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.errors import FlagError
-from lmjax.model.config import RelativeConfig
+from lmjax.model.groups import RelativeConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.positions import ACROSS, SCHEMES
 from lmjax.model.transformer import unstack_layers
@@ -68,9 +68,13 @@ PREFIX = np.array([1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0])
 @pytest.mark.parametrize(
     ("architecture", "fields", "seen"),
     [
-        ("decoder", {"attention_window": 3}, (DISTANCE >= 0) & (DISTANCE < 3)),
-        ("encoder", {"attention_window": 3}, np.abs(DISTANCE) < 3),
-        ("decoder", {"attention_window": 2, "sink_tokens": 1}, (DISTANCE >= 0) & ((DISTANCE < 2) | (PLACES[:1] < 1))),
+        ("decoder", {"attention.window": 3}, (DISTANCE >= 0) & (DISTANCE < 3)),
+        ("encoder", {"attention.window": 3}, np.abs(DISTANCE) < 3),
+        (
+            "decoder",
+            {"attention.window": 2, "attention.sink_tokens": 1},
+            (DISTANCE >= 0) & ((DISTANCE < 2) | (PLACES[:1] < 1)),
+        ),
     ],
 )
 def test_a_window_hides_what_is_farther(build, architecture, fields, seen):
@@ -83,7 +87,9 @@ def test_a_window_hides_what_is_farther(build, architecture, fields, seen):
 @pytest.mark.parametrize("offset", [0, 1])
 def test_one_layer_in_two_has_no_window(build, scan, offset):
     """Through a window of two and a global layer, all is seen; through the last layer alone, what it hides is not."""
-    model, params = build("decoder", attention_window=2, global_every=2, global_offset=offset)
+    model, params = build(
+        "decoder", **{"attention.window": 2, "attention.global_every": 2, "attention.global_offset": offset}
+    )
     layers = params["backbone"]["stack"]["layers"]
     # Without the first layer's attention, what a place sees is what the second layer shows it.
     layers = layers | {"attention": jax.tree.map(np.copy, layers["attention"])}
@@ -181,7 +187,7 @@ def test_a_decoder_segment_with_an_empty_source_sees_no_other_source(build):
 
 
 def test_token_types_reach_the_output_and_default_to_zero(build, forward):
-    model, params = build("encoder", num_types=2)
+    model, params = build("encoder", **{"embedding.types": 2})
     tokens = np.arange(6)[None]
     plain = forward(model, params, {"tokens": tokens})
     zeros = forward(model, params, {"tokens": tokens, "type_ids": np.zeros_like(tokens)})
@@ -199,9 +205,9 @@ def test_rows_longer_than_the_position_table_are_refused(build):
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
 def test_embeddings_are_scaled_by_the_root_of_their_width(build, forward, architecture):
     """Of the inputs alone: 16 columns, so tokens whose vectors are four times as large enter without the scale."""
-    fields = {"positions": "sinusoidal", "num_types": 0}
-    scaled, params = build(architecture, embed_scale=True, **fields)
-    plain, _ = build(architecture, embed_scale=False, **fields)
+    fields = {"positions": "sinusoidal", "embedding.types": 0}
+    scaled, params = build(architecture, **{"embedding.scale": True}, **fields)
+    plain, _ = build(architecture, **{"embedding.scale": False}, **fields)
     larger = params | {"embedding": {"table": params["embedding"]["table"] * 4}}
     batch = _batch(architecture)
     found = forward(scaled, params, batch)

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.model.config import MoEConfig
 from lmjax.model.flops import forward_flops, train_flops
+from lmjax.model.groups import MoEConfig
 from lmjax.model.language_model import HEADS
 
 SIZES = {
@@ -22,9 +22,9 @@ SIZES = {
 @pytest.mark.parametrize(
     ("architecture", "fields", "shapes"),
     [
-        ("encoder", {"mlm_transform": True}, {"tokens": (4, 64)}),
-        ("encoder", {"classifier_layer": "transform", "num_labels": 64}, {"tokens": (4, 64)}),
-        ("encoder", {"embedding_dim": 64, "moe": MoEConfig(num_experts=2, dispatch="dense")}, {"tokens": (4, 64)}),
+        ("encoder", {"head.transform": True}, {"tokens": (4, 64)}),
+        ("encoder", {"head.classifier": "transform", "head.labels": 64}, {"tokens": (4, 64)}),
+        ("encoder", {"embedding.dim": 64, "moe": MoEConfig(num_experts=2, dispatch="dense")}, {"tokens": (4, 64)}),
         ("decoder", {"num_kv_heads": 2, "mlp": "swiglu", "head_dim": 48, "positions": "rope"}, {"tokens": (4, 64)}),
         ("encoder_decoder", {"num_decoder_layers": 1}, {"encoder_tokens": (4, 64), "decoder_tokens": (4, 24)}),
     ],
@@ -56,10 +56,20 @@ def test_an_expert_costs_what_it_computes_not_what_it_could(build):
         ("decoder", {}, False, (64, 64)),
         ("decoder", {}, True, (32, 32)),
         ("encoder", {}, True, (64, 64)),
-        ("decoder", {"attention_window": 16}, False, (16, 16)),
-        ("encoder", {"attention_window": 16}, False, (31, 31)),
-        ("decoder", {"attention_window": 40, "global_every": 2, "global_offset": 1}, True, (32, 32)),
-        ("decoder", {"attention_window": 16, "global_every": 2, "global_offset": 1}, True, (16, 32)),
+        ("decoder", {"attention.window": 16}, False, (16, 16)),
+        ("encoder", {"attention.window": 16}, False, (31, 31)),
+        (
+            "decoder",
+            {"attention.window": 40, "attention.global_every": 2, "attention.global_offset": 1},
+            True,
+            (32, 32),
+        ),
+        (
+            "decoder",
+            {"attention.window": 16, "attention.global_every": 2, "attention.global_offset": 1},
+            True,
+            (16, 32),
+        ),
     ],
 )
 def test_pairs_of_queries_and_keys(build, architecture, fields, causal, keys):

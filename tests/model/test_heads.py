@@ -18,7 +18,6 @@ CONFIG = ModelConfig(
     max_length=8,
     mlp="relu",
     dtype="bfloat16",
-    mlm_transform=True,
 )
 
 
@@ -74,7 +73,7 @@ SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 
 def _head(head, *args, **fields):
     """Returns what a float32 head gives, and its parameters, none of which is zero."""
-    module = head(CONFIG.model_copy(update={"dtype": "float32", "num_labels": 3} | fields))
+    module = head(CONFIG.model_copy(update={"dtype": "float32", "head.labels": 3} | fields))
     shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(1), *args)))["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
@@ -93,17 +92,17 @@ def test_the_pooler_is_a_tanh_layer_over_the_first_position():
 @pytest.mark.parametrize("layer", ["tanh", "relu", "gelu"])
 def test_an_encoders_classifier_is_a_layer_and_labels_over_the_first_position(layer):
     activation = {"tanh": np.tanh, "relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}[layer]
-    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_layer=layer)
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, **{"head.classifier": layer})
     expected = _layer(np.asarray(activation(_layer(HIDDEN[:, 0], p["dense"]))), p["classifier"])
     assert (logits.shape, logits.dtype) == ((3, 3), np.float32)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_a_mean_is_over_the_tokens_and_not_over_the_padding():
-    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_pooling="mean")
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, **{"head.pooling": "mean"})
     means = np.stack([HIDDEN[0].mean(0), HIDDEN[1, :2].mean(0), HIDDEN[2, 2:].mean(0)])
     np.testing.assert_allclose(logits, _layer(np.tanh(_layer(means, p["dense"])), p["classifier"]), atol=1e-5)
-    whole, _ = _head(ClassifierHead, HIDDEN, None, classifier_pooling="mean")
+    whole, _ = _head(ClassifierHead, HIDDEN, None, **{"head.pooling": "mean"})
     np.testing.assert_allclose(whole[0], logits[0], atol=1e-5, err_msg="without segment_ids there is no padding")
 
 
@@ -120,7 +119,7 @@ def test_a_decoders_classifier_reads_the_last_token_through_one_matrix():
 
 @pytest.mark.parametrize("layer", ["tanh", "transform"])
 def test_a_token_head_reads_every_token_alone(layer):
-    logits, p = _head(lambda config: TokenHead(config, 4), HIDDEN, classifier_layer=layer)
+    logits, p = _head(lambda config: TokenHead(config, 4), HIDDEN, **{"head.classifier": layer})
     x = HIDDEN
     if layer == "transform":
         x = np.maximum(_layer(HIDDEN, p["transform"]["dense"]), 0)
@@ -131,8 +130,8 @@ def test_a_token_head_reads_every_token_alone(layer):
 
 
 def test_a_classifier_through_the_transform_has_what_a_tagger_has():
-    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, classifier_layer="transform")
-    tags, same = _head(lambda config: TokenHead(config, 3), HIDDEN, classifier_layer="transform")
+    logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, **{"head.classifier": "transform"})
+    tags, same = _head(lambda config: TokenHead(config, 3), HIDDEN, **{"head.classifier": "transform"})
     assert jax.tree.map(np.shape, p) == jax.tree.map(np.shape, same)
     np.testing.assert_allclose(logits, tags[:, 0], atol=1e-5)
 

@@ -37,7 +37,7 @@ def test_an_explicit_kernel_does_what_is_asked_or_says_what_it_lacks(kernel, fea
     if feature in kernels.LACKS[kernel]:
         with pytest.raises(FlagError) as error:
             choose(kernel, platform, frozenset({feature}), 64, False)
-        for part in (f"--config.model.attention_kernel={kernel}", kernels.FEATURES[feature], "use auto"):
+        for part in (f"--config.model.attention.kernel={kernel}", kernels.FEATURES[feature], "use auto"):
             assert part in str(error.value)
     else:
         assert choose(kernel, platform, frozenset({feature}), 64, False) == kernel
@@ -46,7 +46,7 @@ def test_an_explicit_kernel_does_what_is_asked_or_says_what_it_lacks(kernel, fea
 @pytest.mark.parametrize(("kernel", "device"), [("cudnn", "NVIDIA GPU"), ("splash", "TPU")])
 def test_a_kernel_of_another_device_is_refused(kernel, device):
     x = jnp.zeros((1, 128, 2, 8), jnp.bfloat16)
-    with pytest.raises(FlagError, match=f"attention_kernel={kernel} needs an? {device}, and this is cpu; use auto"):
+    with pytest.raises(FlagError, match=f"attention.kernel={kernel} needs an? {device}, and this is cpu; use auto"):
         attention(x, x, x, mask=Mask(), scale=1.0, kernel=kernel)
 
 

@@ -10,15 +10,15 @@ import pytest
 from jax.sharding import AxisType
 
 from lmjax import axes
-from lmjax.model.config import DropoutRates
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import HEADS, LanguageModel, init_params
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
-RATES = {"dropout_rate": 0.2, "attention_dropout_rate": 0.2, "mlp_dropout_rate": 0.2, "output_dropout_rate": 0.2}
+RATES = {"dropout.residual": 0.2, "dropout.attention": 0.2, "dropout.mlp": 0.2, "dropout.output": 0.2}
 
 
 def test_heads_that_were_not_asked_for_do_not_exist(build):
-    fields = {"mlm_transform": True, "output_bias": True, "tie_embeddings": False}
+    fields = {"head.transform": True, "head.bias": True, "head.tied": False}
     bare = {"embedding", "backbone"}
     vocabulary = {"transform", "output", "output_bias"}
     assert set(build("encoder", (), **fields)[1]) == bare
@@ -31,7 +31,7 @@ def test_heads_that_were_not_asked_for_do_not_exist(build):
     heads = {f"{name}_head" for name in others} | {"generator"}
     assert set(build("encoder", HEADS, **fields)[1]) == bare | vocabulary | heads
     assert set(build("decoder")[1]) == bare
-    decoder = {"tie_embeddings": False}
+    decoder = {"head.tied": False}
     assert set(build("decoder", **decoder)[1]) == bare | {"output"}
     assert set(build("decoder", ("classifier",), **decoder)[1]) == bare | {"classifier_head"}, "no vocabulary beside it"
 
@@ -52,7 +52,7 @@ def test_outputs_that_a_model_lacks_are_refused(build):
 
 
 def test_outputs_are_what_the_methods_give(build, forward):
-    model, params = build("encoder", HEADS, num_labels=3)
+    model, params = build("encoder", HEADS, **{"head.labels": 3})
     batch = {"tokens": TOKENS, "segment_ids": np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]])}
     outputs = forward(model, params, batch, method="outputs")
     run = functools.partial(model.apply, {"params": params}, outputs["hidden"])
@@ -80,7 +80,7 @@ def test_padding_changes_no_label(build, forward):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_chosen_positions_are_those_of_all(build, tied):
-    fields = {"mlm_transform": True, "output_bias": True, "tie_embeddings": tied}
+    fields = {"head.transform": True, "head.bias": True, "head.tied": tied}
     model, params = build("encoder", ("masked_lm",), **fields)
     hidden = jax.random.normal(jax.random.key(0), (2, 6, 16))
     logits = functools.partial(model.apply, {"params": params}, method="logits")
@@ -88,8 +88,8 @@ def test_logits_of_chosen_positions_are_those_of_all(build, tied):
 
 
 def test_a_soft_cap_bounds_the_logits(build, forward):
-    model, params = build("decoder", output_bias=True)
-    capped = LanguageModel(model.config.model_copy(update={"logit_softcap": 1.0}))
+    model, params = build("decoder", **{"head.bias": True})
+    capped = LanguageModel(model.config.model_copy(update={"head.softcap": 1.0}))
     logits = forward(model, params, {"tokens": TOKENS}, method="outputs")["logits"]
     assert np.abs(logits).max() > 2
     expected = np.tanh(np.asarray(logits, np.float64))
@@ -100,13 +100,15 @@ def test_a_soft_cap_bounds_the_logits(build, forward):
 @pytest.mark.parametrize(
     ("fields", "back"),
     [
-        ({"mlm_transform": True}, {"transform"}),
+        ({"head.transform": True}, {"transform"}),
         ({}, {"project_out"}),
-        ({"tie_embeddings": False}, {"output"}),
+        ({"head.tied": False}, {"output"}),
     ],
 )
 def test_factorised_embeddings_are_narrow_tables_and_a_projection(build, forward, fields, back):
-    model, params = build("encoder", ("masked_lm",), embedding_dim=6, embed_norm=True, num_types=2, **fields)
+    model, params = build(
+        "encoder", ("masked_lm",), **{"embedding.dim": 6, "embedding.norm": True, "embedding.types": 2}, **fields
+    )
     assert set(params) == {"embedding", "backbone"} | back
     inputs = params["backbone"]["inputs"]
     assert params["embedding"]["table"].shape == (64, 6)
@@ -130,7 +132,7 @@ def _entering(model, batch):
 
 
 def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
-    fields = {"mlm_transform": True, "output_bias": True, "embed_norm": True, "num_types": 2}
+    fields = {"head.transform": True, "head.bias": True, "embedding.norm": True, "embedding.types": 2}
     model, params = build("encoder", ("generator",), **fields)
     assert set(params["generator"]) == {"backbone", "transform", "output_bias"}
     assert set(params["generator"]["backbone"]) == {"project_in", "stack"}, "tables and their norm are shared"
@@ -149,7 +151,7 @@ def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
 
 def test_the_generator_drops_out_too(build):
     model, params = build("encoder", ("generator",), **RATES)
-    rates = model.config.dropout_rates()
+    rates = model.config.dropout.rates()
     args = {"deterministic": False, "dropout_rates": rates, "method": "generator_states"}
     run = jax.jit(lambda key: model.apply({"params": params}, {"tokens": TOKENS}, rngs={"dropout": key}, **args))
     assert np.abs(run(jax.random.key(0)) - run(jax.random.key(1))).max() > 0.01
@@ -169,7 +171,7 @@ def _drop(model, params, rates, deterministic=False):
 def test_dropout_rates_are_data(build):
     model, params = build("decoder", **RATES)
     run = jax.jit(functools.partial(_drop, model))
-    rates = model.config.dropout_rates()
+    rates = model.config.dropout.rates()
     drawn = run(params, rates)
     other = run(params, jax.tree.map(lambda rate: np.float32(rate / 2), rates))
     none = run(params, jax.tree.map(np.zeros_like, rates))
@@ -184,7 +186,7 @@ def test_dropout_rates_are_data(build):
 def test_each_rate_reaches_its_place_in_every_row(build):
     model, params = build("decoder", **RATES)
     run = jax.jit(functools.partial(_drop, model))
-    rates = jax.tree.map(np.zeros_like, model.config.dropout_rates())
+    rates = jax.tree.map(np.zeros_like, model.config.dropout.rates())
     exact = run(params, rates)
     for place in ("residual", "attention", "mlp", "output"):
         dropped = run(params, rates.replace(**{place: np.float32(0.5)}))
@@ -194,7 +196,7 @@ def test_each_rate_reaches_its_place_in_every_row(build):
 
 
 def test_bfloat16_computes_with_float32_parameters(build, forward):
-    fields, heads = {"num_types": 2, "mlm_transform": True}, HEADS[:4]
+    fields, heads = {"embedding.types": 2, "head.transform": True}, HEADS[:4]
     model, params = build("encoder", heads, **fields)
     half = LanguageModel(model.config.model_copy(update={"dtype": "bfloat16"}), heads)
     fresh = jax.eval_shape(lambda: init_params(half, jax.random.key(0)))
@@ -216,7 +218,7 @@ def test_bfloat16_computes_with_float32_parameters(build, forward):
 def test_vocabulary_logits_of_bfloat16_are_sums_in_float32(build, architecture, tied):
     """Rounded to bfloat16 before the softmax, a logit is off by up to 1/256 of itself."""
     heads = ("masked_lm",) if architecture == "encoder" else ()
-    model, params = build(architecture, heads, tie_embeddings=tied, dtype="bfloat16")
+    model, params = build(architecture, heads, **{"head.tied": tied}, dtype="bfloat16")
     hidden = jax.random.normal(jax.random.key(0), (2, 6, 16), jnp.bfloat16)
     found = model.apply({"params": params}, hidden, method="logits")
     kernel = params["embedding"]["table"].T if tied else params["output"]["kernel"]

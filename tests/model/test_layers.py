@@ -35,13 +35,13 @@ def test_dot_contracts_trailing_with_leading_dimensions():
         ),
         ({"initializer": "truncated_normal"}, 1.0, 0.02 * 0.8796),  # the deviation of a normal cut at two
         ({"initializer": "fan_in"}, 1.0, 400**-0.5),
-        ({"initializer": "fan_in", "attention_scale": 1.0}, 0.1, 0.1 * 400**-0.5),
+        ({"initializer": "fan_in", "attention.scale": 1.0}, 0.1, 0.1 * 400**-0.5),
         ({"initializer": "xavier"}, 1.0, (2 / 600) ** 0.5),
     ],
 )
 def test_kernels_start_at_the_published_deviation(fields, scale, std):
     config = CONFIG.model_copy(update=fields)
-    carried = scale if "attention_scale" in fields else 1.0
+    carried = scale if "attention.scale" in fields else 1.0
     assert config.query_init_scale == carried, "T5's queries carry the 1/sqrt(head_dim) that its scores lack"
     dense = Dense(config, (200,), ("embed", "mlp"), init_scale=scale, use_bias=False)
     params = nn.unbox(dense.init(jax.random.key(0), jnp.ones((1, 400))))["params"]
@@ -55,11 +55,11 @@ def test_kernels_start_at_the_published_deviation(fields, scale, std):
     [
         ({"initializer": "normal"}, 0.02),
         ({"initializer": "truncated_normal"}, 0.02 * 0.8796),
-        ({"initializer": "xavier", "embed_scale": True}, 400**-0.5),
-        ({"initializer": "fan_in", "logit_scale": True}, 1.0),
-        ({"initializer": "fan_in", "tie_embeddings": False}, 1.0),
+        ({"initializer": "xavier", "embedding.scale": True}, 400**-0.5),
+        ({"initializer": "fan_in", "head.scale": True}, 1.0),
+        ({"initializer": "fan_in", "head.tied": False}, 1.0),
         ({"initializer": "fan_in"}, 400**-0.5),
-        ({"initializer": "fan_in", "tie_embeddings": False, "embed_scale": True}, 400**-0.5),
+        ({"initializer": "fan_in", "head.tied": False, "embedding.scale": True}, 400**-0.5),
     ],
 )
 def test_embeddings_start_with_unit_variance_where_they_act(fields, std):

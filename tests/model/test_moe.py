@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType
 
 from lmjax import axes
-from lmjax.model.config import ModelConfig, MoEConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import MoEConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.moe import AUXILIARY, MoE, auxiliary_sums, auxiliary_weight, dispatch
 

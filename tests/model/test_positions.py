@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.config import ModelConfig, RelativeConfig, RopeConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import RelativeConfig, RopeConfig
 from lmjax.model.positions.alibi import alibi, alibi_slopes
 from lmjax.model.positions.relative import RelativeBias, relative_bucket
 from lmjax.model.positions.rope import Rotation, rope, rope_frequencies

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.config import MoEConfig, RelativeConfig, RopeConfig
+from lmjax.model.groups import MoEConfig, RelativeConfig, RopeConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.transformer import stack_layers, unstack_layers
 
@@ -113,10 +113,10 @@ MODELS = {
             "norm_position": "post",
             "norm_epsilon": 1e-12,
             "mlp": "gelu",
-            "num_types": 2,
-            "embed_norm": True,
-            "output_bias": True,
-            "mlm_transform": True,
+            "embedding.types": 2,
+            "embedding.norm": True,
+            "head.bias": True,
+            "head.transform": True,
         },
     ),
     "llama": (
@@ -129,7 +129,7 @@ MODELS = {
             "mlp": "swiglu",
             "positions": "rope",
             "num_kv_heads": 2,
-            "tie_embeddings": False,
+            "head.tied": False,
         },
     ),
     "t5": (
@@ -142,8 +142,8 @@ MODELS = {
             "biases": (),
             "mlp": "relu",
             "positions": "relative",
-            "logit_scale": True,
-            "attention_scale": 1.0,
+            "head.scale": True,
+            "attention.scale": 1.0,
             "initializer": "fan_in",
         },
     ),
@@ -215,7 +215,7 @@ def test_norms_and_branches_stand_where_the_fields_say(build, forward, norm_posi
 
 def test_a_first_layer_without_its_norm_reads_the_normed_embeddings(build, forward):
     """Where the embeddings end as the norm would leave them, it is the model that has one."""
-    fields = {"embed_norm": True, "scan_layers": False, "norm_epsilon": 1e-12}
+    fields = {"embedding.norm": True, "scan_layers": False, "norm_epsilon": 1e-12}
     model, params = build("encoder", **fields)
     lacking, _ = build("encoder", first_norm=False, **fields)
     width = model.config.embed_dim
@@ -254,9 +254,9 @@ VARIED = {
     "windows and bases that alternate": {
         "positions": "rope",
         "rope": RopeConfig(theta=100.0, local_theta=3.0),
-        "attention_window": 2,
-        "global_every": 2,
-        "global_offset": 1,
+        "attention.window": 2,
+        "attention.global_every": 2,
+        "attention.global_offset": 1,
     },
     "experts": {"moe": MoEConfig(num_experts=3, dispatch="dense")},
 }
@@ -279,7 +279,7 @@ def test_local_layers_have_their_own_base(build, forward):
     for base in (3.0, 100.0):
         for offset in (0, 1):
             rope = RopeConfig(theta=100.0, local_theta=base)
-            config = model.config.model_copy(update={"rope": rope, "global_offset": offset})
+            config = model.config.model_copy(update={"rope": rope, "attention.global_offset": offset})
             hidden[base, offset] = forward(LanguageModel(config), params, {"tokens": TOKENS})
     np.testing.assert_array_equal(hidden[3.0, 0], hidden[100.0, 0], "a global layer has the model's base")
     assert np.abs(hidden[3.0, 1] - hidden[100.0, 1]).max() > 0.001, "a layer with a window its own"
@@ -320,8 +320,8 @@ def test_depth_scaled_layers_start_smaller_the_deeper_they_are(build, scan):
 def test_branches_drop_out_by_row_and_more_with_depth(build, forward, scan):
     """Of two layers at a rate of almost one, the second never adds anything and the first half of the time."""
     rows = 64
-    model, params = build("decoder", layer_drop_rate=0.5, scan_layers=scan)
-    rates = model.config.dropout_rates().replace(layer=np.float32(1 - 1e-6))
+    model, params = build("decoder", **{"dropout.layer": 0.5}, scan_layers=scan)
+    rates = model.config.dropout.rates().replace(layer=np.float32(1 - 1e-6))
     tokens = {"tokens": np.tile(TOKENS[:1], (rows, 1))}
     args = {"deterministic": False, "dropout_rates": rates, "rngs": {"dropout": jax.random.key(1)}}
     hidden = jax.jit(lambda params: model.apply({"params": params}, tokens, **args))(params)
@@ -346,10 +346,10 @@ def test_branches_drop_out_by_row_and_more_with_depth(build, forward, scan):
 
 @pytest.mark.parametrize(("scan", "remat"), [(True, "full"), (True, "dots"), (False, "full")])
 def test_remat_changes_no_gradient_even_under_dropout(build, scan, remat):
-    model, params = build("decoder", dropout_rate=0.2)
+    model, params = build("decoder", **{"dropout.residual": 0.2})
     config = model.config.model_copy(update={"scan_layers": scan})
     params = params if scan else unstack_layers(params)
-    rates = config.dropout_rates()
+    rates = config.dropout.rates()
     expected = _gradients(LanguageModel(config), params, rates)
     again = LanguageModel(config.model_copy(update={"remat": remat}))
     _assert_equal_trees(_gradients(again, params, rates), expected, rtol=1e-4, atol=1e-6)
@@ -385,7 +385,7 @@ def test_scanned_layers_start_different(build):
 def test_every_layer_draws_a_mask_of_dropout_of_its_own(build, architecture, scan):
     """Two layers that add ones alone, half of them dropped: a sum of two masks has three values, twice one mask two."""
     options = {"scan_layers": scan != "unrolled", "share_layers": scan == "shared"}
-    model, params = build(architecture, dropout_rate=0.5, **options)
+    model, params = build(architecture, **{"dropout.residual": 0.5}, **options)
 
     def only_ones(path, leaf):
         ones = ("['mlp']['down']['bias']", "['final_norm']['scale']")

@@ -60,6 +60,6 @@ def test_predictions_at_different_positions_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("objective", ["mlm,nsp", "sop"])
 def test_pairs_need_two_types(objective):
-    with pytest.raises(FlagError, match=r"--config.model.num_types=3: (nsp|sop) tells texts apart by 2 types"):
-        resolve(objective=tuple(objective.split(",")), overrides={"model.num_types": "3"})
-    assert resolve(objective=("mlm",), overrides={"model.num_types": "3"})
+    with pytest.raises(FlagError, match=r"--config.model.embedding.types=3: (nsp|sop) tells texts apart by 2 types"):
+        resolve(objective=tuple(objective.split(",")), overrides={"model.embedding.types": "3"})
+    assert resolve(objective=("mlm",), overrides={"model.embedding.types": "3"})

@@ -12,7 +12,8 @@ import pytest
 
 from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.objectives.base import NO_PENALTIES
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
@@ -118,7 +119,8 @@ def tiny_model(architecture, heads, vocab_size):
     """Returns a model and small random parameters, drawn in numpy: compiling an initialisation takes seconds."""
     config = ModelConfig(
         architecture=architecture, vocab_size=vocab_size, embed_dim=16, num_heads=4, mlp_dim=16, num_layers=1,
-        max_length=LENGTH, mlp="relu", biases=(), scan_layers=False, num_types=2 if architecture == "encoder" else 0,
+        max_length=LENGTH, mlp="relu", biases=(), scan_layers=False,
+        embedding={"types": 2 if architecture == "encoder" else 0},
     )  # fmt: skip
     model = LanguageModel(config, heads)
     rng = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def test_parameters_and_optimizer_state_are_really_split():
     )
     mesh = make_mesh(ParallelConfig(data=1, fsdp=4, tensor=2))
     optimizer = OptimizerConfig()
-    hparams = Hyperparameters.build(optimizer, steps=1, dropout=config.dropout_rates(), loss_weights={})
+    hparams = Hyperparameters.build(optimizer, steps=1, dropout=config.dropout.rates(), loss_weights={})
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         make_state, abstract = state_maker(LanguageModel(config), optimizer, hparams, 0, mesh)
         state = make_state()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 def configs(tiny):
     """The same run on the mesh and on replicas; without dropout, whose masks pmap draws per replica."""
     fields = {
-        "model__dropout_rate": 0, "model__attention_dropout_rate": 0, "batch_size": 16, "accumulation": 2, "steps": 4,
+        "model__dropout__residual": 0, "model__dropout__attention": 0, "batch_size": 16, "accumulation": 2, "steps": 4,
         "checkpoint__every": 2, "evaluation__every": 2, "optimizer__learning_rate": 1e-2,
     }  # fmt: skip
     return {kind: tiny(parallel__kind=kind, **fields) for kind in ("mesh", "pmap")}
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_the_mesh_goes_on_under_pmap(configs, runs, tmp_path):
 @pytest.fixture(scope="module")
 def layer(tiny, tmp_path_factory):
     """A model of one layer, and 16 rows of which the last have fewer predictions, as a mean of means would show."""
-    fields = {"model__dropout_rate": 0, "model__attention_dropout_rate": 0, "model__num_layers": 1, "task__length": 16}
+    fields = {"model__dropout__residual": 0, "model__dropout__attention": 0, "model__num_layers": 1, "task__length": 16}
     run = build(tiny(**fields), tmp_path_factory.mktemp("layer"))
     rows = [run.train_examples(i, np.random.default_rng(i)) for i in range(16)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -10,7 +10,8 @@ import pytest
 
 from lmjax.errors import FlagError
 from lmjax.model import parameter_paths
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameter_paths import is_hidden_matrix, is_matrix, map_named, matrix_shape, names_of
 from lmjax.model.presets import PRESETS
@@ -53,7 +54,7 @@ def factors(paths, **fields):
 
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_kernels_of_layers_are_matrices_from_inputs_to_outputs(scan_layers):
-    paths = shapes(scan_layers=scan_layers, tie_embeddings=False)
+    paths = shapes(scan_layers=scan_layers, **{"head.tied": False})
     hidden = {p: matrix_shape(tuple(p.split("/")), x.shape) for p, x in paths.items() if is_hidden_matrix(p.split("/"))}
     layers = 3 if scan_layers else 1
     expected = {"query": (8, 8), "key": (8, 8), "value": (8, 8), "out": (8, 8), "up": (8, 32), "down": (32, 8)}
@@ -100,8 +101,8 @@ EXTRA = {
     "relative_per_layer": {"architecture": "encoder_decoder", "positions": "relative", "cross_positions": "relative",
                            "relative": {"per_layer": True}},
     "relative_across": {"architecture": "encoder_decoder", "positions": "relative", "cross_positions": "relative"},
-    "sinks": {"sink_logits": True, "qk_norm": "head"},
-    "factorised": {"embedding_dim": 4},
+    "sinks": {"attention.sink_logits": True, "attention.qk_norm": "head"},
+    "factorised": {"embedding.dim": 4},
     "experts": {"moe": {"num_experts": 4, "top_k": 2}},
 }  # fmt: skip
 

@@ -162,7 +162,7 @@ def command(corpus):
     flags = {
         "data.held_out": 0.2, "tokenizer.kind": "char", "tokenizer.byte_fallback": "false", "batch_size": 4,
         "accumulation": 2, "task.length": 32, "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32,
-        "model.num_layers": 2, "model.dropout_rate": 0.1, "checkpoint.every": 5, "logging.every": 1,
+        "model.num_layers": 2, "model.dropout.residual": 0.1, "checkpoint.every": 5, "logging.every": 1,
         "logging.tensorboard": "false", "evaluation.batches": 2,
     }  # fmt: skip
     overrides = [f"--config.{path}={value}" for path, value in flags.items()]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmjax.model.config import DropoutRates, ModelConfig
+from lmjax.model.config import ModelConfig
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lmjax.axes import RULES
-from lmjax.model.config import DropoutRates
+from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, auxiliary_sums
 from lmjax.objectives.base import Penalties
@@ -31,7 +31,7 @@ TASKS = ("next_token", "mlm,nsp", "span_corruption")
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
     """One run per task, without dropout: its gradient must not depend on how the work is divided."""
-    off = {"model__dropout_rate": 0, "model__attention_dropout_rate": 0}
+    off = {"model__dropout__residual": 0, "model__dropout__attention": 0}
     folder = tmp_path_factory.mktemp("runs")
     built = {}
     for task in TASKS:
@@ -238,7 +238,7 @@ def test_penalties_are_minimised_and_reported_apart(one_device):
 @pytest.fixture(scope="module")
 def experts(tiny, tmp_path_factory):
     """A run whose layers have experts, without dropout, and a state on one device."""
-    off = {"model__dropout_rate": 0, "model__attention_dropout_rate": 0}
+    off = {"model__dropout__residual": 0, "model__dropout__attention": 0}
     options = {"model__moe__num_experts": 4, "model__moe__top_k": 2, "model__moe__balance_weight": 0.5}
     run = build(tiny("next_token", **off, **options), tmp_path_factory.mktemp("experts"))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])

@@ -43,7 +43,7 @@ class _Kind:
         """Returns the fields of a ModelConfig."""
         return {
             "norm_position": "pre" if self.pre_norm else "post",
-            "embed_norm": self.embed_norm,
+            "embedding.norm": self.embed_norm,
             "positions": "sinusoidal" if self.sinusoidal else "learned",
             "sinusoidal_halves": self.sinusoidal,
             "position_offset": 0 if self.sinusoidal else 2,
@@ -96,12 +96,12 @@ def read(fields: Fields, *, kind: _Kind) -> dict[str, Any]:
         "mlp_dim": _both(fields, "ffn_dim", 4096),
         "max_length": fields.integer("max_position_embeddings", 1024),
         "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu"),
-        "embed_scale": fields.take("scale_embedding", False),
+        "embedding.scale": fields.take("scale_embedding", False),
         # No field says it: a checkpoint of the bare model has none, nor has one that was written by a model without.
-        "output_bias": _BIAS in fields.tensors,
-        "dropout_rate": fields.number("dropout", 0.1),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
-        "mlp_dropout_rate": fields.number("activation_dropout", 0.0),
+        "head.bias": _BIAS in fields.tensors,
+        "dropout.residual": fields.number("dropout", 0.1),
+        "dropout.attention": fields.number("attention_dropout", 0.0),
+        "dropout.mlp": fields.number("activation_dropout", 0.0),
         "init_std": fields.number("init_std", 0.02),
         **kind.model,
     }
@@ -122,10 +122,10 @@ def write(config: ModelConfig, *, kind: _Kind) -> dict[str, Any]:
         "decoder_ffn_dim": config.mlp_dim,
         "max_position_embeddings": config.max_length,
         "activation_function": config.mlp,
-        "scale_embedding": config.embed_scale,
-        "dropout": config.dropout_rate,
-        "attention_dropout": config.attention_dropout_rate,
-        "activation_dropout": config.mlp_dropout_rate,
+        "scale_embedding": config.embedding.scale,
+        "dropout": config.dropout.residual,
+        "attention_dropout": config.dropout.attention,
+        "activation_dropout": config.dropout.mlp,
         "init_std": config.init_std,
     }
 

@@ -25,9 +25,9 @@ def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
         "vocab_size": fields.integer("vocab_size", vocab_size),
         "max_length": fields.integer("max_position_embeddings", 512),
         "norm_position": "post",
-        "embed_norm": True,
-        "output_bias": True,
-        "mlm_transform": True,
+        "embedding.norm": True,
+        "head.bias": True,
+        "head.transform": True,
         "initializer": "truncated_normal",
         "init_std": fields.number("initializer_range", 0.02),
     }
@@ -38,7 +38,7 @@ def _shared_json(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length + config.position_offset,
-        "tie_word_embeddings": config.tie_embeddings,
+        "tie_word_embeddings": config.head.tied,
         "initializer_range": config.init_std,
     }
 
@@ -62,9 +62,9 @@ def read(fields: Fields, **sizes: Any) -> dict[str, Any]:
         "mlp_dim": fields.integer("intermediate_size", sizes["intermediate_size"]),
         "norm_epsilon": fields.number("layer_norm_eps", 1e-12),
         "mlp": fields.choose("hidden_act", ACTIVATIONS, sizes.get("hidden_act", "gelu")),
-        "num_types": fields.integer("type_vocab_size", 2),
-        "dropout_rate": fields.number("hidden_dropout_prob", sizes["dropout"]),
-        "attention_dropout_rate": fields.number("attention_probs_dropout_prob", sizes["dropout"]),
+        "embedding.types": fields.integer("type_vocab_size", 2),
+        "dropout.residual": fields.number("hidden_dropout_prob", sizes["dropout"]),
+        "dropout.attention": fields.number("attention_probs_dropout_prob", sizes["dropout"]),
     }
 
 
@@ -77,9 +77,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.mlp_dim,
         "layer_norm_eps": config.norm_epsilon,
         "hidden_act": config.mlp,
-        "type_vocab_size": config.num_types,
-        "hidden_dropout_prob": config.dropout_rate,
-        "attention_probs_dropout_prob": config.attention_dropout_rate,
+        "type_vocab_size": config.embedding.types,
+        "hidden_dropout_prob": config.dropout.residual,
+        "attention_probs_dropout_prob": config.dropout.attention,
     }
 
 
@@ -102,7 +102,7 @@ def _read_electra(fields: Fields) -> dict[str, Any]:
     # Of multiple choice alone, which is not among the classes.
     fields.skip(*(f"summary_{x}" for x in ("type", "use_proj", "activation", "last_dropout")))
     fields.choose("hidden_act", _GELU, "gelu")
-    own = {"embedding_dim": fields.integer("embedding_size", 128), "classifier_layer": "gelu"}
+    own = {"embedding.dim": fields.integer("embedding_size", 128), "head.classifier": "gelu"}
     return read(fields, hidden_size=256, num_attention_heads=4, intermediate_size=1024) | own
 
 
@@ -117,7 +117,7 @@ def _read_albert(fields: Fields) -> dict[str, Any]:
     width = fields.integer("embedding_size", 128)
     if width == values["embed_dim"]:
         raise fields.error("embedding_size", "lmjax has no projection between two equal widths")
-    return values | {"embedding_dim": width, "share_layers": True}
+    return values | {"embedding.dim": width, "share_layers": True}
 
 
 def _write_factorised(config: ModelConfig) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def _read_distilbert(fields: Fields) -> dict[str, Any]:
         "mlp_dim": fields.integer("hidden_dim", 3072),
         "norm_epsilon": 1e-12,
         "mlp": fields.choose("activation", ACTIVATIONS, "gelu"),
-        "classifier_layer": "relu",
-        "dropout_rate": fields.number("dropout", 0.1),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.1),
+        "head.classifier": "relu",
+        "dropout.residual": fields.number("dropout", 0.1),
+        "dropout.attention": fields.number("attention_dropout", 0.1),
     }
 
 
@@ -156,8 +156,8 @@ def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
         "n_heads": config.num_heads,
         "hidden_dim": config.mlp_dim,
         "activation": config.mlp,
-        "dropout": config.dropout_rate,
-        "attention_dropout": config.attention_dropout_rate,
+        "dropout": config.dropout.residual,
+        "attention_dropout": config.dropout.attention,
     }
 
 

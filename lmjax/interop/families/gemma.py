@@ -29,7 +29,7 @@ from lmjax.model.config import ModelConfig
 
 _TANH = {"gelu_pytorch_tanh": "geglu_new", "gelu_new": "geglu_new"}
 _LATER = _TANH | GATED
-_GEMMA = {"norm_offset": True, "embed_scale": True}
+_GEMMA = {"norm_offset": True, "embedding.scale": True}
 
 
 def read1(fields: Fields) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _read_later(fields: Fields, every: int, attention_cap: float | None, logit_c
         raise fields.error("query_pre_attn_scalar", "must be positive")
     window = None if fields.is_null("sliding_window") else fields.integer("sliding_window", 4096)
     types = [WINDOW if (i + 1) % every else FULL for i in range(shared["num_layers"])]
-    caps = {"attention_softcap": ("attn", attention_cap), "logit_softcap": ("final", logit_cap)}
+    caps = {"attention.softcap": ("attn", attention_cap), "head.softcap": ("final", logit_cap)}
     return {
         **shared,
         **_GEMMA,
@@ -75,7 +75,7 @@ def _read_later(fields: Fields, every: int, attention_cap: float | None, logit_c
         **window_fields(fields, window, types),
         **{ours: _cap(fields, f"{theirs}_logit_softcapping", cap) for ours, (theirs, cap) in caps.items()},
         "norm_position": "sandwich",
-        "attention_scale": scalar**-0.5,
+        "attention.scale": scalar**-0.5,
     }
 
 
@@ -89,10 +89,10 @@ def _write_later(config: ModelConfig) -> dict[str, Any]:
     return {
         **shared_json(config, "hidden_activation"),
         **bias_json(config),
-        "sliding_window": config.attention_window,
+        "sliding_window": config.attention.window,
         "layer_types": layer_types(config),
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.logit_softcap,
+        "attn_logit_softcapping": config.attention.softcap,
+        "final_logit_softcapping": config.head.softcap,
         # A whole number, as theirs: a root and a square of it would be off by a last digit.
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-9 * scalar else scalar,
     }
@@ -111,11 +111,11 @@ def write2(config: ModelConfig) -> dict[str, Any]:
 def read3(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig of Gemma 3."""
     every = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
-    values = _read_later(fields, every, None, None) | {"qk_norm": "head"}
+    values = _read_later(fields, every, None, None) | {"attention.qk_norm": "head"}
     rope, local = _ropes(fields)
     if local["scaling"] != "none":
         raise fields.error("rope_parameters", f"lmjax scales the layers without a window alone, not {WINDOW!r}")
-    if "attention_window" in values:
+    if "attention.window" in values:
         rope["local_theta"] = local["theta"]
     return values | {"rope": rope}
 

@@ -27,10 +27,10 @@ def read(fields: Fields) -> dict[str, Any]:
         "max_length": fields.integer("n_positions", 1024),
         "norm_epsilon": fields.take("layer_norm_epsilon", 1e-5),
         "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu_new"),
-        "tie_embeddings": fields.take("tie_word_embeddings", True),
+        "head.tied": fields.take("tie_word_embeddings", True),
         # One rate here, for the embeddings and for the branches.
-        "dropout_rate": max(fields.take("resid_pdrop", 0.1), fields.take("embd_pdrop", 0.1)),
-        "attention_dropout_rate": fields.take("attn_pdrop", 0.1),
+        "dropout.residual": max(fields.take("resid_pdrop", 0.1), fields.take("embd_pdrop", 0.1)),
+        "dropout.attention": fields.take("attn_pdrop", 0.1),
         "initializer": "scaled",
         "init_std": fields.take("initializer_range", 0.02),
     }
@@ -47,10 +47,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_positions": config.max_length,
         "layer_norm_epsilon": config.norm_epsilon,
         "activation_function": config.mlp,
-        "tie_word_embeddings": config.tie_embeddings,
-        "resid_pdrop": config.dropout_rate,
-        "embd_pdrop": config.dropout_rate,
-        "attn_pdrop": config.attention_dropout_rate,
+        "tie_word_embeddings": config.head.tied,
+        "resid_pdrop": config.dropout.residual,
+        "embd_pdrop": config.dropout.residual,
+        "attn_pdrop": config.dropout.attention,
         "initializer_range": config.init_std,
     }
 

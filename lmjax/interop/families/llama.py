@@ -56,8 +56,8 @@ def shared_fields(
         "norm_epsilon": fields.number("rms_norm_eps", epsilon),
         "mlp": fields.choose(activation, activations, next(iter(activations))),
         "positions": "rope",
-        "tie_embeddings": fields.take("tie_word_embeddings", tied),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
+        "head.tied": fields.take("tie_word_embeddings", tied),
+        "dropout.attention": fields.number("attention_dropout", 0.0),
         "init_std": fields.number("initializer_range", 0.02),
     }
 
@@ -75,8 +75,8 @@ def shared_json(config: ModelConfig, activation: str = "hidden_act") -> dict[str
         "max_position_embeddings": config.max_length,
         "rms_norm_eps": config.norm_epsilon,
         activation: _ACTIVATIONS.get(config.mlp, config.mlp),
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": config.attention_dropout_rate,
+        "tie_word_embeddings": config.head.tied,
+        "attention_dropout": config.dropout.attention,
         "initializer_range": config.init_std,
     }
 
@@ -110,12 +110,12 @@ def window_fields(fields: Fields, window: int | None, default: Sequence[str]) ->
     every, offset = period(everywhere) or (-1, 0)
     if every < 0:
         raise fields.error("layer_types", f"lmjax implements {FULL!r} in every n-th layer, and here it is not so")
-    return {"attention_window": window, "global_every": every, "global_offset": offset}
+    return {"attention.window": window, "attention.global_every": every, "attention.global_offset": offset}
 
 
 def layer_types(config: ModelConfig) -> list[str]:
     """Returns the opposite of `window_fields`."""
-    return [FULL if config.is_global(i) else WINDOW for i in range(config.num_layers)]
+    return [FULL if config.attention.is_global(i) else WINDOW for i in range(config.num_layers)]
 
 
 def period(chosen: Sequence[bool]) -> tuple[int, int] | None:

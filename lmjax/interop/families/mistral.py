@@ -24,13 +24,13 @@ def _window(fields: Fields, default: int | None) -> int | None:
 
 def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    window = {"attention_window": _window(fields, 4096)}
+    window = {"attention.window": _window(fields, 4096)}
     return shared_fields(fields, kv_heads=8) | window | {"biases": (), "rope": rope_fields(fields)}
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """Returns config.json."""
-    return shared_json(config) | {"sliding_window": config.attention_window} | rope_json(config.rope)
+    return shared_json(config) | {"sliding_window": config.attention.window} | rope_json(config.rope)
 
 
 def read_moe(fields: Fields) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read_moe(fields: Fields) -> dict[str, Any]:
         "z_weight": 0.0,
     }
     rope = rope_fields(fields, theta=1e6)
-    others = {"attention_window": _window(fields, None), "biases": (), "rope": rope, "moe": moe}
+    others = {"attention.window": _window(fields, None), "biases": (), "rope": rope, "moe": moe}
     return shared_fields(fields, kv_heads=8, epsilon=1e-5) | others
 
 

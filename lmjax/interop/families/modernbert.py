@@ -72,21 +72,21 @@ def read(fields: Fields) -> dict[str, Any]:
         "max_length": fields.integer("max_position_embeddings", 8192),
         "norm_epsilon": fields.number("norm_eps", 1e-5),
         "first_norm": False,
-        "embed_norm": True,
+        "embedding.norm": True,
         "biases": _biases(fields),
         "mlp": fields.choose("hidden_activation", GATED, "gelu"),
         "positions": "rope",
         "rope": _rope(fields, windows=bool(windows)),
-        "tie_embeddings": fields.take("tie_word_embeddings", True),
-        "output_bias": fields.take("decoder_bias", True),
-        "mlm_transform": True,
-        "classifier_layer": "transform",
-        "classifier_pooling": fields.choose("classifier_pooling", {"cls": "first", "mean": "mean"}, "cls"),
+        "head.tied": fields.take("tie_word_embeddings", True),
+        "head.bias": fields.take("decoder_bias", True),
+        "head.transform": True,
+        "head.classifier": "transform",
+        "head.pooling": fields.choose("classifier_pooling", {"cls": "first", "mean": "mean"}, "cls"),
         "initializer": "truncated_normal",
         "init_std": fields.number("initializer_range", 0.02),
-        "dropout_rate": fields.number("embedding_dropout", 0.0),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
-        "mlp_dropout_rate": fields.number("mlp_dropout", 0.0),
+        "dropout.residual": fields.number("embedding_dropout", 0.0),
+        "dropout.attention": fields.number("attention_dropout", 0.0),
+        "dropout.mlp": fields.number("mlp_dropout", 0.0),
         "scan_layers": False,
     }
 
@@ -94,7 +94,7 @@ def read(fields: Fields) -> dict[str, Any]:
 def write(config: ModelConfig) -> dict[str, Any]:
     """Returns config.json."""
     activation = _ACTIVATIONS.get(config.mlp, config.mlp)
-    windows, bases = config.attention_window is not None, {"global_rope_theta": config.rope.theta}
+    windows, bases = config.attention.window is not None, {"global_rope_theta": config.rope.theta}
     if windows:
         bases["local_rope_theta"] = config.rope.theta if config.rope.local_theta is None else config.rope.local_theta
     return bases | {
@@ -111,15 +111,15 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "classifier_bias": bool(config.biases),
         "hidden_activation": activation,
         "classifier_activation": activation,
-        "classifier_pooling": {"first": "cls"}.get(config.classifier_pooling, config.classifier_pooling),
+        "classifier_pooling": {"first": "cls"}.get(config.head.pooling, config.head.pooling),
         "layer_types": layer_types(config),
-        "local_attention": 2 * (config.attention_window - 1) if windows else 128,
-        "tie_word_embeddings": config.tie_embeddings,
-        "decoder_bias": config.output_bias,
+        "local_attention": 2 * (config.attention.window - 1) if windows else 128,
+        "tie_word_embeddings": config.head.tied,
+        "decoder_bias": config.head.bias,
         "initializer_range": config.init_std,
-        "embedding_dropout": config.dropout_rate,
-        "attention_dropout": config.attention_dropout_rate,
-        "mlp_dropout": config.mlp_dropout_rate,
+        "embedding_dropout": config.dropout.residual,
+        "attention_dropout": config.dropout.attention,
+        "mlp_dropout": config.dropout.mlp,
     }
 
 

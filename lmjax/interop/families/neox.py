@@ -31,9 +31,9 @@ def read(fields: Fields) -> dict[str, Any]:
         "mlp": fields.choose("hidden_act", ACTIVATIONS, "gelu"),
         "positions": "rope",
         "rope": rope_fields(fields, theta, fraction),
-        "tie_embeddings": fields.take("tie_word_embeddings", False),
-        "dropout_rate": fields.number("hidden_dropout", 0.0),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
+        "head.tied": fields.take("tie_word_embeddings", False),
+        "dropout.residual": fields.number("hidden_dropout", 0.0),
+        "dropout.attention": fields.number("attention_dropout", 0.0),
         "init_std": fields.number("initializer_range", 0.02),
     }
 
@@ -54,9 +54,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_eps": config.norm_epsilon,
         "attention_bias": "query" in config.biases,
         "hidden_act": config.mlp,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_dropout": config.dropout_rate,
-        "attention_dropout": config.attention_dropout_rate,
+        "tie_word_embeddings": config.head.tied,
+        "hidden_dropout": config.dropout.residual,
+        "attention_dropout": config.dropout.attention,
         "initializer_range": config.init_std,
     }
 

@@ -22,7 +22,7 @@ from lmjax.model.config import ModelConfig
 
 def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    norms = {"norm_position": "output", "qk_norm": "full"}
+    norms = {"norm_position": "output", "attention.qk_norm": "full"}
     return shared_fields(fields, epsilon=1e-5) | norms | attention_biases(fields) | {"rope": rope_fields(fields)}
 
 

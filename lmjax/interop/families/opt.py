@@ -33,9 +33,9 @@ def read(fields: Fields) -> dict[str, Any]:
         "norm_scale": affine,
         "biases": (*linears, "norm") if affine else linears,
         "mlp": fields.choose("activation_function", ACTIVATIONS, "relu"),
-        "tie_embeddings": fields.take("tie_word_embeddings", True),
-        "dropout_rate": fields.number("dropout", 0.1),
-        "attention_dropout_rate": fields.number("attention_dropout", 0.0),
+        "head.tied": fields.take("tie_word_embeddings", True),
+        "dropout.residual": fields.number("dropout", 0.1),
+        "dropout.attention": fields.number("attention_dropout", 0.0),
         "init_std": fields.number("init_std", 0.02),
     }
 
@@ -54,9 +54,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_elementwise_affine": config.norm_scale,
         "enable_bias": "query" in config.biases,
         "activation_function": config.mlp,
-        "tie_word_embeddings": config.tie_embeddings,
-        "dropout": config.dropout_rate,
-        "attention_dropout": config.attention_dropout_rate,
+        "tie_word_embeddings": config.head.tied,
+        "dropout": config.dropout.residual,
+        "attention_dropout": config.dropout.attention,
         "init_std": config.init_std,
     }
 

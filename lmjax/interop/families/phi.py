@@ -18,11 +18,11 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1)
     fields.skip("original_max_position_embeddings", "interpolate_factor")  # of longrope
     return shared_fields(fields, epsilon=1e-5) | {
-        "attention_window": None if fields.is_null("sliding_window") else fields.integer("sliding_window", None),
+        "attention.window": None if fields.is_null("sliding_window") else fields.integer("sliding_window", None),
         "biases": (),
         "rope": rope,
         # One rate here, for the embeddings and for the branches.
-        "dropout_rate": max(fields.number("resid_pdrop", 0.0), fields.number("embd_pdrop", 0.0)),
+        "dropout.residual": max(fields.number("resid_pdrop", 0.0), fields.number("embd_pdrop", 0.0)),
     }
 
 
@@ -32,9 +32,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
         **shared_json(config),
         **rope_json(config.rope, fraction=True),
         "partial_rotary_factor": config.rope.fraction,
-        "sliding_window": config.attention_window,
-        "resid_pdrop": config.dropout_rate,
-        "embd_pdrop": config.dropout_rate,
+        "sliding_window": config.attention.window,
+        "resid_pdrop": config.dropout.residual,
+        "embd_pdrop": config.dropout.residual,
     }
 
 

@@ -37,7 +37,7 @@ def _window(fields: Fields) -> int | None:
 
 
 def _window_json(config: ModelConfig) -> dict[str, Any]:
-    window = config.attention_window
+    window = config.attention.window
     return {"use_sliding_window": window is not None, "sliding_window": window}
 
 
@@ -56,7 +56,7 @@ def write2(config: ModelConfig) -> dict[str, Any]:
 
 def read3(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig of Qwen 3."""
-    own = {"qk_norm": "head", "rope": rope_fields(fields)} | attention_biases(fields)
+    own = {"attention.qk_norm": "head", "rope": rope_fields(fields)} | attention_biases(fields)
     return shared_fields(fields, kv_heads=32, head_dim=128) | _windows(fields) | own
 
 
@@ -67,7 +67,7 @@ def write3(config: ModelConfig) -> dict[str, Any]:
 
 def read3_moe(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig of Qwen 3 with experts."""
-    own = {"qk_norm": "head", "attention_window": _window(fields), "rope": rope_fields(fields)}
+    own = {"attention.qk_norm": "head", "attention.window": _window(fields), "rope": rope_fields(fields)}
     fields.skip("max_window_layers")  # there, a window is in all layers
     return shared_fields(fields, kv_heads=4) | own | attention_biases(fields) | _experts(fields)
 
@@ -107,7 +107,7 @@ def write3_moe(config: ModelConfig) -> dict[str, Any]:
         **bias_json(config),
         **rope_json(config.rope),
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [i for i in layers if not config.has_experts(i)],
+        "mlp_only_layers": [i for i in layers if not config.moe.has_experts(i)],
         "num_experts": moe.num_experts,
         "num_local_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k,

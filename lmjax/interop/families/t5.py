@@ -36,7 +36,7 @@ def _ends(fields: Fields, model_type: str) -> dict[str, bool]:
     said = fields.take("tie_word_embeddings", True)
     scale = model_type != "mt5" and fields.take("scale_decoder_outputs", said)
     tied = said and (scale or "lm_head.weight" not in fields.tensors)
-    return {"tie_embeddings": tied, "logit_scale": scale}
+    return {"head.tied": tied, "head.scale": scale}
 
 
 def read(fields: Fields, *, model_type: str) -> dict[str, Any]:
@@ -71,12 +71,12 @@ def read(fields: Fields, *, model_type: str) -> dict[str, Any]:
             "max_distance": fields.integer("relative_attention_max_distance", 128),
             "per_layer": model_type == "umt5",
         },
-        "attention_scale": 1.0,
+        "attention.scale": 1.0,
         "initializer": "fan_in",
-        "dropout_rate": dropout,
-        "attention_dropout_rate": dropout,
-        "mlp_dropout_rate": dropout,
-        "output_dropout_rate": dropout,
+        "dropout.residual": dropout,
+        "dropout.attention": dropout,
+        "dropout.mlp": dropout,
+        "dropout.output": dropout,
         **({} if encoder else sides),
     }
 
@@ -99,10 +99,10 @@ def write(config: ModelConfig, *, model_type: str) -> dict[str, Any]:
         **_derived(feed),
         "relative_attention_num_buckets": config.relative.buckets,
         "relative_attention_max_distance": config.relative.max_distance,
-        "tie_word_embeddings": config.tie_embeddings,
-        "dropout_rate": config.dropout_rate,
+        "tie_word_embeddings": config.head.tied,
+        "dropout_rate": config.dropout.residual,
     }
-    return values | ({} if model_type == "mt5" else {"scale_decoder_outputs": config.logit_scale})
+    return values | ({} if model_type == "mt5" else {"scale_decoder_outputs": config.head.scale})
 
 
 def _stack(ours: str, theirs: str, *, cross: bool) -> tuple[Row, ...]:

@@ -30,12 +30,12 @@ _ARGUMENTS = {
 # What a call may ask for that some kernel lacks, in the words of the error.
 FEATURES = {
     "bias": "a bias on the scores (by positions)",
-    "softcap": "attention_softcap",
-    "sink_logits": "sink_logits=True",
-    "dropout": "dropout of the probabilities (attention_dropout_rate)",
+    "softcap": "attention.softcap",
+    "sink_logits": "attention.sink_logits=True",
+    "dropout": "dropout of the probabilities (dropout.attention)",
     "prefix": "a visible prefix",
-    "sink_tokens": "sink_tokens with a window",
-    "traced_window": "a window that differs between scanned layers (scan_layers with global_every)",
+    "sink_tokens": "attention.sink_tokens with a window",
+    "traced_window": "a window that differs between scanned layers (scan_layers with attention.global_every)",
     "uneven_order": "causal order or a window between rows of different lengths (cached decoding)",
     "length_128": "lengths that are no multiples of 128",
     "odd_length": "an odd length with a mask or bias",
@@ -147,7 +147,7 @@ def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narr
     """Returns the name of the kernel; raises FlagError where an explicit one cannot do what is asked.
 
     Args:
-        kernel: the config's attention_kernel.
+        kernel: the config's attention.kernel.
         platform: cpu, gpu, cuda or tpu; another one gets the kernels that run everywhere.
         asked: of `FEATURES`.
         queries: in a row.
@@ -160,11 +160,11 @@ def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narr
     if platform not in _PLATFORMS.get(kernel, (platform,)):
         needs = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[kernel]
         raise FlagError(
-            f"--config.model.attention_kernel={kernel} needs {needs}, and this is {platform}; use auto or blockwise"
+            f"--config.model.attention.kernel={kernel} needs {needs}, and this is {platform}; use auto or blockwise"
         )
     missing = [FEATURES[name] for name in FEATURES if name in asked & LACKS[kernel]]
     if missing:
         raise FlagError(
-            f"--config.model.attention_kernel={kernel} cannot do {' and '.join(missing)}; use auto or blockwise"
+            f"--config.model.attention.kernel={kernel} cannot do {' and '.join(missing)}; use auto or blockwise"
         )
     return kernel

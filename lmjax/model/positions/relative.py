@@ -22,17 +22,6 @@ class Relative(Scheme):
 
     fields: ClassVar[tuple[str, ...]] = ("relative",)
 
-    def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
-        """Returns the rule on the buckets."""
-        relative = config.relative
-        return (
-            (
-                used and relative.max_distance <= relative.buckets // 2,
-                f"relative.max_distance={relative.max_distance} must be above half of"
-                f" relative.buckets={relative.buckets}: that many distances have a bucket each",
-            ),
-        )
-
     def per_layer(self, config: ModelConfig) -> bool:
         """Returns whether each layer has a table of its own."""
         return config.relative.per_layer

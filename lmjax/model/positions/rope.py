@@ -37,12 +37,8 @@ class Rope(Scheme):
                 " wider heads",
             ),
             (
-                rope.scaling == "none" and rope.factor != 1,
-                f"rope.factor={rope.factor} is read with a scaling; set rope.scaling",
-            ),
-            (
-                rope.local_theta is not None and config.attention_window is None,
-                f"rope.local_theta={rope.local_theta} is for layers with a window; set attention_window",
+                rope.local_theta is not None and config.attention.window is None,
+                f"rope.local_theta={rope.local_theta} is for layers with a window; set attention.window",
             ),
         )
 

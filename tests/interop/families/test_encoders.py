@@ -131,7 +131,7 @@ def test_a_preset_is_its_family(preset, name, heads):
 
 
 def test_an_encoder_is_any_familys_whose_classifier_differs_as_long_as_it_has_none():
-    config = PRESETS["bert_tiny"].model_copy(update={"num_types": 0})
+    config = PRESETS["bert_tiny"].model_copy(update={"embedding.types": 0})
     assert choose_family(config, ("masked_lm",), None, {}).model_type == "distilbert"
-    with pytest.raises(FlagError, match="classifier_layer='tanh'"):
+    with pytest.raises(FlagError, match=r"head\.classifier='tanh'"):
         choose_family(config, ("classifier",), "distilbert", {})

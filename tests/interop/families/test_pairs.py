@@ -42,14 +42,14 @@ def load(checkpoint: Checkpoint):
 )
 def test_an_untied_t5_is_known_however_its_file_says_it(tmp_path, said):
     config = changed("t5_v1_1", tmp_path, **said).description.config
-    assert (config.tie_embeddings, config.logit_scale) == (False, False)
+    assert (config.head.tied, config.head.scale) == (False, False)
 
 
 def test_a_t5_that_transformers_5_tied_without_scaling(tmp_path):
     config = changed("t5", tmp_path, scale_decoder_outputs=False).description.config
-    assert (config.tie_embeddings, config.logit_scale) == (True, False)
+    assert (config.head.tied, config.head.scale) == (True, False)
     again = choose_family(config, (), "t5", {}).config
-    assert (again.tie_embeddings, again.logit_scale) == (True, False)
+    assert (again.head.tied, again.head.scale) == (True, False)
 
 
 def test_the_first_t5_files_are_tied_and_scaled_and_repeat_the_table(tmp_path):
@@ -59,7 +59,7 @@ def test_the_first_t5_files_are_tied_and_scaled_and_repeat_the_table(tmp_path):
     unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": np.ones((8, 3), np.float32)}
     old = changed("t5", tmp_path, copies | unused, n_positions=77, output_past=True, **dict.fromkeys(fields, ...))
     config = old.description.config
-    assert (config.tie_embeddings, config.logit_scale, config.mlp, config.max_length) == (True, True, "relu", 77)
+    assert (config.head.tied, config.head.scale, config.mlp, config.max_length) == (True, True, "relu", 77)
     load(old)
     with pytest.raises(DataError, match=r"'lm_head.weight' and 'shared.weight' differ"):
         load(changed("t5", tmp_path, {"lm_head.weight": table + 1}))
@@ -69,7 +69,7 @@ def test_the_first_t5_files_are_tied_and_scaled_and_repeat_the_table(tmp_path):
 def test_an_untied_mt5_or_umt5_is_that_of_the_published_file(tmp_path, name):
     table = load_file(RECORDED / name / "model.safetensors")["shared.weight"]
     config = changed(name, tmp_path, {"lm_head.weight": table + 1}, tie_word_embeddings=False).description.config
-    assert (config.tie_embeddings, config.logit_scale) == (False, False)
+    assert (config.head.tied, config.head.scale) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_sinusoidal_tables_in_a_file_are_those_of_the_model_or_refused(tmp_path)
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_bart_of_ours_has_the_bias_on_its_logits_only_if_the_model_has(bias):
-    config = PRESETS["bart_base"].model_copy(update={"output_bias": bias})
+    config = PRESETS["bart_base"].model_copy(update={"head.bias": bias})
     found = choose_family(config, (), None, {})
     assert (found.model_type, found.values["architectures"]) == ("bart", ["BartForConditionalGeneration"])
     assert ("final_logits_bias" in {name for row in found.rows() for name in row.theirs}) == bias
@@ -123,7 +123,7 @@ def test_the_bare_model_has_other_names_and_no_bias_and_stays_bare(tmp_path):
     bare |= {"encoder.embed_tokens.weight": bare["shared.weight"]}
     read = changed("bart", tmp_path, dict.fromkeys(tensors, ...) | bare, architectures=["BartModel"])
     description, params = read.description, load(read)
-    assert (description.heads, description.config.output_bias) == ((), False)
+    assert (description.heads, description.config.head.bias) == ((), False)
     again = choose_family(description.config, (), None, description.values)
     assert again.values["architectures"] == ["BartModel"]
     written = dict(tensors_of(again, description.config, params))

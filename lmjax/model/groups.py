@@ -1,0 +1,233 @@
+"""The groups of ModelConfig's fields, each with the rules that need nothing outside it."""
+
+from typing import Literal, Self
+
+import flax.struct
+import jax
+import numpy as np
+import pydantic
+from pydantic import Field
+
+from lmjax.schema import Schema
+
+
+class AttentionConfig(Schema):
+    """How queries and keys are compared, and which of them see each other."""
+
+    kernel: Literal["auto", "plain", "xla", "cudnn", "splash", "blockwise"] = Field(
+        "auto", description="How attention is computed; auto: by backend, length and what is asked of it."
+    )
+    scale: float | None = Field(None, gt=0, description="Factor on the scores; None: head_dim**-0.5; T5: 1.")
+    window: int | None = Field(
+        None, gt=0, description="A token sees those less than this far away (Beltagy et al. 2020, arXiv:2004.05150)."
+    )
+    global_every: int = Field(0, ge=0, description="Layers i with i % global_every == global_offset have no window.")
+    global_offset: int = Field(0, ge=0, description="See global_every: 2 and 1 in Gemma 2, 6 and 5 in Gemma 3.")
+    sink_tokens: int = Field(
+        0, ge=0, description="First tokens that windows do not hide (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
+    )
+    sink_logits: bool = Field(False, description="A learned logit per head beside the keys', as gpt-oss, 2508.10925.")
+    softcap: float | None = Field(
+        None, gt=0, description="Scores are cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118, section 2)."
+    )
+    qk_norm: Literal["none", "head", "full"] = Field(
+        "none",
+        description="Queries and keys are normalised (Henry et al. 2020, arXiv:2010.04245): each head, as Qwen3, or"
+        " all heads together, as OLMo 2.",
+    )
+
+    def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
+        """Returns whether a layer has no window; traced if the layer's number is."""
+        if self.window is None or not self.global_every:
+            return self.window is None
+        return layer % self.global_every == self.global_offset
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.window is None and (self.global_every or self.sink_tokens):
+            raise ValueError(
+                f"global_every={self.global_every} and sink_tokens={self.sink_tokens} are exceptions from a window;"
+                " set window"
+            )
+        if self.global_offset >= max(self.global_every, 1):
+            raise ValueError(
+                f"global_offset={self.global_offset} is not below global_every={self.global_every}: no layer would be"
+                " global; lower it"
+            )
+        return self
+
+
+class RopeConfig(Schema):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), and their reach beyond the length trained at."""
+
+    theta: float = Field(10_000.0, gt=0, description="Base of the wavelengths.")
+    local_theta: float | None = Field(
+        None, gt=0, description="Base, unscaled, in the layers with a window, as Gemma 3; None: as all others."
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of each head that rotates: its first dimensions.")
+    scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = Field(
+        "none",
+        description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); dynamic: a base that grows with"
+        " the row; yarn: Peng et al. 2023, arXiv:2309.00071; llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
+    )
+    factor: float = Field(1.0, ge=1, description="How many times the original length is reached; read with a scaling.")
+    original_length: int | None = Field(None, gt=0, description="Tokens the scaling starts from; None: max_length.")
+    low_frequency: float = Field(1.0, gt=0, description="llama3: fewer turns in the original length are slowed fully.")
+    high_frequency: float = Field(4.0, gt=0, description="llama3: more turns in the original length are left alone.")
+    beta_fast: float = Field(32.0, gt=0, description="yarn: more turns in the original length are left alone.")
+    beta_slow: float = Field(1.0, gt=0, description="yarn: fewer turns in the original length are slowed fully.")
+    attention_factor: float | None = Field(
+        None, gt=0, description="yarn: factor on sines and cosines; None: 0.1 ln(factor) + 1."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scaling == "none" and self.factor != 1:
+            raise ValueError(f"factor={self.factor} is read with a scaling; set scaling")
+        return self
+
+
+class RelativeConfig(Schema):
+    """T5's bias on attention scores by distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1)."""
+
+    buckets: int = Field(32, ge=4, multiple_of=2, description="Rows of the relative-position table.")
+    max_distance: int = Field(128, gt=0, description="Distance from which all relative positions are one.")
+    per_layer: bool = Field(False, description="A table for every layer; off: the layers of a stack share one, as T5.")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_distance <= self.buckets // 2:
+            raise ValueError(
+                f"max_distance={self.max_distance} must be above half of buckets={self.buckets}: that many distances"
+                " have a bucket each"
+            )
+        return self
+
+
+class MoEConfig(Schema):
+    """A mixture of experts in place of the MLP (Shazeer et al. 2017, arXiv:1701.06538, section 2)."""
+
+    num_experts: int = Field(0, ge=0, description="MLPs to choose from; 0: one dense MLP.")
+    top_k: int = Field(2, gt=0, description="Experts that each token passes through.")
+    mlp_dim: int | None = Field(None, gt=0, description="Width of an expert's hidden layer; None: the model's mlp_dim.")
+    every: int = Field(1, gt=0, description="Layers i with i % every == offset have experts, the others a dense MLP.")
+    offset: int = Field(0, ge=0, description="See every.")
+    normalize: bool = Field(True, description="The gates of the chosen experts add up to one, as in Mixtral.")
+    balance_weight: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of the load-balancing loss (Fedus et al. 2022, arXiv:2101.03961, equation 4), over the"
+        " tokens of a microbatch.",
+    )
+    z_weight: float = Field(
+        0.001, ge=0, description="Weight of the router's z-loss (Zoph et al. 2022, arXiv:2202.08906, equation 5)."
+    )
+    dispatch: Literal["auto", "dense", "ragged"] = Field(
+        "auto",
+        description="ragged: tokens sorted by expert, none dropped; dense: every expert sees every token, which a mesh"
+        " can split; auto: dense where the mesh has an expert axis.",
+    )
+
+    def loss_weights(self) -> dict[str, float]:
+        """Returns the weight in the loss of each of the router's losses; none without experts."""
+        return {"router_balance": self.balance_weight, "router_z": self.z_weight} if self.num_experts else {}
+
+    def has_experts(self, layer: int | jax.Array) -> bool:
+        """Returns whether a layer has experts in place of the MLP; a traced layer is like every other."""
+        if not self.num_experts or self.every == 1:
+            return self.num_experts > 0
+        return layer % self.every == self.offset
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_experts and self.top_k > self.num_experts:
+            raise ValueError(f"top_k={self.top_k} is more than num_experts={self.num_experts}; change one of them")
+        if self.num_experts and self.top_k == 1 and self.normalize:
+            raise ValueError(
+                "normalize=True makes the one gate of top_k=1 constant, and the router learns nothing; set"
+                " normalize=False"
+            )
+        if self.offset >= self.every:
+            raise ValueError(
+                f"offset={self.offset} is not below every={self.every}: no layer would have experts; lower it"
+            )
+        return self
+
+
+class EmbeddingConfig(Schema):
+    """What tokens are turned into before the first layer."""
+
+    dim: int | None = Field(
+        None, gt=0, description="Width of the embedding tables where it is not embed_dim (ALBERT, arXiv:1909.11942)."
+    )
+    types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
+    norm: bool = Field(False, description="Normalise the sum of the input embeddings, as BERT does.")
+    scale: bool = Field(
+        False, description="Multiply token embeddings by the root of their width, as Vaswani et al. do."
+    )
+
+
+class HeadConfig(Schema):
+    """What is computed from the last layer: the vocabulary's logits and the classes of texts and tokens."""
+
+    tied: bool = Field(True, description="The token table is also the output projection.")
+    scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
+    softcap: float | None = Field(
+        None, gt=0, description="The vocabulary's logits are cap * tanh(logits / cap), as Gemma 2."
+    )
+    bias: bool = Field(False, description="A bias for every token's logit.")
+    transform: bool = Field(
+        False, description="Dense, activation and norm between an encoder and its masked-LM logits, as in BERT."
+    )
+    labels: int = Field(2, gt=0, description="Classes of a classifier or a tagger.")
+    classifier: Literal["tanh", "relu", "gelu", "transform"] = Field(
+        "tanh",
+        description="An encoder's classifier is Dense, this, Dense: relu in DistilBERT, gelu in ELECTRA; transform: the"
+        " masked LM's activation and norm, and in taggers and spans too, as ModernBERT (arXiv:2412.13663).",
+    )
+    pooling: Literal["first", "mean"] = Field(
+        "first", description="What an encoder's classifier reads of a row: [CLS], or a mean."
+    )
+    generator_size: float = Field(
+        0.25, gt=0, le=1, description="Width of ELECTRA's generator over the model's; read with replaced tokens."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scale and not self.tied:
+            raise ValueError("scale=True scales tied logits; set tied=True or scale=False")
+        return self
+
+
+@flax.struct.dataclass
+class DropoutRates:
+    """The dropout rates of one call, as traced data: a changed rate compiles nothing anew.
+
+    Each is a float32 scalar, or None where the config's rate is 0, which compiles that dropout out. `DropoutRates()`
+    is the deterministic model.
+    """
+
+    residual: jax.Array | None = None
+    attention: jax.Array | None = None
+    mlp: jax.Array | None = None
+    output: jax.Array | None = None
+    layer: jax.Array | None = None
+
+
+class DropoutConfig(Schema):
+    """Dropout (Srivastava et al. 2014), by the place that it falls on; 0: none."""
+
+    residual: float = Field(0.0, ge=0, lt=1, description="On the input embeddings and on each residual branch.")
+    attention: float = Field(0.0, ge=0, lt=1, description="On the attention probabilities.")
+    mlp: float = Field(0.0, ge=0, lt=1, description="On the MLP's hidden layer, as T5.")
+    output: float = Field(0.0, ge=0, lt=1, description="After the last layer of a stack, as T5.")
+    layer: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Stochastic depth (Huang et al. 2016, arXiv:1603.09382): branches of whole rows, more with depth.",
+    )
+
+    def rates(self) -> DropoutRates:
+        """Returns the rates as float32 scalars, None where a rate is 0: what a training step traces."""
+        return DropoutRates(**{name: np.float32(rate) if rate else None for name, rate in self})
