@@ -39,6 +39,11 @@ _PARTIAL, _DELETING = ".partial", ".deleting"
 _TEMPORARY = (_PARTIAL, _DELETING, ".orbax-checkpoint-tmp")
 # A folder that cannot be made is an error of the save itself, and leaves no coroutine that nothing awaits.
 _FOLDERS_AT_ONCE = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+# Orbax 0.12 lets each replica write a part of an array, and compiles a program for each part of each shape: for arrays
+# under 1 MiB that took most of the first save (156 programs, 4 s of a CPU, of a nano model on 8 devices).
+_SMALL_ARRAYS_WHOLE = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
+)
 
 
 class CheckpointConfig(Schema):
@@ -210,7 +215,7 @@ class Checkpoints(SavedCheckpoints):
         note = {"lmjax": {"manifest": True, "good": good}}
         partial = self._path / f"{step}{_PARTIAL}"
         try:
-            with ocp.Context(async_options=_FOLDERS_AT_ONCE):
+            with ocp.Context(async_options=_FOLDERS_AT_ONCE, array_options=_SMALL_ARRAYS_WHOLE):
                 response = ocp.save_checkpointables_async(partial, {"state": state}, custom_metadata=note)
         except Exception as e:
             raise self._error(step, e) from e
