@@ -18,11 +18,12 @@ from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
 from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
+from lmjax.model.heads import HEADS
 from lmjax.model.parameters import count_parameters
 from lmjax.paths import shell_quoted
 from lmjax.phases import phase
 from lmjax.runs.build import environment
-from lmjax.runs.trained import HEADS, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
+from lmjax.runs.trained import HEADS_FIELD, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
 from lmjax.runs.workdir import claim_workdir, is_unused
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.metrics import peak_host_memory
@@ -80,7 +81,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
             checkpoints.save(0, {"params": params})
             checkpoints.wait()
         tokenizer.save_in(workdir)
-        write_json(workdir / ORIGIN, dict(source.origin) | {HEADS: source.heads})
+        write_json(workdir / ORIGIN, dict(source.origin) | {HEADS_FIELD: source.heads})
         if (source.folder / GENERATION).is_file():
             write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
         write_json(workdir / "env.json", environment())
@@ -111,12 +112,13 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     """Writes a checkpoint of Hugging Face; returns the lines of the report."""
     # Before the parameters are read, which may take minutes.
     check_free(folder)
-    # ELECTRA's generator is there to train with; no class of theirs has both.
-    heads = tuple(head for head in source.heads if head != "generator")
+    # No class of theirs has beside others what is there to train with.
+    heads = tuple(head for head in source.heads if not HEADS[head].in_training_only)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))
-    params = {part: x for part, x in params.items() if part != "generator"}
+    left_out = {HEADS[head].subtree for head in source.heads if head not in heads}
+    params = {part: x for part, x in params.items() if part not in left_out}
 
     def beside(new: pathlib.Path) -> None:
         export_tokenizer(tokenizer, new, description.model_type, source.config.max_length)

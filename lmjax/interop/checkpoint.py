@@ -19,7 +19,8 @@ from lmjax.interop.fields import Fields
 from lmjax.interop.shards import Shards, read_json
 from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
-from lmjax.model.language_model import BARE, LanguageModel, init_params
+from lmjax.model.heads import BARE, HEADS
+from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameter_paths import layer_paths
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import unstack_layers
@@ -143,7 +144,7 @@ def _described_by_tensors(
         wanted = {tensor for row in description.rows() for tensor in row.theirs}
         if wanted <= set(tensors):
             found[name] = (len(wanted), description)
-    labels = [name for name, (_, each) in found.items() if {"classifier", "tagger", "span"} & set(each.heads)]
+    labels = [name for name, (_, each) in found.items() if any(HEADS[h].fine_tuned for h in each.heads)]
     if not found or len(labels) > 1:
         choices = labels or dict.fromkeys((*family.heads, *family.bare))
         raise FlagError(

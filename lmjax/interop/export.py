@@ -18,7 +18,7 @@ from lmjax.interop.families import FAMILIES
 from lmjax.interop.nearest import Change, changes
 from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
-from lmjax.model.language_model import BARE
+from lmjax.model.heads import BARE, HEADS
 from lmjax.model.parameter_paths import layer_paths
 from lmjax.model.positions import SCHEMES
 from lmjax.paths import is_free, new_folder
@@ -119,7 +119,8 @@ def _read_back(
     values = dict(known) | family.write(config)
     values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
     values.pop("torch_dtype", None)
-    if {"classifier", "tagger"} & set(heads) and len(values.get("id2label") or {}) != config.head.labels:
+    labelled = any("labels" in output.axes for head in heads for output in HEADS[head].outputs)
+    if labelled and len(values.get("id2label") or {}) != config.head.labels:
         values["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.head.labels)}
         values["label2id"] = {name: int(i) for i, name in values["id2label"].items()}
     return describe(pathlib.Path(model_type), values, family.ends(paths), lenient=lenient)
@@ -128,7 +129,7 @@ def _read_back(
 def _differences(config: ModelConfig, other: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     """Returns the fields in which two models compute something else, with both values."""
     ours, theirs = _function(config), _function(other)
-    unread = () if {"classifier", "tagger", "span"} & set(heads) else ("head.classifier", "head.pooling")
+    unread = () if any(HEADS[head].fine_tuned for head in heads) else ("head.classifier", "head.pooling")
     return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k] and k not in unread}
 
 

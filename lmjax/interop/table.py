@@ -17,6 +17,7 @@ import numpy as np
 from lmjax.interop.fields import Fields
 from lmjax.interop.layouts import Layout, Matrix, PerExpert, Same, Shape
 from lmjax.model.config import ModelConfig
+from lmjax.model.heads import HEADS
 from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
 
 
@@ -108,7 +109,8 @@ class Family:
 
     def has_head(self, head: str, tensors: Container[str]) -> bool:
         """Returns whether a checkpoint with these tensors has a head."""
-        return any(row.ours[0].startswith(f"{head}_head/") and row.theirs[0] in tensors for row in self.table)
+        subtree = HEADS[head].subtree
+        return any(row.ours[0].startswith(f"{subtree}/") and row.theirs[0] in tensors for row in self.table)
 
     def ends(self, paths: Set[str]) -> set[str]:
         """Returns the tensors outside of layers that a model with these parameters has."""

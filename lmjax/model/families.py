@@ -164,13 +164,11 @@ class EncoderDecoder(nn.Module):
         return self.decoder(_side(batch, "decoder_"), rates, sequence)
 
 
-def make_backbone(
-    config: ModelConfig, table: Embed, shared_inputs: InputEmbedding | None = None
-) -> Encoder | Decoder | EncoderDecoder:
-    """Returns the stacks of a config's family; arguments as of a `Side`."""
+def make_backbone(config: ModelConfig, table: Embed) -> Encoder | Decoder | EncoderDecoder:
+    """Returns the stacks of a config's family on a token table."""
     if config.family.paired:
         return EncoderDecoder(config, table)
-    return (Decoder if config.family.causal else Encoder)(config, table, shared_inputs)
+    return (Decoder if config.family.causal else Encoder)(config, table)
 
 
 def _positions(batch: Batch) -> jax.Array:

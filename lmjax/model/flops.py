@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmjax.model.config import ModelConfig
+from lmjax.model.heads.base import Size
 from lmjax.model.language_model import LanguageModel
 
 
@@ -26,23 +27,20 @@ def forward_flops(
     if config.family.paired:
         rows, sources = batch["encoder_tokens"].shape
         length = batch["decoder_tokens"].shape[1]
-        per_row = _stack(config, config.side_layers(False), sources, decoder=False, half=False)
+        per_row = _stack(config, config.side_layers(False), sources)
         per_row += _stack(config, config.side_layers(True), length, decoder=True, half=causal)
         per_row += config.side_layers(True) * _cross(config, length, sources)
     else:
         decoder = config.family.causal
         rows, length = batch["tokens"].shape
         per_row = _stack(config, config.num_layers, length, decoder=decoder, half=causal and decoder)
+    size = Size(rows, length, rows * length if predictions is None else predictions)
     total = rows * per_row
-    if model.has_vocabulary:
-        total += _vocabulary(config) * (rows * length if predictions is None else predictions)
-    if "next_sentence" in model.heads:
-        total += 2 * config.embed_dim * (config.embed_dim + 2) * rows
-    if "replaced_token" in model.heads:
-        total += 2 * config.embed_dim * (config.embed_dim + 1) * rows * length
-    if "generator" in model.heads:
-        total += forward_flops(LanguageModel(config.generator(), ("masked_lm",)), batch, predictions)
-    return total + rows * _labels(model, length)
+    for head in model.head_types.values():
+        total += head.flops(config, size)
+        if (inner := head.submodel(config)) is not None:
+            total += rows * _stack(inner, inner.side_layers(False), length)
+    return total
 
 
 def train_flops(
@@ -52,7 +50,7 @@ def train_flops(
     return 3 * forward_flops(model, batch, predictions, causal=causal)
 
 
-def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool, half: bool) -> int:
+def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = False, half: bool = False) -> int:
     """Returns the FLOPs of the input embeddings and the layers for one row, cross-attention left out."""
     heads = 2 * (config.num_heads + config.kv_heads) * config.width_of_head
     mlps, moe = 3 if config.gated_mlp else 2, config.moe
@@ -74,21 +72,3 @@ def _cross(config: ModelConfig, queries: int, keys: int) -> int:
     asking, asked = 2 * config.num_heads * config.width_of_head, 2 * config.kv_heads * config.width_of_head
     products = 2 * config.num_heads * config.width_of_head * queries * keys
     return 2 * (config.embed_dim * (asking * queries + asked * keys) + products)
-
-
-def _labels(model: LanguageModel, length: int) -> int:
-    """Returns the FLOPs of the pooler, the classifier, the tagger and the span for one row."""
-    config, heads = model.config, model.heads
-    width, layer = config.embed_dim, config.head.classifier == "transform"
-    total = width if "pooler" in heads else 0
-    total += config.head.labels + (0 if config.family.causal else width) if "classifier" in heads else 0
-    for name, classes in (("tagger", config.head.labels), ("span", 2)):
-        total += length * (classes + (width if layer else 0)) if name in heads else 0
-    return 2 * width * total
-
-
-def _vocabulary(config: ModelConfig) -> int:
-    """Returns the FLOPs of the vocabulary's logits at one position, and of what stands before them."""
-    width = config.table_dim if config.head.tied else config.embed_dim
-    before = config.embed_dim * width if config.head.transform or width != config.embed_dim else 0
-    return 2 * (before + width * config.vocab_size)

@@ -1,4 +1,4 @@
-"""LanguageModel: a family, its token table, and the outputs that were asked for."""
+"""LanguageModel: a family, its token table, and the heads that were asked for."""
 
 from typing import Any
 
@@ -6,90 +6,46 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax import axes
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
-from lmjax.model.families import Batch, InputEmbedding, make_backbone
+from lmjax.model.families import Batch, make_backbone
 from lmjax.model.groups import DropoutRates
-from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
-from lmjax.model.layers import Dense, Embed, align
-from lmjax.model.parameters import parameter
-
-HEADS = ("masked_lm", "next_sentence", "replaced_token", "generator", "pooler", "classifier", "tagger", "span")
-# No vocabulary logits and nothing in their place: decoders published without an output layer, as for embeddings.
-BARE = "bare"
+from lmjax.model.heads import Head, head_types
+from lmjax.model.heads.vocabulary import VocabularyHead
+from lmjax.model.layers import Embed
 
 
 class LanguageModel(nn.Module):
     """A language model of any family.
 
-    Encoder-decoders and decoders have vocabulary logits unless they have a classifier in their place, or are bare; an
-    encoder has the outputs that `heads` lists.
-
     Attributes:
         config: the architecture.
-        heads: of an encoder, any of HEADS; of a decoder, none, "classifier" or "bare", which is for hidden states
-            alone; of an encoder-decoder, none or "bare". "generator" is ELECTRA's, a smaller
-            masked language model that shares the embeddings of the inputs; "span" gives an answer's start and end.
-        shared: the token table and the embeddings of the inputs of another model, to be used here too; None: its own.
+        heads: names of `lmjax.model.heads.HEADS` that its family can have; without any, an encoder gives hidden states
+            alone, and an encoder-decoder or a decoder has vocabulary logits.
     """
 
     config: ModelConfig
     heads: tuple[str, ...] = ()
-    shared: tuple[Embed, InputEmbedding] | None = None
 
     def setup(self) -> None:
         """Makes the parts; a part that is never called has no parameters."""
-        config = self.config
-        if unknown := set(self.heads) - {*HEADS, BARE}:
-            raise ValueError(f"unknown heads {sorted(unknown)}; there are: {', '.join((*HEADS, BARE))}")
-        allowed = HEADS if not config.family.causal else (BARE,) if config.family.paired else ("classifier", BARE)
-        if not set(self.heads) <= set(allowed):
-            raise ValueError(
-                f"heads={self.heads} stand on an encoder, a classifier alone on a decoder too; and"
-                f" architecture={config.architecture}"
-            )
-        if self.shared is None:
-            self.embedding, inputs = Embed(config, config.vocab_size, "vocab"), None
-        else:
-            self.embedding, inputs = self.shared
-        self.backbone = make_backbone(config, self.embedding, inputs)
-        if "next_sentence" in self.heads:
-            self.next_sentence_head = NextSentenceHead(config)
-        if "replaced_token" in self.heads:
-            self.replaced_token_head = ReplacedTokenHead(config)
-        if "generator" in self.heads:
-            shared = self.embedding, self.backbone.inputs
-            self.generator = LanguageModel(config.generator(), ("masked_lm",), shared)
-        if "pooler" in self.heads:
-            self.pooler_head = PoolerHead(config)
-        if "classifier" in self.heads:
-            self.classifier_head = ClassifierHead(config)
-        if "tagger" in self.heads:
-            self.tagger_head = TokenHead(config, config.head.labels)
-        if "span" in self.heads:
-            self.span_head = TokenHead(config, 2)
-        if self.has_vocabulary:
-            self._make_vocabulary()
+        config, types = self.config, self.head_types
+        self.embedding = Embed(config, config.vocab_size, "vocab")
+        self.backbone = make_backbone(config, self.embedding)
+        self.parts = {name: head.build(config, self.embedding, self.backbone) for name, head in types.items()}
+        for part in self.parts.values():
+            if not part.subtree:
+                nn.share_scope(self, part)
 
-    def _make_vocabulary(self) -> None:
-        """Makes what stands between hidden states and vocabulary logits."""
-        config = self.config
-        if config.head.transform:
-            self.transform = Transform(config, config.table_dim if config.head.tied else config.embed_dim)
-        elif config.head.tied and config.factorised:
-            self.project_out = Dense(config, (config.table_dim,), ("embed", "embedding"))
-        if not config.head.tied:
-            self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
-        if config.head.bias:
-            zeros, shape = nn.initializers.zeros, (config.vocab_size,)
-            self.output_bias = parameter(self, "output_bias", zeros, ("vocab",), shape, config.param_dtype)
+    @property
+    def head_types(self) -> dict[str, type[Head]]:
+        """The heads by name; raises ValueError for one that there is not, or that the family cannot have."""
+        return head_types(self.config.architecture, self.heads)
 
     @property
     def has_vocabulary(self) -> bool:
         """Whether this model has vocabulary logits."""
-        needed = self.config.family.vocabulary_heads
-        return set(needed) <= set(self.heads) if needed else not self.heads
+        return any(issubclass(head, VocabularyHead) for head in self.head_types.values())
 
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
@@ -102,10 +58,12 @@ class LanguageModel(nn.Module):
             dropout_rates: traced rates; None: the config's.
         """
         if deterministic:
-            rates = DropoutRates()
-        else:
-            rates = self.config.dropout.rates() if dropout_rates is None else dropout_rates
-        return self.backbone(batch, rates)
+            return self.states(batch, DropoutRates())
+        return self.states(batch, self.config.dropout.rates() if dropout_rates is None else dropout_rates)
+
+    def states(self, batch: Batch, dropout_rates: DropoutRates) -> jax.Array:
+        """Returns hidden states as a call does; without dropout where no rate is given."""
+        return self.backbone(batch, dropout_rates)
 
     def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
         """Returns hidden states `[batch, length, embed]` of tokens that go on from a cache, and the cache with them.
@@ -121,80 +79,35 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
-        config = self.config
-        if not self.has_vocabulary:
-            raise ValueError(
-                f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',), a decoder with none"
-            )
-        x = hidden
-        if config.head.transform:
-            x = self.transform(x)
-        elif config.head.tied and config.factorised:
-            x = self.project_out(x)
-        logits = self.embedding.attend(x) if config.head.tied else self.output(x)
-        if config.head.scale:
-            logits *= config.table_dim**-0.5
-        if config.head.bias:
-            logits += align(self.output_bias.astype(jnp.float32), logits)
-        if config.head.softcap is not None:
-            logits = config.head.softcap * jnp.tanh(logits / config.head.softcap)
-        return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
+        for part in self.parts.values():
+            if isinstance(part, VocabularyHead):
+                return part(hidden)
+        raise ValueError(
+            f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',), a decoder with none"
+        )
 
-    def next_sentence(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[batch, 2]` from the first position of `[batch, length, embed]`."""
-        return self.next_sentence_head(hidden)
+    def part(self, name: str) -> Head:
+        """Returns a head; raises ValueError if this model lacks it."""
+        if name not in self.parts:
+            raise ValueError(f"heads={self.heads}: this model has no head {name!r}; name it there")
+        return self.parts[name]
 
-    def replaced_token(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[batch, length]` of having been replaced, for `[batch, length, embed]`."""
-        return self.replaced_token_head(hidden)
-
-    def pooler(self, hidden: jax.Array) -> jax.Array:
-        """Returns `[batch, embed]`, BERT's vector of a row, from the first position of `[batch, length, embed]`."""
-        return self.pooler_head(hidden)
-
-    def classifier(self, hidden: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-        """Returns float32 logits `[batch, labels]` of the rows of `[batch, length, embed]`.
+    def head(self, name: str, hidden: jax.Array, batch: Batch) -> jax.Array | tuple[jax.Array, ...]:
+        """Returns what a head gives: an array, or a tuple in the order of its `outputs`.
 
         Args:
-            hidden: of an encoder, whose first position or mean is read, or a decoder, whose last token is.
-            segment_ids: `[batch, length]`, 0 for padding; None: there is none.
+            name: of the head.
+            hidden: `[batch, length, embed]`, of the side that predicts.
+            batch: that they were computed from.
         """
-        return self.classifier_head(hidden, segment_ids)
-
-    def tagger(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[batch, length, labels]` for `[batch, length, embed]`."""
-        return self.tagger_head(hidden)
-
-    def span(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns float32 logits `[batch, length]` of an answer's first token, and of its last."""
-        start, end = jnp.moveaxis(self.span_head(hidden), -1, 0)
-        return start, end
-
-    def generator_states(
-        self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
-    ) -> jax.Array:
-        """Returns the generator's hidden states `[batch, length, generator width]`; arguments as of a call."""
-        return self.generator(batch, deterministic=deterministic, dropout_rates=dropout_rates)
-
-    def generator_logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[..., vocab]` for the generator's hidden states, of all positions or a choice."""
-        return self.generator.logits(hidden)
+        part = self.part(name)
+        return part(hidden, *(batch.get(field) for field in part.reads))
 
     def outputs(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns every output of this model by name, without dropout: what initialisation calls."""
-        hidden = self(batch)
-        result = {"hidden": hidden}
-        if self.has_vocabulary:
-            result["logits"] = self.logits(hidden)
-        for name in ("next_sentence", "replaced_token", "pooler", "tagger"):
-            if name in self.heads:
-                result[name] = getattr(self, name)(hidden)
-        if "generator" in self.heads:
-            result["generator_logits"] = self.generator_logits(self.generator_states(batch))
-        if "classifier" in self.heads:
-            result["classifier"] = self.classifier(hidden, batch.get("segment_ids"))
-        if "span" in self.heads:
-            result["start"], result["end"] = self.span(hidden)
+        result = {"hidden": (hidden := self(batch))}
+        for name, part in self.parts.items():
+            result |= part.named(self.head(name, hidden, batch))
         return result
 
 

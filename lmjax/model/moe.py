@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,19 @@ from lmjax.model.parameters import parameter
 # The collection, beside "params", in which a forward pass leaves the router's losses.
 AUXILIARY = "auxiliary"
 LOSSES = ("router_balance", "router_z")
+
+
+class RouterLoss(NamedTuple):
+    """A loss of the routers, as a sum over tokens and a mean over layers.
+
+    Attributes:
+        loss: float32 scalar, the sum.
+        weight: float32 scalar, the number of tokens.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+
 
 # From kernels and biases of all experts to the projection of the tokens, in the layout of a dispatch.
 Projection = Callable[[jax.Array, jax.Array | None], jax.Array]
@@ -164,8 +177,8 @@ def _ragged(
     return jnp.einsum("blkd,blk->bld", y[jnp.argsort(order)].reshape(*chosen.shape, -1), gates)
 
 
-def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Returns the router's losses by name as (loss sum, weight): sums over tokens, means over layers.
+def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, RouterLoss]:
+    """Returns the router's losses by name.
 
     Their quotient is the mean loss of a layer. Without experts there are none. Added up over microbatches or replicas,
     the z-loss is that of the whole batch, and the balance the mean of theirs.
@@ -178,7 +191,7 @@ def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, tuple[jax.Array, 
         name = next(key.key for key in path if getattr(key, "key", None) in LOSSES)
         layers.setdefault(name, []).append(leaf.reshape(-1, 2))
     means = {name: jnp.mean(jnp.concatenate(sums), axis=0) for name, sums in layers.items()}
-    return {name: (mean[0], mean[1]) for name, mean in means.items()}
+    return {name: RouterLoss(mean[0], mean[1]) for name, mean in means.items()}
 
 
 def auxiliary_weight(config: ModelConfig, batch: Mapping[str, jax.Array]) -> jax.Array:

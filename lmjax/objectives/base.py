@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -77,52 +77,43 @@ class Penalties(struct.PyTreeNode):
 NO_PENALTIES = Penalties()
 
 
-@dataclasses.dataclass
-class Outputs:
-    """What a model hands to the device halves; what no objective asks for is never computed.
+@dataclasses.dataclass(kw_only=True)
+class Forward(abc.ABC):
+    """A model and a batch, as the device halves see them; what no objective asks for is never computed.
 
     Attributes:
         batch: the batch that `hidden` is computed from.
-        call: from an output's name and its argument to the output.
         key: for what an objective draws on the device.
         penalties: what is added to the cross entropy over the vocabulary.
-        auxiliary: one entry for every forward pass so far: loss sums and weights that the model itself adds, by name.
     """
 
     batch: Batch
-    call: Callable[[str, Any], jax.Array]
     key: jax.Array
     penalties: Penalties = NO_PENALTIES
-    auxiliary: list[dict[str, tuple[jax.Array, jax.Array]]] = dataclasses.field(default_factory=list)
 
     @functools.cached_property
     def hidden(self) -> jax.Array:
         """`[batch, length, embed]`, the final states of the side that predicts; computed once for all objectives."""
         return self.states(self.batch)
 
+    @abc.abstractmethod
     def states(self, batch: Batch) -> jax.Array:
         """Returns `[batch, length, embed]`, the final states for a batch other than this one."""
-        return self.call("states", batch)
 
+    @abc.abstractmethod
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 `[..., vocab]` for `[..., embed]`: the vocabulary head."""
-        return self.call("logits", hidden)
 
-    def next_sentence(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 `[batch, 2]` for `[batch, length, embed]`: the next-sentence head."""
-        return self.call("next_sentence", hidden)
+    @abc.abstractmethod
+    def head(self, name: str, hidden: jax.Array) -> Any:
+        """Returns what a head that `Objective.heads` names gives for `[batch, length, embed]`.
 
-    def replaced_token(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 `[batch, length]` for `[batch, length, embed]`: ELECTRA's discriminator."""
-        return self.call("replaced_token", hidden)
+        An array, or a tuple of those that the head declares as its outputs (`lmjax.model.heads`).
+        """
 
-    def generator_states(self, batch: Batch) -> jax.Array:
-        """Returns `[batch, length, generator embed]`, the states of ELECTRA's generator."""
-        return self.call("generator_states", batch)
-
-    def generator_logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 `[..., vocab]` for `[..., generator embed]`."""
-        return self.call("generator_logits", hidden)
+    @abc.abstractmethod
+    def submodel(self, name: str) -> Forward:
+        """Returns the same of a head that is a language model itself, such as ELECTRA's generator, for this batch."""
 
 
 class Rows(abc.ABC):
@@ -230,7 +221,7 @@ class Objective(abc.ABC):
         """Returns by name the float32 scalar that each loss sum over `batch` is divided by; 0 for an empty batch."""
 
     @abc.abstractmethod
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over `batch` by name: the objective's own, and what else it trains with it."""
 
     def prompt_format(self) -> PromptFormat:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, ObjectiveConfig, Outputs, Rows
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, ObjectiveConfig, Rows
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.masked_lm import MaskedLM
 from lmjax.objectives.rows import pad
@@ -144,9 +144,9 @@ class PairClassification(Objective):
         """Returns the number of pairs."""
         return {self.name: jnp.sum(batch["next_sentence_weights"])}
 
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over the pairs."""
-        logits = outputs.next_sentence(outputs.hidden)
+        logits = forward.head("next_sentence", forward.hidden)
         return {self.name: class_loss(logits, batch["next_sentence_labels"], batch["next_sentence_weights"])}
 
 

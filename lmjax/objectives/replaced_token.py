@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from lmjax.objectives.base import Batch, Features, LossSum, Outputs
+from lmjax.objectives.base import Batch, Features, Forward, LossSum
 from lmjax.objectives.losses import binary_loss, split_chunks, vocab_loss
 from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
 
@@ -53,41 +53,43 @@ class ReplacedToken(MaskedLM):
         """Returns the number of tokens, and of masked ones."""
         return {self.name: jnp.sum(batch["replaced_token_weights"]), self.generator: jnp.sum(batch["weights"])}
 
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over all tokens, and the generator's over the masked ones."""
-        hidden = self.predicting(outputs.generator_states(batch), batch)
+        generator = forward.submodel("generator")
+        hidden = self.predicting(generator.hidden, batch)
         targets, weights = batch["targets"], batch["weights"]
-        generator = vocab_loss(
+        masked_lm = vocab_loss(
             hidden,
-            outputs.generator_logits,
+            generator.logits,
             targets,
             weights,
             chunk=self.vocab_chunk,
-            penalties=outputs.penalties,
+            penalties=forward.penalties,
             num_ids=self.tokenizer.vocab_size,
         )
-        guesses = self._sample(outputs, hidden)
+        guesses = self._sample(generator, hidden)
         filled, original = (_put(batch, values) for values in (guesses, targets))
-        states = outputs.states({**batch, "tokens": filled})
+        states = forward.states({**batch, "tokens": filled})
         # A guess that hits the token counts as original.
-        discriminator = binary_loss(outputs.replaced_token(states), filled != original, batch["replaced_token_weights"])
-        return {self.name: discriminator, self.generator: generator}
+        logits = forward.head("replaced_token", states)
+        discriminator = binary_loss(logits, filled != original, batch["replaced_token_weights"])
+        return {self.name: discriminator, self.generator: masked_lm}
 
-    def _sample(self, outputs: Outputs, hidden: jax.Array) -> jax.Array:
+    def _sample(self, generator: Forward, hidden: jax.Array) -> jax.Array:
         """Returns `[batch, predictions]`: tokens drawn from the generator, with no gradient."""
         hidden = jax.lax.stop_gradient(hidden)
         chunk = min(self.vocab_chunk, hidden.shape[1]) or hidden.shape[1]
         parts = split_chunks(hidden, chunk)
 
         def draw(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-            logits, key = jax.lax.stop_gradient(outputs.generator_logits(part[0])), part[1]
+            logits, key = jax.lax.stop_gradient(generator.logits(part[0])), part[1]
             # Rows that fill up the vocabulary are no ids: a text never holds one, so each would give itself away.
             ids = jnp.arange(logits.shape[-1]) < self.tokenizer.vocab_size
             return jax.random.categorical(key, jnp.where(ids, logits, -jnp.inf), axis=-1)
 
         if len(parts) == 1:
-            return draw((hidden, outputs.key))
-        drawn = jax.lax.map(draw, (parts, jax.random.split(outputs.key, len(parts))))
+            return draw((hidden, generator.key))
+        drawn = jax.lax.map(draw, (parts, jax.random.split(generator.key, len(parts))))
         return jnp.swapaxes(drawn, 0, 1).reshape(hidden.shape[0], -1)[:, : hidden.shape[1]]
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs, Penalties, Rows
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, Penalties, Rows
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.registry import (
     DEFAULT,
@@ -243,7 +243,7 @@ class Task:
         """Returns by name the weight of every loss sum over the whole batch."""
         return {name: w for o, part in self._parts(batch) for name, w in o.weights(part).items()}
 
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns by name the sums of every objective."""
         sums: dict[str, LossSum] = {}
         predicting = []
@@ -251,12 +251,12 @@ class Task:
             if objective.shares_logits:
                 predicting.append((objective, part))
             else:
-                sums |= objective.losses(outputs, part)
+                sums |= objective.losses(forward, part)
         if predicting:
             # All of them predict at the same positions (`objective_types`): one pass over the logits serves them.
             first = predicting[0][0]
             weights = jnp.stack([part["weights"] for _, part in predicting], axis=-1)
-            together = first.losses(outputs, {**batch, "weights": weights})[first.name]
+            together = first.losses(forward, {**batch, "weights": weights})[first.name]
             sums |= {o.name: jax.tree.map(lambda x, i=i: x[i], together) for i, (o, _) in enumerate(predicting)}
         return sums
 

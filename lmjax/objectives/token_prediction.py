@@ -9,7 +9,7 @@ import numpy as np
 
 from lmjax.data.packing import Plan, pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, LossSum, Objective, Outputs
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import source_target
@@ -24,16 +24,16 @@ class TokenPrediction(Objective):
         """Returns the number of targets."""
         return {self.name: jnp.sum(batch["weights"])}
 
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossSum]:
+    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over the targets; with weights `[batch, targets, parts]`, those of each part at once."""
-        hidden = self.predicting(outputs.hidden, batch)
+        hidden = self.predicting(forward.hidden, batch)
         sums = vocab_loss(
             hidden,
-            outputs.logits,
+            forward.logits,
             batch["targets"],
             batch["weights"],
             chunk=self.vocab_chunk,
-            penalties=outputs.penalties,
+            penalties=forward.penalties,
             num_ids=self.tokenizer.vocab_size,
         )
         return {self.name: sums}

@@ -40,7 +40,7 @@ PyTree = Any
 # In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
 ORIGIN = "huggingface.json"
 # A field that it has there: the heads that were found in the checkpoint, some of which its own fields do not tell.
-HEADS = "lmjax_heads"
+HEADS_FIELD = "lmjax_heads"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +262,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
         config = config.with_fields({"model": config.model.with_fields({"vocab_size": rows})})
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
-    present = tuple(origin.pop(HEADS, ()) or ()) if HEADS in origin else None
+    present = tuple(origin.pop(HEADS_FIELD, ()) or ()) if HEADS_FIELD in origin else None
     if present is None:
         present = describe(folder / ORIGIN, origin).heads if origin else heads(objective_types(config.task.objective))
 

@@ -11,11 +11,12 @@ import optax
 
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.moe import AUXILIARY, LOSSES, auxiliary_sums, auxiliary_weight
-from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum, Outputs, Penalties
+from lmjax.model.moe import LOSSES, auxiliary_weight
+from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key, prng_key
+from lmjax.training.forward import forward
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers.sophia import hutchinson
@@ -26,51 +27,6 @@ from lmjax.training.update import learning_rate, make_optimizer
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-
-# The outputs that are forward passes, by the method of the model that makes them.
-STATES = {"states": "__call__", "generator_states": "generator_states"}
-
-
-def forward(
-    model: LanguageModel,
-    params: PyTree,
-    batch: Batch,
-    *,
-    key: jax.Array,
-    dropout_rates: DropoutRates,
-    penalties: Penalties,
-) -> Outputs:
-    """Returns what the objectives read; `key` is for dropout and for what objectives draw."""
-    variables = {"params": params}
-
-    def call(name: str, x: Any) -> jax.Array:
-        if name not in STATES:
-            return model.apply(variables, x, method=name)
-        hidden, left = model.apply(
-            variables,
-            x,
-            deterministic=not jax.tree.leaves(dropout_rates),
-            dropout_rates=dropout_rates,
-            rngs={"dropout": key},
-            method=STATES[name],
-            mutable=[AUXILIARY],
-        )
-        outputs.auxiliary.append(auxiliary_sums(left.get(AUXILIARY, {})))
-        return hidden
-
-    # Of its own, so that what is drawn repeats no mask of dropout.
-    outputs = Outputs(batch, call, named_key(key, "objective"), penalties)
-    return outputs
-
-
-def auxiliary_losses(outputs: Outputs) -> dict[str, LossSum]:
-    """Returns the sums of the routers' losses by name, a mean over the forward passes; none without experts."""
-    passes = [sums for sums in outputs.auxiliary if sums]
-    if not passes:
-        return {}
-    means = jax.tree.map(lambda *x: sum(x) / len(x), *passes)
-    zero = jnp.zeros((), jnp.float32)
-    return {name: LossSum(loss, weight, None, zero) for name, (loss, weight) in means.items()}
 
 
 def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | None) -> dict[str, jax.Array]:
@@ -118,7 +74,7 @@ def loss_and_gradients(
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
 
     def loss(params: PyTree, part: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, LossSum]]:
-        outputs = forward(
+        passed = forward(
             model,
             params,
             part,
@@ -126,7 +82,7 @@ def loss_and_gradients(
             dropout_rates=hparams.dropout,
             penalties=hparams.penalties,
         )
-        sums = task.losses(outputs, part) | auxiliary_losses(outputs)
+        sums = task.losses(passed, part) | passed.auxiliary_losses()
         return sum(hparams.loss_weights[n] * (s.loss + s.penalty) / whole[n] for n, s in sums.items()), sums
 
     gradient = jax.grad(loss, has_aux=True)
@@ -255,13 +211,13 @@ def make_eval_step(
     """
 
     def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:
-        outputs = forward(
+        passed = forward(
             model, params, batch, key=prng_key(0, "evaluation"), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
         )
         num_bytes = {
             name: jnp.sum(jnp.where(weights > 0, token_bytes[targets], 0), dtype=jnp.float32)
             for name, (targets, weights) in task.token_targets(batch).items()
         }
-        return task.losses(outputs, batch), num_bytes
+        return task.losses(passed, batch), num_bytes
 
     return eval_step

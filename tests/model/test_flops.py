@@ -6,7 +6,7 @@ import pytest
 
 from lmjax.model.flops import forward_flops, train_flops
 from lmjax.model.groups import MoEConfig
-from lmjax.model.language_model import HEADS
+from lmjax.model.heads import heads_of
 
 SIZES = {
     "vocab_size": 512,
@@ -30,7 +30,7 @@ SIZES = {
     ],
 )
 def test_forward_flops_are_the_compilers(build, architecture, fields, shapes):
-    model, params = build(architecture, HEADS if architecture == "encoder" else (), **(SIZES | fields))
+    model, params = build(architecture, heads_of(architecture) if architecture == "encoder" else (), **(SIZES | fields))
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
     step = jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="outputs"))
     counted = step.lower(params, batch).cost_analysis()["flops"]

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from lmjax.model.config import ModelConfig
-from lmjax.model.heads import ClassifierHead, NextSentenceHead, PoolerHead, ReplacedTokenHead, TokenHead, Transform
+from lmjax.model.heads import HEADS, heads_of
+from lmjax.model.heads.base import Size, Transform
+from lmjax.model.heads.electra import ReplacedTokenHead
+from lmjax.model.heads.rows import ClassifierHead, NextSentenceHead, PoolerHead
+from lmjax.model.heads.tokens import TaggerHead
+from lmjax.model.language_model import LanguageModel, init_params
 
 CONFIG = ModelConfig(
     architecture="encoder",
@@ -30,7 +35,7 @@ def test_next_sentence_reads_the_first_position_alone():
     np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [NextSentenceHead, lambda config: TokenHead(config, 4), ClassifierHead])
+@pytest.mark.parametrize("head", [NextSentenceHead, TaggerHead, ClassifierHead])
 def test_logits_are_float32_under_bfloat16(head):
     hidden = jax.random.normal(jax.random.key(0), (3, 5, 16), "bfloat16")
     logits, _ = head(CONFIG).init_with_output(jax.random.key(1), hidden)
@@ -118,20 +123,20 @@ def test_a_decoders_classifier_reads_the_last_token_through_one_matrix():
 
 
 @pytest.mark.parametrize("layer", ["tanh", "transform"])
-def test_a_token_head_reads_every_token_alone(layer):
-    logits, p = _head(lambda config: TokenHead(config, 4), HIDDEN, **{"head.classifier": layer})
+def test_a_tagger_reads_every_token_alone(layer):
+    logits, p = _head(TaggerHead, HIDDEN, **{"head.classifier": layer})
     x = HIDDEN
     if layer == "transform":
         x = np.maximum(_layer(HIDDEN, p["transform"]["dense"]), 0)
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         x = x * p["transform"]["norm"]["scale"] + p["transform"]["norm"]["bias"]
-    assert (logits.shape, logits.dtype) == ((3, 5, 4), np.float32)
+    assert (logits.shape, logits.dtype) == ((3, 5, 3), np.float32)
     np.testing.assert_allclose(logits, _layer(x, p["classifier"]), atol=1e-4)
 
 
 def test_a_classifier_through_the_transform_has_what_a_tagger_has():
     logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, **{"head.classifier": "transform"})
-    tags, same = _head(lambda config: TokenHead(config, 3), HIDDEN, **{"head.classifier": "transform"})
+    tags, same = _head(TaggerHead, HIDDEN, **{"head.classifier": "transform"})
     assert jax.tree.map(np.shape, p) == jax.tree.map(np.shape, same)
     np.testing.assert_allclose(logits, tags[:, 0], atol=1e-5)
 
@@ -141,3 +146,45 @@ def test_labels_have_a_bias_on_an_encoder_without_any():
     _, p = _head(ClassifierHead, HIDDEN, SEGMENTS, biases=())
     assert list(p["dense"]) == ["kernel"]
     assert sorted(p["classifier"]) == ["bias", "kernel"]
+
+
+FAMILIES = ("encoder", "decoder", "encoder_decoder")
+ON_FAMILIES = [(family, name) for family in FAMILIES for name in heads_of(family)]
+
+
+@pytest.mark.parametrize(("family", "name"), ON_FAMILIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_head_gives_what_it_declares_on_every_family_that_it_declares(build, family, name, dtype):
+    """Its outputs by name, shape and type, its parameters where it says, and FLOPs wherever it computes anything."""
+    model, params = build(family, (name,), dtype=dtype, **{"head.labels": 3})
+    head, config = HEADS[name], model.config
+    sides = ("encoder_", "decoder_") if family == "encoder_decoder" else ("",)
+    batch = {f"{side}tokens": np.ones((2, 6), np.int32) for side in sides}
+    found = jax.eval_shape(lambda p: model.apply({"params": p}, batch, method="outputs"), params)
+    sizes = {"batch": 2, "length": 6, "embed": 16, "labels": 3, "vocab": config.vocab_size}
+    expected = {o.name: (tuple(sizes.get(a, a) for a in o.axes), o.dtype or dtype) for o in head.outputs}
+    assert found.pop("hidden").shape == (2, 6, 16)
+    assert {k: (x.shape, x.dtype.name) for k, x in found.items()} == expected
+    assert set(params) - {"embedding", "backbone"} <= {head.subtree} if head.subtree else {"output"}
+    assert (head.flops(config, Size(2, 6, 12)) > 0) == bool(head.outputs)
+    inner = head.submodel(config)
+    assert (inner is not None) == (hasattr(head, "states") and hasattr(head, "logits"))
+
+
+@pytest.mark.parametrize(("family", "name"), [(f, n) for f in FAMILIES for n in HEADS if (f, n) not in ON_FAMILIES])
+def test_a_head_is_refused_by_the_families_that_it_does_not_declare(build, family, name):
+    model = LanguageModel(build(family)[0].config, (name,))
+    with pytest.raises(
+        ValueError, match=rf"'{name}' is for .*; architecture='{family}' can have .*{heads_of(family)[-1]}"
+    ):
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def test_heads_say_apart_where_their_parameters_and_their_outputs_are():
+    """Two with one subtree would share parameters, and two outputs with one name hide each other."""
+    for family in FAMILIES:
+        heads = [HEADS[name] for name in heads_of(family)]
+        subtrees = [head.subtree for head in heads]
+        outputs = [output.name for head in heads for output in head.outputs]
+        assert len(set(subtrees)) == len(subtrees)
+        assert len({"hidden", *outputs}) == len(outputs) + 1

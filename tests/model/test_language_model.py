@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 
 from lmjax import axes
 from lmjax.model.groups import DropoutRates
-from lmjax.model.language_model import HEADS, LanguageModel, init_params
+from lmjax.model.heads import heads_of
+from lmjax.model.language_model import LanguageModel, init_params
 
 TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 RATES = {"dropout.residual": 0.2, "dropout.attention": 0.2, "dropout.mlp": 0.2, "dropout.output": 0.2}
@@ -29,7 +30,7 @@ def test_heads_that_were_not_asked_for_do_not_exist(build):
     assert set(build("encoder", ("generator",), **fields)[1]) == bare | {"generator"}
     others = ("next_sentence", "replaced_token", "pooler", "classifier", "tagger", "span")
     heads = {f"{name}_head" for name in others} | {"generator"}
-    assert set(build("encoder", HEADS, **fields)[1]) == bare | vocabulary | heads
+    assert set(build("encoder", heads_of("encoder"), **fields)[1]) == bare | vocabulary | heads
     assert set(build("decoder")[1]) == bare
     decoder = {"head.tied": False}
     assert set(build("decoder", **decoder)[1]) == bare | {"output"}
@@ -40,26 +41,26 @@ def test_outputs_that_a_model_lacks_are_refused(build):
     model, params = build("encoder")
     with pytest.raises(ValueError, match="masked_lm"):
         model.apply({"params": params}, jnp.ones((1, 16)), method="logits")
-    with pytest.raises(ValueError, match=r"unknown heads.*masked_lm, next_sentence, replaced_token"):
+    with pytest.raises(ValueError, match=r"no head 'nsp'.*masked_lm, next_sentence, replaced_token"):
         init_params(LanguageModel(model.config, ("nsp",)), jax.random.key(0))
-    with pytest.raises(ValueError, match="stand on an encoder"):
-        init_params(LanguageModel(build("decoder")[0].config, HEADS), jax.random.key(0))
+    with pytest.raises(ValueError, match="no head 'pooler'"):
+        model.apply({"params": params}, "pooler", jnp.ones((1, 2, 16)), {}, method="head")
     model, params = build("decoder", ("classifier",))
     with pytest.raises(ValueError, match="a decoder with none"):
         model.apply({"params": params}, jnp.ones((1, 16)), method="logits")
-    with pytest.raises(ValueError, match="encoder_decoder"):
-        init_params(LanguageModel(build("encoder_decoder")[0].config, ("classifier",)), jax.random.key(0))
 
 
 def test_outputs_are_what_the_methods_give(build, forward):
-    model, params = build("encoder", HEADS, **{"head.labels": 3})
+    model, params = build("encoder", heads_of("encoder"), **{"head.labels": 3})
     batch = {"tokens": TOKENS, "segment_ids": np.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 0, 0, 0]])}
     outputs = forward(model, params, batch, method="outputs")
-    run = functools.partial(model.apply, {"params": params}, outputs["hidden"])
-    for name in ("pooler", "tagger"):
-        np.testing.assert_allclose(outputs[name], run(method=name), atol=1e-5)
-    np.testing.assert_allclose(outputs["classifier"], run(batch["segment_ids"], method="classifier"), atol=1e-5)
-    start, end = run(method="span")
+
+    def run(name):
+        return model.apply({"params": params}, name, outputs["hidden"], batch, method="head")
+
+    for name in ("pooler", "tagger", "classifier"):
+        np.testing.assert_allclose(outputs[name], run(name), atol=1e-5)
+    start, end = run("span")
     np.testing.assert_allclose((outputs["start"], outputs["end"]), (start, end), atol=1e-5)
     assert outputs["start"].shape == TOKENS.shape
     assert np.abs(start - end).max() > 0.01
@@ -143,18 +144,11 @@ def test_the_generator_is_a_model_of_its_own_on_the_same_tables(build, forward):
     assert expected["hidden"].shape[-1] == 4, "a quarter of the width"
     outputs = forward(model, params, {"tokens": TOKENS}, method="outputs")
     np.testing.assert_allclose(outputs["generator_logits"], expected["logits"], atol=1e-5)
-    hidden = model.apply({"params": params}, {"tokens": TOKENS}, method="generator_states")
+    generator = functools.partial(model.apply, {"params": params})
+    hidden = generator(method=lambda m: m.part("generator").states({"tokens": TOKENS}, DropoutRates()))
     np.testing.assert_allclose(hidden, expected["hidden"], atol=1e-5)
-    logits = model.apply({"params": params}, hidden[1, 2:4], method="generator_logits")
+    logits = generator(method=lambda m: m.part("generator").logits(hidden[1, 2:4]))
     np.testing.assert_allclose(logits, expected["logits"][1, 2:4], atol=1e-5, err_msg="of a choice of positions")
-
-
-def test_the_generator_drops_out_too(build):
-    model, params = build("encoder", ("generator",), **RATES)
-    rates = model.config.dropout.rates()
-    args = {"deterministic": False, "dropout_rates": rates, "method": "generator_states"}
-    run = jax.jit(lambda key: model.apply({"params": params}, {"tokens": TOKENS}, rngs={"dropout": key}, **args))
-    assert np.abs(run(jax.random.key(0)) - run(jax.random.key(1))).max() > 0.01
 
 
 def test_the_encoder_decoder_shares_one_token_table(build):
@@ -196,7 +190,10 @@ def test_each_rate_reaches_its_place_in_every_row(build):
 
 
 def test_bfloat16_computes_with_float32_parameters(build, forward):
-    fields, heads = {"embedding.types": 2, "head.transform": True}, HEADS[:4]
+    fields, heads = (
+        {"embedding.types": 2, "head.transform": True},
+        ("masked_lm", "next_sentence", "replaced_token", "generator"),
+    )
     model, params = build("encoder", heads, **fields)
     half = LanguageModel(model.config.model_copy(update={"dtype": "bfloat16"}), heads)
     fresh = jax.eval_shape(lambda: init_params(half, jax.random.key(0)))

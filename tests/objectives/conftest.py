@@ -1,5 +1,6 @@
 """What the tests of the objectives share: a tokenizer of single characters, stores of given texts, and tasks."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -12,7 +13,7 @@ from lmjax.data.documents import Document
 from lmjax.data.pipeline import example_stream
 from lmjax.data.store import build_store
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
-from lmjax.objectives.base import Outputs
+from lmjax.objectives.base import Forward
 from lmjax.objectives.task import Task, TaskConfig
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -99,22 +100,46 @@ def corpus(sentences, make_store):
     return make_store(sentences)
 
 
+@dataclasses.dataclass(kw_only=True)
+class ToyForward(Forward):
+    """Outputs by name, arrays or functions of their argument, and the names of those that were asked for.
+
+    Attributes:
+        outputs: "states", "logits", and those of heads; those of a submodel begin with its name.
+        calls: name and argument of each output that was asked for.
+        within: what stands before the names.
+    """
+
+    outputs: dict
+    calls: list = dataclasses.field(default_factory=list)
+    within: str = ""
+
+    def _call(self, name, argument):
+        self.calls.append((f"{self.within}{name}", argument))
+        output = self.outputs[f"{self.within}{name}"]
+        return output(argument) if callable(output) else output
+
+    def states(self, batch):
+        return self._call("states", batch)
+
+    def logits(self, hidden):
+        return self._call("logits", hidden)
+
+    def head(self, name, hidden):
+        return self._call(name, hidden)
+
+    def submodel(self, name):
+        return dataclasses.replace(self, within=f"{name}_")
+
+
 @pytest.fixture(scope="session")
-def outputs_of():
-    """Returns a function from a batch and outputs by name, arrays or functions of their argument, to Outputs."""
-
-    def make(batch, **outputs) -> Outputs:
-        def call(name, argument):
-            output = outputs[name]
-            return output(argument) if callable(output) else output
-
-        return Outputs(batch, call, jax.random.key(0))
-
-    return make
+def forward_of():
+    """Returns a function from a batch and outputs by name, as those of ToyForward, to a Forward."""
+    return lambda batch, **outputs: ToyForward(batch=batch, key=jax.random.key(0), outputs=outputs)
 
 
 @pytest.fixture(scope="session")
-def toy_outputs(tokenizer, outputs_of):
+def toy_forward(tokenizer, forward_of):
     """Returns a function from a batch to the outputs of a model that sees each token alone, quick to run."""
     rng = np.random.default_rng(0)
     table, head, pair, yes = (
@@ -125,8 +150,8 @@ def toy_outputs(tokenizer, outputs_of):
     def states(batch):
         return table[batch.get("decoder_tokens", batch.get("tokens"))]
 
-    def make(batch) -> Outputs:
-        return outputs_of(
+    def make(batch) -> ToyForward:
+        return forward_of(
             batch,
             states=states,
             logits=lambda h: h @ head,

@@ -173,7 +173,7 @@ def test_row_without_text_has_no_prediction(make_task, tokenizer, rng_of):
         np.testing.assert_array_equal(f["tokens"], features["tokens"])
 
 
-def test_loss_reads_the_masked_positions_and_no_other(make_task, outputs_of):
+def test_loss_reads_the_masked_positions_and_no_other(make_task, forward_of):
     task = make_task("mlm", "encoder", length=8, mlm=MaskedLMConfig(mask_rate=0.3))
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(2, 8, 5)).astype(np.float32)
@@ -188,7 +188,7 @@ def test_loss_reads_the_masked_positions_and_no_other(make_task, outputs_of):
     @jax.jit
     def loss(h):
         arrays = jax.tree.map(jnp.asarray, batch)
-        return task.losses(outputs_of(arrays, states=h, logits=lambda x: x), arrays)["mlm"].loss
+        return task.losses(forward_of(arrays, states=h, logits=lambda x: x), arrays)["mlm"].loss
 
     value, gradient = jax.value_and_grad(loss)(hidden)
     np.testing.assert_allclose(value, expected, rtol=1e-5)

@@ -167,14 +167,14 @@ def test_masking_leaves_the_pair_as_it_is(corpus, make_task, rng_of, tokenizer):
     assert 0.3 < np.mean(types) < 0.7, "only one of A and B is masked"
 
 
-def test_loss_is_that_of_the_pairs(make_task, outputs_of):
+def test_loss_is_that_of_the_pairs(make_task, forward_of):
     task = make_task("nsp", "encoder", length=8)
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], np.float32)
     batch = {
         "next_sentence_labels": np.array([0, 0, 0], np.int32),
         "next_sentence_weights": np.array([1, 1, 0], np.float32),  # the last is a row of padding
     }
-    sums = jax.jit(lambda x: task.losses(outputs_of(batch, states=x, next_sentence=lambda h: h), batch)["nsp"])(logits)
+    sums = jax.jit(lambda x: task.losses(forward_of(batch, states=x, next_sentence=lambda h: h), batch)["nsp"])(logits)
     np.testing.assert_allclose(sums.loss, np.log1p(np.exp(-2)) + np.log1p(np.exp(1)), rtol=1e-6)
     assert (sums.weight, sums.correct) == (2, 1)
     assert task.weights(batch)["nsp"] == 2

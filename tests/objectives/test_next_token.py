@@ -76,14 +76,14 @@ def test_rows_are_full(corpus, make_task):
     assert (corpus.num_tokens + corpus.num_documents) / (48 * len(examples)) > 0.98
 
 
-def test_loss_is_taken_at_every_target(make_task, outputs_of):
+def test_loss_is_taken_at_every_target(make_task, forward_of):
     task = make_task("next_token", "decoder", length=8, vocab_chunk=3)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(2, 8, 6)), jnp.float32)
     batch = {"targets": rng.integers(6, size=(2, 8)), "weights": np.ones((2, 8), np.float32)}
     batch["weights"][1, 5:] = 0
     batch = jax.tree.map(jnp.asarray, batch)
-    sums = task.losses(outputs_of(batch, states=logits, logits=lambda h: h), batch)["next_token"]
+    sums = task.losses(forward_of(batch, states=logits, logits=lambda h: h), batch)["next_token"]
     picked = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch["targets"])[..., None], -1)
     np.testing.assert_allclose(sums.loss, -(picked[..., 0] * batch["weights"]).sum(), rtol=1e-5)
     assert task.weights(batch)["next_token"] == 13

@@ -23,7 +23,7 @@ def batch_of():
     }
 
 
-def run(make_task, outputs_of, guesses, **fields):
+def run(make_task, forward_of, guesses, **fields):
     """Returns the sums, and the tokens that the discriminator saw, for a generator that is sure of its guesses."""
     batch, seen = batch_of(), []
     logits = 50.0 * jax.nn.one_hot(jnp.array(guesses), VOCAB)
@@ -32,7 +32,7 @@ def run(make_task, outputs_of, guesses, **fields):
         seen.append(b["tokens"])
         return b["tokens"][..., None].astype(jnp.float32)
 
-    outputs = outputs_of(
+    forward = forward_of(
         batch,
         states=states,
         generator_states=lambda b: jnp.zeros((2, 8, 3)),
@@ -41,12 +41,12 @@ def run(make_task, outputs_of, guesses, **fields):
         replaced_token=lambda h: jnp.where(h[..., 0] == 7, 2.0, -1.0),
     )
     task = make_task("rtd", "encoder", length=8, rtd={"mask_rate": 0.3}, **fields)
-    return task.losses(outputs, batch), seen, task.weights(batch)
+    return task.losses(forward, batch), seen, task.weights(batch)
 
 
-def test_guesses_are_put_in_and_told_apart(make_task, outputs_of):
+def test_guesses_are_put_in_and_told_apart(make_task, forward_of):
     """The first guess hits, so its token counts as original; the second is 7, which the discriminator knows."""
-    sums, seen, weights = run(make_task, outputs_of, [[2, 7, 11], [3, 3, 3]])
+    sums, seen, weights = run(make_task, forward_of, [[2, 7, 11], [3, 3, 3]])
     assert [t.tolist() for t in seen] == [[[1, 2, 3, 7, 5, 6, 0, 0], [0] * 8]]
     found = sums["rtd"]
     np.testing.assert_allclose(found.loss, 5 * np.log1p(np.exp(-1)) + np.log1p(np.exp(-2)), rtol=1e-6)
@@ -57,76 +57,74 @@ def test_guesses_are_put_in_and_told_apart(make_task, outputs_of):
     assert {name: float(w) for name, w in weights.items()} == {"rtd": 6, "rtd_generator": 2}
 
 
-def test_a_missed_replacement_is_wrong(make_task, outputs_of):
-    sums, _, _ = run(make_task, outputs_of, [[8, 4, 0], [0, 0, 0]])
+def test_a_missed_replacement_is_wrong(make_task, forward_of):
+    sums, _, _ = run(make_task, forward_of, [[8, 4, 0], [0, 0, 0]])
     assert sums["rtd"].correct == 5
     np.testing.assert_allclose(sums["rtd"].loss, 5 * np.log1p(np.exp(-1)) + np.log1p(np.exp(1)), rtol=1e-6)
 
 
-def test_room_for_predictions_that_a_row_lacks_leaves_its_first_token(make_task, outputs_of):
+def test_room_for_predictions_that_a_row_lacks_leaves_its_first_token(make_task, forward_of):
     """Their position is 0; what the generator says there must not be put in."""
-    _, seen, _ = run(make_task, outputs_of, [[2, 4, 11], [11, 11, 11]])
+    _, seen, _ = run(make_task, forward_of, [[2, 4, 11], [11, 11, 11]])
     assert seen[0][:, 0].tolist() == [1, 0]
 
 
 @pytest.fixture
-def toy(make_task, toy_outputs, corpus, rng_of, tokenizer):
-    """Returns a task, a batch of it, and toy outputs for the batch."""
+def toy(make_task, toy_forward, corpus, rng_of, tokenizer):
+    """Returns a task, a batch of it, and a toy model's forward of the batch."""
 
     def make(**fields):
         task = make_task("rtd", "encoder", length=32, **fields)
         examples = task.examples(corpus, 0)
         rows = [examples(i, rng_of(i)) for i in range(8)]
         batch = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
-        return task, batch, toy_outputs(batch)
+        return task, batch, toy_forward(batch)
 
     return make
 
 
 def test_every_mask_is_filled_in_and_every_token_judged(toy, tokenizer):
-    task, batch, outputs = toy()
+    task, batch, forward = toy()
     assert (batch["tokens"] == tokenizer.mask_id).sum() == batch["weights"].sum(), "the generator sees the originals"
-    seen = []
-    states = outputs.call
-    outputs.call = lambda name, x: (seen.append(x["tokens"]) if name == "states" else None, states(name, x))[1]
-    sums = task.losses(outputs, batch)
-    changed = np.asarray(seen[0] != batch["tokens"])
+    sums = task.losses(forward, batch)
+    (seen,) = (x["tokens"] for name, x in forward.calls if name == "states")
+    changed = np.asarray(seen != batch["tokens"])
     masked = np.asarray(batch["tokens"] == tokenizer.mask_id)
     assert not changed[~masked].any(), "a token that was not masked is changed"
     assert changed[masked].mean() > 0.95
     assert sums["rtd"].weight == (batch["segment_ids"] > 0).sum()
 
 
-def test_draws_follow_the_generator(make_task, outputs_of):
+def test_draws_follow_the_generator(make_task, forward_of):
     """Tokens are drawn by their probability, not picked: else the discriminator would see one guess for ever."""
     task = make_task("rtd", "encoder", length=8)
     p = np.array([0.5, 0.3, 0.2])
     hidden = jnp.zeros((1, 4000, 1))
     for chunk in (0, 1000, 700):
         objective = task.objectives[0].__class__(*([*vars(task.objectives[0]).values()][:-1]), chunk)
-        outputs = outputs_of({}, generator_logits=lambda h: jnp.broadcast_to(jnp.log(p), (*h.shape[:2], 3)))
-        drawn = np.asarray(objective._sample(outputs, hidden))
+        generator = forward_of({}, logits=lambda h: jnp.broadcast_to(jnp.log(p), (*h.shape[:2], 3)))
+        drawn = np.asarray(objective._sample(generator, hidden))
         assert drawn.shape == (1, 4000)
         np.testing.assert_allclose(np.bincount(drawn[0]) / 4000, p, atol=0.03)
 
 
 @pytest.mark.parametrize("chunk", [0, 100])
-def test_rows_that_fill_up_the_vocabulary_are_never_drawn(make_task, outputs_of, tokenizer, chunk):
+def test_rows_that_fill_up_the_vocabulary_are_never_drawn(make_task, forward_of, tokenizer, chunk):
     """They stand in no text: the discriminator would tell them at a glance."""
     (objective,) = make_task("rtd", "encoder", length=8, vocab_chunk=chunk).objectives
     padding = jnp.arange(tokenizer.vocab_size + 5) >= tokenizer.vocab_size
-    outputs = outputs_of({}, generator_logits=lambda h: jnp.broadcast_to(20.0 * padding, (*h.shape[:2], len(padding))))
-    assert np.asarray(objective._sample(outputs, jnp.zeros((1, 300, 1)))).max() < tokenizer.vocab_size
+    generator = forward_of({}, logits=lambda h: jnp.broadcast_to(20.0 * padding, (*h.shape[:2], len(padding))))
+    assert np.asarray(objective._sample(generator, jnp.zeros((1, 300, 1)))).max() < tokenizer.vocab_size
 
 
 def test_the_discriminator_teaches_the_generator_nothing(toy, tokenizer):
     """No gradient of the discriminator's loss reaches the generator's logits, and the generator's own does."""
-    task, batch, outputs = toy()
-    call = outputs.call
+    task, batch, forward = toy()
+    logits = forward.outputs["generator_logits"]
 
     def loss(shift, name):
-        outputs.call = lambda n, x: call(n, x) + (shift if n == "generator_logits" else 0)
-        return task.losses(outputs, batch)[name].loss
+        forward.outputs["generator_logits"] = lambda h: logits(h) + shift
+        return task.losses(forward, batch)[name].loss
 
     shift = jnp.linspace(0, 1, tokenizer.vocab_size)[None, None]
     assert not jax.grad(loss)(shift, "rtd").any()
@@ -134,10 +132,11 @@ def test_the_discriminator_teaches_the_generator_nothing(toy, tokenizer):
 
 
 def test_the_generator_is_a_masked_lm(toy):
-    task, batch, outputs = toy(vocab_chunk=2)
-    hidden = jnp.take_along_axis(outputs.generator_states(batch), batch["prediction_positions"][..., None], axis=1)
-    expected = vocab_loss(hidden, outputs.generator_logits, batch["targets"], batch["weights"], chunk=0)
-    found = task.losses(outputs, batch)["rtd_generator"]
+    task, batch, forward = toy(vocab_chunk=2)
+    generator = forward.submodel("generator")
+    hidden = jnp.take_along_axis(generator.hidden, batch["prediction_positions"][..., None], axis=1)
+    expected = vocab_loss(hidden, generator.logits, batch["targets"], batch["weights"], chunk=0)
+    found = task.losses(forward, batch)["rtd_generator"]
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

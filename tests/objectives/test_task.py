@@ -18,7 +18,7 @@ from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.objectives.base import NO_PENALTIES
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
 from lmjax.objectives.task import Task, TaskConfig
-from lmjax.training.step import forward
+from lmjax.training.forward import forward
 
 LENGTH, TARGET_LENGTH = 24, 16
 MIXTURES = (
@@ -148,10 +148,10 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled for two calls
     def run(params, batch):
         def loss(params):
-            outputs = forward(
+            passed = forward(
                 model, params, batch, key=jax.random.key(0), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
             )
-            sums = task.losses(outputs, batch)
+            sums = task.losses(passed, batch)
             return sum(s.loss / whole[name] for name, s in sums.items()), sums
 
         whole = task.weights(batch)
@@ -179,14 +179,14 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
 
 
 @every_case
-def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_outputs):
+def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
     """Accumulation and the mesh divide the work; what rtd draws depends on the batch, and its own sum on that."""
     _, _, examples = case
     task = examples.task
     batch = padded_batch(examples, rng_of)
     half = len(batch["tokens" if "tokens" in batch else "decoder_tokens"]) // 2
     parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, half), slice(half, None))]
-    compute = jax.jit(lambda b: (task.losses(toy_outputs(b), b), task.weights(b), task.token_targets(b)))
+    compute = jax.jit(lambda b: (task.losses(toy_forward(b), b), task.weights(b), task.token_targets(b)))
     whole, *halves = jax.device_get([compute(b) for b in (batch, *parts)])
     for name, expected in whole[0].items():
         if name != "rtd":
@@ -200,12 +200,12 @@ def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_outputs):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_batch_has_no_weight_and_no_loss(name, make_task, small, rng_of, toy_outputs):
+def test_an_empty_batch_has_no_weight_and_no_loss(name, make_task, small, rng_of, toy_forward):
     task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH)
     f = task.examples(small[task.objectives[-1].wants_pairs], 0)(0, rng_of(0))
     empty = {k: jnp.zeros((2, *v.shape), v.dtype) for k, v in f.items()}
     assert not any(float(w) for w in task.weights(empty).values())
-    assert not any(float(x) for x in jax.tree.leaves(jax.jit(lambda b: task.losses(toy_outputs(b), b))(empty)))
+    assert not any(float(x) for x in jax.tree.leaves(jax.jit(lambda b: task.losses(toy_forward(b), b))(empty)))
 
 
 def test_names_in_any_order_make_the_same_task(make_task):
@@ -300,7 +300,7 @@ def test_a_mixed_row_is_the_row_of_its_objective(mixed, rng_of):
                 assert feature == "objective_ids" or not array.any()
 
 
-def test_each_objective_of_a_mixture_has_the_loss_that_it_has_alone(mixed, rng_of, toy_outputs):
+def test_each_objective_of_a_mixture_has_the_loss_that_it_has_alone(mixed, rng_of, toy_forward):
     examples, alone = mixed
     rows = range(0, len(examples), 17)
     batch = {}
@@ -308,24 +308,22 @@ def test_each_objective_of_a_mixture_has_the_loss_that_it_has_alone(mixed, rng_o
         for name, array in examples(i, rng_of(i)).items():
             batch.setdefault(name, []).append(array)
     batch = {name: jnp.stack(arrays) for name, arrays in batch.items()}
-    sums = jax.jit(lambda b: examples.task.losses(toy_outputs(b), b))(batch)
+    sums = jax.jit(lambda b: examples.task.losses(toy_forward(b), b))(batch)
     for group, (objective,) in enumerate(examples.task.groups):
         own = jax.tree.map(lambda x, g=group: x[np.asarray(batch["objective_ids"]) == g], batch)
         task = alone[objective.name].task
-        expected = jax.jit(lambda b, t=task: t.losses(toy_outputs(b), b))(own)[objective.name]
+        expected = jax.jit(lambda b, t=task: t.losses(toy_forward(b), b))(own)[objective.name]
         assert expected.weight > 100
         for a, b in zip(jax.tree.leaves(sums[objective.name]), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_a_mixture_computes_its_logits_once(mixed, rng_of, toy_outputs):
+def test_a_mixture_computes_its_logits_once(mixed, rng_of, toy_forward):
     examples, _ = mixed
     batch = jax.tree.map(lambda x: x[None], examples(0, rng_of(0)))
-    outputs, calls = toy_outputs(batch), []
-    call = outputs.call
-    outputs.call = lambda name, x: calls.append(name) or call(name, x)
-    examples.task.losses(outputs, batch)
-    assert sorted(calls) == ["logits", "states"]
+    forward = toy_forward(batch)
+    examples.task.losses(forward, batch)
+    assert sorted(name for name, _ in forward.calls) == ["logits", "states"]
 
 
 def test_features_of_different_sizes_share_the_larger_one(make_task, small, rng_of):

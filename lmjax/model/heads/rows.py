@@ -1,0 +1,94 @@
+"""Heads that read a row as a whole: from its first position, or from its mean or its last token."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.model.config import ModelConfig
+from lmjax.model.heads.base import Head, Output, Size, Transform, class_logits, dense
+from lmjax.model.layers import ACTIVATIONS, align
+
+
+class PoolerHead(Head):
+    """The whole row as a vector: a tanh layer over the first position ([CLS]).
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 2.
+    """
+
+    outputs = (Output("pooler", ("batch", "embed"), None),)
+    subtree = "pooler_head"
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns the FLOPs of a layer over each row."""
+        return 2 * config.embed_dim**2 * size.rows
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Returns `[batch, embed]` for `[batch, length, embed]`."""
+        return jnp.tanh(dense(self.config, "pooler", hidden[:, 0]))
+
+
+class NextSentenceHead(Head):
+    """Is B the sentence after A? A tanh layer over the first position ([CLS]) and two classes.
+
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 2.
+    """
+
+    outputs = (Output("next_sentence", ("batch", 2)),)
+    subtree = "next_sentence_head"
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns the FLOPs of a layer and two classes for each row."""
+        return 2 * config.embed_dim * (config.embed_dim + 2) * size.rows
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[batch, 2]` for `[batch, length, embed]`."""
+        pooled = jnp.tanh(dense(self.config, "pooler", hidden[:, 0]))
+        return class_logits(self.config, 2, pooled, bool(self.config.biases))
+
+
+class ClassifierHead(Head):
+    """A label for every row (Devlin et al. 2019, section 4.1; on a decoder Radford et al. 2018, section 3.2).
+
+    An encoder's reads the first position, or the mean, through a layer; a decoder's the last token as it is.
+    """
+
+    outputs = (Output("classifier", ("batch", "labels")),)
+    families = ("encoder", "decoder")
+    subtree = "classifier_head"
+    reads = ("segment_ids",)
+    fine_tuned = True
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns the FLOPs of the labels of each row, and of an encoder's layer before them."""
+        layer = 0 if config.family.causal else config.embed_dim
+        return 2 * config.embed_dim * (config.head.labels + layer) * size.rows
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+        """Returns float32 logits `[batch, labels]`.
+
+        Args:
+            hidden: `[batch, length, embed]`.
+            segment_ids: `[batch, length]`, 0 for padding, which ends a row or begins it; None: there is none.
+        """
+        config, kind = self.config, self.config.head.classifier
+        real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0
+        if config.family.causal:
+            places = align(jnp.arange(hidden.shape[1]), real)
+            last = jnp.max(jnp.where(real, places, 0), axis=1)[:, None, None]
+            return class_logits(config, config.head.labels, jnp.take_along_axis(hidden, last, axis=1)[:, 0], bias=False)
+        x = hidden[:, 0]
+        if config.head.pooling == "mean":
+            total = jnp.sum(hidden.astype(jnp.float32), axis=1, where=real[..., None])
+            count = jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)
+            x = (total / count[:, None]).astype(hidden.dtype)
+        if kind == "transform":
+            x = Transform(config, config.embed_dim, name="transform")(x)
+        else:
+            x = (jnp.tanh if kind == "tanh" else ACTIVATIONS[kind])(dense(config, "dense", x))
+        return class_logits(config, config.head.labels, x, bias=True)

@@ -1,0 +1,92 @@
+"""Logits over the vocabulary, and their absence."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax import axes
+from lmjax.model.config import ModelConfig
+from lmjax.model.heads.base import Head, Output, Size, Transform
+from lmjax.model.layers import Dense, Embed, align
+from lmjax.model.parameters import parameter
+
+
+class VocabularyHead(Head):
+    """Logits of the next token: a decoder has them where no other head is named.
+
+    Attributes:
+        table: of the model's tokens.
+    """
+
+    table: Embed
+
+    outputs = (Output("logits", ("batch", "length", "vocab")),)
+    families = ("decoder", "encoder_decoder")
+    subtree = ""
+
+    @classmethod
+    def build(cls, config: ModelConfig, table: Embed, backbone: nn.Module) -> "VocabularyHead":
+        """Returns the head over a token table."""
+        del backbone
+        return cls(config, table, name="vocabulary")
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns the FLOPs of the logits, and of what stands before them."""
+        width = config.table_dim if config.head.tied else config.embed_dim
+        before = config.embed_dim * width if config.head.transform or width != config.embed_dim else 0
+        return 2 * (before + width * config.vocab_size) * size.predictions
+
+    def setup(self) -> None:
+        """Makes what stands between hidden states and logits."""
+        config = self.config
+        if config.head.transform:
+            self.transform = Transform(config, config.table_dim if config.head.tied else config.embed_dim)
+        elif config.head.tied and config.factorised:
+            self.project_out = Dense(config, (config.table_dim,), ("embed", "embedding"))
+        if not config.head.tied:
+            self.output = Dense(config, (config.vocab_size,), ("embed", "vocab"), use_bias=False, out_dtype="float32")
+        if config.head.bias:
+            zeros, shape = nn.initializers.zeros, (config.vocab_size,)
+            self.output_bias = parameter(self, "output_bias", zeros, ("vocab",), shape, config.param_dtype)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
+        config, x = self.config, hidden
+        if config.head.transform:
+            x = self.transform(x)
+        elif config.head.tied and config.factorised:
+            x = self.project_out(x)
+        logits = self.table.attend(x) if config.head.tied else self.output(x)
+        if config.head.scale:
+            logits *= config.table_dim**-0.5
+        if config.head.bias:
+            logits += align(self.output_bias.astype(jnp.float32), logits)
+        if config.head.softcap is not None:
+            logits = config.head.softcap * jnp.tanh(logits / config.head.softcap)
+        return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
+
+
+class MaskedLMHead(VocabularyHead):
+    """Logits of the tokens behind an encoder's masks (Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 1)."""
+
+    families = ("encoder",)
+
+
+class BareHead(Head):
+    """No output, not even logits: a decoder published without its output layer, as for embeddings."""
+
+    outputs = ()
+    families = ("decoder", "encoder_decoder")
+    subtree = "bare"
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns 0."""
+        del config, size
+        return 0
+
+    def __call__(self, hidden: jax.Array) -> tuple[()]:
+        """Returns no output."""
+        del hidden
+        return ()
