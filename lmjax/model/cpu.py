@@ -74,7 +74,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
         # Rounded, then multiplied in float32: the same numbers, by the fastest product that this processor has.
         return jax.lax.dot_general(a.astype(jnp.float32), b.astype(jnp.float32), contract)
     # A transposed operand would miss the fast kernel; a transposed result has no kernel at all, and fails as it runs.
-    a, b = (with_layout_constraint(x, Layout((0, 1))) for x in (a, b))
+    a, b = (with_layout_constraint(jnp.asarray(x), Layout((0, 1))) for x in (a, b))
     y = jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
     return with_layout_constraint(y, Layout((0, 1)))
 

@@ -81,7 +81,7 @@ def test_a_head_that_is_registered_is_built_and_trained(toy_head, electra):
     """Its class and a line of the registry: the model, initialisation and the step know nothing of it."""
     run, batch = electra
     objective = RowLength(*(getattr(run.task.objectives[0], f.name) for f in dataclasses.fields(Objective)))
-    task = Task(((objective,),))
+    task = Task(((objective,),), ("row_length",))
     model = LanguageModel(run.config.model, task.heads)
     hparams = jax.device_get(run.hparams).replace(loss_weights={"row_length": np.float32(1)})
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
