@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import textwrap
 import types
@@ -92,6 +93,14 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
     return " ".join([_WORDS.get(annotation, str(annotation)), " and ".join(bounds)]).strip()
 
 
+def _heading(config: Config, path: str) -> str:
+    """Returns the dotted path of a group, with the first sentence of its class."""
+    if not path:
+        return "the run"
+    about = (type(operator.attrgetter(path)(config)).__doc__ or "").partition("\n")[0]
+    return f"{path}: {about}"
+
+
 def explain(config: Config, pattern: str = "") -> str:
     """Returns the fields of a config by group, those in which a word or a regular expression stands.
 
@@ -112,7 +121,7 @@ def explain(config: Config, pattern: str = "") -> str:
     for entry in chosen:
         if (own := entry.path.rpartition(".")[0]) != group:
             group = own
-            lines += [*([""] if lines else []), f"{group or 'the run'}"]
+            lines += [*([""] if lines else []), _heading(config, group)]
         lines.append(f"  --config.{entry.path}={entry.value}  ({entry.allowed})")
         lines += textwrap.wrap(entry.description, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

@@ -1,10 +1,16 @@
 """A config that cannot be built says which field, its value and the remedy; derived values follow their definitions."""
 
+import ast
+import pathlib
+
 import jax
 import pydantic
 import pytest
 
+import lmjax
 from lmjax.model.config import ModelConfig
+from lmjax.model.groups import DropoutConfig
+from lmjax.schema import Schema
 
 GOOD = {
     "architecture": "decoder",
@@ -106,6 +112,34 @@ def test_layers_differ_as_the_fields_say():
     config = ModelConfig(**GOOD, scan_layers=False, moe={"num_experts": 2, "every": 2, "offset": 1})
     assert [config.moe.has_experts(i) for i in range(4)] == [False, True, False, True]
     assert not ModelConfig(**GOOD).moe.has_experts(0)
+
+
+def reads() -> set[tuple[str, str]]:
+    """Returns (owner, name) of every attribute that lmjax.model reads outside of rules; for `self`, its class."""
+    found = set()
+    for path in (pathlib.Path(lmjax.__file__).parent / "model").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        rules = {
+            n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "_check" for n in ast.walk(f)
+        }
+        for scope in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+            for node in ast.walk(scope):
+                if isinstance(node, ast.Attribute) and node not in rules:
+                    owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+                    found.add((getattr(scope, "name", "") if owner == "self" else owner, node.attr))
+    return found
+
+
+def test_every_field_of_a_group_is_read_from_its_group():
+    """Names as short as `scale` are read everywhere: `attention.scale` must be read as such."""
+    found = reads()
+    for name, info in ModelConfig.model_fields.items():
+        group = info.annotation
+        if isinstance(group, type) and issubclass(group, Schema):
+            # Rates reach a call as an object of their own.
+            owners = {name, group.__name__} | ({"rates"} if group is DropoutConfig else set())
+            unread = [field for field in group.model_fields if not any((owner, field) in found for owner in owners)]
+            assert not unread, f"nothing reads {unread} of {name}: knobs that turn nothing"
 
 
 def test_configs_are_values():
