@@ -12,7 +12,6 @@ from lmjax.interop.families.llama import (
     ATTENTION,
     ENDS,
     FULL,
-    LAYER,
     MLP,
     WINDOW,
     attention_biases,
@@ -26,6 +25,7 @@ from lmjax.interop.families.llama import (
 from lmjax.interop.fields import GATED, Fields, rope_fields, rope_json, rope_scaling, scaling_json
 from lmjax.interop.table import attention, norm
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER
 
 _TANH = {"gelu_pytorch_tanh": "geglu_new", "gelu_new": "geglu_new"}
 _LATER = _TANH | GATED

@@ -7,7 +7,6 @@ from typing import Any
 from lmjax.interop.families.llama import (
     ATTENTION,
     ENDS,
-    LAYER,
     NORMS,
     family,
     shared_fields,
@@ -16,6 +15,7 @@ from lmjax.interop.families.llama import (
 from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.interop.table import attention, experts, linear
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER
 
 
 def _window(fields: Fields, default: int | None) -> int | None:

@@ -7,7 +7,6 @@ from typing import Any
 from lmjax.interop.families.llama import (
     ATTENTION,
     ENDS,
-    LAYER,
     MLP,
     attention_biases,
     bias_json,
@@ -18,6 +17,7 @@ from lmjax.interop.families.llama import (
 from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.interop.table import attention, norm
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER
 
 
 def read(fields: Fields) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmjax.interop.families.llama import ENDS, LAYER, NORMS, family, shared_fields, shared_json
+from lmjax.interop.families.llama import ENDS, NORMS, family, shared_fields, shared_json
 from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.interop.table import linear
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER
 
 
 def read(fields: Fields) -> dict[str, Any]:

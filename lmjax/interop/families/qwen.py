@@ -6,7 +6,6 @@ from typing import Any
 
 from lmjax.interop.families.llama import (
     FULL,
-    LAYER,
     TABLE,
     WINDOW,
     attention_biases,
@@ -21,6 +20,7 @@ from lmjax.interop.families.llama import (
 from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.interop.table import experts, linear, norm
 from lmjax.model.config import ModelConfig
+from lmjax.model.parameter_paths import LAYER
 
 
 def _windows(fields: Fields) -> dict[str, Any]:
