@@ -88,10 +88,15 @@ def test_a_table_holds_the_same_as_json(write, tokenizer, tmp_path):
     assert table[0].segments == ("A", "fox", ".", "A fox.")
 
 
-def test_a_document_without_tokens_takes_its_values_with_it(write, tokenizer, tmp_path):
-    records = [{"text": "a", "label": "A"}, {"text": " ", "label": "B"}, {"text": "c", "label": "C"}]
-    store = store_of(write("a.jsonl", jsonl(records)), tokenizer, tmp_path, LABELLED)
-    assert [store.value(i, "label") for i in range(store.num_documents)] == ["A", "C"]
+def test_a_document_without_tokens_takes_its_values_with_it(tokenizer, tmp_path):
+    """A store has no document without tokens; the values behind its own must not move up to others."""
+    texts = {"A": "a", "B": "", "C": "c"}
+    documents = [Document((text,), "", counts=(1,), values=(label,)) for label, text in texts.items()]
+    store = build_store(
+        lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=str(tmp_path), columns=LABELLED
+    )
+    found = {store.value(i, "label"): tokenizer.decode(store.document(i)) for i in range(store.num_documents)}
+    assert found == {"A": "a", "C": "c"}
 
 
 def test_columns_decide_which_store_it_is(write, tokenizer, tmp_path):
