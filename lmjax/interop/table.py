@@ -46,6 +46,32 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenizerForm:
+    """What transformers takes for granted of the tokenizers of a family.
+
+    Attributes:
+        before: roles of the special tokens in front of a text, in a tokenizer that lmjax trained.
+        after: the same behind a text.
+        types: whether the tokenizer also gives token types.
+        own_pipeline: whether transformers reads the tokenizer as the family's own byte-level BPE, whatever its files
+            say, so that no other can be written for it.
+        kind: the tokenizer class of folders whose files name none; empty: as `lmjax.data.special_tokens` has it.
+    """
+
+    before: tuple[str, ...] = ("bos",)
+    after: tuple[str, ...] = ()
+    types: bool = False
+    own_pipeline: bool = False
+    kind: str = ""
+
+
+# The usual forms: of decoders, of encoders, and of encoder-decoders.
+DECODER = TokenizerForm()
+ENCODER = TokenizerForm(("cls",), ("sep",))
+PAIRED = TokenizerForm((), ("eos",))
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """Checkpoints that share a `model_type`.
 
@@ -62,6 +88,7 @@ class Family:
         ignored: patterns (fnmatch) of tensors that hold no parameter, such as position ids.
         generation: fields of generation by which texts are written where neither file says them.
         aliases: classes by the names that they had in transformers before 3, and the names of today.
+        tokenizer: what is taken for granted of its tokenizers.
     """
 
     read: Callable[[Fields], dict[str, Any]]
@@ -75,6 +102,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: TokenizerForm = DECODER
 
     def rename(self, tensor: str, *, bare: bool) -> str:
         """Returns the name of a tensor, in a checkpoint of the bare model without the base."""

@@ -14,16 +14,12 @@ from lmjax.data.tokenizer_files import byte_pair_merges
 from lmjax.data.vocabulary import ROLES, write_whole
 from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import spaced
+from lmjax.interop.families import FAMILIES
 
 CONFIG = "tokenizer_config.json"
 
 _SPACE = "\u2581"
 _UNIGRAM, _BPE, _CHAR = 1, 2, 4  # model types of SentencePiece
-# transformers 5 reads the tokenizers of these as Qwen's own byte-level BPE, whatever their files say.
-_OWN_PIPELINE = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
-_ENCODERS = ("bert", "distilbert", "electra", "roberta", "albert", "deberta-v2", "modernbert", "xlm-roberta")
-_ENCODER_DECODERS = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "t5gemma")
-_WITH_TYPES = ("bert", "electra", "albert", "deberta-v2")
 
 
 def export_tokenizer(
@@ -53,7 +49,7 @@ def export_tokenizer(
     if isinstance(tokenizer, FastTokenizer):
         files = _loaded(tokenizer, model_type, max_length)
     else:
-        if model_type in _OWN_PIPELINE:
+        if FAMILIES[model_type].tokenizer.own_pipeline:
             raise FlagError(
                 f"--to: AutoTokenizer reads the tokenizer of a {model_type} as byte-level BPE whatever its files say, "
                 "so it would not give the ids of this SentencePiece model; give the model a form that exports as "
@@ -91,7 +87,7 @@ def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str,
         **{f"{role}_token": pieces[getattr(tokenizer, f"{role}_id")].piece for role in ROLES},
         "additional_special_tokens": [pieces[i].piece for i in tokenizer.sentinel_ids.tolist()],
         "model_max_length": max_length,
-        "model_input_names": inputs if model_type in _WITH_TYPES else [inputs[0], inputs[2]],
+        "model_input_names": inputs if FAMILIES[model_type].tokenizer.types else [inputs[0], inputs[2]],
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
     }
@@ -124,7 +120,8 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
         fast.add_tokens([AddedToken(piece, special=False, normalized=False) for piece in user_defined])
     end = [decoders.Strip(content=" ", left=1, right=0)] if model.normalizer_spec.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *end])
-    before, after = _around(model_type)
+    form = FAMILIES[model_type].tokenizer
+    before, after = form.before, form.after
     ids = {model.pieces[i].piece: i for i in (getattr(tokenizer, f"{role}_id") for role in (*before, *after))}
     before, after = ([model.pieces[getattr(tokenizer, f"{role}_id")].piece for role in r] for r in (before, after))
     fast.post_processor = processors.TemplateProcessing(
@@ -137,13 +134,6 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
 
 def _special(kind: Any) -> tuple[int, ...]:
     return (kind.CONTROL, kind.UNKNOWN, kind.UNUSED)
-
-
-def _around(model_type: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The roles of the special tokens before and after a text, as the objectives of lmjax put them."""
-    if model_type in _ENCODERS:
-        return ("cls",), ("sep",)
-    return ((), ("eos",)) if model_type in _ENCODER_DECODERS else (("bos",), ())
 
 
 def _unigram(model: Any) -> models.Unigram:

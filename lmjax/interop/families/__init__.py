@@ -1,20 +1,23 @@
-"""The families of checkpoints by `model_type`: a config and a table of names each."""
+"""The families of checkpoints by `model_type`: a config and a table of names each.
 
+A family is one file, with a dictionary FAMILIES, and one line below. Its file says all that differs: how config.json
+reads and is written, the tensors, the classes with their heads, and what is taken for granted of its tokenizers.
+"""
+
+from collections.abc import Mapping
+
+from lmjax.data.special_tokens import CLASS_OF_MODEL
 from lmjax.interop.families import bart, bert, gemma, gpt2, llama, mistral, modernbert, neox, olmo, opt, phi, qwen, t5
 from lmjax.interop.table import Family
 
-FAMILIES: dict[str, Family] = {
-    **llama.FAMILIES,
-    **gpt2.FAMILIES,
-    **t5.FAMILIES,
-    **bart.FAMILIES,
-    **mistral.FAMILIES,
-    **qwen.FAMILIES,
-    **gemma.FAMILIES,
-    **phi.FAMILIES,
-    **olmo.FAMILIES,
-    **neox.FAMILIES,
-    **opt.FAMILIES,
-    **bert.FAMILIES,
-    **modernbert.FAMILIES,
-}
+FAMILIES: dict[str, Family] = {}
+
+
+def register(families: Mapping[str, Family]) -> None:
+    """Makes families known by their `model_type`, and their tokenizers by the classes that they name."""
+    FAMILIES.update(families)
+    CLASS_OF_MODEL.update({name: each.tokenizer.kind for name, each in families.items() if each.tokenizer.kind})
+
+
+for _module in (llama, gpt2, t5, bart, mistral, qwen, gemma, phi, olmo, neox, opt, bert, modernbert):
+    register(_module.FAMILIES)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.interop.fields import ACTIVATIONS, Fields
-from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
+from lmjax.interop.table import PAIRED, Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK_NAME
 
@@ -170,6 +170,7 @@ def _family(kind: _Kind) -> Family:
             *tensor("output_bias", _BIAS, leading=1),
         ),
         heads={kind.name: ()},
+        tokenizer=PAIRED,
         base="model.",
         bare=(f"{kind.name.removesuffix('ForConditionalGeneration').removesuffix('MTModel')}Model",),
         copies=dict.fromkeys(

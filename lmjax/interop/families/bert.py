@@ -6,11 +6,12 @@ arXiv:2003.10555), ALBERT (Lan et al. 2020, arXiv:1909.11942), DistilBERT (Sanh 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 from lmjax.interop.fields import ACTIVATIONS, Fields
-from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
+from lmjax.interop.table import ENCODER, Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import BACKBONE, INPUTS, LAYER, SHARED_LAYER
 
@@ -247,11 +248,14 @@ def _roberta(name: str, vocab_size: int) -> Family:
             "lm_head.decoder.bias": "lm_head.bias",
         },
         ignored=_IGNORED,
+        tokenizer=ENCODER,
     )
 
 
 _ALBERT_GROUP = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 _DISTIL_LAYER = "distilbert.transformer.layer.{i}"
+
+_WITH_TYPES = dataclasses.replace(ENCODER, types=True)
 
 FAMILIES = {
     "bert": Family(
@@ -277,6 +281,7 @@ FAMILIES = {
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         ignored=(*_IGNORED, "cls.seq_relationship.*"),
+        tokenizer=_WITH_TYPES,
     ),
     "roberta": _roberta("Roberta", 50_265),
     "xlm-roberta": _roberta("XLMRoberta", 30_522),
@@ -295,6 +300,7 @@ FAMILIES = {
         heads=_heads("Electra", pooler=False) | {"ElectraForPreTraining": ("replaced_token",)},
         base="electra.",
         bare=("ElectraModel",),
+        tokenizer=_WITH_TYPES,
         copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         ignored=_IGNORED,
     ),
@@ -321,6 +327,7 @@ FAMILIES = {
             "predictions.decoder.bias": "predictions.bias",
         },
         ignored=(*_IGNORED, "sop_classifier.*"),
+        tokenizer=_WITH_TYPES,
     ),
     "distilbert": Family(
         read=_read_distilbert,
@@ -340,6 +347,7 @@ FAMILIES = {
         heads=_heads("DistilBert", pooler=False),
         base="distilbert.",
         bare=("DistilBertModel",),
+        tokenizer=ENCODER,
         copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
         ignored=_IGNORED,
     ),

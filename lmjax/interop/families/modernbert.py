@@ -6,7 +6,7 @@ from typing import Any
 
 from lmjax.interop.families.llama import FULL, WINDOW, layer_types, window_fields
 from lmjax.interop.fields import GATED, Fields
-from lmjax.interop.table import Family, linear, norm, tensor
+from lmjax.interop.table import ENCODER, Family, linear, norm, tensor
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import INPUTS, LAYER, STACK
 
@@ -155,6 +155,7 @@ FAMILIES = {
         },
         base="model.",
         bare=("ModernBertModel",),
+        tokenizer=ENCODER,
         copies={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         ignored=("*rotary_emb*.inv_freq",),
     )

@@ -18,7 +18,7 @@ from lmjax.interop.families.llama import (
     window_fields,
 )
 from lmjax.interop.fields import Fields, rope_fields, rope_json
-from lmjax.interop.table import experts, linear, norm
+from lmjax.interop.table import TokenizerForm, experts, linear, norm
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import LAYER
 
@@ -131,7 +131,8 @@ _EXPERTS = (
 )
 
 FAMILIES = {
-    "qwen2": family("Qwen2", read=read2, write=write2),
+    # transformers 5 reads every tokenizer of a Qwen 2 as Qwen's own.
+    "qwen2": family("Qwen2", read=read2, write=write2, tokenizer=TokenizerForm(own_pipeline=True)),
     "qwen3": family("Qwen3", read=read3, write=write3, table=(*TABLE, *_HEAD_NORMS)),
     "qwen3_moe": family("Qwen3Moe", read=read3_moe, write=write3_moe, table=(*TABLE, *_HEAD_NORMS, *_EXPERTS)),
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmjax.interop.fields import Fields
 from lmjax.interop.layouts import Matrix
-from lmjax.interop.table import Family, Row, attention, linear, norm, tensor
+from lmjax.interop.table import PAIRED, Family, Row, attention, linear, norm, tensor
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK, STACK_NAME
 
@@ -152,6 +152,7 @@ def _family(model_type: str, name: str) -> Family:
         # The first T5 files have a table that no model used.
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
         bare=(f"{name}Model",),
+        tokenizer=PAIRED,
         aliases={f"{name}WithLMHeadModel": f"{name}ForConditionalGeneration"},
     )
 
