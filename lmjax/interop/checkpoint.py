@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,17 +19,12 @@ from lmjax.interop.shards import Shards, read_json
 from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
 from lmjax.model.heads import BARE, HEADS
-from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.language_model import abstract_params
 from lmjax.model.parameter_paths import layer_paths
-from lmjax.model.parameters import unboxed
-from lmjax.model.transformer import unstack_layers
+from lmjax.model.parameters import flat
 from lmjax.parallel.mesh import on_mesh
-from lmjax.streams import prng_key
 
 PyTree = Any
-
-# Layers from which one that stands for all is traced sooner than all.
-_MANY = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,32 +146,6 @@ def _described_by_tensors(
             f"one of {', '.join(choices)}"
         )
     return max(found.values(), key=lambda each: each[0])[1]
-
-
-@functools.lru_cache(maxsize=8)
-def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> PyTree:
-    """Returns the shapes of the parameters, boxed with their axis names; not to be changed, for they are kept.
-
-    Opening a model asks several times, and tracing all layers takes longer than reading their numbers. So only one
-    layer is traced, where all are alike.
-    """
-
-    def make(config: ModelConfig) -> PyTree:
-        return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), prng_key(0, "shapes of a checkpoint")))
-
-    if config.scan_layers or config.share_layers or config.num_layers < _MANY:
-        return make(config)
-    try:
-        scanned = ModelConfig.model_validate(config.model_dump() | {"scan_layers": True})
-    except pydantic.ValidationError:
-        return make(config)
-    return jax.eval_shape(unstack_layers, make(scanned))
-
-
-def flat(params: PyTree) -> dict[str, Any]:
-    """Returns arrays, or shapes, by path; boxed or plain."""
-    leaves = jax.tree_util.tree_leaves_with_path(unboxed(params))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def shapes(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

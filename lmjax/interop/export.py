@@ -13,13 +13,14 @@ import ml_dtypes
 import numpy as np
 
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import Description, describe, flat, shapes
+from lmjax.interop.checkpoint import Description, describe, shapes
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.nearest import Change, changes
 from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
 from lmjax.model.heads import BARE, HEADS
 from lmjax.model.parameter_paths import layer_paths
+from lmjax.model.parameters import flat
 from lmjax.model.positions import SCHEMES
 from lmjax.paths import is_free, new_folder
 

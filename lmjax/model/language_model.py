@@ -1,10 +1,12 @@
 """LanguageModel: a family, its token table, and the heads that were asked for."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import pydantic
 
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
@@ -13,6 +15,11 @@ from lmjax.model.groups import DropoutRates
 from lmjax.model.heads import Head, head_types
 from lmjax.model.heads.vocabulary import VocabularyHead
 from lmjax.model.layers import Embed
+from lmjax.model.transformer import unstack_layers
+from lmjax.streams import prng_key
+
+# Layers from which one that stands for all is traced sooner than all.
+_MANY = 5
 
 
 class LanguageModel(nn.Module):
@@ -118,3 +125,23 @@ def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
     # No rules: a batch of one row cannot be split over a mesh. Where the parameters go is the caller's `out_shardings`.
     with nn.logical_axis_rules(()):
         return model.init(rng, batch, method=LanguageModel.outputs)["params"]
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the shapes of the parameters, boxed with their axis names; not to be changed, for they are kept.
+
+    Opening a model asks several times, and tracing all layers takes longer than reading their numbers. So only one
+    layer is traced, where all are alike.
+    """
+
+    def make(config: ModelConfig) -> dict[str, Any]:
+        return jax.eval_shape(lambda: init_params(LanguageModel(config, heads), prng_key(0, "shapes of a checkpoint")))
+
+    if config.scan_layers or config.share_layers or config.num_layers < _MANY:
+        return make(config)
+    try:
+        scanned = ModelConfig.model_validate(config.model_dump() | {"scan_layers": True})
+    except pydantic.ValidationError:
+        return make(config)
+    return jax.eval_shape(unstack_layers, make(scanned))

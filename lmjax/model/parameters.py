@@ -67,3 +67,9 @@ def parameter_table(params: Any) -> str:
     return "\n".join(
         f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
     )
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """Returns arrays, or shapes, boxed or plain, by path: names joined by slashes."""
+    leaves = jax.tree_util.tree_leaves_with_path(unboxed(params))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

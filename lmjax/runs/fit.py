@@ -14,7 +14,8 @@ from lmjax.axes import RULES
 from lmjax.config import Config
 from lmjax.data.pipeline import batches
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import abstract_params, flat
+from lmjax.model.language_model import abstract_params
+from lmjax.model.parameters import flat
 from lmjax.parallel import pmap
 from lmjax.parallel.host import in_turn
 from lmjax.parallel.mesh import to_device

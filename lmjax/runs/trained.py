@@ -18,11 +18,11 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import CheckpointError, FlagError
 from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import LoadedModel, PromptFormat
-from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from lmjax.axes import RULES
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.export import choose_family, export, tensors_of
 from lmjax.interop.families.llama import period
 from lmjax.model.config import ModelConfig
-from lmjax.model.language_model import LanguageModel
+from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.test_recorded import FOLDER, features
 

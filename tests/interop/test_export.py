@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import Checkpoint, abstract_params
+from lmjax.interop.checkpoint import Checkpoint
 from lmjax.interop.export import choose_family, export
 from lmjax.interop.families import FAMILIES
+from lmjax.model.language_model import abstract_params
 from lmjax.model.presets import PRESETS
 
 

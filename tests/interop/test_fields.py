@@ -7,8 +7,9 @@ import pytest
 
 from lmjax.cli import run
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import Checkpoint, abstract_params, describe
+from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.families import FAMILIES
+from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.runs.trained import open_pretrained
 from tests.interop.published import PUBLISHED

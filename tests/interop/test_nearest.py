@@ -4,9 +4,9 @@ import pytest
 
 from lmjax.config import default_config, resolve
 from lmjax.errors import FlagError
-from lmjax.interop.checkpoint import abstract_params
 from lmjax.interop.export import choose_family
 from lmjax.interop.families import FAMILIES
+from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.model.presets import PRESETS
 from lmjax.objectives.registry import OBJECTIVES, architectures, heads, objective_types

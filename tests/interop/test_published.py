@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from lmjax.interop.checkpoint import abstract_params, describe
+from lmjax.interop.checkpoint import describe
+from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from tests.interop.published import PUBLISHED
 

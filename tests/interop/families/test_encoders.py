@@ -10,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lmjax.errors import DataError, FlagError
-from lmjax.interop.checkpoint import Checkpoint, describe, flat
+from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.export import choose_family
 from lmjax.interop.families import FAMILIES, bert, modernbert
+from lmjax.model.parameters import flat
 from lmjax.model.presets import PRESETS
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.published.encoders import PUBLISHED
