@@ -12,17 +12,15 @@ from pydantic import ValidationError
 from lmjax import __version__, strict_json
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.flags import set_name
+from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
 from lmjax.data.records import FieldNames
-from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
 from lmjax.evaluation.tasks import evaluate, read
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.phases import phase
-from lmjax.runs.trained import load_model, local_folder
 
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
 
@@ -33,12 +31,9 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     fields = FieldNames(**{name: values[f"{name}_field"].value for name in FieldNames._fields})
     with phase("reading the data"):
         data = {name: read(values["task"].value, path, fields) for name, path in _sets(values).items()}
-    keep_freed_memory()
-    cache_compilations(DataConfig().cache_path)
+    prepare()
     start = time.perf_counter()
-    opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
-    with phase(f"loading {place}"):
-        loaded = load_model(place, **opening)
+    loaded = opened(values, place)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
             results = _harness(loaded, values, config)
@@ -61,9 +56,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
 
 def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path | None]:
     """Returns the model's place, how texts are scored, and the file of the results, after a look at all flags."""
-    places = [values[name].value for name in ("model", "workdir") if values[name].value]
-    if len(places) != 1:
-        raise FlagError(f"lmjax evaluate needs one of --model=PLACE and --workdir=DIR, and {len(places)} are given")
+    place = values[named(values, "evaluate")].value
     if values["harness"].value and values["data"].value:
         raise FlagError("--harness and --data: a task of the harness brings its own data; give one of them")
     if not values["harness"].value and not values["data"].value:
@@ -77,9 +70,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
     except ValidationError as e:
         error = e.errors()[0]
         raise FlagError(f"--{error['loc'][0]}={error['input']}: {error['msg'][0].lower()}{error['msg'][1:]}") from e
-    if values["workdir"].value:
-        local_folder(places[0])
-    return places[0], config, output
+    return place, config, output
 
 
 def _sets(values: flags.FlagValues) -> dict[str, str]:

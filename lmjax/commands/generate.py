@@ -15,10 +15,10 @@ from absl import flags
 from pydantic import ValidationError
 
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
+from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
 from lmjax.data.fast_tokenizer import load_tokenizer
-from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask
@@ -26,10 +26,9 @@ from lmjax.inference.generate.generate import GenerateConfig, Generation, genera
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
 from lmjax.paths import expanded
 from lmjax.phases import phase
-from lmjax.runs.trained import load_model, local_folder, open_pretrained
+from lmjax.runs.trained import load_model, open_pretrained
 from lmjax.runs.untrained import random_model
 
 # Configs within GenerateConfig.
@@ -56,10 +55,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     prompts = read_prompts(values["prompt"].value, values["prompts"].value)
     if prompts is None and output:
         raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
-    keep_freed_memory()
-    cache_compilations(DataConfig().cache_path)
-    with phase(f"loading {place}"):
-        loaded = _loaded(values, place)
+    prepare()
+    loaded = _random(values, place) if values["preset"].value else opened(values, place)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
     draft = _draft(values)
@@ -72,13 +69,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
 
 def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
     """Returns the model's name, whether it is an encoder, and how it writes, after a look at its config alone."""
-    given = [name for name in ("model", "workdir", "preset") if values[name].value]
-    if len(given) != 1:
-        raise FlagError(
-            "lmjax generate needs one of --model=PLACE, --workdir=DIR and --preset=NAME; "
-            f"{', '.join(f'--{name}' for name in given) or 'none'} given"
-        )
-    place, is_preset = values[given[0]].value, given[0] == "preset"
+    flag = named(values, "generate", ("model", "workdir", "preset"))
+    place, is_preset = values[flag].value, flag == "preset"
     if is_preset != bool(values["tokenizer"].value):
         raise FlagError(
             f"--preset={place}: needs --tokenizer=PATH, for it has none"
@@ -92,21 +84,18 @@ def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
         raise FlagError(f"--accept_fields={accepted[0]}: a preset has no config.json; leave it out")
     if is_preset:
         return place, not PRESETS[place].family.causal, GenerationDefaults()
-    if given[0] == "workdir":
-        local_folder(place)
-    opened = open_pretrained(place, values["step"].value, accepted)
-    return place, not opened.config.family.causal, opened.defaults
+    found = open_pretrained(place, values["step"].value, accepted)
+    return place, not found.config.family.causal, found.defaults
 
 
-def _loaded(values: flags.FlagValues, place: str) -> LoadedModel:
-    """Returns the model on its devices."""
+def _random(values: flags.FlagValues, place: str) -> LoadedModel:
+    """Returns a preset with random weights."""
     dtype, tensor = values["dtype"].value, values["tensor"].value
-    if not values["preset"].value:
-        accepted = values["accept_fields"].value
-        return load_model(place, step=values["step"].value, dtype=dtype, tensor=tensor, accept_fields=accepted)
     seed = _integer("seed", values["seed"].value or "0")
     print(f"{place}: weights are random (--seed={seed}), and so is what they write", file=sys.stderr)
-    return random_model(PRESETS[place], load_tokenizer(values["tokenizer"].value), seed, dtype=dtype, tensor=tensor)
+    with phase(f"making {place}"):
+        tokenizer = load_tokenizer(values["tokenizer"].value)
+        return random_model(PRESETS[place], tokenizer, seed, dtype=dtype, tensor=tensor)
 
 
 def _draft(values: flags.FlagValues) -> LoadedModel | None:

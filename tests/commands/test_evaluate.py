@@ -163,8 +163,8 @@ def test_a_record_that_is_too_long_is_named_by_file_and_line(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "one of --model=PLACE and --workdir=DIR, and 0 are given"),
-        (("--model=a", "--workdir=b", "--data=c"), "and 2 are given"),
+        ((), "one of --model=PLACE and --workdir=DIR; none given"),
+        (("--model=a", "--workdir=b", "--data=c"), "--model, --workdir given"),
         (("--model=a",), "needs --data=FILE, or --harness=TASKS"),
         (("--model=a", "--data=b", "--harness=c"), "give one of them"),
         (("--model=a", "--data=b", "--limit=3"), "--limit=3: is for --harness"),

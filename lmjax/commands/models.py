@@ -1,0 +1,47 @@
+"""What commands that open a trained model have in common: which one the flags name, and how it is loaded."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.data.sources import DataConfig
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel
+from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.phases import phase
+from lmjax.runs.trained import load_model, local_folder
+
+_WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
+
+
+def named(values: flags.FlagValues, command: str, names: tuple[str, ...] = ("model", "workdir")) -> str:
+    """Returns the flag that names the model; raises FlagError unless it is exactly one, or a workdir is not there.
+
+    Args:
+        values: the flags.
+        command: that they are for.
+        names: of the flags that may name one.
+    """
+    given = [name for name in names if values[name].value]
+    if len(given) != 1:
+        *first, last = (f"--{name}={_WHERE[name]}" for name in names)
+        raise FlagError(
+            f"lmjax {command} needs one of {', '.join(first)} and {last}; "
+            f"{', '.join(f'--{name}' for name in given) or 'none'} given"
+        )
+    if given[0] == "workdir":
+        local_folder(values["workdir"].value)
+    return given[0]
+
+
+def prepare() -> None:
+    """Settles the host's memory and the cache of programs; before the first array is made."""
+    keep_freed_memory()
+    cache_compilations(DataConfig().cache_path)
+
+
+def opened(values: flags.FlagValues, place: str) -> LoadedModel:
+    """Returns the model at a place, opened as the flags of `flags.define_model` say."""
+    opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
+    with phase(f"loading {place}"):
+        return load_model(place, **opening)
