@@ -22,7 +22,7 @@ from tests.interop import toy_family
 CONFIG_OF_TOY = ModelConfig.model_validate(
     {"architecture": "decoder", "positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "biases": ()}
     | {"embed_dim": 16, "num_heads": 2, "mlp_dim": 24, "num_layers": 2, "max_length": 16, "vocab_size": 180}
-    | {"tie_embeddings": False, "scan_layers": False}
+    | {"head.tied": False, "scan_layers": False}
 )
 
 
