@@ -13,7 +13,7 @@ import pathlib
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field, model_validator
@@ -47,6 +47,11 @@ class Config(Schema):
         None, gt=0, description="the run, and its schedule, ends after this time instead of after steps; none: steps"
     )
     max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="what follows max_skipped; rollback: the run goes back to its last good checkpoint, and on past the"
+        " batches since",
+    )
     step_timeout: float = Field(
         1800.0, gt=0, description="seconds that a step, a batch of an evaluation or a save may take before the run ends"
     )

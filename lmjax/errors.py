@@ -11,6 +11,9 @@
 | 78 | the config does not match the one in the workdir |
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(Exception):
     """Something the user can mend. The message names the flag or the file and line, the value, and the remedy."""
@@ -37,9 +40,25 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """Training stopped because update after update was not finite."""
+    """Training stopped because update after update was not finite.
+
+    Attributes:
+        first: the first update that was left out.
+        at: the last one.
+        good: updates of the last good checkpoint before them; 0: there is none.
+        metrics: of the last one, by name.
+    """
 
     exit_code = 70
+
+    def __init__(self, message: str, *, first: int, at: int, good: int, metrics: Mapping[str, float]):
+        super().__init__(message)
+        self.first, self.at, self.good, self.metrics = first, at, good, metrics
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Returns all but the message, as `__init__` takes it."""
+        return {"first": self.first, "at": self.at, "good": self.good, "metrics": self.metrics}
 
 
 class WorkerError(UserError):

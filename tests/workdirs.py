@@ -33,7 +33,8 @@ def losses(workdir: pathlib.Path) -> dict[int, tuple[str, ...]]:
         names = sorted(name for name in line if name.endswith("loss"))
         kind = (line["step"], names[0].split("/")[0])
         assert kind not in found, f"{kind} stands twice"
-        found[kind] = tuple(float(line[name]).hex() for name in names)
+        # A loss that was not finite is written as null.
+        found[kind] = tuple("" if line[name] is None else float(line[name]).hex() for name in names)
     return found
 
 

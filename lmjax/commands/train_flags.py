@@ -34,6 +34,7 @@ Exit codes: 0 done, 64 bad flag, 65 bad data, 66 no checkpoint can be read, 70 d
 FIELDS = {
     "steps": "steps",
     "minutes": "minutes",
+    "on_divergence": "on_divergence",
     "seed": "seed",
     "batch_size": "batch_size",
     "length": "task.length",
@@ -73,6 +74,11 @@ def define() -> flags.FlagValues:
         "schedule": (
             sorted(known["optimizer.schedule"].choices),
             "how the learning rate goes on after the warm-up",
+        ),
+        "on_divergence": (
+            known["on_divergence"].choices,
+            "what follows updates in a row that are not finite: the run stops, or goes back to its last good "
+            "checkpoint and on past their batches (default: stop)",
         ),
         "parallel": (
             known["parallel.kind"].choices,

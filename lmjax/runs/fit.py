@@ -13,7 +13,7 @@ from absl import logging
 from lmjax.axes import RULES
 from lmjax.config import Config
 from lmjax.data.pipeline import batches
-from lmjax.errors import FlagError
+from lmjax.errors import DivergedError, FlagError
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import flat
 from lmjax.parallel import pmap
@@ -22,6 +22,7 @@ from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
+from lmjax.runs import diverged
 from lmjax.runs.build import Run
 from lmjax.runs.trained import open_pretrained
 from lmjax.training.board import HyperparameterTable
@@ -31,6 +32,7 @@ from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Loop
 from lmjax.training.metrics import MetricsWriter, Timers
 from lmjax.training.preemption import StopRequest
+from lmjax.training.rollback import Rollbacks
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
@@ -46,6 +48,21 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
         announce: called before anything is compiled, with the run, the shapes of its parameters, and the step that it
             goes on from.
     """
+    while True:
+        rollbacks = Rollbacks(run.workdir)
+        try:
+            return _fit(run, rollbacks, progress, announce)
+        except DivergedError as e:
+            path = diverged.note(run, rollbacks, e)
+            if run.config.on_divergence != "rollback":
+                raise DivergedError(f"{e}. {path} names the rows", **e.facts) from e
+            diverged.go_back(run, rollbacks, e)
+
+
+def _fit(
+    run: Run, rollbacks: Rollbacks, progress: bool, announce: Callable[[Run, Any, int], None] | None
+) -> tuple[TrainState, str]:
+    """Returns what `fit` does, or raises DivergedError; `rollbacks` are those so far."""
     config, mesh, hparams = run.config, run.mesh, run.hparams
     timers = Timers()
     budget = config.minutes and Budget(
@@ -81,9 +98,9 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
 
         def start_stage(stage: Stage, step: int) -> OpenStage:
             with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
-                return _open_stage(run, stage, step, abstract, hparams)
+                return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams)
 
-        with Course(run.stages, start_stage) as course, _writer(run, start) as writer:
+        with Course(run.stages, start_stage, rollbacks.skipped) as course, _writer(run, start) as writer:
             stopping = resumed(config.evaluation, checkpoints, run.workdir, run.eval_sets[0].name, start)
             # What the first update needs is compiled before the first evaluation: a mistake shows at once.
             if start < config.steps or budget:
@@ -156,8 +173,8 @@ def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
-def _open_stage(run: Run, stage: Stage, step: int, abstract: TrainState, hparams: Any) -> OpenStage:
-    """Returns a stage from a step of the run on, compiled."""
+def _open_stage(run: Run, stage: Stage, step: int, skipped: int, abstract: TrainState, hparams: Any) -> OpenStage:
+    """Returns a stage from a step of the run on, compiled; `skipped` batches were left out before."""
     config, mesh = run.config, run.mesh
     if config.parallel.kind == "pmap":
         train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
@@ -176,7 +193,7 @@ def _open_stage(run: Run, stage: Stage, step: int, abstract: TrainState, hparams
             stage.examples.mixture,
             seed=stage.seed,
             batch_size=stage.batch_size,
-            start_step=step - stage.begin,
+            start_step=step - stage.begin + skipped,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.data.workers,

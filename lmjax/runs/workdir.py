@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "steps",
     "minutes",
     "max_skipped",
+    "on_divergence",
     "step_timeout",
     "evaluation.",
     "checkpoint.",

@@ -226,6 +226,11 @@ class Checkpoints(SavedCheckpoints):
         self._number += 1
         self._saving = step, self._thread.submit(self._commit, step, partial, response, kept, self._number)
 
+    def good_step(self, before: int) -> int:
+        """Returns the newest step before `before` that was saved while the run was sound; 0: there is none."""
+        self.wait()
+        return max((step for step in self._steps if step in self._good and step < before), default=0)
+
     def check(self) -> None:
         """Raises SaveError if the save under way has failed; does not wait for it."""
         if self._saving is not None and self._saving[1].done():
@@ -302,6 +307,13 @@ def remove_temporaries(workdir: pathlib.Path) -> None:
     """Removes what killed saves and removals have left; only for the one process that writes to the workdir."""
     for path in temporaries(workdir):
         shutil.rmtree(path)
+
+
+def remove_steps(workdir: pathlib.Path, after: int) -> None:
+    """Removes the checkpoints of later steps than `after`; only for the one process that writes to the workdir."""
+    for step in saved_steps(workdir):
+        if step > after:
+            _remove(checkpoint_folder(workdir, step))
 
 
 def _remove(folder: pathlib.Path) -> None:

@@ -78,7 +78,7 @@ class Loop:
 
         Raises:
             PreemptedError: asked to stop; the state is saved.
-            DivergedError: too many updates in a row were not finite.
+            DivergedError: too many updates in a row were not finite, or the last ones.
             SaveError: a checkpoint could not be written.
         """
         number = int(state.step)
@@ -127,6 +127,8 @@ class Loop:
                     raise PreemptedError(f"stopped at step {number} of {self.steps}, saved; run the command again")
         with self.timers.time("checkpoint"), phase("saving"):
             self.checkpoints.wait()
+        if in_a_row := int(state.skipped_in_a_row):
+            raise self._diverged(number, in_a_row, {})
         return state
 
     def _stage(self, number: int) -> OpenStage:
@@ -190,6 +192,20 @@ class Loop:
             self._save(number, state)
             self.checkpoints.wait()
 
+    def _diverged(self, number: int, in_a_row: int, values: dict[str, Any]) -> DivergedError:
+        """Returns the error of a run that cannot go on at an update, whose metrics are `values`."""
+        first = number - in_a_row + 1
+        return DivergedError(
+            f"step {number}: {in_a_row} updates in a row were not finite and were left out, from step {first} on. "
+            "--on_divergence=rollback goes back to the last good checkpoint and past these batches, in this --workdir; "
+            "a lower --config.optimizer.learning_rate is another run, in another --workdir, which can start from this "
+            "one by --init_from",
+            first=first,
+            at=number,
+            good=self.checkpoints.good_step(first),
+            metrics={name: float(x) for name, x in values.items()},
+        )
+
     def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
         """Shows and writes the metrics of a step that has ended."""
         values: dict[str, Any] = jax.device_get(metrics)
@@ -206,10 +222,7 @@ class Loop:
             )
         self._spikes = spikes
         if in_a_row >= self.max_skipped:
-            raise DivergedError(
-                f"step {number}: {in_a_row} updates in a row were not finite; lower --config.optimizer.learning_rate, "
-                "or look for bad data at this step"
-            )
+            raise self._diverged(number, in_a_row, values)
         # The last step is evaluated, also of a run that ends early.
         if number % self.logging.every and not self._due(number, self.evaluation.every):
             return

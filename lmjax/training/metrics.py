@@ -19,6 +19,9 @@ from lmjax.errors import SaveError
 from lmjax.schema import Schema
 from lmjax.training.board import Board, HyperparameterTable
 
+# In a workdir: a line of numbers for each step that is written down.
+METRICS = "metrics.jsonl"
+
 
 class LoggingConfig(Schema):
     """What is written down, and how often."""
@@ -49,7 +52,7 @@ class MetricsWriter:
             start_step: updates behind it.
             hyperparameters: what TensorBoard lists beside other runs; None: nothing.
         """
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS
         keep_lines(self._path, start_step)
         self._file = self._path.open("a")
         self._board = Board(workdir, start_step + 1) if config.tensorboard else None
@@ -103,7 +106,7 @@ def _step_of(line: str) -> float:
 
 def read_lines(workdir: pathlib.Path | str) -> list[dict[str, float]]:
     """Returns the lines of metrics.jsonl; a number that was not finite is NaN."""
-    lines = map(json.loads, (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (pathlib.Path(workdir) / METRICS).read_text().splitlines())
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 

@@ -111,9 +111,11 @@ class OpenStage:
 class Course:
     """The stages of a run one after the other, each opened when it is reached. A context manager."""
 
-    def __init__(self, stages: Sequence[Stage], start: Callable[[Stage, int], OpenStage]):
-        """Takes the stages, and what opens one at a step of the run."""
-        self._stages, self._start = stages, start
+    def __init__(
+        self, stages: Sequence[Stage], start: Callable[[Stage, int], OpenStage], skipped: Callable[[int], int]
+    ):
+        """Takes the stages, what opens one at a step of the run, and how many batches were skipped by a step."""
+        self._stages, self._start, self._skipped = stages, start, skipped
         self._open: OpenStage | None = None
 
     def __enter__(self) -> Course:
@@ -137,8 +139,9 @@ class Course:
         """Returns by name how often each set of data has been read through in the first `step` updates."""
         total: dict[str, float] = {}
         for stage in self._stages:
-            updates = min(step, stage.end or step) - stage.begin
-            if updates > 0:
+            last = min(step, stage.end or step)
+            updates = last - stage.begin + self._skipped(last)
+            if last > stage.begin:
                 for name, epochs in stage.examples.epochs(updates * stage.batch_size, stage.seed).items():
                     total[name] = total.get(name, 0.0) + epochs
         return total
