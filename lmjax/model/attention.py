@@ -1,4 +1,4 @@
-"""Attention, self and cross: the projections around a kernel, and what a kernel is told of queries and keys."""
+"""Self-attention and cross-attention: the projections around a kernel, and the arguments that the kernel gets."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ _AXES = ("act_batch", "act_length", "act_heads", None)
 
 @flax.struct.dataclass
 class Relation:
-    """What one attention knows of its queries and keys beside their contents.
+    """Mask, bias and rotations of one attention: all that depends on positions and segments, not on contents.
 
     Attributes:
-        mask: the keys that each query sees.
-        bias: on the scores, `[batch or 1, heads, queries, keys]`, or None.
-        queries: what their positions do to them, or None.
+        mask: which keys each query may attend to.
+        bias: added to the scores, `[batch or 1, heads, queries, keys]`; None: nothing.
+        queries: how the queries are changed by their positions; None: not at all.
         keys: the same for the keys.
     """
 
@@ -35,12 +35,12 @@ class Relation:
 
 
 class Kept(NamedTuple):
-    """The cache of one attention, and how far it is filled.
+    """The cache of one attention, and how many of its slots are filled.
 
     Attributes:
         cache: keys and values.
-        filled: slots written before, of all rows or int32 `[batch]` of each; None: none.
-        capacity: slots of a layer that sees everything.
+        filled: slots written before, a scalar for all rows or int32 `[batch]`; None: no slot is written yet.
+        capacity: slots of a layer without a window.
     """
 
     cache: KeyValue
@@ -67,14 +67,15 @@ class Attention(nn.Module):
         dropout_rate: jax.Array | None,
         kept: Kept | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
-        """Returns `[batch, length, embed]`, and the cache with the keys and values of `source` added, if there is one.
+        """Returns `[batch, length, embed]`, and the cache with the keys and values of `source` added (None: no cache).
 
         Args:
-            x: `[batch, length, embed]`: what asks.
-            source: `[batch, keys, embed]`: what is asked; in self-attention `x`. None: only what the cache holds.
-            relation: who sees whom, and from how far.
+            x: `[batch, length, embed]`, from which the queries are computed.
+            source: `[batch, keys, embed]`, from which keys and values are computed; `x` in self-attention. None: keys
+                and values are read from the cache alone.
+            relation: the mask, the bias and the rotations.
             dropout_rate: of the attention probabilities; None: no dropout.
-            kept: the cache; None: there is none.
+            kept: the cache; None: no cache.
         """
         config = self.config
         query_shape, kv_shape = (config.num_heads, config.width_of_head), (config.kv_heads, config.width_of_head)
@@ -113,9 +114,9 @@ class Attention(nn.Module):
         sink_logits: jax.Array | None,
         dropout_rate: jax.Array | None,
     ) -> jax.Array:
-        """Returns `[batch, queries, heads, head_dim]`, values weighted by attention.
+        """Returns `[batch, queries, heads, head_dim]`, the values weighted by the attention probabilities.
 
-        A method of its own, so that `lmjax.model.intercept` sees the queries and keys that a kernel is given.
+        This is a separate method so that `lmjax.model.intercept` can read the queries and keys given to a kernel.
         """
         config = self.config
         return attention(
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         )
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
-        """Returns queries or keys, normalised if the config says so: over each head, or over all together."""
+        """Returns queries or keys `x`, normalised as `attention.qk_norm` says: per head, over all heads, or not."""
         if self.config.attention.qk_norm == "none":
             return x
         together = x if self.config.attention.qk_norm == "head" else x.reshape(*x.shape[:2], -1)

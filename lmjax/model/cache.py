@@ -1,12 +1,12 @@
-"""The cache of a decoder: keys and values of the tokens that it has read, so that the next one costs one token.
+"""The cache of a decoder: keys and values of the tokens read so far, so that they are not computed again.
 
-A slot holds a token of every row. Slots are written in order, whatever each row has there: padding (segment 0), several
-segments, or tokens that were taken back and are written over. Who sees whom follows from the positions and segments
-that stand beside the slots, never from the slots' numbers.
+A slot holds one token of each row. Slots are written in order, also where a row has padding (segment 0) or several
+segments; slots that `Cache.rewind` has emptied are written again. The cache stores a position and a segment for each
+slot, and the mask is computed from these, never from the slot's index.
 
-How many slots are filled is one scalar as long as all rows are written together, and int32 `[batch]` once a row has
-joined by `Cache.put` or left by `Cache.free`. The rank is known when a program is compiled: with the scalar every layer
-writes one slice of its array, with a number for each row it writes a slice of every row, which takes more time.
+The number of filled slots is a scalar as long as all rows are written together, and int32 `[batch]` once a row was
+replaced by `Cache.put` or emptied by `Cache.free`. Which of the two it is, is known when a program is compiled: with a
+scalar, a layer writes one slice of its array; with `[batch]`, it writes one slice per row, which takes longer.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lmjax.model.key_value import CacheType, KeyValue
 
 @flax.struct.dataclass
 class Cache:
-    """What a decoder has read.
+    """The tokens that a decoder has read: their keys and values, positions and segments.
 
     Attributes:
         layers: the keys and values of every layer, by the name of its attention.
         positions: int32 `[batch, capacity]`.
-        segment_ids: int32 `[batch, capacity]`; 0: padding, or nothing yet.
-        filled: int32 scalar, slots written in all rows; or int32 `[batch]`, in each; None: none, which the compiler
-            knows.
-        memory_positions: int32 `[batch, length]` of the encoder's output; None: there is none.
-        memory_segments: int32 `[batch, length]`, the same.
+        segment_ids: int32 `[batch, capacity]`; 0: padding, or a slot that is not written.
+        filled: number of written slots, an int32 scalar for all rows or int32 `[batch]`; None: the cache is empty, and
+            this is known when the program is compiled.
+        memory_positions: int32 `[batch, encoder length]`, positions of the encoder's output; None: no encoder.
+        memory_segments: int32 `[batch, encoder length]`, segments of the encoder's output; None: no encoder.
     """
 
     layers: tuple[dict[str, KeyValue], ...]
@@ -42,14 +42,16 @@ class Cache:
 
     @property
     def capacity(self) -> int:
-        """Returns the slots of a layer that sees everything."""
+        """Returns the number of slots in a layer without a window."""
         return self.positions.shape[1]
 
     def extend(self, positions: jax.Array, segment_ids: jax.Array | None) -> Cache:
-        """Returns the cache with the places of new tokens, and the slots that they take counted as filled.
+        """Returns the cache with positions and segments of new tokens written, and their slots counted as filled.
+
+        Keys and values are written by the layers (`KeyValue.extend`).
 
         Args:
-            positions: `[batch or 1, length]`.
+            positions: `[batch or 1, length]`, of the new tokens.
             segment_ids: `[batch, length]`; None: all are segment 1.
         """
         shape = self.positions.shape[0], positions.shape[1]
@@ -62,11 +64,13 @@ class Cache:
         )
 
     def places(self, slots: int, length: int) -> tuple[jax.Array, jax.Array]:
-        """Returns positions and segments of the keys that `KeyValue.extend` gives, once `length` new ones are counted.
+        """Returns positions and segments `[batch, keys]` of the keys that `KeyValue.extend` returns.
+
+        Call it after `extend` has counted the new tokens as filled.
 
         Args:
-            slots: of the layer.
-            length: new tokens.
+            slots: number of slots in the layer.
+            length: number of new tokens.
         """
         if slots >= self.capacity:
             return self.positions, self.segment_ids
@@ -79,23 +83,26 @@ class Cache:
         return positions, jnp.where(number >= 0, segments, 0)
 
     def rewind(self, filled: jax.Array) -> Cache:
-        """Returns the cache with the slots from `filled` on taken back: hidden until they are written again.
+        """Returns the cache with the slots from `filled` on emptied: they are masked, and the next tokens go there.
 
         Args:
-            filled: slots that stay; a scalar or int32 `[batch]`.
+            filled: number of slots that remain; a scalar or int32 `[batch]`.
         """
         kept = jnp.arange(self.capacity)[None] < jnp.reshape(filled, (-1, 1))
         return self.replace(segment_ids=jnp.where(kept, self.segment_ids, 0), filled=filled)
 
     def reorder(self, parents: jax.Array) -> Cache:
-        """Returns the cache whose row i is the row `parents[i]` of this one; both read the same memory."""
+        """Returns the cache whose row i is row `parents[i]` of this one.
+
+        The encoder's keys and values are not reordered: row i and row `parents[i]` must have the same encoder input.
+        """
         layers = tuple({**layer, "attention": layer["attention"].take(parents)} for layer in self.layers)
         positions, segment_ids = (jnp.take(x, parents, axis=0) for x in (self.positions, self.segment_ids))
         filled = _filled_of(self.filled, parents)
         return self.replace(layers=layers, positions=positions, segment_ids=segment_ids, filled=filled)
 
     def repeat(self, times: int) -> Cache:
-        """Returns the cache with every row `times` times, next to each other."""
+        """Returns the cache with each row repeated `times` times; the copies of a row are adjacent."""
         rows = jnp.repeat(jnp.arange(self.positions.shape[0]), times)
         layers = tuple({name: kept.take(rows) for name, kept in layer.items()} for layer in self.layers)
         places = self.replace(layers=(), filled=None)
@@ -103,13 +110,14 @@ class Cache:
         return places.replace(layers=layers, filled=_filled_of(self.filled, rows))
 
     def put(self, row: int | jax.Array, other: Cache) -> Cache:
-        """Returns the cache with the rows of another in the place of those from `row` on, however far each is.
+        """Returns the cache with the rows from `row` on replaced by those of another cache; all other rows stay.
 
-        What the rows held before is gone. What they hold now is what they would hold alone; all other rows stay.
+        The two caches may have different numbers of filled slots.
 
         Args:
-            row: the first that is replaced; a traced one must leave room for the others.
-            other: of the same model and kind, with a prompt read; at most as many rows, slots and tokens of memory.
+            row: the first row to be replaced. A traced one is not checked: the rows of `other` must fit behind it.
+            other: a cache of the same model and kind that has read a prompt, with at most as many rows, slots and
+                encoder tokens as this one.
 
         Raises:
             ValueError: the rows do not fit.
@@ -128,19 +136,19 @@ class Cache:
         return self.replace(layers=layers, filled=filled, **places)
 
     def free(self, row: int | jax.Array) -> Cache:
-        """Returns the cache with one row empty: nothing of it is seen, and its next token goes into its first slot."""
+        """Returns the cache with one row emptied: all its slots are masked, and its next token goes into slot 0."""
         names = ["segment_ids"] + (["memory_segments"] if self.memory_segments is not None else [])
         segments = {name: getattr(self, name).at[row].set(0) for name in names}
         return self.replace(filled=self.filled_rows.at[row].set(0), **segments)
 
     @property
     def filled_rows(self) -> jax.Array:
-        """Returns int32 `[batch]`: slots written in each row."""
+        """Returns int32 `[batch]`: the number of written slots in each row."""
         rows = self.positions.shape[:1]
         return jnp.broadcast_to(jnp.int32(0) if self.filled is None else self.filled, rows)
 
     def _check_fits(self, row: int | jax.Array, other: Cache) -> None:
-        """Raises ValueError where the rows of another cache cannot stand in this one."""
+        """Raises ValueError if the rows of another cache cannot be put into this one."""
         rows, batch = (x.positions.shape[0] for x in (other, self))
         if other.filled is None:
             raise ValueError("the rows that join have read nothing; read their prompts first")
@@ -165,16 +173,16 @@ def init_cache(
 ) -> Cache:
     """Returns an empty cache for the decoder of a model.
 
-    A layer with a window holds `attention.window` tokens and `slack`; where first tokens stay visible through the
-    window (`attention.sink_tokens`), it holds all.
+    A layer with a window has `attention.window + slack` slots. With `attention.sink_tokens` it has `capacity` slots,
+    because the first tokens of a segment stay visible.
 
     Args:
         config: of the model.
-        batch: rows.
-        capacity: tokens of a row, padding counted.
-        memory_length: tokens of an encoder-decoder's encoder.
-        kind: int8 keeps keys and values in one byte each, and a scale for every head of every token.
-        slack: tokens that `Cache.rewind` may take back.
+        batch: number of rows.
+        capacity: number of slots, the most tokens that a row can have, padding included.
+        memory_length: length of the encoder's output; 0: no encoder.
+        kind: int8 stores each number of keys and values in one byte, with one scale per head and token.
+        slack: the most tokens that `Cache.rewind` may remove.
     """
 
     def make(slots: int) -> KeyValue:
@@ -192,7 +200,7 @@ def init_cache(
 
 
 def _put(x: jax.Array, new: jax.Array, start: int | jax.Array) -> jax.Array:
-    """Returns `[batch, capacity]` with `new` from column `start` on, which is a scalar or one for each row."""
+    """Returns `[batch, capacity]` with `new` written from column `start` on, a scalar or int32 `[batch]`."""
     if jnp.ndim(start):
         rows, columns = jnp.arange(len(x))[:, None], start[:, None] + jnp.arange(new.shape[1])[None]
         return x.at[rows, columns].set(new.astype(x.dtype), mode="drop")
@@ -200,18 +208,18 @@ def _put(x: jax.Array, new: jax.Array, start: int | jax.Array) -> jax.Array:
 
 
 def _put_rows(x: jax.Array, new: jax.Array, row: int | jax.Array) -> jax.Array:
-    """Returns `[batch, columns]` with `new` `[rows, fewer columns]` in the rows from `row` on, and zeros behind it."""
+    """Returns `[batch, columns]` with `new` `[rows, columns or fewer]` in the rows from `row` on, padded with zeros."""
     new = jnp.pad(new, ((0, 0), (0, x.shape[1] - new.shape[1])))
     return jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0)
 
 
 def _columns(x: jax.Array, number: jax.Array) -> jax.Array:
-    """Returns `[batch, columns]` of `[batch, capacity]`, by their number `[batch or 1, columns]`; none is outside."""
+    """Returns the columns of `x` `[batch, capacity]` with the indices `number` `[batch or 1, columns]`, clipped."""
     if len(number) == 1:
         return jnp.take(x, number[0], axis=1, mode="clip")
     return jnp.take_along_axis(x, jnp.clip(number, 0, x.shape[1] - 1), axis=1)
 
 
 def _filled_of(filled: jax.Array | None, rows: jax.Array) -> jax.Array | None:
-    """Returns the filled slots of a choice of rows, in the form of `Cache.filled`."""
+    """Returns `Cache.filled` for the selected rows."""
     return filled if filled is None or filled.ndim == 0 else jnp.take(filled, rows, axis=0)

@@ -1,9 +1,12 @@
-"""Encoder, Decoder and EncoderDecoder: input embeddings and a Stack, or two of them.
+"""Encoder, Decoder and EncoderDecoder: input embeddings and a Stack, or two of each.
 
-Each takes a batch, a dict of `[batch, length]` arrays, and returns hidden states `[batch, length, embed]`. Fields that
-it does not know (targets, weights) are ignored. `positions` may be left out (0, 1, 2 ...), and so may `segment_ids`
-(the row is one segment; 0 is padding), `type_ids` (all 0; read only where the config has token types) and `prefix`
-(all 0; 1 where a decoder's token is seen by the whole of its segment).
+Each takes a batch, a dict of `[batch, length]` arrays, and returns hidden states `[batch, length, embed]`. Other fields
+(targets, weights) are ignored. These fields may be absent:
+
+* `positions`: 0, 1, 2 ...
+* `segment_ids`: the row is one segment; 0 is padding.
+* `type_ids`: all 0; read only if the config has token types.
+* `prefix`: all 0; 1 where a decoder's token is visible to its whole segment.
 """
 
 from collections.abc import Mapping
@@ -24,11 +27,11 @@ Batch = Mapping[str, jax.Array]
 
 
 class InputEmbedding(nn.Module):
-    """Tokens, positions and token types as vectors; the token table is its owner's, who may share it.
+    """The sum of the embeddings of tokens, positions and token types.
 
     Attributes:
-        table: of the tokens.
-        decoder: whether this is the decoder of an encoder-decoder, whose positions may be of another kind.
+        table: the token table, which belongs to another module and may be shared.
+        decoder: whether this is the decoder's; an encoder-decoder may have another position scheme there.
     """
 
     config: ModelConfig
@@ -54,11 +57,11 @@ class InputEmbedding(nn.Module):
 
 
 class Side(nn.Module):
-    """Input embeddings and a stack: what an encoder and a decoder have in common.
+    """Input embeddings and a stack: the base class of encoder and decoder.
 
     Attributes:
-        table: of the tokens.
-        shared_inputs: another model's embeddings of the inputs, to be used here too; None: its own.
+        table: the token table.
+        shared_inputs: the input embeddings of another model, to be shared; None: this module makes its own.
     """
 
     config: ModelConfig
@@ -68,7 +71,7 @@ class Side(nn.Module):
     causal: ClassVar[bool]
 
     def setup(self) -> None:
-        """Makes the parts."""
+        """Makes the submodules."""
         config, shared = self.config, self.shared_inputs
         self.inputs = InputEmbedding(config, self.table, self.causal) if shared is None else shared
         if config.factorised:
@@ -76,7 +79,7 @@ class Side(nn.Module):
         self.stack = Stack(config, config.side_layers(self.causal), self.causal)
 
     def sequence(self, batch: Batch, rates: DropoutRates) -> Sequence:
-        """Returns what enters the stack."""
+        """Returns the input of the stack."""
         positions = _positions(batch)
         x = self.inputs(batch, positions, rates)
         prefix = batch["prefix"] > 0 if "prefix" in batch else None
@@ -85,7 +88,7 @@ class Side(nn.Module):
 
 
 class Encoder(Side):
-    """Every token sees every token of its segment (Devlin et al. 2019, arXiv:1810.04805, section 3)."""
+    """A token attends to all tokens of its segment (Devlin et al. 2019, arXiv:1810.04805, section 3)."""
 
     causal = False
 
@@ -95,9 +98,10 @@ class Encoder(Side):
 
 
 class Decoder(Side):
-    """Every token sees its segment up to itself (Radford et al. 2019, section 2.3), and a memory where there is one.
+    """A token attends to itself and to earlier tokens of its segment (Radford et al. 2019, section 2.3).
 
-    Tokens under `prefix` are seen by all of their segment (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1).
+    Tokens with `prefix` are visible to their whole segment (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1). Given
+    the encoder's output, every layer has cross-attention.
     """
 
     causal = True
@@ -107,12 +111,12 @@ class Decoder(Side):
         return self.stack(self.sequence(batch, rates), rates, memory)[0]
 
     def extend(self, batch: Batch, cache: Cache, memory: Sequence | None = None) -> tuple[jax.Array, Cache]:
-        """Returns `[batch, length, embed]` of tokens that go on from what the cache holds, and the cache with them.
+        """Returns `[batch, length, embed]` for tokens that follow those in the cache, and the cache with them added.
 
         Args:
-            batch: as for a call; `positions` say how far each row is, and `segment_ids` what it goes on with.
-            cache: of what was read before.
-            memory: the encoder's output, where nothing has been read yet.
+            batch: as for a call; `positions` and `segment_ids` are those of the new tokens in their rows.
+            cache: the tokens read before.
+            memory: the encoder's output, for the first call; None: the cache has its keys and values.
         """
         rates = DropoutRates()
         if cache.memory_positions is not None:
@@ -127,17 +131,17 @@ class Decoder(Side):
 
 
 class EncoderDecoder(nn.Module):
-    """A decoder that also sees the encoder's output (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+    """A decoder with cross-attention to an encoder's output (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-    Both sides share the token table. Their fields carry the prefixes `encoder_` and `decoder_`; a segment of the
-    decoder sees the encoder's segment of the same id.
+    Encoder and decoder share the token table. Their fields have the prefixes `encoder_` and `decoder_`. A segment of
+    the decoder attends to the encoder's segment of the same id.
     """
 
     config: ModelConfig
     table: Embed
 
     def setup(self) -> None:
-        """Makes the two sides."""
+        """Makes the encoder and the decoder."""
         self.encoder = Encoder(self.config, self.table)
         self.decoder = Decoder(self.config, self.table)
 
@@ -150,7 +154,10 @@ class EncoderDecoder(nn.Module):
         return self.encoder(_side(batch, "encoder_"), rates)
 
     def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Returns the decoder's `[batch, length, embed]`, and the cache; an empty cache reads the encoder's fields."""
+        """Returns the decoder's `[batch, length, embed]`, and the cache with the tokens added.
+
+        The encoder runs only if the cache is empty.
+        """
         memory = None
         if cache.filled is None:
             asked = _side(batch, "encoder_")
@@ -165,7 +172,7 @@ class EncoderDecoder(nn.Module):
 
 
 def make_backbone(config: ModelConfig, table: Embed) -> Encoder | Decoder | EncoderDecoder:
-    """Returns the stacks of a config's family on a token table."""
+    """Returns the encoder, decoder or both that the config's family has, with the token table `table`."""
     if config.family.paired:
         return EncoderDecoder(config, table)
     return (Decoder if config.family.causal else Encoder)(config, table)
@@ -177,5 +184,5 @@ def _positions(batch: Batch) -> jax.Array:
 
 
 def _side(batch: Batch, prefix: str) -> Batch:
-    """Returns the fields of one side, without their prefix."""
+    """Returns the fields of the encoder or the decoder, without their prefix."""
     return {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The keys and values that one attention of a decoder keeps."""
+"""The key/value cache of one attention of a decoder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ _AXES = ("act_batch", "act_heads")
 
 @flax.struct.dataclass
 class KeyValue:
-    """Keys and values of one attention, heads before slots, so that a head's keys lie next to each other.
+    """Keys and values of one attention. Heads come before slots, so that the keys of a head are contiguous.
 
-    A batch of one row, and one head, are no dimension: XLA on a CPU would reshape the array between writing and reading
-    it, and so copy all of it at every token.
+    Dimensions `batch` and `kv_heads` of size 1 are left out of the arrays: with them, XLA on a CPU reshapes each array
+    between writing and reading, and so copies it four times per token (jax 0.10.2, batch of one row; see
+    experiments/README.md, "Generation beside transformers on torch"). To remove this, keep all dimensions wherever the
+    code below filters them by `n > 1`.
 
     Attributes:
-        key: `[batch, kv_heads, slots, head_dim]` less the first two where they are 1, rotated already.
-        value: the same.
-        key_scale: float32 `[..., slots, 1]`, what an int8 key is multiplied by; None: stored as computed.
+        key: `[batch, kv_heads, slots, head_dim]`, without the first two dimensions where they are 1; with rotary
+            positions the keys are stored rotated.
+        value: the same for the values, which are not rotated.
+        key_scale: float32 `[..., slots, 1]`, the factor of each int8 key; None: keys are not quantised.
         value_scale: the same for the values.
-        shape: batch and kv_heads.
+        shape: (batch, kv_heads).
     """
 
     key: jax.Array
@@ -37,14 +40,14 @@ class KeyValue:
 
     @classmethod
     def zeros(cls, shape: tuple[int, int], slots: int, width: int, dtype: str, kind: CacheType) -> Self:
-        """Returns an empty one.
+        """Returns an empty cache.
 
         Args:
-            shape: batch and kv_heads.
-            slots: of a row.
+            shape: (batch, kv_heads).
+            slots: number of slots in a row.
             width: of a head.
-            dtype: of what is computed.
-            kind: of what is stored.
+            dtype: of the model's activations.
+            kind: how keys and values are stored: in that dtype, or as int8.
         """
         rest = tuple(n for n in shape if n > 1)
         zeros = jnp.zeros((*rest, slots, width), jnp.int8 if kind == "int8" else dtype)
@@ -53,19 +56,20 @@ class KeyValue:
 
     @property
     def slots(self) -> int:
-        """Returns the number of slots; of a layer with a window, only so many as it can see."""
+        """Returns the number of slots; a layer with a window has only as many as its window needs."""
         return self.key.shape[-2]
 
     def extend(
         self, key: jax.Array, value: jax.Array, filled: jax.Array | None, capacity: int
     ) -> tuple[jax.Array, jax.Array, KeyValue]:
-        """Returns the keys and values to be asked `[batch, keys, kv_heads, head_dim]`, and the cache with new ones.
+        """Returns keys and values `[batch, keys, kv_heads, head_dim]` to attend to, and the cache with new ones added.
 
         Args:
             key: of the new tokens, `[batch, length, kv_heads, head_dim]`.
-            value: the same.
-            filled: slots written before, as in `Cache`; None: none, and the new tokens see each other alone.
-            capacity: slots of the whole cache; a layer that has fewer writes over its oldest.
+            value: of the new tokens, the same shape.
+            filled: slots written before, as in `Cache`; None: the cache is empty, and the new keys and values alone are
+                returned.
+            capacity: slots of a layer without a window; a layer with fewer overwrites its oldest slots.
         """
         new = self._packed(key), self._packed(value)
         new = KeyValue(new[0][0], new[1][0], new[0][1], new[1][1], self.shape)
@@ -75,7 +79,7 @@ class KeyValue:
         if filled is None:
             return key, value, written
         if ring and length > 1:
-            # The first of the new tokens still see what the last of them write over.
+            # The first new tokens may attend to keys that the last new tokens overwrite, so the old keys are returned.
             old, new = self.read(dtype), new.read(dtype)
             return *(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), written
         return *written.read(dtype), written
@@ -98,15 +102,16 @@ class KeyValue:
         return jax.tree.map(take, self).replace(shape=(len(rows), self.shape[1]))
 
     def put(self, row: int | jax.Array, other: KeyValue, ring: bool) -> KeyValue:
-        """Returns the keys and values with those of other rows in the place of the rows from `row` on.
+        """Returns the cache with the rows from `row` on replaced by those of `other`.
 
         Args:
-            row: the first that is replaced.
-            other: at most as many slots and rows as these.
-            ring: whether the other ones have written over their oldest slots, whose order is that of their number.
+            row: the first row to be replaced.
+            other: a cache with at most as many slots and rows.
+            ring: whether `other` overwrites its oldest slots. A token's slot is then its index modulo the number of
+                slots, so both caches must have the same number.
 
         Raises:
-            ValueError: they are stored in another form, or have slots that do not fit.
+            ValueError: keys are stored in different forms, or the slots do not fit.
         """
         forms = [(kv.key.dtype, kv.key_scale is None, kv.shape[1], kv.key.shape[-1]) for kv in (self, other)]
         if forms[0] != forms[1]:
@@ -127,7 +132,7 @@ class KeyValue:
         return jax.tree.map(put, self, other.replace(shape=self.shape))._constrained()
 
     def _packed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Returns `[batch, length, kv_heads, head_dim]` as it is stored, and its scales."""
+        """Returns keys or values `[batch, length, kv_heads, head_dim]` in the stored form, and their scales or None."""
         x = x.swapaxes(1, 2)
         x = x.reshape(*(n for n in self.shape if n > 1), *x.shape[-2:])
         if self.key_scale is None:
@@ -137,12 +142,12 @@ class KeyValue:
         return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
 
     def _constrained(self) -> KeyValue:
-        """Returns the same, split over the mesh as activations are."""
+        """Returns the same cache, with the sharding of activations."""
         names = [name for name, n in zip(_AXES, self.shape, strict=True) if n > 1]
         return jax.tree.map(lambda x: axes.constrain(x, (*names, None, None)), self)
 
     def _write(self, new: KeyValue, filled: jax.Array | None, ring: bool) -> KeyValue:
-        """Returns the cache with `new` in its next slots."""
+        """Returns the cache with `new` written to its next slots."""
         length, slots = new.slots, self.slots
         start = 0 if filled is None else filled
         if jnp.ndim(start) and self.shape[0] == 1:
@@ -160,9 +165,9 @@ class KeyValue:
         return written._constrained()
 
     def _write_rows(self, new: KeyValue, start: jax.Array, ring: bool) -> KeyValue:
-        """Returns the cache with `new` in the slots of each row from int32 `start` `[batch]` on, in a ring or not.
+        """Returns the cache with `new` written to each row from slot `start` (int32 `[batch]`) on.
 
-        A row that has no slot left is not written; in a ring there always is one.
+        Without `ring`, tokens beyond the last slot are dropped; with it, they overwrite the oldest slots.
         """
         length, slots = new.slots, self.slots
         kept = min(length, slots)
@@ -171,7 +176,7 @@ class KeyValue:
         rows = jnp.arange(self.shape[0])[:, None]
 
         def write(x: jax.Array, y: jax.Array) -> jax.Array:
-            # Indices on both sides of the heads: rows and slots come first, and the heads behind them.
+            # With a slice (the heads) between two index arrays, the indexed dimensions come first: rows, slots, heads.
             heads = (slice(None),) * (x.ndim - 3)
             return x.at[(rows, *heads, at)].set(jnp.moveaxis(y[..., length - kept :, :], -2, 1), mode="drop")
 

@@ -1,4 +1,4 @@
-"""LanguageModel: a family, its token table, and the heads that were asked for."""
+"""LanguageModel: token table, encoder or decoder (or both), and heads."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ from lmjax.model.layers import Embed
 from lmjax.model.transformer import unstack_layers
 from lmjax.streams import prng_key
 
-# Layers from which one that stands for all is traced sooner than all.
+# From this number of layers on, `abstract_params` traces one scanned layer: this is faster than tracing each of them.
 _MANY = 5
 
 
@@ -27,15 +27,15 @@ class LanguageModel(nn.Module):
 
     Attributes:
         config: the architecture.
-        heads: names of `lmjax.model.heads.HEADS` that its family can have; without any, an encoder gives hidden states
-            alone, and an encoder-decoder or a decoder has vocabulary logits.
+        heads: names in `lmjax.model.heads.HEADS`, of heads that the family can have. Empty: an encoder returns hidden
+            states only; a decoder or encoder-decoder has vocabulary logits.
     """
 
     config: ModelConfig
     heads: tuple[str, ...] = ()
 
     def setup(self) -> None:
-        """Makes the parts; a part that is never called has no parameters."""
+        """Makes the submodules; one that is never called has no parameters."""
         config, types = self.config, self.head_types
         self.embedding = Embed(config, config.vocab_size, "vocab")
         self.backbone = make_backbone(config, self.embedding)
@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
 
     @property
     def head_types(self) -> dict[str, type[Head]]:
-        """The heads by name; raises ValueError for one that there is not, or that the family cannot have."""
+        """The classes of the heads by name; raises ValueError for a name that is unknown or not for this family."""
         return head_types(self.config.architecture, self.heads)
 
     @property
@@ -57,11 +57,11 @@ class LanguageModel(nn.Module):
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
     ) -> jax.Array:
-        """Returns hidden states `[batch, length, embed]` of the side that predicts.
+        """Returns hidden states `[batch, length, embed]`, of the decoder in an encoder-decoder.
 
         Args:
             batch: the fields that `lmjax.model.families` lists for the family.
-            deterministic: True: no dropout. False: needs an rng named "dropout" where a rate is not None.
+            deterministic: True: no dropout. False: needs an rng named "dropout" if any rate is not None.
             dropout_rates: traced rates; None: the config's.
         """
         if deterministic:
@@ -69,23 +69,23 @@ class LanguageModel(nn.Module):
         return self.states(batch, self.config.dropout.rates() if dropout_rates is None else dropout_rates)
 
     def states(self, batch: Batch, dropout_rates: DropoutRates) -> jax.Array:
-        """Returns hidden states as a call does; without dropout where no rate is given."""
+        """Returns hidden states `[batch, length, embed]`, with dropout where a rate is not None."""
         return self.backbone(batch, dropout_rates)
 
     def extend(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Returns hidden states `[batch, length, embed]` of tokens that go on from a cache, and the cache with them.
+        """Returns hidden states `[batch, length, embed]` of tokens that follow those in a cache, and the new cache.
 
-        Without dropout. An encoder-decoder reads its encoder's fields where the cache is empty, and only there.
+        There is no dropout. An encoder-decoder reads its encoder's fields only if the cache is empty.
 
         Args:
-            batch: fields of a decoder (with the prefix `decoder_` in an encoder-decoder); `positions` say where in its
-                row each token stands.
-            cache: of `lmjax.model.cache.init_cache`.
+            batch: fields of a decoder (with the prefix `decoder_` in an encoder-decoder); `positions` are those of the
+                tokens in their rows.
+            cache: made by `lmjax.model.cache.init_cache`, or returned by this method.
         """
         return self.backbone.extend(batch, cache)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
+        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]` of any positions."""
         for part in self.parts.values():
             if isinstance(part, VocabularyHead):
                 return part(hidden)
@@ -94,24 +94,24 @@ class LanguageModel(nn.Module):
         )
 
     def part(self, name: str) -> Head:
-        """Returns a head; raises ValueError if this model lacks it."""
+        """Returns the head of this name; raises ValueError if this model does not have it."""
         if name not in self.parts:
             raise ValueError(f"heads={self.heads}: this model has no head {name!r}; name it there")
         return self.parts[name]
 
     def head(self, name: str, hidden: jax.Array, batch: Batch) -> jax.Array | tuple[jax.Array, ...]:
-        """Returns what a head gives: an array, or a tuple in the order of its `outputs`.
+        """Returns the output of a head: an array, or a tuple in the order of its `outputs`.
 
         Args:
             name: of the head.
-            hidden: `[batch, length, embed]`, of the side that predicts.
-            batch: that they were computed from.
+            hidden: `[batch, length, embed]`, as a call returns them.
+            batch: the batch from which `hidden` was computed.
         """
         part = self.part(name)
         return part(hidden, *(batch.get(field) for field in part.reads))
 
     def outputs(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns every output of this model by name, without dropout: what initialisation calls."""
+        """Returns all outputs of this model by name, without dropout; `init_params` calls it to make all parameters."""
         result = {"hidden": (hidden := self(batch))}
         for name, part in self.parts.items():
             result |= part.named(self.head(name, hidden, batch))
@@ -119,20 +119,21 @@ class LanguageModel(nn.Module):
 
 
 def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
-    """Returns the parameters of `model`, boxed with their axis names; pure, so jit and eval_shape take it."""
+    """Returns new parameters of `model`, boxed with their axis names; can be called under jit and eval_shape."""
     tokens = jnp.zeros((1, min(2, model.config.max_length)), jnp.int32)
     batch = {f"{side.prefix}tokens": tokens for side in model.config.family.sides}
-    # No rules: a batch of one row cannot be split over a mesh. Where the parameters go is the caller's `out_shardings`.
+    # Without axis rules, because a batch of one row cannot be split over a mesh. The caller shards the parameters by
+    # `out_shardings`.
     with nn.logical_axis_rules(()):
         return model.init(rng, batch, method=LanguageModel.outputs)["params"]
 
 
 @functools.lru_cache(maxsize=8)
 def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the shapes of the parameters, boxed with their axis names; not to be changed, for they are kept.
+    """Returns the shapes of the parameters, boxed with their axis names. Do not change the result: it is cached.
 
-    Opening a model asks several times, and tracing all layers takes longer than reading their numbers. So only one
-    layer is traced, where all are alike.
+    Tracing all layers can take longer than reading a checkpoint. So, where all layers have the same shapes, one scanned
+    layer is traced and then split into `num_layers`.
     """
 
     def make(config: ModelConfig) -> dict[str, Any]:

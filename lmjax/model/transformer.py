@@ -22,19 +22,20 @@ from lmjax.model.parameter_paths import CROSS_RELATIVE_BIAS, RELATIVE_BIAS, SCAN
 from lmjax.model.platform import platform
 
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-# The axis of scanned layers, under its name in lmjax/axes.py.
+# The name in lmjax/axes.py of the axis over which scanned layers are stacked.
 _LAYERS = {nn.PARTITION_NAME: "layers"}
 
 
 @flax.struct.dataclass
 class Sequence:
-    """A sequence of vectors and where they stand.
+    """A sequence of vectors with their positions and segments.
 
     Attributes:
-        x: `[batch, length, embed]`; None: only the cache knows what it holds.
+        x: `[batch, length, embed]`; None: the encoder's output was read before, and the cache has its keys and values.
         positions: `[batch or 1, length]`, counted from the start of each segment.
         segment_ids: `[batch, length]`, 0 for padding; None: one segment.
-        prefix: bool `[batch, length]`: tokens that those before them see too, though causal; None: none.
+        prefix: bool `[batch, length]`, True for tokens that causal order does not hide from earlier tokens; None: no
+            such tokens.
     """
 
     x: jax.Array | None
@@ -45,17 +46,17 @@ class Sequence:
 
 @flax.struct.dataclass
 class LayerInputs:
-    """What every layer of a stack sees beside its own input.
+    """The inputs that all layers of a stack share, beside the residual stream.
 
     Attributes:
         positions: of the sequence.
         segment_ids: of the sequence.
-        within: its relation to itself, or to what a cache holds, without a window.
-        near: the same in layers with a window, or None.
-        memory: what cross-attention asks, or None.
-        across: the relation of the sequence to it, or None.
+        within: mask, bias and rotations of self-attention in layers without a window; None: all layers have one.
+        near: the same in layers with a window; None: no layer has a window.
+        memory: the encoder's output, for cross-attention; None: no cross-attention.
+        across: mask, bias and rotations of cross-attention; None: no cross-attention.
         rates: of dropout.
-        cache: what was read before, or None.
+        cache: the tokens read before; None: no cache.
     """
 
     positions: jax.Array
@@ -69,11 +70,11 @@ class LayerInputs:
 
 
 class Block(nn.Module):
-    """One layer: self-attention, cross-attention where there is a memory, MLP; each a normed residual branch.
+    """One layer: self-attention, cross-attention if there is an encoder's output, and MLP, each a residual branch.
 
     Attributes:
-        num_layers: layers of its stack.
-        causal: whether its tokens see only what is before them.
+        num_layers: number of layers in the stack.
+        causal: whether a token attends only to itself and to earlier tokens.
     """
 
     config: ModelConfig
@@ -84,12 +85,12 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, inputs: LayerInputs, layer: int | jax.Array
     ) -> tuple[jax.Array, dict[str, KeyValue]]:
-        """Returns `[batch, length, embed]` for `[batch, length, embed]`, and what its attentions keep, if they do.
+        """Returns `[batch, length, embed]`, and the extended caches by name of the attention (empty without a cache).
 
         Args:
-            x: `[batch, length, embed]`.
-            inputs: what all layers see.
-            layer: number of this layer in its stack, from 0; traced where layers are scanned over.
+            x: `[batch, length, embed]`, the residual stream.
+            inputs: shared by all layers.
+            layer: number of this layer in its stack, from 0; traced where layers are scanned.
         """
         kept: dict[str, KeyValue] = {}
         branches = self._branches(inputs, layer, kept)
@@ -101,7 +102,10 @@ class Block(nn.Module):
     def _branches(
         self, inputs: LayerInputs, layer: int | jax.Array, kept: dict[str, KeyValue]
     ) -> list[tuple[str, Callable[[jax.Array], jax.Array]]]:
-        """Returns the branches by name, functions of `[batch, length, embed]` that fill `kept` as they are called."""
+        """Returns (name, function of `[batch, length, embed]`) of each branch.
+
+        An attention with a cache puts its extended cache into `kept` when it is called.
+        """
         config, rates, scale = self.config, inputs.rates, self.config.residual_init_scale(layer)
 
         def ask(name: str, x: jax.Array, source: jax.Array | None, relation: Relation) -> jax.Array:
@@ -134,7 +138,10 @@ class Block(nn.Module):
         rates: DropoutRates,
         layer: int | jax.Array,
     ) -> jax.Array:
-        """Returns `x` with the branches added, which all read it: one in a sequential block, else all of the layer."""
+        """Returns `x` plus the outputs of `branches`, which all read `x`.
+
+        In a sequential block there is one branch per call; in a parallel block, all branches of the layer.
+        """
         config, first = self.config, next(iter(branches))
         drop_rate = None if rates.layer is None else rates.layer * ((layer + 1) / self.num_layers)
         shared = Norm(config, name=f"{first}_norm")(x) if config.block == "parallel_shared" else None
@@ -153,7 +160,7 @@ class Block(nn.Module):
         return axes.constrain(total, ("act_batch", "act_length", "act_embed"))
 
     def _within(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
-        """Returns the relation of the sequence to itself in this layer: with its window, turns and bias."""
+        """Returns mask, bias and rotations of self-attention in this layer, with or without a window."""
         config, everywhere = self.config, self.config.attention.is_global(layer)
         relation = inputs.near if everywhere is False else inputs.within
         if not isinstance(everywhere, bool):
@@ -167,7 +174,7 @@ class Block(nn.Module):
         return relation
 
     def _across(self, inputs: LayerInputs) -> Relation:
-        """Returns the relation of the sequence to the memory in this layer."""
+        """Returns mask, bias and rotations of cross-attention in this layer."""
         config, scheme = self.config, self.config.cross_scheme
         if not scheme.per_layer(config):
             return inputs.across
@@ -176,11 +183,11 @@ class Block(nn.Module):
 
 
 def _no_bias(queries: jax.Array, keys: jax.Array | None = None) -> None:
-    """Returns None: the layers have biases of their own."""
+    """Returns None: used where each layer makes its own bias."""
 
 
 class Stack(nn.Module):
-    """Layers in a row, and what they share: masks, position biases, and the norm that ends a pre-norm stack."""
+    """The layers of an encoder or decoder, the masks and position biases that they share, and the final norm."""
 
     config: ModelConfig
     num_layers: int
@@ -190,13 +197,14 @@ class Stack(nn.Module):
     def __call__(
         self, sequence: Sequence, rates: DropoutRates, memory: Sequence | None = None, cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """Returns `[batch, length, embed]`, and the cache with the sequence in it, if there is one.
+        """Returns `[batch, length, embed]`, and the cache with the sequence added (None: no cache).
 
         Args:
-            sequence: what enters the first layer; its tokens see those of the cache too.
+            sequence: input of the first layer; its tokens attend to those in the cache too.
             rates: of dropout.
-            memory: the encoder's output, for cross-attention; a segment sees the memory's segment of the same id.
-            cache: what was read before; needs unrolled layers.
+            memory: the encoder's output, for cross-attention. A segment attends to the encoder's segment of the same
+                id.
+            cache: the tokens read before; needs unrolled layers.
         """
         config, segment_ids = self.config, sequence.segment_ids
         places = cache if cache is None else cache.extend(sequence.positions, segment_ids)
@@ -211,25 +219,28 @@ class Stack(nn.Module):
         x = dropout(x, rates.output, self.make_rng)
         if cache is None:
             return x, None
-        # Keys and values of the memory stay what they were, where it was not read again.
+        # Cross-attention returns a cache only where it read the encoder's output now; elsewhere the old one stays.
         layers = tuple({**old, **new} for old, new in zip(cache.layers, kept, strict=True))
         return x, places.replace(layers=layers)
 
     def _within(
         self, sequence: Sequence, cache: Cache | None, places: Cache | None
     ) -> tuple[Relation, Relation | None]:
-        """Returns the relation of a sequence to itself and to a cache in layers without and with a window, if any has.
+        """Returns mask, bias and rotations of self-attention, for layers without a window and for layers with one.
+
+        The first is None if all layers have a window, the second if no layer has one.
 
         Args:
-            sequence: what is read now.
-            cache: what was read before, or None.
-            places: the same with the places of the sequence.
+            sequence: the new tokens.
+            cache: the tokens read before; None: no cache.
+            places: the cache with positions and segments of the new tokens added.
         """
         config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
         scheme, bias = config.scheme(self.causal), _no_bias
         if not scheme.per_layer(config):
             bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
-        # A row has its length while it is written: a scaling that depends on it stays that of short rows.
+        # The dynamic scaling of rotary positions depends on the row's length. Keys in the cache are stored rotated and
+        # cannot change with it, so with a cache the frequencies are those of a short row (see `Rope.limit`).
         length = None if cache is None else 1
 
         def relation(window: int | None, slots: int) -> Relation:
@@ -259,7 +270,7 @@ class Stack(nn.Module):
         return everywhere, relation(window, ring)
 
     def _across(self, sequence: Sequence, memory: Sequence) -> Relation:
-        """Returns the relation of a sequence to a memory that all layers share."""
+        """Returns mask, bias (None if each layer makes its own) and rotations of cross-attention, for all layers."""
         config, scheme, bias = self.config, self.config.cross_scheme, None
         if not scheme.per_layer(config):
             bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)(sequence.positions, memory.positions)
@@ -269,11 +280,12 @@ class Stack(nn.Module):
         )
 
     def _layers(self, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, list[dict[str, KeyValue]]]:
-        """Returns `x` after every layer, scanned or in turn, and what the layers keep."""
+        """Returns `x` after all layers, scanned or unrolled, and the extended caches of each layer."""
         config, block = self.config, Block
         if config.remat != "none":
-            # Inside a scan XLA cannot merge the recomputation with the first pass; the guard would only cost time.
-            static = () if config.scan_layers else (3,)  # the layer's number: x, inputs and it follow self
+            # `prevent_cse` stops XLA from merging the recomputation with the forward pass. In a scan XLA cannot merge
+            # them, and the option would only cost time.
+            static = () if config.scan_layers else (3,)  # argument `layer`, counted from `self`
             policy = _POLICIES[config.remat]
             block = nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers, static_argnums=static)
 
