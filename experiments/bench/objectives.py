@@ -21,7 +21,7 @@ import numpy as np
 from lmjax.config import resolve
 from lmjax.data.pipeline import example_stream
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations
-from lmjax.parallel.host import keep_freed_memory
+from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.parallel.mesh import to_device
 from lmjax.runs.build import Run, build
 from lmjax.training.state import state_maker

@@ -5,7 +5,8 @@ import argparse
 from worker import serve
 from workloads import WORKLOADS, Workload, random_tokens
 
-from lmjax.parallel.host import cache_compilations, in_turn, keep_freed_memory
+from lmjax.parallel.compilation_cache import cache_compilations
+from lmjax.parallel.malloc import in_turn, keep_freed_memory
 
 
 def features(workload: Workload, vocab_size: int) -> dict:

@@ -8,7 +8,8 @@ from typing import Any
 from generation_workloads import WORKLOADS, Workload, prompt_tokens
 from worker import serve
 
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.parallel.compilation_cache import cache_compilations
+from lmjax.parallel.malloc import keep_freed_memory
 
 
 def build(workload: Workload, dtype: str, cache: str):

@@ -7,7 +7,8 @@ from absl import flags
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.parallel.compilation_cache import cache_compilations
+from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase
 from lmjax.runs.trained import load_model, local_folder
 

@@ -22,7 +22,8 @@ from lmjax.errors import FlagError
 from lmjax.model.language_model import init_params
 from lmjax.model.parameters import parameter_table
 from lmjax.parallel import distributed
-from lmjax.parallel.host import cache_compilations, keep_freed_memory
+from lmjax.parallel.compilation_cache import cache_compilations
+from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase, tell
 from lmjax.runs.build import Run, build, environment
 from lmjax.runs.fit import fit

@@ -1,4 +1,4 @@
-"""Several processes: `jax.distributed` starts when flags ask for it or a cluster's variables show it."""
+"""Several processes: starts `jax.distributed` where flags or the environment variables of a cluster say so."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax
 from lmjax.errors import FlagError, PreemptedError, StuckError, UserError
 from lmjax.parallel.watchdog import leave, leave_when_aborted
 
-# Seconds of silence after which a process counts as lost, and seconds in which all processes must have come.
+# Seconds without a heartbeat after which a process counts as lost, and seconds in which all processes must connect.
 _SILENCE, _GATHERING = 20, 300
 
 
 def _detected(environment: dict[str, str]) -> bool:
-    """Returns whether the variables of a launcher that jax knows say that there are several processes."""
+    """Returns whether the environment variables of a launcher that jax supports show several processes."""
     if any(int(environment.get(name, "1") or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")):
         return True
     if "JAX_COORDINATOR_ADDRESS" in environment:
@@ -27,17 +27,17 @@ def _detected(environment: dict[str, str]) -> bool:
 def initialize(
     coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int = _GATHERING
 ) -> None:
-    """Starts `jax.distributed` if asked or detected; must come before the first use of a device.
+    """Starts `jax.distributed` if an argument is given or a cluster is detected; call it before any use of a device.
 
     Args:
-        coordinator: HOST:PORT of process 0, or None to detect.
-        num_processes: how many processes there are, or None to detect.
-        process_id: this process's number, or None to detect.
-        seconds: in which all processes must have come.
+        coordinator: HOST:PORT of process 0, or None to detect it.
+        num_processes: the number of processes, or None to detect it.
+        process_id: the number of this process, or None to detect it.
+        seconds: the time in which all processes must connect.
 
     Raises:
-        FlagError: only some of the three are given where nothing can be detected, or one cannot be right.
-        StuckError: not all processes came in time.
+        FlagError: only some of the three are given where no cluster is detected, or one of them is invalid.
+        StuckError: not all processes connected in time.
     """
     given = [x is not None for x in (coordinator, num_processes, process_id)]
     if any(given) and not all(given) and not _detected(dict(os.environ)):
@@ -51,7 +51,7 @@ def initialize(
         f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes came together in "
         f"{seconds} seconds, seen from --process_id={process_id}; start all of them, with the same address"
     )
-    # jax raises an error or aborts, by where it finds out.
+    # jax either raises an error or aborts the process, depending on where it notices.
     leave_when_aborted(missing)
     try:
         jax.distributed.initialize(
@@ -66,7 +66,7 @@ def initialize(
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Raises FlagError for an address or a number that cannot be right."""
+    """Raises FlagError for an invalid address or number."""
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -83,9 +83,9 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process at once where it fails inside, alone: jax's own exit would wait for the others for minutes.
+    """Ends this process at once on an error inside, because jax's own exit would wait minutes for the other processes.
 
-    A run that is asked to stop ends in all processes at the same step, and as usual. Does nothing in a single process.
+    A preempted run ends as usual, for all processes stop at the same step. Does nothing in a single process.
     """
     try:
         yield
@@ -96,7 +96,7 @@ def together() -> Iterator[None]:
             leave(str(e), e.exit_code)
         raise
     except (jax.errors.JaxRuntimeError, ValueError) as e:
-        # jax raises either where a collective fails.
+        # jax raises one of these where a collective operation fails.
         if jax.process_count() > 1:
             leave(f"this process cannot go on, mostly as another one is lost: {e}", StuckError.exit_code, stacks=True)
         raise

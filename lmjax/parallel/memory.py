@@ -1,4 +1,4 @@
-"""How much memory a device and the host have, and a refusal, with the numbers, of what cannot fit there."""
+"""How much memory a device and the host have, and a check whether arrays can fit there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jax
 
 from lmjax.errors import FlagError
 
-# Files of a control group that hold its most bytes: version 2's, and version 1's.
+# Files with the memory limit of a control group, of version 2 and of version 1.
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 class Memory(NamedTuple):
-    """Memory that a computation has.
+    """Memory that a computation can use.
 
     Attributes:
-        num_bytes: how many.
-        name: what messages call it.
+        num_bytes: its size.
+        name: its name in messages.
         shared: whether all local devices share it, as on a CPU, where it is the host's.
     """
 
@@ -31,10 +31,10 @@ class Memory(NamedTuple):
 
 
 def host_memory(root: str = "/") -> int:
-    """Returns the bytes that this process may have: the machine's, or those of the tightest control group around it.
+    """Returns the bytes that this process may use: the machine's, or the lowest limit of its control groups.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the folder that holds `proc` and `sys`.
     """
     base = pathlib.Path(root)
     sizes = [int(line.split()[1]) * 1024 for line in _lines(base / "proc/meminfo") if line.startswith("MemTotal:")]
@@ -45,7 +45,7 @@ def host_memory(root: str = "/") -> int:
         if not controllers or "memory" in controllers.split(","):
             hierarchy = base / "sys/fs/cgroup" / ("memory" if controllers else "")
             group = hierarchy / place.strip("/")
-            # In a container the path may be the host's, of which only the top is seen.
+            # In a container this may be the host's path, of which only the top folder is visible.
             folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(hierarchy)]
             found = [line for folder in folders for name in _LIMITS for line in _lines(folder / name)]
             sizes += [int(line) for line in found if line.strip().isdigit()]
@@ -60,7 +60,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 
 def device_memory() -> Memory:
-    """Returns the memory of one local device; on a CPU that is the host's, which all devices share."""
+    """Returns the memory of one local device; on a CPU it is the host's, which all devices share."""
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
@@ -69,11 +69,11 @@ def device_memory() -> Memory:
 
 
 def held(tree: Any, memory: Memory) -> int:
-    """Returns the bytes that arrays take in a memory: their shards on one device, or on all local ones together.
+    """Returns the bytes that arrays take: of their shards on one device, or on all local devices if memory is shared.
 
     Args:
-        tree: of arrays or of shapes with shardings; one without a sharding lies on one device.
-        memory: what they lie in.
+        tree: arrays, or shapes with shardings; one without a sharding is on one device.
+        memory: the memory that holds them.
     """
     total = 0
     for leaf in jax.tree.leaves(tree):
@@ -86,13 +86,13 @@ def held(tree: Any, memory: Memory) -> int:
 
 
 def check_fits(subject: str, needs: Mapping[str, int], memory: Memory, remedy: str) -> None:
-    """Raises FlagError where what is needed at the least is more than there is.
+    """Raises FlagError if the least that is needed exceeds the memory.
 
     Args:
         subject: the flag or the command, for the message.
-        needs: bytes by what they are for.
-        memory: what there is.
-        remedy: what to change.
+        needs: bytes by purpose.
+        memory: the memory that is available.
+        remedy: what the user can change.
     """
     total = sum(needs.values())
     if total > memory.num_bytes:
@@ -104,7 +104,7 @@ def check_fits(subject: str, needs: Mapping[str, int], memory: Memory, remedy: s
 
 
 def readable(num_bytes: int) -> str:
-    """Returns a number of bytes with three digits and a unit: 4.29 GB is 4.29 * 10**9 bytes."""
+    """Returns a number of bytes as text, with three digits and a unit: 4.29 GB is 4.29 * 10**9 bytes."""
     for unit, size in (("EB", 10**18), ("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}" if num_bytes < 1000 * size else f"{num_bytes / size:.3e} {unit}"

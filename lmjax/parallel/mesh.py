@@ -1,4 +1,4 @@
-"""The mesh of devices, and how parameters and batches lie on it."""
+"""The mesh of devices, and how parameters and batches are placed on it."""
 
 import math
 from typing import Any, Literal
@@ -26,7 +26,7 @@ class ParallelConfig(Schema):
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over `devices` (all of them by default); raises FlagError if the axes do not fit them."""
+    """Returns the mesh over `devices` (default: all devices); raises FlagError if the axes do not fit them."""
     devices = jax.devices() if devices is None else devices
     others = config.fsdp * config.expert * config.tensor
     data = len(devices) // others if config.data == -1 else config.data
@@ -46,13 +46,13 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_divisible(mesh: Mesh, *, batch_size: int, accumulation: int, sharded: dict[str, int]) -> None:
-    """Raises FlagError if the batch, or a parameter dimension of the model, does not divide over the mesh.
+    """Raises FlagError if the mesh does not divide the batch or a parameter dimension of the model.
 
     Args:
         mesh: the mesh.
         batch_size: rows of a global batch.
         accumulation: microbatches of a step.
-        sharded: sizes by logical axis name.
+        sharded: sizes of parameter dimensions by axis name.
     """
     parts = batch_shards(mesh) * accumulation
     if batch_size % parts:
@@ -71,7 +71,7 @@ def check_divisible(mesh: Mesh, *, batch_size: int, accumulation: int, sharded: 
 
 
 def on_mesh(boxed: Any, mesh: Mesh) -> Any:
-    """Returns shapes, dtypes and shardings on a mesh of arrays or shapes that are boxed with their axis names."""
+    """Returns shapes and dtypes of arrays (or shapes) that are boxed with axis names, with shardings on the mesh."""
     places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), unboxed(boxed), places)
 
@@ -82,6 +82,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the global batch, of which this process holds the rows in `batch`, sharded on the mesh."""
+    """Returns the global batch sharded on the mesh; `batch` holds the rows of this process."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}

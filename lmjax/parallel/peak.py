@@ -1,4 +1,4 @@
-"""How many floating-point operations a second a device can do at most."""
+"""The peak number of floating-point operations per second of a device."""
 
 import functools
 import time
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lmjax.streams import prng_key
 
-# Dense bfloat16 multiply-adds count as two; from the vendors' datasheets.
+# From the vendors' datasheets: dense bfloat16, where a multiply-add counts as two operations.
 _PEAKS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -27,9 +27,9 @@ _PEAKS = {
 
 
 def peak_flops() -> float | None:
-    """Returns the peak FLOP/s of one device: the datasheet's in bfloat16, on a CPU that of a measured float32 product.
+    """Returns the peak FLOP/s of one device, or None for a device that is not in the table.
 
-    None for a device that is not in the table.
+    It is the datasheet's in bfloat16; on a CPU, that of a measured float32 matrix product.
     """
     device = jax.devices()[0]
     if device.platform == "cpu":
@@ -40,7 +40,7 @@ def peak_flops() -> float | None:
 
 @functools.cache
 def _measured_flops(size: int = 1536, repeats: int = 3) -> float:
-    """Returns the best FLOP/s of a few square matrix products over all cores; measured once in a process."""
+    """Returns the best FLOP/s of a few square matrix products on all cores; measured once per process."""
     x = jax.random.normal(prng_key(0, "peak"), (size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()

@@ -1,6 +1,6 @@
-"""Ends a process that cannot go on: a step that hangs, or another process of the run that is lost.
+"""Ends a process that cannot continue, because a step hangs or another process of the run is lost.
 
-An exit by `os._exit`: what Python and jax do at a normal exit waits for the very thing that does not come.
+It exits with `os._exit`, because at a normal exit Python and jax would wait for the same step or process.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from types import TracebackType
 from lmjax.errors import StuckError
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
-# The C library keeps the handler's address: it must not be freed.
+# The C library holds only the address of a handler, so a reference here keeps Python from freeing it.
 _kept: list[object] = []
 
 
 def leave(message: str, code: int, *, stacks: bool = False) -> None:
-    """Ends this process at once, with a message and, where asked for, the stack of every thread."""
+    """Ends this process at once, with a message and, if `stacks`, the stack of every thread."""
     print(f"lmjax: {message}", file=sys.stderr, flush=True)
     if stacks:
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
@@ -33,10 +33,10 @@ def leave(message: str, code: int, *, stacks: bool = False) -> None:
 
 
 def leave_when_aborted(message: str) -> None:
-    """Makes an abort of this process end it with the code of a run that is stuck, after a message and the stacks.
+    """Makes an abort of this process print a message and the stacks, and exit with the code of a stuck run.
 
-    jax's client of a cluster aborts from C++ where another process is lost, which Python's own signal handlers do not
-    see: they run between instructions of Python, and an abort ends before the next one.
+    jax's distributed client aborts from C++ when another process is lost. Python's own signal handlers do not catch
+    this: they run between two instructions of Python, and an abort ends the process before the next one.
     """
 
     def aborted(number: int) -> None:
@@ -50,13 +50,13 @@ def leave_when_aborted(message: str) -> None:
 
 
 class Watchdog:
-    """Ends the process where neither a step nor anything else that reports has ended for too long. A context manager.
+    """Ends the process if there is no report for too long. A context manager.
 
-    Compilation, whose length nothing bounds, goes on in `paused`.
+    Each step, and each batch of an evaluation, reports. Compilation has no time limit and runs inside `paused`.
     """
 
     def __init__(self, seconds: float):
-        """Watches from entering on; `seconds`: the longest time between two reports."""
+        """Makes a watchdog that starts when it is entered; `seconds` is the longest time between two reports."""
         self._seconds = seconds
         self._doing, self._since = "starting", time.monotonic()
         self._pauses = 0
@@ -75,12 +75,12 @@ class Watchdog:
         self._thread.join()
 
     def report(self, doing: str) -> None:
-        """Notes that the run goes on, and with what."""
+        """Notes that the run makes progress, and what it does next."""
         self._doing, self._since = doing, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count the time spent inside."""
+        """Leaves out the time spent inside."""
         self._pauses += 1
         try:
             yield

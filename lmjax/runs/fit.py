@@ -17,7 +17,7 @@ from lmjax.errors import DivergedError, FlagError
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import flat
 from lmjax.parallel import pmap
-from lmjax.parallel.host import in_turn
+from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops
 from lmjax.parallel.watchdog import Watchdog

@@ -1,4 +1,4 @@
-"""Malloc keeps the pages of a step's temporaries, in one place; and steps on a CPU come one after the other."""
+"""The temporaries of steps reuse the same memory pages, and on a CPU one step ends before the next starts."""
 
 import os
 import subprocess
@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmjax.parallel.host import in_turn
+from lmjax.parallel.malloc import in_turn
 
-# Three times the place of large temporaries, aligned as XLA's are, 3 GiB: no threshold of malloc's is above them.
-# Before them comes a state of many blocks with holes between; what is allocated while they are there, and between two
-# times, stays. Prints how many pages the later times cost. Aligning leaves crumbs, which the cache of a thread may keep
-# from melting into their neighbours: by chance, so that it is off here.
+# Allocates and frees 3 GiB of temporaries three times, aligned as XLA's are; no threshold of malloc is above 3 GiB.
+# Before that, a state of many blocks with holes between them is allocated. Blocks that are allocated beside the
+# temporaries and between two steps are not freed. Prints the page faults of the second and the third time. Aligning
+# leaves small free blocks, and a thread's cache may by chance keep malloc from merging these: it is off here.
 FAULTS = """
 import ctypes, resource, sys
 import jax
-from lmjax.parallel.host import in_turn, keep_freed_memory
+from lmjax.parallel.malloc import in_turn, keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)
@@ -58,7 +58,7 @@ def test_the_temporaries_of_a_step_keep_their_pages():
         return int(done.stdout)
 
     assert faults("keep") < 2_000
-    # The control, with malloc as it is: the 64 MiB that are written to come as new pages.
+    # The control, with malloc's defaults: the 64 MiB that are written to are faulted in again.
     assert faults("plain") > 10_000
 
 
