@@ -1,4 +1,4 @@
-"""What an objective is: a host half in numpy (documents -> features), a device half in JAX (outputs -> loss sums)."""
+"""The base class of objectives: a host half in numpy (documents -> features), a device half in JAX (-> loss sums)."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ Batch = dict[str, jax.Array]
 
 
 class ObjectiveConfig(Schema):
-    """What every objective's settings begin with."""
+    """The settings that every objective has; a subclass adds its own."""
 
     loss_weight: float = Field(1.0, description="factor on its loss in the sum of all objectives")
     rate: float = Field(1.0, gt=0, description="how often its rows come in a mixture, relative to the others")
 
     def loss_weights(self, name: str) -> dict[str, float]:
-        """Returns the weight in the loss of every sum of the objective called `name`."""
+        """Returns, for each loss sum of the objective `name`, its weight in the total loss."""
         return {name: self.loss_weight}
 
 
 class LossSum(struct.PyTreeNode):
-    """A loss as a sum and its weight, so that parts of a batch add up whatever their sizes.
+    """A loss as a sum and the sum of its weights, so that microbatches of different sizes can be added.
 
     Attributes:
-        loss: float32 scalar, the weighted sum of losses in nats: the plain cross entropy, comparable with any other.
+        loss: float32 scalar, the weighted sum of losses in nats: the cross entropy without penalties.
         weight: float32 scalar, the sum of the weights (for 0/1 weights, the number of predictions).
-        correct: float32 scalar, the weighted number of predictions whose likeliest class (of equals, the first) is the
-            target; None for a loss that predicts nothing.
+        correct: float32 scalar, the weighted number of predictions whose most likely class (the first, if several are
+            equally likely) is the target; None for a loss without predictions.
         penalty: float32 scalar, what z-loss and label smoothing add to `loss` in training.
     """
 
@@ -54,20 +54,20 @@ class LossSum(struct.PyTreeNode):
     penalty: jax.Array
 
     def __add__(self, other: LossSum) -> LossSum:
-        """Returns the sums over both parts."""
+        """Returns the sums over both microbatches."""
         return jax.tree.map(jnp.add, self, other)
 
 
 class Penalties(struct.PyTreeNode):
-    """What training adds to the cross entropy over the vocabulary: float32 scalars, None where there is nothing to add.
+    """What training adds to the cross entropy over the vocabulary: float32 scalars, None where nothing is added.
 
-    They are traced: another value compiles nothing anew.
+    They are traced arrays, so a new value does not compile the step again.
 
     Attributes:
         z_loss: factor on the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311,
-            section 5), which keeps logits from drifting.
-        label_smoothing: share of the target's probability that goes to all ids of the tokenizer alike (Szegedy et al.
-            2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
+            section 5), which keeps the logits from drifting away from zero.
+        label_smoothing: share of the target's probability that is spread evenly over all ids of the tokenizer (Szegedy
+            et al. 2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
     """
 
     z_loss: jax.Array | None = None
@@ -79,11 +79,11 @@ NO_PENALTIES = Penalties()
 
 @dataclasses.dataclass(kw_only=True)
 class Forward(abc.ABC):
-    """A model and a batch, as the device halves see them; what no objective asks for is never computed.
+    """The model applied to one batch, for the device halves: an output is computed only if an objective uses it.
 
     Attributes:
         batch: the batch that `hidden` is computed from.
-        key: for what an objective draws on the device.
+        key: random key for what an objective samples on the device.
         penalties: what is added to the cross entropy over the vocabulary.
     """
 
@@ -93,34 +93,34 @@ class Forward(abc.ABC):
 
     @functools.cached_property
     def hidden(self) -> jax.Array:
-        """`[batch, length, embed]`, the final states of the side that predicts; computed once for all objectives."""
+        """Returns `[batch, length, embed]`, the final states (the decoder's if there is one), computed only once."""
         return self.states(self.batch)
 
     @abc.abstractmethod
     def states(self, batch: Batch) -> jax.Array:
-        """Returns `[batch, length, embed]`, the final states for a batch other than this one."""
+        """Returns `[batch, length, embed]`, the final states for another batch than `self.batch`."""
 
     @abc.abstractmethod
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 `[..., vocab]` for `[..., embed]`: the vocabulary head."""
+        """Returns the vocabulary logits, float32 `[..., vocab]`, for hidden states `[..., embed]`."""
 
     @abc.abstractmethod
     def head(self, name: str, hidden: jax.Array) -> Any:
-        """Returns what a head that `Objective.heads` names gives for `[batch, length, embed]`.
+        """Returns the outputs of a head in `Objective.heads` for hidden states `[batch, length, embed]`.
 
-        An array, or a tuple of those that the head declares as its outputs (`lmjax.model.heads`).
+        One array, or a tuple of arrays if the head declares several outputs (`lmjax.model.heads`).
         """
 
     @abc.abstractmethod
     def submodel(self, name: str) -> Forward:
-        """Returns the same of a head that is a language model itself, such as ELECTRA's generator, for this batch."""
+        """Returns, for this batch, the `Forward` of a head that is itself a model, such as ELECTRA's generator."""
 
 
 class Rows(abc.ABC):
-    """The rows that an objective reads: how many there are, and what row `index` holds. Must pickle.
+    """The rows of one objective, by index. They must be picklable, because worker processes get a copy.
 
     Attributes:
-        store: the documents that the rows are made of.
+        store: the documents that the rows are made from.
     """
 
     store: Store
@@ -131,11 +131,11 @@ class Rows(abc.ABC):
 
     @abc.abstractmethod
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the arrays of one row, without a batch dimension; a function of its arguments alone."""
+        """Returns the arrays of one row, without a batch dimension; they depend on the arguments alone."""
 
 
 class NanoRun(NamedTuple):
-    """Steps, rows of a batch and learning rate with which a nano model learns most in two minutes on two CPU cores."""
+    """The steps, rows per batch and learning rate with which a nano model learns most in two minutes on 2 CPU cores."""
 
     steps: int
     batch_size: int
@@ -147,23 +147,23 @@ class Objective(abc.ABC):
     """One training objective; `ObjectiveConfig` is what its settings begin with.
 
     Attributes:
-        config: the objective's own small config.
-        tokenizer: special ids and word boundaries.
-        architecture: the family that is trained.
-        length: tokens in a row (of the encoder's, in an encoder-decoder).
-        target_length: tokens in a row of the decoder's, in an encoder-decoder.
-        vocab_chunk: positions of every row whose logits exist at the same time; 0 for all.
-        name: what flags, configs and metrics call it.
-        architectures: the families that can train it, the usual one first.
-        usual_for: the families that train it where no objective is named.
-        heads: the heads that the model needs for it beside the vocabulary.
-        wants_pairs: whether its documents are sources and targets.
-        columns: the named fields that it reads of every record, where its documents are neither pairs nor running text.
-        rows_for: objectives that read the rows of this one where both are trained; its rate is then that of both.
-        shares_logits: whether it predicts by the vocabulary logits of the model's own hidden states.
-        predicts_at: the feature that holds the positions of these predictions; None: it predicts at all positions.
-        num_types: the type ids by which it tells the texts of a row apart; 0: none.
-        nano: by family, how `lmjax train` trains it unless told otherwise.
+        config: the objective's own settings.
+        tokenizer: gives the special ids and word boundaries.
+        architecture: the family of the model that is trained.
+        length: tokens in a row (in an encoder-decoder, of the encoder's row).
+        target_length: in an encoder-decoder, tokens in the decoder's row.
+        vocab_chunk: positions of each row whose logits are in memory at the same time; 0 for all.
+        name: its name in flags, configs and metrics.
+        architectures: the families that can train it, the default one first.
+        usual_for: the families that train it when no objective is named.
+        heads: the heads that the model needs for it in addition to the vocabulary head.
+        wants_pairs: whether its documents are (source, target) pairs.
+        columns: the named fields that it reads from each record; empty if its documents are pairs or running text.
+        rows_for: objectives that use the rows of this one if both are trained; its rate is then that of both.
+        shares_logits: whether it predicts with the vocabulary logits of the model's own hidden states.
+        predicts_at: the feature with the positions of these predictions; None if it predicts at all positions.
+        num_types: number of type ids, which tell the texts of a row apart; 0 for none.
+        nano: by family, the default training run of `lmjax train`.
     """
 
     config: ObjectiveConfig
@@ -191,44 +191,44 @@ class Objective(abc.ABC):
 
     @property
     def family(self) -> Family:
-        """The traits of the family that is trained."""
+        """Returns the traits of the family of the model that is trained."""
         return FAMILIES[self.architecture]
 
     @classmethod
     def target_places(cls, config: ObjectiveConfig, length: int) -> int:
-        """Returns the tokens that a decoder's row needs beside an encoder's of `length`, so that both fill up alike.
+        """Returns the length of a decoder's row, so that it fills up as fast as an encoder's row of `length` tokens.
 
-        Here as many: a target is about as long as its source.
+        By default both are equal, because a target is about as long as its source.
         """
         del config
         return length
 
     @abc.abstractmethod
     def rows(self, store: Store, seed: int) -> Rows:
-        """Returns the rows that this objective makes of a store's documents."""
+        """Returns the rows that this objective makes from the documents of a store."""
 
     def sources(self, store: Store, seed: int) -> tuple[Rows, ...]:
-        """Returns the kinds of rows that this objective mixes in equal shares; each reads the whole store."""
+        """Returns the kinds of rows that this objective mixes in equal shares; each kind covers the whole store."""
         return (self.rows(store, seed),)
 
     def transform(self, features: Features, rng: np.random.Generator) -> Features:
-        """Returns the features of a row after this objective's corruption, if it has one."""
+        """Returns the features of a row after this objective's corruption; unchanged by default."""
         del rng
         return features
 
     @abc.abstractmethod
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns by name the float32 scalar that each loss sum over `batch` is divided by; 0 for an empty batch."""
+        """Returns by name the float32 scalar by which each loss sum over `batch` is divided; 0 for an empty batch."""
 
     @abc.abstractmethod
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
-        """Returns the sums over `batch` by name: the objective's own, and what else it trains with it."""
+        """Returns the loss sums over `batch` by name: the objective's own, and those of models trained with it."""
 
     def prompt_format(self) -> PromptFormat:
-        """Returns what stands around a text in this objective's rows, and ends what is written behind it.
+        """Returns the tokens around a text in this objective's rows, and those that end generated text.
 
-        Writing and scoring give the model the rows that it was trained on. Here: of an encoder, one text between its
-        special tokens; of a decoder, a text that is predicted from its beginning on.
+        Generation and scoring need it, so that the model reads rows like those it was trained on. The default for an
+        encoder is one text between [CLS] and [SEP]; for other families, a text after BOS, ended by EOS.
         """
         t = self.tokenizer
         if not self.family.causal:
@@ -236,23 +236,23 @@ class Objective(abc.ABC):
         return PromptFormat(before=(t.bos_id,), stop=(t.eos_id,), never=self.never())
 
     def sample(self, store: Store, room: int) -> Sample | None:
-        """Returns what is shown of a trained model on held-out documents; None: nothing.
+        """Returns an example of what a trained model does with a held-out document; None if there is none.
 
-        Here: of a decoder, how it continues a text.
+        By default a decoder continues a text.
 
         Args:
             store: the held-out documents.
-            room: the longest row of the model.
+            room: the most tokens in a row of the model.
         """
         if not self.family.causal:
             return None
         return continuation(beginning(store, room), self.tokenizer, sampled=self.family.continues)
 
     def never(self) -> tuple[int, ...]:
-        """Returns the special ids that this objective never predicts, and that are never written."""
+        """Returns the special ids that this objective never predicts, so that generation leaves them out."""
         return tuple(sorted(self.tokenizer.special_ids - {self.tokenizer.eos_id}))
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[Any, Any]]:
-        """Returns, for each sum that is over tokens, the targets and their weights: what perplexity and bytes need."""
+        """Returns the targets and weights of each sum over tokens, from which perplexity and bits per byte follow."""
         del batch
         return {}

@@ -1,7 +1,8 @@
 """A mixture of denoisers (UL2: Tay et al. 2023, arXiv:2205.05131, section 3.1 and table 1).
 
-Seven ways to corrupt a text, all equally often: R, the spans of T5 and longer ones; S, the end of the text, which makes
-a prefix LM; X, long spans, or half of the text. A mode token in front of the source says which of the three it is.
+By default seven denoisers corrupt texts in equal shares, in three modes: R cuts out the spans of T5 or longer ones, S
+cuts off the end of the text (a prefix LM), X cuts out long spans or half of the text. A mode token before the source
+names the mode.
 """
 
 import dataclasses
@@ -53,13 +54,13 @@ class DenoiseConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One of the mixture.
+    """One way to corrupt a text.
 
     Attributes:
         mode: the id of its mode token.
         noise_density: share of the tokens that are cut out.
-        mean_span_length: tokens of a span; 0: one span, the end of the text.
-        sentinels: `[sentinels]` int32, what spans may be replaced by.
+        mean_span_length: mean number of tokens in a span; 0 for one span at the end of the text.
+        sentinels: `[sentinels]` int32, the ids that can replace spans.
         eos_id: ends the source and the target.
     """
 
@@ -77,7 +78,7 @@ class Denoiser:
         return noise, np.zeros_like(noise)
 
     def apply(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the source, with its mode token in front, and the target."""
+        """Returns the source, which begins with the mode token, and the target."""
         if self.mean_span_length:
             source, target = corrupt(tokens, self.sentinels, self.eos_id, self, rng)
             return np.concatenate([[self.mode], source]), target
@@ -88,18 +89,18 @@ class Denoiser:
 
 @dataclasses.dataclass(frozen=True)
 class DenoisedPieces(PackedPieces, Rows):
-    """Packed pieces of documents, each corrupted by itself, all by one denoiser."""
+    """Packed pieces of documents, each corrupted separately by the same denoiser."""
 
     objective: "Denoise"
     denoiser: Denoiser
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `rows.source_target`; a decoder sees the source as a `prefix`."""
+        """Returns the features that `rows.source_target` makes; for a decoder also `prefix`, 1 for BOS and source."""
         o = self.objective
         pairs = [self.denoiser.apply(piece, rng) for piece in self.tokens(index)]
         features = o.row(pairs)
         if not o.family.paired:
-            # BOS and the source; the source's last token predicts the first of the target.
+            # The prefix is BOS and the source; the last token of the source predicts the first of the target.
             features["prefix"] = np.zeros(o.length, np.int32)
             start = 0
             for source, target in pairs:
@@ -110,7 +111,7 @@ class DenoisedPieces(PackedPieces, Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Denoise(SourceToTarget):
-    """Predicts what one of several denoisers cut out of a text."""
+    """Predicts the tokens that one of several denoisers cut out of a text."""
 
     config: DenoiseConfig
     name: ClassVar[str] = "denoise"
@@ -121,16 +122,16 @@ class Denoise(SourceToTarget):
         return dict(zip(MODES, self.tokenizer.sentinel_ids[-len(MODES) :].tolist(), strict=True))
 
     def prompt_format(self) -> PromptFormat:
-        """Returns a source behind the token of the mode that continues a text, or else of the first that is trained.
+        """Returns the format of a source after a mode token: S, which continues a text, or else the first one trained.
 
-        Of a decoder all of the source is seen by all of its tokens, as in training.
+        In a decoder the source has bidirectional attention, as in training.
         """
         plain, mode = super().prompt_format(), "S" if "S" in self.config.modes else self.config.modes[0]
         before = (*plain.before, self.modes[mode])
         return dataclasses.replace(plain, before=before, bidirectional=not self.family.paired)
 
     def never(self) -> tuple[int, ...]:
-        """Returns the special ids that it never predicts: all but the end and the sentinels that stand for spans."""
+        """Returns the special ids that it never predicts: all except EOS and the sentinels that replace spans."""
         spans = self.tokenizer.sentinels - set(self.modes.values())
         return tuple(i for i in super().never() if i not in spans)
 
@@ -144,10 +145,10 @@ class Denoise(SourceToTarget):
         )
 
     def cost(self, lengths: np.ndarray, denoiser: Denoiser) -> np.ndarray:
-        """Returns the places that pieces of `lengths` tokens take in a row of `length`, once they are corrupted."""
+        """Returns how many positions of a row of `length` pieces of `lengths` tokens take after corruption."""
         noise, spans = denoiser.counts(lengths)
         places = self.places(lengths - noise + spans + 2, noise + spans + 1)
-        # A piece with more spans than there are sentinels fits nowhere.
+        # A piece with more spans than sentinels must not be used, so it costs more than a row has.
         return np.where(spans > len(denoiser.sentinels), self.length + 1, places)
 
     def rows(self, store: Store, seed: int) -> DenoisedPieces:
@@ -155,7 +156,7 @@ class Denoise(SourceToTarget):
         return self.sources(store, seed)[0]
 
     def sources(self, store: Store, seed: int) -> tuple[DenoisedPieces, ...]:
-        """Returns the rows of each denoiser: it cuts texts into pieces that fill a row once they are corrupted."""
+        """Returns the rows of each denoiser, whose pieces are as long as a row allows after corruption."""
         return tuple(
             DenoisedPieces(
                 store, self.plan(store, lambda n, d=d: self.cost(n, d), subseed(seed, "denoiser", number)), self, d

@@ -1,7 +1,7 @@
-"""Text infilling (BART: Lewis et al. 2020, arXiv:1910.13461, section 2.2): the whole text from one with holes.
+"""Text infilling (BART: Lewis et al. 2020, arXiv:1910.13461, section 2.2): predicts a text from one with masked spans.
 
-A hole is one mask token, whatever was there: how much is missing is for the model to find out. Sentences can also be
-shuffled.
+One mask token replaces each span, whatever its length, so the model also predicts how many tokens are missing.
+Sentences can be shuffled too.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class InfillingConfig(ObjectiveConfig):
 def span_lengths(count: int, mean: float, rng: np.random.Generator) -> np.ndarray:
     """Returns lengths drawn from a Poisson distribution until they add up to `count`; the last one is cut to fit.
 
-    Spans without length, where a mask is put in and nothing is taken out, are as many as the tokens taken out allow: a
-    source never outgrows its text.
+    A span of length 0 inserts a mask and removes nothing. There are never so many of these that a source is longer than
+    its text.
     """
     lengths = np.zeros(0, np.int64)
     while lengths.sum() < count:
@@ -43,14 +43,14 @@ def span_lengths(count: int, mean: float, rng: np.random.Generator) -> np.ndarra
 
 
 def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns `tokens` with one mask for every span that was taken out; at most as many as they were.
+    """Returns `tokens` with each of several random spans replaced by one mask; never more tokens than before.
 
-    No two masks stand side by side, but where so few tokens are left that they must.
+    Masks are not adjacent, unless too few tokens are left to separate them.
     """
     lengths = span_lengths(max(1, round(len(tokens) * config.mask_rate)), config.mean_span_length, rng)
     kept = len(tokens) - int(lengths.sum())
     if kept < len(lengths) - 1:
-        # Too few are left to stand between the masks: spans without length go, then spans are joined.
+        # Too few tokens are left to separate the masks: spans of length 0 are dropped, then spans are joined.
         lengths = random_partition(int(lengths.sum()), min(int((lengths > 0).sum()), kept + 1), rng)
     lengths = rng.permutation(lengths)
     between = random_gaps(kept, len(lengths), rng)
@@ -59,19 +59,19 @@ def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.ran
     keep[-1] = False
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         keep[start : start + length] = False
-    # A mask is put in front of the first token behind its span.
+    # The mask is inserted before the first token after its span.
     masked = np.insert(np.append(tokens, 0), starts + lengths, mask_id)
     return masked[np.insert(keep, starts + lengths, True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class PunchedPieces(PackedPieces, Rows):
-    """Packed pieces of documents, each with holes of its own."""
+    """Packed pieces of documents, each with its own masked spans."""
 
     objective: "Infilling"
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `rows.source_target`."""
+        """Returns the features that `rows.source_target` makes."""
         o, t = self.objective, self.objective.tokenizer
         pairs = []
         for document, start, length in self.bounds(index):
@@ -89,14 +89,14 @@ class PunchedPieces(PackedPieces, Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Infilling(SourceToTarget):
-    """Predicts a whole text from one with holes."""
+    """Predicts a whole text from one with masked spans."""
 
     config: InfillingConfig
     name: ClassVar[str] = "infilling"
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
     def sample(self, store: Store, room: int) -> Sample:
-        """Returns a text with holes, to be written as a whole."""
+        """Returns a text with masked spans, for which the model generates the whole text."""
         t, tokens = self.tokenizer, beginning(store, room)
         source = punch(tokens, self.config, t.mask_id, random_stream(0, "showcase")).tolist()
         shown = "".join("[MASK]" if i == t.mask_id else t.decode([i]) for i in source)
@@ -104,5 +104,5 @@ class Infilling(SourceToTarget):
         return Sample(above, tuple(source), lambda ids: framed("written:", t.decode(ids)), count=2 * len(tokens))
 
     def rows(self, store: Store, seed: int) -> PunchedPieces:
-        """Returns packed pieces; each pays for its whole text and an EOS on both sides."""
+        """Returns packed pieces; in source and target, each takes the length of its text and an EOS."""
         return PunchedPieces(store, self.plan(store, lambda n: self.places(n + 1, n + 1), seed), self)

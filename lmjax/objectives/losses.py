@@ -1,4 +1,4 @@
-"""Cross entropy over a vocabulary, in float32 and in chunks, and over a few classes."""
+"""Cross entropy in float32: over a vocabulary, computed in chunks, and over a few classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from lmjax.objectives.base import NO_PENALTIES, LossSum, Penalties
 
 
 def _classes(logits: jax.Array) -> jax.Array:
-    """Returns the number of every class, int32 of the logits' shape."""
+    """Returns the class index of each logit, int32 of the logits' shape."""
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
@@ -18,8 +18,8 @@ def _classes(logits: jax.Array) -> jax.Array:
 def _log_normalizer(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the logarithm of the softmax's denominator, the target's logit, and whether the target is the argmax.
 
-    All are `[...]`. Its backward pass writes the gradient in one pass over the exponentials; the general one scatters
-    into an array of zeros first.
+    All are `[...]`. The custom backward pass computes the gradient in one pass over the exponentials; the automatic one
+    would first scatter the gradient of the targets' logits into an array of zeros.
     """
     return _forward(logits, targets)[0]
 
@@ -37,13 +37,13 @@ def _forward(logits: jax.Array, targets: jax.Array) -> tuple[Any, Any]:
 
 
 def _is_argmax(logits: jax.Array, targets: jax.Array, picked: jax.Array, largest: jax.Array) -> jax.Array:
-    """Returns bool `[...]`: no logit is larger than the target's, and none in front of it equals it.
+    """Returns bool `[...]`: no logit is larger than the target's, and no class before the target has an equal logit.
 
-    A second maximum costs a CPU less than half of what `jnp.argmax` does, and nothing is gathered where the classes are
-    split over devices.
+    The maximum over the classes before the target takes less than half the time of `jnp.argmax` on a CPU, and needs no
+    gather where the classes are sharded over devices.
     """
     in_front = jnp.max(jnp.where(_classes(logits) < targets[..., None], logits, -jnp.inf), axis=-1)
-    # Where all logits are minus infinity the first class is the argmax, and nothing is in front of it.
+    # If all logits are minus infinity, the first class is the argmax: it has no class before it.
     return (picked >= largest) & ((in_front < largest) | (targets == 0))
 
 
@@ -52,7 +52,7 @@ def _backward(residuals: Any, cotangents: Any) -> tuple[jax.Array, None]:
     to_normalizer, to_picked = (g[..., None] for g in cotangents[:2])
     gradient = exponentials * (to_normalizer / total[..., None])
     gradient += jnp.where(_classes(exponentials) == targets[..., None], to_picked, 0.0)
-    # A position that nothing depends on may hold a NaN, and 0 times NaN is NaN.
+    # A position without weight may have a NaN logit, and 0 times NaN is NaN.
     return jnp.where((to_normalizer == 0) & (to_picked == 0), 0.0, gradient), None
 
 
@@ -68,16 +68,16 @@ def class_loss(
 ) -> LossSum:
     """Returns the cross-entropy sums of `logits`.
 
-    A prediction is correct if its target is the argmax: of equally likely classes the first, the one that greedy
-    decoding writes. A model that tells no classes apart is correct only where the first is the target.
+    A prediction is correct if its target is the argmax. Of equally likely classes this is the first, as in greedy
+    decoding, so a model that gives all classes the same logit is correct only where the target is class 0.
 
     Args:
         logits: float32 `[..., classes]`.
         targets: int `[...]`, below `classes`.
-        weights: float32 `[...]`, or `[..., parts]` for the sums of several parts at once, each `[parts]`. A position of
-            weight 0 is left out, whatever its logits hold.
+        weights: float32 `[...]`, or `[..., parts]` for several sets of weights at once, which give sums of shape
+            `[parts]`. A position of weight 0 is left out, even if its logits are NaN or infinite.
         penalties: what is added in training.
-        num_ids: the classes that are something's; label smoothing gives those behind them nothing. None: all are.
+        num_ids: number of classes in use; label smoothing gives no probability to the padding after them. None: all.
     """
     logits = logits.astype(jnp.float32)
     split = weights.ndim > targets.ndim
@@ -86,7 +86,7 @@ def class_loss(
     def weighted(values: jax.Array) -> jax.Array:
         return jnp.sum((values[..., None] if split else values) * weights, axis=tuple(range(targets.ndim)))
 
-    # Before anything is computed of them: the gradient at a NaN is NaN even where nothing asks for it.
+    # Replaced before they are used further: the gradient at a NaN is NaN even if the weight of the position is 0.
     normalizer, picked, correct = (jnp.where(counted, x, 0) for x in _log_normalizer(logits, targets))
     penalty = jnp.zeros(targets.shape, jnp.float32)
     if penalties.z_loss is not None:
@@ -95,7 +95,7 @@ def class_loss(
         ids = logits.shape[-1] if num_ids is None else min(num_ids, logits.shape[-1])
         used = counted[..., None] & (_classes(logits) < ids)
         mean = jnp.sum(jnp.where(used, logits, 0.0), axis=-1) / ids
-        # (1 - s) * (normalizer - picked) + s * (normalizer - mean), less the plain cross entropy.
+        # The smoothed loss, (1 - s) * (normalizer - picked) + s * (normalizer - mean), minus the cross entropy.
         penalty += penalties.label_smoothing * (picked - mean)
     return LossSum(
         loss=weighted(normalizer - picked),
@@ -106,12 +106,12 @@ def class_loss(
 
 
 def binary_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSum:
-    """Returns the cross-entropy sums of yes/no predictions; where both are equally likely, no is predicted.
+    """Returns the cross-entropy sums of binary predictions; a logit of 0 predicts False.
 
     Args:
-        logits: float32 `[...]`, of yes.
+        logits: float32 `[...]`, log odds of True.
         targets: bool `[...]`.
-        weights: float32 `[...]`; a position of weight 0 is left out, whatever its logits hold.
+        weights: float32 `[...]`; a position of weight 0 is left out, even if its logit is NaN or infinite.
     """
     counted = weights > 0
     logits = jnp.where(counted, logits.astype(jnp.float32), 0.0)
@@ -124,9 +124,9 @@ def binary_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Lo
 
 
 def split_chunks(x: jax.Array, chunk: int) -> jax.Array:
-    """Returns `[chunks, batch, chunk, ...]` for `[batch, length, ...]`, filled up with zeros.
+    """Returns `[chunks, batch, chunk, ...]` for `[batch, length, ...]`, padded with zeros.
 
-    Chunks are cut from the length, so that the batch dimension stays sharded as it is.
+    The length is split, not the batch, so that the batch dimension keeps its sharding.
     """
     padding = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
     x = jnp.pad(x, padding)
@@ -144,20 +144,20 @@ def vocab_loss(
     penalties: Penalties = NO_PENALTIES,
     num_ids: int | None = None,
 ) -> LossSum:
-    """Returns the cross-entropy sums over the vocabulary, with few logits in memory at a time.
+    """Returns the cross-entropy sums over the vocabulary, with the logits of one chunk in memory at a time.
 
-    The logits of a whole batch are often the largest array of a step. Here they exist for `chunk` positions of every
-    row at a time: a scan goes over the chunks, and the backward pass computes each chunk's logits again.
+    The logits of a whole batch are often the largest array of a step. Here a scan computes them for `chunk` positions
+    of each row at a time, and the backward pass computes the logits of each chunk again.
 
     Args:
         hidden: `[batch, length, embed]`.
         logits: the vocabulary head, `[batch, chunk, embed] -> [batch, chunk, vocab]`.
         targets: int `[batch, length]`.
-        weights: float32 `[batch, length]`, or `[batch, length, parts]` for the sums of several parts at once.
-        chunk: positions of a row per chunk; 0 or at least `length` takes the row in one piece, with nothing recomputed.
+        weights: float32 `[batch, length]`, or `[batch, length, parts]` for several sets of weights at once.
+        chunk: positions of a row per chunk; with 0, or at least `length`, there is one chunk and no recomputation.
         penalties: what is added in training.
-        num_ids: of the tokenizer, whose ids label smoothing spreads over: padding of the vocabulary gets nothing. None:
-            every row of the vocabulary is an id.
+        num_ids: number of ids of the tokenizer; label smoothing gives no probability to the padding of the vocabulary.
+            None: the vocabulary has no padding.
     """
     if chunk == 0 or chunk >= hidden.shape[1]:
         return class_loss(logits(hidden), targets, weights, penalties, num_ids)

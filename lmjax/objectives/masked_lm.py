@@ -1,8 +1,8 @@
-"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1), masked anew in every epoch.
+"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1), with new masks in each epoch.
 
-Dynamic masking is that of RoBERTa (Liu et al. 2019, arXiv:1907.11692, section 4.1); whole-word masking that of the
-later BERT releases. A row holds as many predictions as its length and rate allow, a number that is fixed, so the
-vocabulary projection runs at the masked positions only.
+The dynamic masking is RoBERTa's (Liu et al. 2019, arXiv:1907.11692, section 4.1); whole-word masking is that of the
+later BERT releases. All rows have the same number of predictions, which follows from the row's length and the mask
+rate, so the vocabulary projection is computed at the masked positions only.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class MaskedLMConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class FullSentences(PackedPieces, Rows):
-    """Packed pieces of documents, each between [CLS] and [SEP] (RoBERTa's section 4.2)."""
+    """Packed pieces of documents, each between [CLS] and [SEP] (Liu et al. 2019, section 4.2)."""
 
     length: int
     pad_id: int
@@ -68,11 +68,11 @@ class MaskedLM(TokenPrediction):
 
     @property
     def predictions(self) -> int:
-        """Returns the number of predictions that a row has room for."""
+        """Returns the number of predictions in a row, filled or not."""
         return max(1, math.ceil(self.length * self.config.mask_rate))
 
     def rows(self, store: Store, seed: int) -> FullSentences:
-        """Returns packed pieces of documents; each pays for its [CLS] and [SEP]."""
+        """Returns packed pieces of documents; [CLS] and [SEP] count in the length of each piece."""
         plan = pack(store.lengths, max_piece=self.length - 2, cost=lambda n: n + 2, capacity=self.length, seed=seed)
         t = self.tokenizer
         return FullSentences(store, plan, self.length, t.pad_id, t.cls_id, t.sep_id)
@@ -80,11 +80,11 @@ class MaskedLM(TokenPrediction):
     def transform(self, features: Features, rng: np.random.Generator) -> Features:
         """Returns the features with masked `tokens`, and `prediction_positions`, `targets`, `weights` `[predictions]`.
 
-        Predictions that a short row does not fill have weight 0 and stand at position 0.
+        Predictions that a short row does not need have weight 0 and position 0.
         """
         tokens = features["tokens"]
         maskable = np.flatnonzero(self.tokenizer.is_text[tokens] & (features["segment_ids"] > 0))
-        # Rounding at random keeps the expected rate exact on short rows too.
+        # Random rounding, so that the expected share of masked tokens is exact on short rows too.
         wanted = min(int(len(maskable) * self.config.mask_rate + rng.random()), self.predictions)
         if self.config.whole_word:
             chosen = self._whole_words(tokens, maskable, wanted, rng)
@@ -105,7 +105,7 @@ class MaskedLM(TokenPrediction):
         }
 
     def sample(self, store: Store, room: int) -> Sample:
-        """Returns a text of which every seventh token is masked, to be filled in."""
+        """Returns a text in which every seventh token is masked, for the model to fill in."""
         tokens, decode = beginning(store, room), self.tokenizer.decode
         masked = np.arange(3, len(tokens), 7)
         row = tokens.copy()
@@ -122,12 +122,12 @@ class MaskedLM(TokenPrediction):
     def _whole_words(
         self, tokens: np.ndarray, maskable: np.ndarray, wanted: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns positions of words that are drawn until `wanted` is reached, never past it.
+        """Returns the positions of randomly drawn whole words, at most `wanted` positions.
 
-        As in BERT's release a word that no longer fits is passed over, so short words, which fill the rest, are drawn
-        more often than long ones.
+        As in BERT's release, a word that is too long for the remaining number is skipped, so short words are drawn more
+        often than long ones.
         """
-        # A word begins at a token that starts one, and wherever the text was interrupted by a special token.
+        # A word begins at a token that starts one, and after each special token.
         starts = self.tokenizer.word_start[tokens[maskable]] | (np.diff(maskable, prepend=-2) > 1)
         words = np.split(maskable, np.flatnonzero(starts)[1:]) if len(maskable) else []
         chosen: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Next-sentence prediction: does B follow A in its document? (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+"""Next-sentence prediction: whether text B follows text A (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
 
 import bisect
 import dataclasses
@@ -27,10 +27,10 @@ class NextSentenceConfig(ObjectiveConfig):
 
 
 def sentence_groups(store: Store, budget: int) -> np.ndarray:
-    """Returns `[groups, 3]`: document, first sentence and sentence after the last of runs of at least two sentences.
+    """Returns int64 `[groups, 3]`: document, first sentence and end (exclusive) of groups of consecutive sentences.
 
-    A run takes whole sentences of one document until the next would pass `budget` tokens. A sentence that alone leaves
-    no room for a second one still starts a run of two; it is truncated when the row is made.
+    A group has as many sentences of one document as fit into `budget` tokens, and at least two. Two sentences that do
+    not fit are truncated when the row is made.
     """
     groups = []
     for document in range(store.num_documents):
@@ -46,15 +46,15 @@ def sentence_groups(store: Store, budget: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SentencePairs(Rows):
-    """One pair of texts a row, made of runs of sentences.
+    """Rows with one pair of texts each, made from groups of sentences.
 
     Attributes:
         store: the documents.
-        groups: what `sentence_groups` gives.
-        length: tokens of a row.
-        pad_id: padding.
-        cls_id: in front of the pair.
-        sep_id: behind each text.
+        groups: the result of `sentence_groups`.
+        length: tokens in a row.
+        pad_id: id of the padding.
+        cls_id: id before the pair.
+        sep_id: id after each text.
     """
 
     store: Store
@@ -68,12 +68,12 @@ class SentencePairs(Rows):
         return len(self.groups)
 
     def text(self, document: int, bounds: np.ndarray, first: int, end: int) -> np.ndarray:
-        """Returns the tokens of sentences `first` to `end` - 1 of a document whose segments are `bounds`."""
+        """Returns the tokens of sentences `first` to `end` - 1 of a document, whose sentences begin at `bounds`."""
         start = int(bounds[first])
         return self.store.tokens(int(document), start, int(bounds[end]) - start)
 
     def pair(self, a: np.ndarray, b: np.ndarray, label: int) -> Features:
-        """Returns `tokens`, `positions`, `segment_ids`, `type_ids` `[length]` and the label with its weight, `[]`."""
+        """Returns `tokens`, `positions`, `segment_ids`, `type_ids` `[length]`, and the label and weight as scalars."""
         tokens = np.concatenate([[self.cls_id], a, [self.sep_id], b, [self.sep_id]])
         types = np.repeat([0, 1], [len(a) + 2, len(b) + 1])
         return {
@@ -88,19 +88,22 @@ class SentencePairs(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class NextPairs(SentencePairs):
-    """A is the beginning of a run of sentences; B its rest, or a run from another document."""
+    """Pairs in which A is the beginning of a group of sentences, and B the rest of it or sentences of another document.
+
+    The label is 1 if B is from another document.
+    """
 
     random_rate: float
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `pair`; the label is 1 where B is from another document."""
+        """Returns the features that `pair` makes."""
         document, first, end = self.groups[index]
         bounds = self.store.segments(document)
         split = int(rng.integers(first + 1, end))
         a = self.text(document, bounds, first, split)
         b = self.text(document, bounds, split, end)
         room = self.length - SPECIALS
-        # A loses its start and B its end: the seam that the label speaks of stays.
+        # A is truncated at its start and B at its end, because the label depends on where A and B meet.
         most = max(room - len(a), room // 2)
         label = IS_NEXT
         if rng.random() < self.random_rate:
@@ -109,12 +112,12 @@ class NextPairs(SentencePairs):
         return self.pair(a[max(0, len(a) + len(b) - room) :], b, label)
 
     def _random_text(self, document: int, true_next: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns sentences of another document that differ from the true continuation as far as both go.
+        """Returns sentences of another document that differ from the true continuation within their common length.
 
-        They begin and end by the rules that true continuations follow (inside a run; at the last sentence that fits, or
-        with the document), so that no length gives the label away.
+        They begin and end by the same rules as true continuations (they begin inside a group, and end at the last
+        sentence that fits or at the end of the document), so that the label does not show in the length.
         """
-        # bisect, for searchsorted would copy the column.
+        # bisect, because searchsorted would copy the column.
         own, after = (bisect.bisect_left(self.groups[:, 0], d) for d in (document, document + 1))
         for _ in range(100):
             draw = int(rng.integers(len(self.groups) - (after - own)))
@@ -133,7 +136,7 @@ class NextPairs(SentencePairs):
 
 
 class PairClassification(Objective):
-    """An objective that tells two kinds of pairs from each other, at the first position."""
+    """An objective that classifies pairs of texts into two classes, at the first position of the row."""
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
     heads: ClassVar[tuple[str, ...]] = ("next_sentence",)
@@ -158,7 +161,7 @@ class NextSentence(PairClassification):
     name: ClassVar[str] = "nsp"
 
     def rows(self, store: Store, seed: int) -> NextPairs:
-        """Returns one pair per run of sentences; raises DataError if there are too few documents to draw from."""
+        """Returns one pair for each group of sentences; raises DataError for fewer than two documents with a group."""
         del seed
         groups = sentence_groups(store, self.length - SPECIALS)
         if len(np.unique(groups[:, 0])) < 2:

@@ -1,4 +1,4 @@
-"""Next-token prediction: every token from those before it (Radford et al. 2018, section 3.1)."""
+"""Next-token prediction: each token is predicted from those before it (Radford et al. 2018, section 3.1)."""
 
 import dataclasses
 from typing import ClassVar, Self
@@ -18,7 +18,7 @@ class NextTokenConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Windows(PackedPieces, Rows):
-    """Windows over BOS, document, EOS; together they predict every token and every EOS exactly once."""
+    """Windows over (BOS, document, EOS); together they predict each token and each EOS exactly once."""
 
     length: int
     pad_id: int
@@ -27,7 +27,7 @@ class Windows(PackedPieces, Rows):
 
     @classmethod
     def of(cls, objective: Objective, store: Store, seed: int) -> Self:
-        """Returns windows of at most the objective's `length` targets, packed so that rows are full."""
+        """Returns windows of at most the objective's `length` targets, packed to fill the rows."""
         length, t = objective.length, objective.tokenizer
         plan = pack(store.lengths + 1, max_piece=length, cost=lambda n: n, capacity=length, seed=seed)
         return cls(store, plan, length, t.pad_id, t.bos_id, t.eos_id)
@@ -37,7 +37,7 @@ class Windows(PackedPieces, Rows):
         del rng
         inputs, targets = [], []
         for document, start, length in self.bounds(index):
-            # Window [start, start + length) counts the document's tokens and its EOS as targets.
+            # The window has the targets start to start + length - 1: tokens of the document, then its EOS.
             whole = self.store.lengths[document]
             before = [self.bos_id] if start == 0 else self.store.tokens(document, start - 1, 1)
             body = self.store.tokens(document, start, min(length, whole - start))
@@ -55,7 +55,7 @@ class Windows(PackedPieces, Rows):
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(TokenPrediction):
-    """Predicts every token, and the end of every document, from what stands before it."""
+    """Predicts each token, and the end of each document, from the tokens before it."""
 
     config: NextTokenConfig
     name: ClassVar[str] = "next_token"
@@ -63,5 +63,5 @@ class NextToken(TokenPrediction):
     usual_for: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def rows(self, store: Store, seed: int) -> Windows:
-        """Returns windows of at most `length` targets, packed so that rows are full."""
+        """Returns windows of at most `length` targets, packed to fill the rows."""
         return Windows.of(self, store, seed)

@@ -1,8 +1,8 @@
-"""Prefix language modelling: the rest of a text from its beginning, which is read in both directions.
+"""Prefix language modelling: predicts the rest of a text from its beginning, which has bidirectional attention.
 
-Raffel et al. 2020, arXiv:1910.10683, section 3.2.1; in an encoder-decoder the beginning is the encoder's and the rest
-the decoder's, as in T5's adaptation to language modelling (Lester et al. 2021, arXiv:2104.08691, section 3.1). Where a
-text is split is drawn anew in every epoch.
+Raffel et al. 2020, arXiv:1910.10683, section 3.2.1. In an encoder-decoder the encoder reads the beginning and the
+decoder predicts the rest, as in T5's adaptation to language modelling (Lester et al. 2021, arXiv:2104.08691, section
+3.1). The position at which a text is split is random, and different in each epoch.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ class PrefixLMConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SplitPieces(PackedPieces, Rows):
-    """Packed pieces of documents for an encoder-decoder, each split in two."""
+    """Packed pieces of documents for an encoder-decoder, each split into a source and a target."""
 
     objective: "PrefixLM"
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `rows.source_target`."""
+        """Returns the features that `rows.source_target` makes."""
         o, eos = self.objective, [self.objective.tokenizer.eos_id]
         pairs = []
         for piece in self.tokens(index):
@@ -40,15 +40,15 @@ class SplitPieces(PackedPieces, Rows):
 
 @dataclasses.dataclass(frozen=True)
 class PrefixWindows(Windows):
-    """The next-token objective's windows for a decoder, each with a prefix that is seen and not predicted."""
+    """The next-token objective's windows for a decoder, each with a prefix that is read but not predicted."""
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `Windows`, the weights of the targets alone, and `prefix` `[length]`, int32 0/1."""
+        """Returns the features of `Windows`, with weight 0 in the prefix, and `prefix` `[length]`, int32 0 or 1."""
         features = super().features(index, rng)
         prefix = np.zeros(self.length, np.int32)
         start = 0
         for _, _, length in self.bounds(index):
-            # Of the inputs 1 to all are the prefix; its last one predicts the first target.
+            # The prefix has between 1 and all of the window's inputs; its last input predicts the first target.
             split = start + int(rng.integers(1, length + 1))
             prefix[start:split] = 1
             features["weights"][start : split - 1] = 0
@@ -66,27 +66,27 @@ class PrefixLM(SourceToTarget):
 
     @classmethod
     def target_places(cls, config: PrefixLMConfig, length: int) -> int:
-        """Returns three quarters of `length`: up to so much of a text may be its rest."""
+        """Returns three quarters of `length`, so the rest is at most about three quarters of a text."""
         del config
         return length * 3 // 4
 
     def prompt_format(self) -> PromptFormat:
-        """Returns a text's beginning: of a decoder all of it is seen by all of its tokens, and nothing ends it."""
+        """Returns the format of a text's beginning; in a decoder it has bidirectional attention and no end token."""
         if not self.family.paired:
             return dataclasses.replace(Objective.prompt_format(self), bidirectional=True)
         return super().prompt_format()
 
     def longest_rest(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns the most tokens of a text of `lengths` tokens that an encoder-decoder's decoder predicts.
+        """Returns, for texts of `lengths` tokens, the most tokens that an encoder-decoder's decoder predicts.
 
-        It is the decoder's share of the two rows, so that both fill up alike whatever is drawn; where the decoder's row
-        is the longer one, a text may be split anywhere.
+        The share of a text is `target_length / length`, so that both rows fill up equally for any random split. If the
+        decoder's row is the longer one, a text may be split anywhere.
         """
         share = lengths * self.target_length // self.length
         return np.clip(share, 1, np.maximum(lengths - 1, 1))
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns the places of an encoder-decoder's row that texts of `lengths` tokens take, split anywhere."""
+        """Returns how many positions of an encoder-decoder's row texts of `lengths` tokens take for any split."""
         return self.places(np.maximum(lengths, 2), self.longest_rest(lengths) + 1)
 
     def rows(self, store: Store, seed: int) -> Rows:

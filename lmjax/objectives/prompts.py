@@ -1,4 +1,4 @@
-"""What stands around a text in the rows of a model: said by its objective, or by the checkpoint that it comes from."""
+"""Prompt formats: the tokens around a text in a model's rows, as its objective or its checkpoint defines them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-    """What stands around a text in the rows that a model was trained on.
+    """The tokens around a text in the rows that a model was trained on, and the rules for generated tokens.
 
     Attributes:
-        before: ids in front of a text.
-        after: ids behind it; a decoder's prompt ends with them, if its rows were source and target.
-        start: ids that an encoder-decoder's decoder reads first.
-        forced: ids that it then writes whatever it thinks, such as the target's language; a decoder forces none.
-        stop: ids that end what is written.
-        never: ids that are never written: they stand for no text, or the tokenizer does not know them.
-        never_first: ids that are not written first, behind those that are forced.
-        never_words: several ids each, that are never written behind one another.
-        last: ids of which one is written where the limit is reached, whatever the model thinks.
-        bidirectional: a decoder's prompt is a prefix, all of which its tokens see (prefix language models).
+        before: ids before a text.
+        after: ids after it; in a decoder trained on (source, target) rows, the prompt ends with them.
+        start: the first input ids of an encoder-decoder's decoder.
+        forced: the first ids that it generates, whatever its logits, such as the target's language; empty for a
+            decoder-only model.
+        stop: ids that end the generated text.
+        never: ids that are never generated: they are not text, or the tokenizer does not have them.
+        never_first: ids that are not generated as the first token after the forced ones.
+        never_words: sequences of several ids that are never generated.
+        last: at the length limit one of these ids is generated, whatever the logits.
+        bidirectional: whether a decoder's prompt is a prefix in which every token attends to every other (prefix
+            language models).
     """
 
     before: tuple[int, ...] = ()
@@ -33,5 +35,5 @@ class PromptFormat:
     bidirectional: bool = False
 
     def around(self, ids: Sequence[int]) -> list[int]:
-        """Returns the ids of a text with what stands around them."""
+        """Returns the ids of a text with `before` and `after` around them."""
         return [*self.before, *ids, *self.after]

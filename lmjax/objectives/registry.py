@@ -1,4 +1,4 @@
-"""The registry of objectives: an objective is added by its own file and one line here."""
+"""The registry of objectives: a new objective needs its own file and one line here."""
 
 import importlib
 import typing
@@ -7,7 +7,7 @@ from lmjax.errors import FlagError
 from lmjax.nearest import choose
 from lmjax.objectives.base import Objective, ObjectiveConfig
 
-# In the order in which help and configs list them; the first one is trained where none is named.
+# Help and configs list them in this order; the first one is trained if none is named.
 CLASSES = (
     "next_token.NextToken",
     "masked_lm.MaskedLM",
@@ -37,24 +37,28 @@ def settings(objective: type[Objective]) -> type[ObjectiveConfig]:
 
 
 def combinations() -> tuple[tuple[str, str], ...]:
-    """Returns the pairs of objectives that read the same rows; the second of a pair lays them out."""
+    """Returns the pairs of objectives that can share their rows; the second of each pair makes the rows."""
     return tuple((guest.name, host.name) for host in OBJECTIVES.values() for guest in host.rows_for)
 
 
 def usual_objective(architecture: str) -> str:
-    """Returns the objective that a model of this family is trained on unless one is named."""
+    """Returns the objective that a model of this family is trained on if none is named."""
     return next(name for name, o in OBJECTIVES.items() if architecture in o.usual_for)
 
 
 def usual_objectives() -> tuple[tuple[str, ...], ...]:
-    """Returns what each family is usually trained on, the objective that lays the rows out for it included."""
+    """Returns the default objectives of the families, each with the objective that makes its rows, if there is one."""
     usual = (name for name, o in OBJECTIVES.items() if o.usual_for)
     hosts = dict(reversed(combinations()))
     return tuple((name, hosts[name]) if name in hosts else (name,) for name in usual)
 
 
 def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
-    """Returns the objectives in the order in which their features are made; raises FlagError for a bad combination."""
+    """Returns the classes of these objectives, sorted by name, the order in which their features are made.
+
+    Raises:
+        FlagError: a name is unknown or given twice, or the objectives cannot be trained together.
+    """
     flag = f"--objective={','.join(names)}"
     for name in names:
         if name not in OBJECTIVES:
@@ -83,7 +87,7 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
 
 
 def _documents(objective: type[Objective]) -> str:
-    """Returns what an objective reads, for messages; those that read the same say the same."""
+    """Returns, for messages, what an objective reads; objectives that read the same documents give the same string."""
     if objective.columns:
         return f"records of {', '.join(f'{c.name} ({c.type})' for c in objective.columns)}"
     return "pairs" if objective.wants_pairs else "running text"
@@ -94,7 +98,7 @@ def _common(types: tuple[type[Objective], ...]) -> tuple[str, ...]:
 
 
 def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the families that can train these objectives, the usual one of the first first."""
+    """Returns the families that can train all these objectives, in the order that the first of them declares."""
     objective_types(names)
     return _common(tuple(OBJECTIVES[name] for name in names))
 

@@ -1,4 +1,7 @@
-"""Rows of packed pieces, and the arrays they become: tokens, positions, segment ids."""
+"""Turns the pieces of documents that share a row into its arrays: tokens, positions, segment ids.
+
+A piece is a contiguous part of a document (`lmjax.data.packing`).
+"""
 
 import dataclasses
 
@@ -10,14 +13,14 @@ from lmjax.objectives.base import Features
 
 
 def pad(values: np.ndarray, length: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
-    """Returns `values` as `[length]`, filled up at the end."""
+    """Returns `[length]`: `values`, padded at the end with `fill`."""
     out = np.full(length, fill, dtype)
     out[: len(values)] = values
     return out
 
 
 def segments(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns positions (from 0 in every piece) and segment ids (from 1) of pieces that stand side by side."""
+    """Returns `[tokens]` positions, from 0 in each piece, and segment ids, from 1, of concatenated pieces."""
     if not lengths:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
@@ -28,7 +31,7 @@ def segments(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 def side(pieces: list[np.ndarray], length: int, pad_id: int, prefix: str = "") -> Features:
     """Returns `{prefix}tokens`, `{prefix}positions` and `{prefix}segment_ids`, each int32 `[length]`.
 
-    Padding has segment id 0, so no token of a piece attends to it.
+    Padding has segment id 0, which no piece has, so no token of a piece attends to it.
     """
     positions, ids = segments([len(p) for p in pieces])
     return {
@@ -47,18 +50,18 @@ def source_target(
     pad_id: int,
     bos_id: int,
 ) -> Features:
-    """Returns the features of (source, target) pairs packed into one row; only target tokens carry weight.
+    """Returns the features of (source, target) pairs packed into one row; only target tokens have weight 1.
 
     An encoder-decoder reads the sources in its encoder and predicts the targets in its decoder, whose first input is
     the padding id, as in T5. A decoder reads BOS, source and target in one row and predicts the target.
 
     Args:
-        pairs: token ids of each source and target, ends of sequence included.
-        paired: whether sources have a row of their own, the encoder's.
-        length: tokens of the encoder's row, or of the decoder's if it stands alone.
-        target_length: tokens of the decoder's row in an encoder-decoder.
+        pairs: token ids of each source and target, including EOS.
+        paired: whether the model is an encoder-decoder, in which sources have their own row.
+        length: tokens in the encoder's row, or in the row of a decoder-only model.
+        target_length: tokens in the decoder's row of an encoder-decoder.
         pad_id: padding, and the first decoder input of an encoder-decoder.
-        bos_id: the first input of a decoder that stands alone.
+        bos_id: the first input of a decoder-only model.
     """
     if paired:
         shifted = [np.concatenate([[pad_id], t[:-1]]) for _, t in pairs]
@@ -80,11 +83,11 @@ def source_target(
 
 @dataclasses.dataclass(frozen=True)
 class PackedPieces:
-    """Random access to the pieces of documents that share a row.
+    """Gives the pieces of documents of each row, by the number of the row.
 
     Attributes:
         store: the documents.
-        plan: which pieces share a row.
+        plan: the pieces of each row.
     """
 
     store: Store
@@ -94,9 +97,9 @@ class PackedPieces:
         return len(self.plan)
 
     def bounds(self, index: int) -> list[tuple[int, int, int]]:
-        """Returns (document, start, length) of every piece of row `index`."""
+        """Returns (document, start, length) of each piece in row `index`."""
         return list(zip(*(a.tolist() for a in self.plan.row(index)), strict=True))
 
     def tokens(self, index: int) -> list[np.ndarray]:
-        """Returns the token ids of every piece of row `index`."""
+        """Returns the token ids of each piece in row `index`."""
         return [self.store.tokens(d, s, n) for d, s, n in self.bounds(index)]

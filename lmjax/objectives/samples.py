@@ -1,4 +1,4 @@
-"""What an objective shows of a trained model: a held-out text, what the model is given of it, what it makes of it."""
+"""Samples, which show what a trained model does: the input made from a held-out text, and how to print the output."""
 
 import dataclasses
 import textwrap
@@ -14,14 +14,14 @@ WORDS = 48
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A row for a model, and how it is printed with what the model makes of it.
+    """An input for a model, and how to print it together with the model's output.
 
     Attributes:
-        shown: lines that are printed above.
-        ids: what the model is given, without what its prompt format puts around it.
-        answer: from the ids that the model wrote, or filled in, to the lines that are printed below.
-        count: the most tokens that are written; 0: masks are filled in.
-        sampled: whether tokens are drawn; else the likeliest one is written at each step.
+        shown: lines to print before the output.
+        ids: the input, without the tokens that the prompt format adds around it.
+        answer: makes the lines to print from the ids that the model generated or filled in.
+        count: the most tokens to generate; 0: the masks in `ids` are filled in instead.
+        sampled: whether tokens are sampled; otherwise the most likely token is taken at each step.
     """
 
     shown: str
@@ -32,17 +32,17 @@ class Sample:
 
 
 def framed(title: str, text: str) -> str:
-    """Returns a title and, below it, a text whose lines are set off."""
+    """Returns a title and, below it, a text with a mark at the beginning of each line."""
     return f"{title}\n{textwrap.indent(text, '  | ', lambda line: True)}"
 
 
 def long_document(store: Store) -> int:
-    """Returns the first document that is long enough to show a sample, or else the longest."""
+    """Returns the number of the first document of at least `WORDS` tokens, or else of the longest document."""
     return int(np.argmax(store.lengths >= min(WORDS, store.lengths.max())))
 
 
 def beginning(store: Store, room: int) -> np.ndarray:
-    """Returns int32 tokens of a document's beginning: a third of a row of `room`, for the model writes behind it."""
+    """Returns the first tokens of a document, int32: at most a third of `room`, to leave space for generated tokens."""
     document = long_document(store)
     return store.tokens(document, 0, min(WORDS, int(store.lengths[document]), max(4, room // 3)))
 

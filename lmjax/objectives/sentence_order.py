@@ -1,4 +1,4 @@
-"""Sentence order: do two parts of a text stand in their order? (Lan et al. 2020, arXiv:1909.11942, section 3.1)."""
+"""Sentence order: whether the two parts of a text are swapped (Lan et al. 2020, arXiv:1909.11942, section 3.1)."""
 
 import dataclasses
 from typing import ClassVar
@@ -22,18 +22,18 @@ class SentenceOrderConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OrderedPairs(SentencePairs):
-    """One pair a row: a run of sentences in two parts, in their order or swapped."""
+    """Rows with one pair each: the two parts of a group of sentences, in their order or swapped."""
 
     swap_rate: float
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `SentencePairs.pair`; the label is 1 where the parts are swapped."""
+        """Returns the features that `SentencePairs.pair` makes; the label is 1 if the parts are swapped."""
         document, first, end = self.groups[index]
         bounds = self.store.segments(document)
         split = int(rng.integers(first + 1, end))
         room = self.length - SPECIALS
         parts = [self.text(document, bounds, first, split), self.text(document, bounds, split, end)]
-        # Each loses its own end where both are too long, so that no cut tells which of them came first.
+        # Both parts are truncated at their ends, so that the truncation does not show which part was first.
         halves = (room - room // 2, room // 2)
         rooms = [max(room - len(parts[1 - i]), halves[i]) for i in (0, 1)]
         parts = [part[:most] for part, most in zip(parts, rooms, strict=True)]
@@ -43,13 +43,13 @@ class OrderedPairs(SentencePairs):
 
 @dataclasses.dataclass(frozen=True)
 class SentenceOrder(PairClassification):
-    """Classifies two parts of a text: 0 if they stand in their order, 1 if they are swapped."""
+    """Classifies two parts of a text: 0 if they are in their original order, 1 if they are swapped."""
 
     config: SentenceOrderConfig
     name: ClassVar[str] = "sop"
 
     def rows(self, store: Store, seed: int) -> OrderedPairs:
-        """Returns one pair per run of sentences; raises DataError if there is none."""
+        """Returns one pair for each group of sentences; raises DataError if there is no group."""
         del seed
         groups = sentence_groups(store, self.length - SPECIALS)
         if not len(groups):

@@ -1,4 +1,4 @@
-"""Sequence to sequence: a target text from a source text (Sutskever et al. 2014, arXiv:1409.3215, section 2)."""
+"""Sequence to sequence: predicts a target from a source text (Sutskever et al. 2014, arXiv:1409.3215, section 2)."""
 
 import dataclasses
 from typing import ClassVar
@@ -20,12 +20,12 @@ class Seq2SeqConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PackedPairs(PackedPieces, Rows):
-    """Packed (source, target) documents; a side that is too long for its row alone is cut at its end."""
+    """Packed (source, target) documents; a source or target that is too long for an empty row is truncated."""
 
     objective: "Seq2Seq"
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `rows.source_target`."""
+        """Returns the features that `rows.source_target` makes."""
         del rng
         o, t = self.objective, self.objective.tokenizer
         source_room, target_room = o.room()
@@ -47,14 +47,14 @@ class Seq2Seq(SourceToTarget):
     wants_pairs: ClassVar[bool] = True
 
     def room(self) -> tuple[int, int]:
-        """Returns the most tokens that a source and a target may take, each with its EOS."""
+        """Returns the most tokens of a source and of a target in a row, including EOS."""
         if not self.family.paired:
             target = min(self.target_length, self.length // 2)
             return self.length - target, target
         return self.length, self.target_length
 
     def sample(self, store: Store, room: int) -> Sample:
-        """Returns a source, whose target is to be written."""
+        """Returns a source, for which the model generates a target."""
         decode, document = self.tokenizer.decode, long_document(store)
         _, middle, end = store.segments(document).tolist()
         source = store.tokens(document, 0, min(middle, room // 3 - 2)).tolist()
@@ -78,7 +78,7 @@ class Seq2Seq(SourceToTarget):
         source_room, target_room = self.room()
         source = np.minimum(middles + 1, source_room)
         target = np.minimum(store.lengths - middles + 1, target_room)
-        # A pair is never cut in two, so its cost stands for its length.
+        # `pack` gets costs instead of lengths: no cost is more than a row, so no pair is cut into several pieces.
         plan = pack(
             self.places(source, target), max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed
         )

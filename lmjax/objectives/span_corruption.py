@@ -1,7 +1,7 @@
 """Span corruption (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4): the targets are the spans that were cut out.
 
-Lengths are those of the T5 release: for a text of n tokens the number of cut tokens and of spans is a function of n
-alone, so how much room a piece takes in a row is known before anything is drawn, and pieces can be packed.
+As in the T5 release, the number of cut tokens and of spans depends only on the number of tokens of a text. The length
+of a corrupted piece is therefore known before spans are drawn, and pieces can be packed.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ class SpanCorruptionConfig(ObjectiveConfig):
 
 
 class Spans(Protocol):
-    """How much is cut out; `SpanCorruptionConfig` says what the two mean."""
+    """Any object with these two settings of `SpanCorruptionConfig`."""
 
     noise_density: float
     mean_span_length: float
 
 
 def noise_tokens(lengths: np.ndarray, density: float) -> np.ndarray:
-    """Returns the number of cut-out tokens of texts of `lengths` (at least 1) tokens: at least one, never all."""
+    """Returns the number of tokens cut out of texts of `lengths` (at least 1) tokens: 1 to length - 1, or 1 of 1."""
     return np.clip(np.rint(lengths * density), 1, np.maximum(lengths - 1, 1)).astype(np.int64)
 
 
@@ -47,14 +47,14 @@ def noise_counts(lengths: np.ndarray, config: Spans) -> tuple[np.ndarray, np.nda
 
 
 def random_partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns `parts` positive lengths that add up to `total`, all such partitions equally likely."""
+    """Returns `[parts]` positive lengths that add up to `total`, drawn uniformly from all such partitions."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
 def random_gaps(kept: int, spans: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns `[spans + 1]` lengths that add up to `kept`: what is kept before, between and behind the spans."""
-    # The first and the last may be empty: each is drawn one too long.
+    """Returns `[spans + 1]` lengths that add up to `kept`: the tokens before, between and after the spans."""
+    # The first and the last length may be 0, and a partition has positive parts: so 1 is added and subtracted again.
     gaps = random_partition(kept + 2, spans + 1, rng)
     gaps[[0, -1]] -= 1
     return gaps
@@ -63,10 +63,11 @@ def random_gaps(kept: int, spans: int, rng: np.random.Generator) -> np.ndarray:
 def corrupt(
     tokens: np.ndarray, sentinels: np.ndarray, eos_id: int, config: Spans, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the source, whose spans are replaced by sentinels, and the target, sentinel and span in turn.
+    """Returns the source, in which sentinels replace the spans, and the target: each sentinel followed by its span.
 
-    Spans never touch, and lie anywhere. (The T5 release always ends a text in a cut-out span. Its texts are 500 tokens
-    long; one of less than 30 tokens has a single span, which would be its end in every epoch.) Both results end in EOS.
+    Both end in EOS. Spans are never adjacent, and can be anywhere in the text. In the T5 release the last span is
+    always at the end of a text of about 500 tokens. Texts here can be shorter, and one of less than 30 tokens has a
+    single span, which would then be its end in each epoch.
     """
     noise, spans = (int(n[0]) for n in noise_counts(np.array([len(tokens)]), config))
     assert spans <= len(sentinels), "more spans than sentinels"
@@ -83,12 +84,12 @@ def corrupt(
 
 @dataclasses.dataclass(frozen=True)
 class CorruptedPieces(PackedPieces, Rows):
-    """Packed pieces of documents, each corrupted by itself."""
+    """Packed pieces of documents, each corrupted separately."""
 
     objective: "SpanCorruption"
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `rows.source_target`."""
+        """Returns the features that `rows.source_target` makes."""
         o, t = self.objective, self.objective.tokenizer
         return o.row([corrupt(piece, t.sentinel_ids, t.eos_id, o.config, rng) for piece in self.tokens(index)])
 
@@ -103,9 +104,9 @@ class SpanCorruption(SourceToTarget):
 
     @classmethod
     def target_places(cls, config: SpanCorruptionConfig, length: int) -> int:
-        """Returns the tokens of the target of the longest text whose source has `length` tokens, as T5's release does.
+        """Returns the length of the target of the longest text whose source fits into `length` tokens.
 
-        Its `compute_input_and_target_lengths` gives 114 for 512 at the defaults.
+        `compute_input_and_target_lengths` of the T5 release gives the same: 114 for 512 with the default settings.
         """
         kept = 1 - config.noise_density + config.noise_density / config.mean_span_length
         lengths = np.arange(1, int(length / kept) + 8)
@@ -114,11 +115,11 @@ class SpanCorruption(SourceToTarget):
         return int(noise[longest] + spans[longest]) + 1
 
     def never(self) -> tuple[int, ...]:
-        """Returns the special ids that it never predicts: all but the end and the sentinels."""
+        """Returns the special ids that it never predicts: all except EOS and the sentinels."""
         return tuple(i for i in super().never() if i not in self.tokenizer.sentinels)
 
     def sample(self, store: Store, room: int) -> Sample:
-        """Returns a text with spans cut out, to be restored."""
+        """Returns a text with spans cut out, for the model to restore."""
         t, rng = self.tokenizer, random_stream(0, "showcase")
         source, target = corrupt(beginning(store, room), t.sentinel_ids, t.eos_id, self.config, rng)
         order = {token: i for i, token in enumerate(t.sentinel_ids.tolist())}
@@ -134,19 +135,19 @@ class SpanCorruption(SourceToTarget):
         return Sample(above, tuple(source[:-1].tolist()), answer, count=2 * len(target))
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns the places that pieces of `lengths` tokens take in a row of `length`, once they are corrupted."""
+        """Returns how many positions of a row of `length` pieces of `lengths` tokens take after corruption."""
         noise, spans = noise_counts(lengths, self.config)
         places = self.places(lengths - noise + spans + 1, noise + spans + 1)
-        # A piece with more spans than there are sentinels fits nowhere.
+        # A piece with more spans than sentinels must not be used, so it costs more than a row has.
         return np.where(spans > len(self.tokenizer.sentinel_ids), self.length + 1, places)
 
     def rows(self, store: Store, seed: int) -> CorruptedPieces:
-        """Returns pieces as long as a row takes once they are corrupted, packed with shorter ones."""
+        """Returns packed pieces, which are as long as a row allows after corruption."""
         return CorruptedPieces(store, self.plan(store, self.cost, seed), self)
 
 
 def _spans(ids: Sequence[int], order: dict[int, int], tokenizer: Vocabulary) -> dict[int, str]:
-    """Returns the text behind every sentinel, by the sentinel's number in `order`."""
+    """Returns the text after each sentinel, by the sentinel's number in `order`."""
     spans: dict[int, list[int]] = {}
     current: list[int] = []
     for token in ids:

@@ -1,4 +1,4 @@
-"""A task: the objectives of a run together, as one source of features and one set of loss sums."""
+"""A task: all objectives of a run, combined into one source of features and one set of loss sums."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lmjax.streams import random_stream, subseed
 
 
 class TaskSettings(Schema):
-    """What is trained on; `TaskConfig` is this and the settings of every objective under its name."""
+    """The settings shared by all objectives; `TaskConfig` adds those of each objective under its name."""
 
     objective: tuple[str, ...] = Field(
         DEFAULT,
@@ -50,21 +50,21 @@ class TaskSettings(Schema):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
 
     def target_places(self) -> int:
-        """Returns the tokens in a row of a decoder: given, or what the targets of all objectives have room in."""
+        """Returns the tokens in a decoder's row: `target_length`, or else what the longest targets need."""
         if self.target_length is not None:
             return self.target_length
         return max(8, *(OBJECTIVES[n].target_places(getattr(self, n), self.length) for n in self.objective))
 
     def loss_weights(self) -> dict[str, float]:
-        """Returns the weight in the loss of every sum that the chosen objectives give."""
+        """Returns, for each loss sum of the chosen objectives, its weight in the total loss."""
         return {k: w for name in self.objective for k, w in getattr(self, name).loss_weights(name).items()}
 
     def penalties(self) -> Penalties:
-        """Returns what training adds to the cross entropy, as float32 scalars; None where it is nothing."""
+        """Returns what training adds to the cross entropy, as float32 scalars; None where nothing is added."""
         return Penalties(*(np.float32(x) if x else None for x in (self.z_loss, self.label_smoothing)))
 
 
-# The settings of each objective follow from the registry: `config.task.NAME` is the config class of its own file.
+# The registry decides the fields: `config.task.NAME` has the config class from the file of objective NAME.
 TaskConfig: type[TaskSettings] = pydantic.create_model(
     "TaskConfig",
     __base__=TaskSettings,
@@ -75,14 +75,14 @@ TaskConfig: type[TaskSettings] = pydantic.create_model(
 
 
 def prompt_format(config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> PromptFormat:
-    """Returns what stands around a text for a model of this task: of several objectives, what the first named says."""
+    """Returns the prompt format for a model of this task; of several objectives, that of the first one named."""
     name = config.objective[0]
     lengths = (config.length, config.target_places(), config.vocab_chunk)
     return OBJECTIVES[name](getattr(config, name), tokenizer, architecture, *lengths).prompt_format()
 
 
 def _groups(objectives: tuple[Objective, ...]) -> tuple[tuple[Objective, ...], ...]:
-    """Returns the objectives in groups that share their rows."""
+    """Returns the objectives in groups; those of one group share their rows."""
     by_name = {o.name: o for o in objectives}
     shared = [c for c in combinations() if set(c) <= by_name.keys()]
     alone = [(name,) for name in by_name if not any(name in c for c in shared)]
@@ -91,13 +91,13 @@ def _groups(objectives: tuple[Objective, ...]) -> tuple[tuple[Objective, ...], .
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One kind of rows that examples are made of.
+    """One kind of rows from which examples are made.
 
     Attributes:
-        name: the set of data that it reads.
-        group: which group of objectives made it, and transforms it.
+        name: the data set that it reads.
+        group: number of the group of objectives that made the rows and transforms them.
         rows: the rows.
-        rate: how often they come, relative to other sources.
+        rate: how often they are drawn, relative to other sources.
     """
 
     name: str
@@ -108,10 +108,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Row `index` of all sources as the task's features; what the pipeline calls. Pickles.
+    """Maps a row number, counted over all sources, to the features of that row. Picklable; the pipeline calls it.
 
-    Where groups of objectives are mixed, every row has all features of all groups, with zeros for what it lacks, and
-    `objective_ids`: the number of its group.
+    If several groups of objectives are mixed, every row has the features of all groups, with zeros for those of other
+    groups, and `objective_ids`, the number of its group.
     """
 
     task: Task
@@ -122,7 +122,7 @@ class Examples:
 
     @functools.cached_property
     def mixture(self) -> Mixture:
-        """How the sources are mixed."""
+        """Returns the mixture of all sources; raises DataError if one has no rows."""
         for source in self.sources:
             if not len(source.rows):
                 raise DataError(f"--data: {source.name!r} gives no row of any objective; give it more text")
@@ -130,16 +130,16 @@ class Examples:
 
     @property
     def rows(self) -> Rows:
-        """The rows of the first source."""
+        """Returns the rows of the first source."""
         return self.sources[0].rows
 
     @property
     def stores(self) -> dict[str, Store]:
-        """The documents by the name of their set."""
+        """Returns the store of each data set by its name."""
         return {s.name: s.rows.store for s in self.sources}
 
     def epochs(self, positions: int, seed: int) -> dict[str, float]:
-        """Returns how often each set of data has been read through after `positions` rows."""
+        """Returns the number of epochs over each data set after the first `positions` rows."""
         epochs = dict.fromkeys(self.stores, 0.0)
         for source, count in zip(self.sources, self.mixture.epochs(positions, seed), strict=True):
             epochs[source.name] += count
@@ -166,7 +166,7 @@ class Examples:
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of every feature of every group; of two that differ, the larger one."""
+        """Returns the shape and dtype of each feature; if groups differ in a shape, the larger size on each axis."""
         shapes = {}
         for group in range(len(self.task.groups)):
             number = next(i for i, s in enumerate(self.sources) if s.group == group)
@@ -181,8 +181,8 @@ class Task:
     """The objectives of a run.
 
     Attributes:
-        groups: those that share their rows, together; rows of different groups are mixed.
-        names: of all objectives, in the order in which they were asked for.
+        groups: the objectives; those of one group share their rows, and rows of different groups are mixed.
+        names: of all objectives, in the order of the flag or config.
     """
 
     groups: tuple[tuple[Objective, ...], ...]
@@ -206,20 +206,20 @@ class Task:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """All objectives."""
+        """Returns all objectives."""
         return tuple(o for group in self.groups for o in group)
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Returns the heads that the model needs beside its vocabulary."""
+        """Returns the heads that the model needs in addition to its vocabulary head."""
         return heads(self.objectives)
 
     def examples(self, store: Store, seed: int, name: str = "train") -> Examples:
-        """Returns the task's view of one store."""
+        """Returns the examples that this task makes from one store."""
         return self.mixed_examples({name: (store, 1.0)}, seed)
 
     def mixed_examples(self, stores: Mapping[str, tuple[Store, float]], seed: int) -> Examples:
-        """Returns the task's view of several stores by name, each with how often it comes relative to the others."""
+        """Returns the examples from several stores, given by name with the rate of each relative to the others."""
         sources = []
         for name, (store, rate) in stores.items():
             for number, group in enumerate(self.groups):
@@ -229,22 +229,22 @@ class Task:
         return Examples(self, tuple(sources))
 
     def sample(self, store: Store, room: int) -> Sample | None:
-        """Returns what is shown of a trained model: of the first objective that shows something, as flags name them.
+        """Returns the sample of the first objective, in the order of `names`, that has one; None if none has.
 
         Args:
             store: held-out documents.
-            room: the longest row of the model.
+            room: the most tokens in a row of the model.
         """
         by_name = {o.name: o for o in self.objectives}
         samples = (by_name[name].sample(store, room) for name in self.names)
         return next((s for s in samples if s is not None), None)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns by name the weight of every loss sum over the whole batch."""
+        """Returns by name the total weight of each loss sum over the whole batch."""
         return {name: w for o, part in self._parts(batch) for name, w in o.weights(part).items()}
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
-        """Returns by name the sums of every objective."""
+        """Returns by name the loss sums of all objectives."""
         sums: dict[str, LossSum] = {}
         predicting = []
         for objective, part in self._parts(batch):
@@ -253,7 +253,8 @@ class Task:
             else:
                 sums |= objective.losses(forward, part)
         if predicting:
-            # All of them predict at the same positions (`objective_types`): one pass over the logits serves them.
+            # `objective_types` checks that all of them predict at the same positions, so the logits of one pass are
+            # enough for all.
             first = predicting[0][0]
             weights = jnp.stack([part["weights"] for _, part in predicting], axis=-1)
             together = first.losses(forward, {**batch, "weights": weights})[first.name]
@@ -261,11 +262,11 @@ class Task:
         return sums
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Returns by name the targets and weights of every sum that is over tokens; of host batches too."""
+        """Returns by name the targets and weights of each sum over tokens; `batch` may be on the host or the device."""
         return {name: t for o, part in self._parts(batch) for name, t in o.token_targets(part).items()}
 
     def _parts(self, batch: Batch | Features) -> list[tuple[Objective, Batch | Features]]:
-        """Returns every objective with its part of the batch: the rows of other groups have no weight in it."""
+        """Returns each objective with a copy of the batch in which rows of other groups have weight 0."""
         if len(self.groups) == 1:
             return [(o, batch) for o in self.objectives]
 

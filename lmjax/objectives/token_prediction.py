@@ -1,4 +1,4 @@
-"""The device half of every objective that predicts tokens, `targets` with `weights`, at all positions of a row."""
+"""Base classes of the objectives that predict tokens: the features `targets` and `weights`, and their cross entropy."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -21,11 +21,11 @@ class TokenPrediction(Objective):
     shares_logits: ClassVar[bool] = True
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of targets."""
+        """Returns the sum of the targets' weights, which is the number of targets."""
         return {self.name: jnp.sum(batch["weights"])}
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
-        """Returns the sums over the targets; with weights `[batch, targets, parts]`, those of each part at once."""
+        """Returns the sums over the targets; with weights `[batch, targets, parts]`, sums of shape `[parts]`."""
         hidden = self.predicting(forward.hidden, batch)
         sums = vocab_loss(
             hidden,
@@ -39,7 +39,7 @@ class TokenPrediction(Objective):
         return {self.name: sums}
 
     def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """Returns `[batch, targets, embed]`: the states that predict, out of `[batch, length, embed]`."""
+        """Returns `[batch, targets, embed]`: the states at the predicted positions of `[batch, length, embed]`."""
         if self.predicts_at is None:
             return hidden
         return jnp.take_along_axis(hidden, batch[self.predicts_at][..., None], axis=1)
@@ -50,32 +50,32 @@ class TokenPrediction(Objective):
 
 
 class SourceToTarget(TokenPrediction):
-    """An objective that predicts a target from a source: two rows of an encoder-decoder, or one of a decoder."""
+    """An objective that predicts a target from a source: in two rows of an encoder-decoder, or in one of a decoder."""
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder_decoder", "decoder")
 
     def prompt_format(self) -> PromptFormat:
-        """Returns a source and its end, behind which, or in the decoder, the target is written."""
+        """Returns the format of a source that ends in EOS; the target follows it, or is in the decoder's row."""
         t, end = self.tokenizer, (self.tokenizer.eos_id,)
         if not self.family.paired:
             return PromptFormat(before=(t.bos_id,), after=end, stop=end, never=self.never())
         return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
     def places(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns the places that sources and targets of these lengths take in a row of `length`.
+        """Returns how many positions of a row of `length` sources and targets of these lengths take.
 
-        An encoder-decoder has two rows to fill; the fuller one counts, in places of the encoder's.
+        An encoder-decoder has two rows; the one with the larger filled share counts, scaled to the encoder's length.
         """
         if not self.family.paired:
             return source + target
         return np.maximum(source, np.ceil(target * self.length / self.target_length).astype(np.int64))
 
     def plan(self, store: Store, cost: Callable[[np.ndarray], np.ndarray], seed: int) -> Plan:
-        """Returns which pieces of documents share a row: as long as a row takes alone, or shorter ones together.
+        """Returns the pieces of documents in each row: one that fills the row, or several shorter ones.
 
         Args:
             store: the documents.
-            cost: from the tokens of pieces to the places that they take in a row of `length`; grows with the tokens.
+            cost: maps numbers of tokens of pieces to the positions that they take in a row of `length`; increasing.
             seed: of the plan.
         """
         lengths = np.arange(1, 2 * (self.length + self.target_length))
@@ -83,7 +83,7 @@ class SourceToTarget(TokenPrediction):
         return pack(store.lengths, max_piece=longest, cost=cost, capacity=self.length, seed=seed)
 
     def row(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Features:
-        """Returns the features of pairs that share a row; see `rows.source_target`."""
+        """Returns the features of pairs that share a row, as `rows.source_target` makes them."""
         return source_target(
             pairs,
             paired=self.family.paired,
