@@ -1,4 +1,4 @@
-"""How many floating-point operations a batch costs, counted from shapes: the numerator of model FLOP/s."""
+"""The number of floating-point operations of a batch, computed from shapes; model FLOP/s are this number per second."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,18 @@ from lmjax.model.language_model import LanguageModel
 def forward_flops(
     model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None, *, causal: bool = False
 ) -> int:
-    """Returns the FLOPs of the matrix products of one forward pass; a multiply and an add are two.
+    """Returns the FLOPs of the matrix products of one forward pass; a multiplication with an addition counts as two.
 
-    Attention counts every pair of a query and a key that is not outside a window, masked or not: the convention of
-    Chowdhery et al. 2022, arXiv:2204.02311, appendix B. A mixture of experts counts those that a token passes through.
-    Norms, activations, softmax and table look-ups are left out.
+    Attention counts all pairs of a query and a key within the window, also masked ones, as do Chowdhery et al. 2022,
+    arXiv:2204.02311, appendix B. A mixture of experts counts the experts that a token passes through. Norms,
+    activations, softmax and table look-ups are not counted.
 
     Args:
         model: the architecture and its heads.
-        batch: anything with `.shape` under the names of the batch's token fields.
-        predictions: positions at which the vocabulary projection runs; None: all of the side that predicts.
-        causal: count the attention of a decoder to itself at half: the pairs that its order leaves.
+        batch: the token fields by name; any objects with a `.shape`.
+        predictions: number of positions at which logits of the vocabulary are computed; None: all positions (of the
+            decoder, in an encoder-decoder).
+        causal: count the self-attention of a decoder at half, since causal order masks half of the pairs.
     """
     config = model.config
     if config.family.paired:
@@ -46,12 +47,12 @@ def forward_flops(
 def train_flops(
     model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None, *, causal: bool = False
 ) -> int:
-    """Returns the FLOPs of a training step: the backward pass costs twice the forward; recomputation is not counted."""
+    """Returns the FLOPs of a training step: those of three forward passes; recomputation is not counted."""
     return 3 * forward_flops(model, batch, predictions, causal=causal)
 
 
 def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = False, half: bool = False) -> int:
-    """Returns the FLOPs of the input embeddings and the layers for one row, cross-attention left out."""
+    """Returns the FLOPs of input embeddings and layers for one row, without cross-attention."""
     heads = 2 * (config.num_heads + config.kv_heads) * config.width_of_head
     mlps, moe = 3 if config.gated_mlp else 2, config.moe
     total = config.table_dim * config.embed_dim * length if config.factorised else 0
@@ -68,7 +69,7 @@ def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = Fal
 
 
 def _cross(config: ModelConfig, queries: int, keys: int) -> int:
-    """Returns the FLOPs of cross-attention in one layer of one row."""
+    """Returns the FLOPs of cross-attention for one row in one layer."""
     asking, asked = 2 * config.num_heads * config.width_of_head, 2 * config.kv_heads * config.width_of_head
     products = 2 * config.num_heads * config.width_of_head * queries * keys
     return 2 * (config.embed_dim * (asking * queries + asked * keys) + products)

@@ -1,20 +1,20 @@
-"""Activations by name: recorded, or replaced, while a model reads a batch.
+"""Records or replaces named activations while a model reads a batch.
 
-A name is the path of a module in the model without `backbone` and `stack`, which say nothing more, and an activation is
-what that module returns. In layer 3 these are
+An activation is the output of a module, and its name is the module's path in the model, without `backbone` and `stack`.
+In layer 3 these are
 
 | name | activation |
 |---|---|
-| `layer_3` | the residual stream behind the layer |
-| `layer_3/attention`, `layer_3/cross_attention` | of a branch, before dropout and the norm of an output |
+| `layer_3` | the residual stream after the layer |
+| `layer_3/attention`, `layer_3/cross_attention` | the output of the branch, before its output norm and dropout |
 | `layer_3/mlp`, with experts `layer_3/moe` | the same |
-| `layer_3/attention/weights` | float32 `[batch, heads, queries, keys]`: the weights of the values, without dropout |
-| `layer_3/attention/query`, `layer_3/mlp_norm`, ... | of any module inside |
+| `layer_3/attention/weights` | float32 `[batch, heads, queries, keys]`: attention probabilities, without dropout |
+| `layer_3/attention/query`, `layer_3/mlp_norm`, ... | the output of any module in the layer |
 
-and beside the layers `inputs` (what the embeddings give) and `final_norm`. An encoder-decoder has `encoder/` or
-`decoder/` in front. Layers that share parameters have names of their own. `names` lists all.
+and outside the layers `inputs` (the input embeddings) and `final_norm`. In an encoder-decoder the names start with
+`encoder/` or `decoder/`. Layers that share parameters have a name each. `names` lists all names.
 
-Flax calls the functions here at each module (`flax.linen.intercept_methods`): no module knows of them.
+Flax calls the functions of this file at each module (`flax.linen.intercept_methods`), so the modules need no change.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def names(model: LanguageModel, params: PyTree, batch: Batch, *, method: str | N
     """Returns the names of all activations that `record` can record, in the order in which they are computed.
 
     Args:
-        model: its layers unrolled.
-        params: of the model; shapes are enough.
-        batch: as for a call of the model; shapes are enough.
-        method: of the model; None: its call.
+        model: with unrolled layers.
+        params: parameters of the model, or their shapes.
+        batch: as for a call of the model, or its shapes.
+        method: name of the model's method; None: its call.
     """
     visitor = _Visitor((), {})
     jax.eval_shape(lambda params, batch: _apply(visitor, model, params, batch, method), params, batch)
@@ -63,20 +63,20 @@ def record(
     changes: Mapping[str, Change] | None = None,
     method: str | None = None,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
-    """Returns what the model returns for a batch, and the activations with these names; pure, so that jit takes it.
+    """Returns the model's output for a batch, and the named activations by name; can be called under jit.
 
     Args:
-        model: its layers unrolled, without remat.
+        model: with unrolled layers, without remat.
         params: of the model.
         batch: as for a call of the model.
-        names: of the activations, `[batch, length, embed]` where they are the residual stream or a branch.
-        changes: what to replace activations by: functions, by name, of the activation to another one of its shape.
-            What is recorded is the new one.
-        method: of the model; None: its call, which returns hidden states.
+        names: activations to record; the residual stream and the branches are `[batch, length, embed]`.
+        changes: by name, functions from an activation to its replacement, of the same shape. The replacement is
+            recorded.
+        method: name of the model's method; None: its call, which returns hidden states.
 
     Raises:
-        ValueError: a name that there is not, or one that is computed more than once; layers that are scanned or
-            recomputed; a change of shape.
+        ValueError: a name is unknown, or is computed more than once; layers are scanned or recomputed; a replacement
+            has another shape.
     """
     visitor = _Visitor(names, {} if changes is None else changes)
     outputs = _apply(visitor, model, params, batch, method)
@@ -87,12 +87,12 @@ def record(
 def replace(
     model: LanguageModel, params: PyTree, batch: Batch, changes: Mapping[str, Change], *, method: str | None = None
 ) -> PyTree:
-    """Returns what the model returns for a batch with activations replaced; arguments and errors are `record`'s."""
+    """Returns the model's output for a batch with activations replaced; arguments and errors as of `record`."""
     return record(model, params, batch, (), changes=changes, method=method)[0]
 
 
 def _apply(visitor: _Visitor, model: LanguageModel, params: PyTree, batch: Batch, method: str | None) -> PyTree:
-    """Returns what the model returns, seen by a visitor."""
+    """Returns the model's output; Flax calls the visitor at each module."""
     config = model.config
     if config.scan_layers or config.remat != "none":
         raise ValueError(
@@ -105,15 +105,15 @@ def _apply(visitor: _Visitor, model: LanguageModel, params: PyTree, batch: Batch
 
 
 class _Visitor:
-    """What Flax calls in the place of each method of each module.
+    """The function that Flax calls instead of each method of each module.
 
     Attributes:
         calls: how often each activation was computed, by name.
-        found: the activations that were asked for.
+        found: the recorded activations, by name.
     """
 
     def __init__(self, names: Collection[str], changes: Mapping[str, Change]):
-        """Takes the names to record, and what to change."""
+        """Takes the names to record, and the changes by name."""
         self._names, self._changes = frozenset(names), changes
         self._layer: tuple[tuple[str, ...], str] = ((), "")
         self.calls: dict[str, int] = {}
@@ -126,18 +126,18 @@ class _Visitor:
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        """Returns what the method returns, its activation replaced where that is asked for."""
+        """Returns the output of the method, with the activation replaced if there is a change for it."""
         module = context.module
         if isinstance(module, Attention) and context.method_name == "weigh":
             return self._weighed(method, module, *args)
         if context.method_name != "__call__" or isinstance(module, Stack | Side | EncoderDecoder):
             return method(*args, **kwargs)
         if isinstance(module, Block):
-            # Layers that share parameters are one module, which is told the number of the layer.
+            # Layers that share parameters are one module; the layer's number is an argument of its call.
             self._layer = module.path, f"{UNROLLED}{args[2]}"
         name = self._name(module.path)
         result = method(*args, **kwargs)
-        # Blocks and attentions return what they keep for a cache too.
+        # Blocks and attentions return a tuple of the activation and the cache.
         value, *rest = result if isinstance(result, tuple) else (result,)
         if name is None or not isinstance(value, jax.Array):
             return result
@@ -145,7 +145,7 @@ class _Visitor:
         return (value, *rest) if isinstance(result, tuple) else value
 
     def _seen(self, name: str, value: jax.Array) -> jax.Array:
-        """Returns an activation, or what it is replaced by; records it where that is asked for."""
+        """Returns an activation or its replacement, and records it if its name is among those to record."""
         self.calls[name] = self.calls.get(name, 0) + 1
         if name in self._changes:
             value = _same_shape(name, value, self._changes[name](value))
@@ -164,7 +164,10 @@ class _Visitor:
         sink_logits: jax.Array | None,
         dropout_rate: jax.Array | None,
     ) -> jax.Array:
-        """Returns what `Attention.weigh` returns; its weights, which kernels do not give, are computed if asked for."""
+        """Returns the output of `Attention.weigh`.
+
+        Kernels do not return the attention probabilities, so they are computed here if they are recorded or changed.
+        """
         name = self._name(module.path)
         name = None if name is None else f"{name}/weights"
         if name not in self._names and name not in self._changes:
@@ -190,7 +193,7 @@ class _Visitor:
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(value.dtype)
 
     def _name(self, path: tuple[str, ...]) -> str | None:
-        """Returns the name of what the module at a path returns; None: it stands outside of the backbones."""
+        """Returns the name of the activation of the module at a path; None: the module is not in a backbone."""
         if BACKBONE not in path:
             return None
         block, layer = self._layer
@@ -199,7 +202,7 @@ class _Visitor:
         return "/".join(part for part in path if part not in _LEFT_OUT)
 
     def check(self) -> None:
-        """Raises ValueError for a name that was asked for and is not that of one activation."""
+        """Raises ValueError for a name to record or to change that does not name exactly one activation."""
         for name in (*self._names, *self._changes):
             count = self.calls.get(name, 0)
             if count > 1:
@@ -210,7 +213,7 @@ class _Visitor:
 
 
 def _same_shape(name: str, old: jax.Array, new: jax.Array) -> jax.Array:
-    """Returns the new activation in the type of the old one; raises ValueError for another shape."""
+    """Returns the new activation with the dtype of the old one; raises ValueError if their shapes differ."""
     if jnp.shape(new) != old.shape:
         raise ValueError(f"{name!r} has the shape {old.shape}, and its change gives {jnp.shape(new)}; give the same")
     return jnp.asarray(new, old.dtype)

@@ -1,4 +1,4 @@
-"""Dense, Embed, Norm, MLP and dropout: the parts of a block that know nothing of a sequence."""
+"""Dense, Embed, Norm, MLP and dropout: the layers that treat every position alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
-    # Gated units (Shazeer 2020, arXiv:2002.05202, section 2) are named after the activation of their gate.
+    # For gated MLPs (Shazeer 2020, arXiv:2002.05202, section 2): the activation of the gate.
     "geglu": functools.partial(jax.nn.gelu, approximate=False),
     "geglu_new": functools.partial(jax.nn.gelu, approximate=True),
     "swiglu": jax.nn.silu,
@@ -36,13 +36,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def kernel_init(
     config: ModelConfig, fan_in: int, fan_out: int, scale: float | jax.Array = 1.0
 ) -> nn.initializers.Initializer:
-    """Returns the config's initializer of a kernel.
+    """Returns the initializer of a kernel that the config names.
 
     Args:
         config: of the model.
-        fan_in: numbers that each output is a sum over.
-        fan_out: outputs.
-        scale: factor on what it draws; a traced one may differ between scanned layers.
+        fan_in: number of inputs that each output sums over.
+        fan_out: number of outputs.
+        scale: factor on the drawn numbers; a traced one may differ between scanned layers.
     """
     if config.initializer == "truncated_normal":
         return nn.initializers.truncated_normal(scale * config.init_std)
@@ -54,7 +54,7 @@ def kernel_init(
 
 
 def table_init(config: ModelConfig) -> nn.initializers.Initializer:
-    """Returns the config's initializer of an embedding table."""
+    """Returns the initializer of an embedding table that the config names."""
     truncated = config.initializer == "truncated_normal"
     return (nn.initializers.truncated_normal if truncated else nn.initializers.normal)(config.embedding_std)
 
@@ -62,17 +62,18 @@ def table_init(config: ModelConfig) -> nn.initializers.Initializer:
 def dot(
     x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None, *, transposed: bool = False
 ) -> jax.Array:
-    """Returns `x` with its last `dims` dimensions contracted with the first of `kernel`, rounded to the dtype of `x`.
+    """Returns the product of `x` and `kernel` (cast to the dtype of `x`), over the last `dims` dimensions of `x`.
 
-    Every product of an activation with a parameter passes here: the one place for a backend's own dot.
+    All products of an activation with a parameter are computed here, so that a backend can have its own code for them.
 
     Args:
         x: activations.
-        kernel: a parameter.
-        dims: how many dimensions are contracted.
+        kernel: a parameter; its first `dims` dimensions are contracted.
+        dims: number of dimensions that are contracted.
         out_dtype: of the product; None: that of `x`.
-        transposed: the kernel is a matrix, and its last dimension is contracted. Its transpose as an argument would do,
-            but for a single row XLA on a CPU writes it down.
+        transposed: the kernel is a matrix, and its last dimension is contracted. This is used instead of `kernel.T`,
+            because for a single row XLA on a CPU (jax 0.10.2) writes the transpose to memory: 15 of the 45 ms of a
+            token of GPT-2 (experiments/README.md, "Generation beside transformers on torch").
     """
     if platform() == "cpu":
         return cpu.dot(x, kernel, dims, out_dtype, transposed=transposed)
@@ -94,8 +95,8 @@ def dropout(
     Args:
         x: activations of any shape.
         rate: a traced scalar, or None: `x` itself, and no random number is drawn.
-        make_rng: the calling module's own `make_rng`.
-        rows: what is dropped is a whole row of the batch: stochastic depth.
+        make_rng: the `make_rng` of the calling module.
+        rows: drop whole rows of the batch instead of elements (stochastic depth).
     """
     if rate is None:
         return x
@@ -110,10 +111,10 @@ class Dense(nn.Module):
 
     Attributes:
         features: the output dimensions, such as (heads, head_dim).
-        axes: an axis name for every dimension of the kernel, the inputs' first.
+        axes: an axis name for every dimension of the kernel, inputs before outputs.
         init_scale: factor on the initial kernel.
-        use_bias: None: if the config lists the layer's name among its `biases`.
-        out_dtype: of the product; None: the compute dtype.
+        use_bias: whether it has a bias; None: it has one if the config's `biases` contain the name of the layer.
+        out_dtype: of the product; None: the config's dtype.
     """
 
     config: ModelConfig
@@ -133,7 +134,7 @@ class Dense(nn.Module):
         kernel = parameter(self, "kernel", init, self.axes, (*inputs, *self.features), config.param_dtype)
         y = dot(x.astype(config.dtype), kernel, dims, self.out_dtype)
         if self.name in config.biases if self.use_bias is None else self.use_bias:
-            # A bias of the residual stream is a vector too small to be worth sharding with the kernel's `embed`.
+            # A bias of width `embed` is too small to be worth sharding like the kernel, so its axis is `norm`.
             names = tuple("norm" if name == "embed" else name for name in self.axes[dims:])
             bias = parameter(self, "bias", nn.initializers.zeros, names, self.features, config.param_dtype)
             y += align(bias.astype(y.dtype), y)
@@ -141,10 +142,10 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of vectors: tokens, learned positions or token types.
+    """A table of vectors for tokens, learned positions or token types.
 
     Attributes:
-        rows: the number of ids.
+        rows: number of rows, one for each id.
         row_axis: axis name of the rows.
     """
 
@@ -153,19 +154,20 @@ class Embed(nn.Module):
     row_axis: str
 
     def setup(self) -> None:
-        """Makes the table `[rows, embed]`, or `[rows, embedding]` where the embeddings are factorised."""
+        """Makes the table `[rows, embed]`, or `[rows, embedding]` if the embeddings are factorised."""
         width_axis = "embedding" if self.config.factorised else "embed"
         names, shape = (self.row_axis, width_axis), (self.rows, self.config.table_dim)
         self.table = parameter(self, "table", table_init(self.config), names, shape, self.config.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Returns `[..., table width]` for `[...]`; an id outside the table gives NaN rather than another row."""
-        # Under fsdp the rows are gathered before the look-up: looked up in slices, every activation would have to move.
+        """Returns `[..., table width]` for ids `[...]`; an id outside the table gives NaN."""
+        # Under fsdp the width of the table is gathered before the look-up. Otherwise the vectors looked up would be
+        # split by width, and all activations would have to be sent between devices.
         table = axes.constrain(self.table, (self.row_axis, "act_embed"))
         return jnp.take(table, ids, axis=0, mode="fill").astype(self.config.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """Returns float32 `[..., rows]`: the products of `[..., table width]` with every row."""
+        """Returns float32 `[..., rows]`: the dot products of `x` `[..., table width]` with all rows."""
         return dot(x.astype(self.config.dtype), self.table, out_dtype="float32", transposed=True)
 
 
@@ -176,7 +178,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns `x`, normalised over its last dimension in float32 whatever the compute dtype."""
+        """Returns `x`, normalised over its last dimension; computed in float32 for every dtype of the config."""
         config = self.config
         shape, dtype = x.shape[-1:], config.param_dtype
         y = x.astype(jnp.float32)
@@ -194,7 +196,7 @@ class Norm(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise layer: down(act(up x)), or down(act(gate x) * up x) where the activation is gated.
+    """The MLP of a block: down(act(up x)), or down(act(gate x) * up x) if it is gated.
 
     Attributes:
         init_scale: factor on the initial kernel of `down`.

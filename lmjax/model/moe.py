@@ -1,4 +1,4 @@
-"""A mixture of experts in place of the MLP: the router, the dispatch, and the losses that keep the router in order."""
+"""A mixture of experts in place of the MLP: the router, the dispatch to experts, and the router's auxiliary losses."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from lmjax.model.groups import MoEConfig
 from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init
 from lmjax.model.parameters import parameter
 
-# The collection, beside "params", in which a forward pass leaves the router's losses.
+# The Flax collection, beside "params", to which a forward pass writes the router's losses.
 AUXILIARY = "auxiliary"
 LOSSES = ("router_balance", "router_z")
 
@@ -31,15 +31,15 @@ class RouterLoss(NamedTuple):
     weight: jax.Array
 
 
-# From kernels and biases of all experts to the projection of the tokens, in the layout of a dispatch.
+# A function of the kernels and biases of all experts that returns the projected tokens, in the layout of the dispatch.
 Projection = Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 class ExpertKernels(nn.Module):
-    """One projection of every expert: the parameters alone, since the dispatch decides how they are used.
+    """The parameters of one projection of all experts; the dispatch (`_dense`, `_ragged`) multiplies by them.
 
     Attributes:
-        features: outputs of the projection.
+        features: number of outputs of the projection.
         axes: axis names of its inputs and outputs.
         init_scale: factor on the initial kernels.
     """
@@ -51,7 +51,7 @@ class ExpertKernels(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
-        """Returns kernels `[experts, inputs, features]` and biases `[experts, features]`, None if it has none."""
+        """Returns kernels `[experts, inputs, features]`, and biases `[experts, features]` or None."""
         config, experts = self.config, self.config.moe.num_experts
         init, shape = kernel_init(config, inputs, self.features, self.init_scale), (experts, inputs, self.features)
         kernels = parameter(self, "kernel", init, ("experts", *self.axes), shape, config.param_dtype)
@@ -66,7 +66,7 @@ class ExpertKernels(nn.Module):
 class MoE(nn.Module):
     """Each token passes through its `top_k` experts, weighted by their gates (Shazeer et al. 2017, arXiv:1701.06538).
 
-    Padding passes through none, and counts in no loss. No expert has a limit, so no token is dropped.
+    The output is zero at padding, and the losses leave it out. Experts have no capacity limit: no token is dropped.
 
     Attributes:
         init_scale: factor on the initial kernels that write to the residual stream.
@@ -86,7 +86,7 @@ class MoE(nn.Module):
         """
         config, moe = self.config, self.config.moe
         real = jnp.ones(x.shape[:2]) if segment_ids is None else (segment_ids > 0).astype(jnp.float32)
-        # Logits of bfloat16 precision make a router unstable (Fedus et al. 2022, section 2.4).
+        # The logits are float32, because bfloat16 makes a router unstable (Fedus et al. 2022, section 2.4).
         exact = config.model_copy(update={"dtype": "float32"})
         logits = Dense(exact, (moe.num_experts,), ("embed", "classes"), use_bias=False, name="router")(x)
         probabilities = jax.nn.softmax(logits, axis=-1)
@@ -109,17 +109,17 @@ class MoE(nn.Module):
         return (_dense if dispatch(moe) == "dense" else _ragged)(x, gates.astype(x.dtype), chosen, hidden, *outer)
 
     def _leave_losses(self, logits: jax.Array, probabilities: jax.Array, chosen: jax.Array, real: jax.Array) -> None:
-        """Sows each of LOSSES as float32 `[2]`: its sum over tokens, and their number.
+        """Sows each of LOSSES as float32 `[2]`: its sum over tokens, and the number of tokens.
 
-        The balance is a product of two means over the tokens of this forward pass, so it is not a sum over tokens: of a
-        batch in microbatches, or on replicas of `pmap`, each part is balanced by itself, which asks for more than
-        balance on the whole. A mesh changes nothing: there the means are over all devices.
+        The balance loss is a product of two means over the tokens of this forward pass, so it is not a sum over tokens.
+        With microbatches, or with replicas under `pmap`, each part of the batch has its own balance loss, which is
+        stricter than balance over the whole batch. On a mesh the means are over all devices.
         """
         tokens = jnp.sum(real)
         count = jnp.maximum(tokens, 1.0)
         uses = jax.nn.one_hot(chosen, self.config.moe.num_experts).sum(-2) / self.config.moe.top_k
         share, probability = (jnp.einsum("ble,bl->e", y, real) / count for y in (uses, probabilities))
-        # Fedus et al. 2022, equation 4, without its weight; with k experts a token, each is 1 / k of a dispatch.
+        # Fedus et al. 2022, equation 4, without its weight; with k experts per token, each counts as 1 / k.
         balance = self.config.moe.num_experts * jnp.sum(share * probability) * tokens
         # Zoph et al. 2022, equation 5.
         z = jnp.sum(jnp.square(jax.nn.logsumexp(logits, axis=-1)) * real)
@@ -128,7 +128,7 @@ class MoE(nn.Module):
 
 
 def dispatch(moe: MoEConfig) -> str:
-    """Returns how tokens come to their experts: `auto` resolved for the mesh in use."""
+    """Returns the dispatch, dense or ragged, with `auto` resolved for the mesh in use."""
     if moe.dispatch != "auto":
         return moe.dispatch
     split = dict(jax.sharding.get_abstract_mesh().shape).get("expert", 1) > 1
@@ -143,7 +143,7 @@ def _dense(
     kernels: jax.Array,
     biases: jax.Array | None,
 ) -> jax.Array:
-    """Returns `[batch, length, embed]`: every expert's output for every token, most of them with weight zero."""
+    """Returns `[batch, length, embed]`, computing every expert for every token; experts not chosen have weight 0."""
 
     def project(kernels: jax.Array, biases: jax.Array | None) -> jax.Array:
         y = jnp.einsum("bld,edm->blem", x, kernels)
@@ -163,7 +163,7 @@ def _ragged(
     kernels: jax.Array,
     biases: jax.Array | None,
 ) -> jax.Array:
-    """Returns `[batch, length, embed]`: tokens sorted by expert, so that each product has only its own rows."""
+    """Returns `[batch, length, embed]`; tokens are sorted by expert, so that an expert computes only its own tokens."""
     experts, top_k = chosen.reshape(-1), chosen.shape[-1]
     order = jnp.argsort(experts)
     sizes = jnp.bincount(experts, length=len(kernels)).astype(jnp.int32)
@@ -178,13 +178,13 @@ def _ragged(
 
 
 def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, RouterLoss]:
-    """Returns the router's losses by name.
+    """Returns the router's losses by name, as means over layers; empty without experts.
 
-    Their quotient is the mean loss of a layer. Without experts there are none. Added up over microbatches or replicas,
-    the z-loss is that of the whole batch, and the balance the mean of theirs.
+    Loss divided by weight is the mean loss of a layer per token. If losses and weights are added up over microbatches
+    or replicas, the z-loss is that of the whole batch, and the balance loss is the mean over them, weighted by tokens.
 
     Args:
-        collection: what a forward pass left in AUXILIARY.
+        collection: the AUXILIARY collection of a forward pass.
     """
     layers: dict[str, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(collection):
@@ -195,9 +195,9 @@ def auxiliary_sums(collection: Mapping[str, Any]) -> dict[str, RouterLoss]:
 
 
 def auxiliary_weight(config: ModelConfig, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the weight that `auxiliary_sums` will give for a batch: its tokens, padding left out.
+    """Returns the weight that `auxiliary_sums` gives for a batch: its number of tokens without padding.
 
-    A mean over layers: in an encoder-decoder those of the encoder see other tokens than those of the decoder.
+    In an encoder-decoder this is a mean over the layers of both, whose tokens differ.
     """
     layers = {
         side.prefix: sum(config.moe.has_experts(i) for i in range(config.side_layers(side.causal)))

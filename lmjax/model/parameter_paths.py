@@ -1,7 +1,7 @@
-"""The names on the way to a parameter, such as `backbone/stack/layer_3/mlp/up/kernel`, and what a path says.
+"""Paths of parameters, such as `backbone/stack/layer_3/mlp/up/kernel`: their names, and the kind of parameter.
 
-Layers stand in a stack as `layer_0`, `layer_1`, ...; scanned ones are `layers`, and the first axis of each array
-is the layer; a layer that all share is `shared_layer`. Interop writes paths with `{i}` for a layer's number.
+Unrolled layers of a stack are called `layer_0`, `layer_1`, ...; scanned ones are `layers`, and the first axis of each
+array is the layer; a layer that is shared by the whole stack is `shared_layer`. Interop writes `{i}` for the number.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SCANNED, UNROLLED, SHARED = "layers", "layer_", "shared_layer"
 INPUTS, STACK = f"{BACKBONE}/{INPUTS_NAME}", f"{BACKBONE}/{STACK_NAME}"
 ITH_LAYER = f"{UNROLLED}{{i}}"
 LAYER, SHARED_LAYER = f"{STACK}/{ITH_LAYER}", f"{STACK}/{SHARED}"
-# Tables of biases on attention scores: a scalar for each head and distance.
+# Modules whose table is a bias on attention scores: a scalar for each head and bucket of distances.
 RELATIVE_BIAS, CROSS_RELATIVE_BIAS = "relative_bias", "cross_relative_bias"
-# What stands below the lowest layer: the token table, positions and types with their norm, and the projection from a
-# factorised table's width to the model's.
+# Modules before the first layer: the token table, the embeddings of positions and types with their norm, and the
+# projection of factorised embeddings to the model's width.
 BELOW_LAYERS = frozenset({EMBEDDING, INPUTS_NAME, "project_in"})
 
 _SINGLE = re.compile(rf"{UNROLLED}(\d+)|{SHARED}")
-# Where the inputs and where the outputs of an attention kernel begin among its last axes.
+# The axes of an attention kernel, counted from the end, at which its inputs begin and at which its outputs begin.
 _HEADS = {"query": (-3, -2), "key": (-3, -2), "value": (-3, -2), "out": (-3, -1)}
 
 
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
     Attributes:
         stack: the path of its stack.
-        number: its number in the stack, 0 for a layer that all share; None: the parameter holds all layers, scanned.
+        number: of the layer in its stack, 0 for a shared layer; None: the parameter stacks all scanned layers.
     """
 
     stack: Names
@@ -45,17 +45,17 @@ class Layer(NamedTuple):
 
 
 def names_of(path: tuple) -> Names:
-    """Returns the names of a path in a tree of parameters: the dictionary keys alone, whatever lies around them."""
+    """Returns the dictionary keys of a JAX path in a tree of parameters; other entries, as of boxes, are left out."""
     return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def map_named(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """Returns `f(names, leaf, ...)` of every leaf."""
+    """Returns the tree with `f(names, leaf, *leaves of rest)` in place of each leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(names_of(path), *leaves), tree, *rest)
 
 
 def layer_of(names: Names) -> Layer | None:
-    """Returns the layer that a parameter belongs to; None outside of layers."""
+    """Returns the layer that a parameter belongs to; None: it is not in a layer."""
     for i, name in enumerate(names):
         if name == SCANNED:
             return Layer(names[:i], None)
@@ -65,10 +65,10 @@ def layer_of(names: Names) -> Layer | None:
 
 
 def layer_paths(path: str) -> Callable[[int], str] | None:
-    """Returns the path in an unrolled model, by layer, of a parameter that a scanned one stacks; None if it does not.
+    """Returns a function from a layer's number to the parameter's path in an unrolled model; None: it is not scanned.
 
     Args:
-        path: names joined by slashes.
+        path: names in a scanned model, joined by slashes.
     """
     names = path.split("/")
     if SCANNED not in names:
@@ -78,12 +78,12 @@ def layer_paths(path: str) -> Callable[[int], str] | None:
 
 
 def is_scanned(names: Names) -> bool:
-    """Returns whether a parameter is that of many layers, along its first axis."""
+    """Returns whether a parameter stacks the scanned layers along its first axis."""
     return SCANNED in names
 
 
 def is_matrix(names: Names) -> bool:
-    """Returns whether a parameter, in each layer, is a matrix: a kernel or an embedding, no vector and no bias."""
+    """Returns whether a parameter is a matrix in each layer: a kernel or an embedding table, but no bias table."""
     return names[-1] in ("kernel", "table") and not is_bias_table(names)
 
 
@@ -93,15 +93,15 @@ def is_bias_table(names: Names) -> bool:
 
 
 def is_hidden_matrix(names: Names) -> bool:
-    """Returns whether a parameter is a kernel of a layer: no embedding, head, router or vector."""
+    """Returns whether a parameter is a kernel in a layer, the router excepted."""
     return layer_of(names) is not None and names[-1] == "kernel" and "router" not in names
 
 
 def matrix_shape(names: Names, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Returns a kernel's shape as `[matrices, inputs, outputs]`.
 
-    Attention's kernels are `[embed, heads, head_dim]` and `[heads, head_dim, embed]`; scanned layers and experts stand
-    in front, and each of them is a matrix of its own.
+    Kernels of attention are `[embed, heads, head_dim]` or `[heads, head_dim, embed]`. Axes of scanned layers and of
+    experts come first, and count as separate matrices.
     """
     first, second = _HEADS.get(names[-2], (-2, -1)) if len(names) > 1 and len(shape) > 2 else (-2, -1)
     inputs, outputs = (int(np.prod(s)) for s in (shape[first : second or None], shape[second:]))

@@ -1,4 +1,4 @@
-"""What the parameters of a model are: how many, of which shapes, under which axis names."""
+"""Parameters of a model: how they are made, and their number, shapes and axis names."""
 
 import math
 from collections.abc import Sequence
@@ -19,33 +19,33 @@ def parameter(
     shape: tuple[int, ...],
     dtype: str,
 ) -> jax.Array:
-    """Returns a parameter of a module, which is made where there is none.
+    """Returns a parameter of a module, and makes it if the module does not have it.
 
-    Linen's `param` traces the initializer at every call, to compare its shape with that of what is there: half of the
-    time that it takes to trace a model.
+    Linen's `param` traces the initializer at every call, to compare shapes; this takes half of the time in which a
+    model is traced. So an existing parameter is read directly, and its shape compared here.
 
     Args:
-        module: the caller, inside its setup or its compact method.
+        module: the caller, in its setup or its compact method.
         name: of the parameter.
-        init: draws it.
+        init: its initializer.
         names: an axis name for every dimension.
-        shape: its own.
-        dtype: its own.
+        shape: of the parameter.
+        dtype: of the parameter.
     """
     found = module.get_variable("params", name)
     if found is None or jnp.shape(found := nn.unbox(found)) != shape:
-        # Linen's error says what is missing, or of another shape.
+        # Makes the parameter; outside of initialisation, raises Linen's error on a missing or wrongly shaped parameter.
         return module.param(name, axes.partitioned(init, names), shape, jnp.dtype(dtype))
     return found
 
 
 def is_box(x: Any) -> bool:
-    """Returns whether `x` is an array, or a shape, with axis names around it."""
+    """Returns whether `x` is a box: an array or a shape, together with its axis names."""
     return isinstance(x, nn.Partitioned)
 
 
 def unboxed(tree: Any) -> Any:
-    """Returns the tree without boxes; `nn.unbox` would also constrain each array, which shapes cannot be."""
+    """Returns the tree without boxes; also for shapes, for which `nn.unbox` fails, as it constrains their sharding."""
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
@@ -70,6 +70,6 @@ def parameter_table(params: Any) -> str:
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """Returns arrays, or shapes, boxed or plain, by path: names joined by slashes."""
+    """Returns the arrays or shapes of a tree, without boxes, by path (names joined by slashes)."""
     leaves = jax.tree_util.tree_leaves_with_path(unboxed(params))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

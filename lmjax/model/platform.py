@@ -1,9 +1,12 @@
-"""What a program is compiled for: where a backend has code of its own, this picks it."""
+"""The platform that a program is compiled for, by which code for one backend is selected."""
 
 import jax
 
 
 def platform() -> str:
-    """Returns the platform of the mesh in use, which need not be here, or without one that of this process."""
+    """Returns the platform (cpu, gpu, tpu ...) of the mesh in use; without a mesh, that of this process.
+
+    The devices of a mesh need not exist on this machine, as when a program is compiled ahead for others.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -1,6 +1,6 @@
 """Published models by name, with their sizes, and nano models that train on a laptop.
 
-Each family is what its members share and a table of what differs; a config can be had from any by overriding fields.
+Each family has the fields that its members share, and for each member the fields that differ.
 """
 
 from typing import Any
@@ -9,12 +9,12 @@ from lmjax.model.config import ModelConfig
 
 
 def _family(shared: dict[str, Any], **members: dict[str, Any]) -> dict[str, ModelConfig]:
-    """Returns the configs of a family by name: what is shared, then what each member says."""
+    """Returns the configs of a family by name: the shared fields, with the member's own fields replacing them."""
     return {name: ModelConfig(**(shared | own)) for name, own in members.items()}
 
 
 def _size(embed_dim: int, num_layers: int, num_heads: int, mlp_dim: int, **others: Any) -> dict[str, Any]:
-    """Returns the fields that give a model its size."""
+    """Returns the fields for the size of a model, and others."""
     sizes = {"embed_dim": embed_dim, "num_layers": num_layers, "num_heads": num_heads, "mlp_dim": mlp_dim}
     return sizes | others
 
@@ -276,7 +276,7 @@ _ENCODER_DECODERS = {
     ),
 }
 
-# The nano models are unrolled: on a CPU a scan over a few small layers costs a fifth of the speed.
+# The layers of nano models are unrolled, because on a CPU a scan over a few small layers is slower by a fifth.
 _NANO = _size(128, 2, 4, 384) | {
     "vocab_size": 2048,
     "max_length": 512,

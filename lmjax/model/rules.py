@@ -1,6 +1,6 @@
-"""The rules between the groups of a ModelConfig: what cannot be built, and what to change.
+"""The rules between fields of different groups of a ModelConfig, each with the error message for a broken one.
 
-A rule within one group is a validator of the group, in groups.py.
+A rule about the fields of one group is a validator of that group, in groups.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Rules = tuple[tuple[bool, str], ...]
 
 
 def problems(config: ModelConfig) -> Rules:
-    """Returns every rule between fields as (is it broken?, what to say)."""
+    """Returns every rule between fields as (whether it is broken, error message)."""
     return (*_sizes(config), *_positions(config), *_layers(config), *_ends(config))
 
 
-# More parameters than all machines hold, and more than shapes of 32 bits can name.
+# A model with more parameters fits on no machine, and its shapes overflow 32 bits.
 _MOST_PARAMETERS = 10**14
 
 
@@ -50,7 +50,7 @@ def _sizes(config: ModelConfig) -> Rules:
 
 
 def _positions(config: ModelConfig) -> Rules:
-    """Returns the rules on how the order of tokens enters: those of every scheme, and where a scheme may stand."""
+    """Returns the rules on positions: those of every scheme, and those on positions of a decoder."""
     own = (rule for scheme in SCHEMES.values() for rule in scheme.problems(config, scheme in config.schemes))
     return (
         *own,
@@ -63,7 +63,7 @@ def _positions(config: ModelConfig) -> Rules:
 
 
 def _layers(config: ModelConfig) -> Rules:
-    """Returns the rules on how a layer is put together and started."""
+    """Returns the rules on the structure and the initialisation of a layer."""
     moe = config.moe
     return (
         (

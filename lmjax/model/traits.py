@@ -1,15 +1,15 @@
-"""The families of models and what tells them apart; everything outside asks these traits, never a family's name."""
+"""The families of models and their traits; code elsewhere reads these traits instead of comparing a family's name."""
 
 import dataclasses
 from typing import NamedTuple
 
 
 class Side(NamedTuple):
-    """A stack of layers with input embeddings of its own.
+    """An encoder or a decoder: a stack of layers with its own input embeddings.
 
     Attributes:
-        prefix: of the names of its fields in a batch.
-        causal: whether a token sees its segment up to itself alone.
+        prefix: with which the names of its fields in a batch begin.
+        causal: whether a token attends only to itself and to earlier tokens of its segment.
     """
 
     prefix: str
@@ -18,12 +18,12 @@ class Side(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What every model of a family has in common.
+    """The traits that all models of a family share.
 
     Attributes:
-        label: what messages call it.
-        sides: its stacks; the last one predicts, and sees the output of one before it.
-        vocabulary_heads: the heads with which it has vocabulary logits; empty: it has them where it has no head.
+        label: the family's name in messages.
+        sides: its encoder, decoder or both; the last one predicts, and has cross-attention to the one before it.
+        vocabulary_heads: the heads that give it vocabulary logits; empty: it has these logits if no head is named.
         token_types: whether its inputs may have token types.
     """
 
@@ -34,22 +34,22 @@ class Family:
 
     @property
     def paired(self) -> bool:
-        """Whether an encoder reads a source, and a decoder predicts a target from it, each in a row of its own."""
+        """Whether an encoder reads a source and a decoder predicts a target, in separate rows."""
         return len(self.sides) > 1
 
     @property
     def causal(self) -> bool:
-        """Whether each token is predicted from those before it, so that the model can write."""
+        """Whether each token is predicted from the tokens before it, so that the model can generate text."""
         return self.sides[-1].causal
 
     @property
     def continues(self) -> bool:
-        """Whether what the model writes goes on with the row that it has read."""
+        """Whether generated tokens continue the row that the model has read."""
         return self.causal and not self.paired
 
     @property
     def predicts(self) -> str:
-        """The prefix of the fields of the side that predicts."""
+        """The prefix of the fields of the decoder, or of the encoder if there is no decoder."""
         return self.sides[-1].prefix
 
 
