@@ -21,14 +21,14 @@ from pydantic import Field, model_validator
 from lmjax import strict_json
 from lmjax.data.sources import DataConfig
 from lmjax.data.tokenizer import TokenizerConfig
-from lmjax.errors import FlagError
+from lmjax.errors import DataError, FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
 from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, objective_types
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
-from lmjax.paths import expanded
+from lmjax.paths import expanded, write_durably
 from lmjax.schema import Schema, flat
 from lmjax.streams import SEEDS
 from lmjax.training.checkpoint import CheckpointConfig
@@ -120,12 +120,12 @@ class Config(Schema):
 
 
 def from_json(path: pathlib.Path) -> Config:
-    """Returns the config in a JSON file; raises FlagError if it is not one."""
+    """Returns the config in a JSON file; raises DataError if it is not one."""
     try:
         return Config.model_validate_json(path.read_text())
-    except (OSError, UnicodeDecodeError, pydantic.ValidationError) as e:
+    except (OSError, UnicodeDecodeError, pydantic.ValidationError, FlagError) as e:
         problem = _explain(e) if isinstance(e, pydantic.ValidationError) else str(e)
-        raise FlagError(f"{path}: not a config of this version of lmjax: {problem.splitlines()[0]}") from e
+        raise DataError(f"{path}: not a config of this version of lmjax: {problem.splitlines()[0]}") from e
 
 
 def default_config(objective: tuple[str, ...] = DEFAULT, architecture: str | None = None) -> Config:
@@ -311,6 +311,4 @@ def _explain(error: pydantic.ValidationError) -> str:
 
 def write_json(path: pathlib.Path, values: Any) -> None:
     """Writes values as JSON, in one piece or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(values if isinstance(values, str) else strict_json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
+    write_durably(path, values if isinstance(values, str) else strict_json.dumps(values, indent=2) + "\n")

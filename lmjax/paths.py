@@ -52,6 +52,29 @@ def remove_folders(made: list[pathlib.Path]) -> None:
             folder.rmdir()
 
 
+def sync_folder(folder: pathlib.Path) -> None:
+    """Brings the entries of a folder, such as a file renamed in it, onto the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems do not offer this for folders.
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: pathlib.Path, text: str) -> None:
+    """Writes a file in one piece or not at all; once this returns, it is on the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write to, which takes the place of the free `folder` once the context ends without an error."""

@@ -7,7 +7,7 @@ import pydantic
 import pytest
 
 from lmjax.config import Config, default_config, difference, from_json, load_experiment, resolve
-from lmjax.errors import FlagError
+from lmjax.errors import DataError, FlagError
 from lmjax.model.presets import PRESETS
 from lmjax.training.optimizers import OPTIMIZERS
 
@@ -64,7 +64,7 @@ def test_the_family_follows_from_the_objective(objective, architecture):
 def test_a_config_file_with_a_path_of_before_is_answered_with_the_one_of_today(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(default_config().to_json().replace('"scan_layers":', '"qk_norm": "none", "scan_layers":'))
-    with pytest.raises(FlagError, match=r"config\.json: .*--config\.model: qk_norm is now attention\.qk_norm"):
+    with pytest.raises(DataError, match=r"config\.json: .*--config\.model: qk_norm is now attention\.qk_norm"):
         from_json(path)
 
 

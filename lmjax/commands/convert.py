@@ -75,18 +75,16 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
         raise FlagError(f"--workdir={workdir}: exists and is not empty; choose another")
     tokenizer = load_tokenizer(str(source.folder))
     config = _config(source)
-    with claim_workdir(workdir, config):
+    with claim_workdir(workdir, config) as claim:
         params = source.params(source.config, storage_mesh(source.config, source.heads))
-        with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        with Checkpoints(workdir, config.checkpoint, claim.saved) as checkpoints:
             checkpoints.save(0, {"params": params})
-            checkpoints.wait()
         tokenizer.save_in(workdir)
         write_json(workdir / ORIGIN, dict(source.origin) | {HEADS_FIELD: source.heads})
         if (source.folder / GENERATION).is_file():
             write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
         write_json(workdir / "env.json", environment())
-        # Last: a workdir without it is none.
-        write_json(workdir / "config.json", config.to_json())
+        claim.done()
     return _described(source, params) | {
         "from": f"{source.origin['model_type']}, {source.origin['architectures'][0]}",
         "next": f"lmjax train --init_from={shell_quoted(workdir)} --data=TEXT",
@@ -112,6 +110,8 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     """Writes a checkpoint of Hugging Face; returns the lines of the report."""
     # Before the parameters are read, which may take minutes.
     check_free(folder)
+    if not math.isfinite(shard_gb := values["shard_gb"].value):
+        raise FlagError(f"--shard_gb={shard_gb}: is no size; give gigabytes, such as 5")
     # No class of theirs has beside others what is there to train with.
     heads = tuple(head for head in source.heads if not HEADS[head].in_training_only)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
@@ -133,7 +133,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         dtype=values["dtype"].value,
         extra={} if source.origin else {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()},
         beside=beside,
-        shard_bytes=int(values["shard_gb"].value * 1e9),
+        shard_bytes=int(shard_gb * 1e9),
     )
     files = list(folder.glob("*.safetensors"))
     size = math.fsum(f.stat().st_size for f in files) / 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 from absl import flags, logging
+from jax.experimental import multihost_utils
 
 from lmjax.commands.explain import explain
 from lmjax.commands.fits import check_run, sized_model
@@ -138,8 +140,10 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
     workdir = pathlib.Path(workdir)
     check_run(config)
     first = jax.process_index() == 0
-    lock = claim_workdir(workdir, config) if first else None
-    try:
+    with claim_workdir(workdir, config) if first else contextlib.nullcontext() as claim:
+        if jax.process_count() > 1:
+            # What an earlier command left there may be read only once it was cleared away.
+            multihost_utils.sync_global_devices("the workdir is claimed")
         cache_compilations(config.data.cache_path)
         with phase("preparing data and model"):
             run = build(config, workdir)
@@ -148,14 +152,13 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
             write_json(workdir / "env.json", environment())
         state, ending = fit(
             run,
+            claim,
             progress=progress and first,
             announce=functools.partial(_announce, progress=progress) if first else None,
         )
-        if first:
+        if claim is not None:
+            claim.done()
             _report(run, state, ending)
-    finally:
-        if lock is not None:
-            lock.close()
     return workdir
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from lmjax.errors import FlagError
+from lmjax.errors import FlagError, SaveError
 from lmjax.interop.checkpoint import Description, describe, shapes
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.nearest import Change, changes
@@ -214,9 +215,21 @@ def _no_family(
 
 
 def check_free(folder: pathlib.Path) -> None:
-    """Raises FlagError if a folder to be made holds something already."""
+    """Raises FlagError if a folder to be made holds something already, or cannot be made."""
     if not is_free(folder):
         raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise FlagError(f"--to={folder}: {there} is a file; choose another")
+
+
+@contextlib.contextmanager
+def _told(folder: pathlib.Path) -> Iterator[None]:
+    """Raises SaveError for what the disk refuses."""
+    try:
+        yield
+    except OSError as e:
+        raise SaveError(f"--to={folder}: cannot be written to: {e.strerror or e}; make room or choose another") from e
 
 
 def export(
@@ -251,7 +264,7 @@ def export(
     constants = description.family.constants.items()
     made = ((description.rename(name), make(config).astype(np.float32)) for name, make in constants)
     tensors = itertools.chain(tensors_of(description, config, params), made)
-    with new_folder(folder) as temporary:
+    with _told(folder), new_folder(folder) as temporary:
         (temporary / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         write_shards(temporary, ((n, t if kept is None else t.astype(kept)) for n, t in tensors), shard_bytes)
         if beside is not None:

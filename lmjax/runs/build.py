@@ -28,15 +28,18 @@ from lmjax.data.splits import open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import ConfigMismatchError, FlagError, SaveError
+from lmjax.errors import ConfigMismatchError, DataError, FlagError, SaveError
+from lmjax.interop.shards import read_json
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
+from lmjax.paths import shell_quoted
 from lmjax.phases import phase
 from lmjax.streams import subseed
+from lmjax.training.checkpoint import saved_steps
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage
@@ -231,7 +234,10 @@ def _tokenizer(
     """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training parts."""
     for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
         if own.exists():
-            return load_tokenizer(str(own))
+            try:
+                return load_tokenizer(str(own))
+            except (DataError, FlagError) as e:
+                raise DataError(f"{own}: the run's own tokenizer cannot be read; copy it back ({e})") from e
     if config.tokenizer.path:
         return load_tokenizer(config.tokenizer.path)
     return _trained_tokenizer(config, train, identity)
@@ -272,16 +278,28 @@ def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
 
 
 def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
-    """Raises ConfigMismatchError if the workdir says that it was trained on something else."""
+    """Raises ConfigMismatchError if the workdir was trained on something else, or does not say any more on what."""
     path = workdir / IDENTITY
-    if path.exists():
-        known = json.loads(path.read_text())
-        changed = [k for k in identity if known.get(k) != identity[k]]
-        if changed:
+    if not path.exists():
+        if saved_steps(workdir):
             raise ConfigMismatchError(
-                f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
-                "bring the old data back or use another --workdir"
+                f"{path}: is missing, so whether the run saw the same data cannot be told; copy it back, or train in "
+                f"another --workdir, from this one with --init_from={shell_quoted(workdir)}"
             )
+        return
+    try:
+        known = read_json(path)
+    except DataError as e:
+        raise ConfigMismatchError(
+            f"{e}, or train in another --workdir, from this one with --init_from={shell_quoted(workdir)}"
+        ) from e
+    # As JSON has it: lists for tuples.
+    here = json.loads(json.dumps(identity))
+    if changed := [name for name in known | here if known.get(name) != here.get(name)]:
+        raise ConfigMismatchError(
+            f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
+            "bring the old data back or use another --workdir"
+        )
 
 
 def environment() -> dict[str, Any]:

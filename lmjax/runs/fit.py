@@ -25,6 +25,7 @@ from lmjax.phases import phase
 from lmjax.runs import diverged
 from lmjax.runs.build import Run
 from lmjax.runs.trained import open_pretrained
+from lmjax.runs.workdir import Claim, check_nothing_lost
 from lmjax.training.board import HyperparameterTable
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
@@ -39,11 +40,18 @@ from lmjax.training.step import make_eval_step, make_train_step
 from lmjax.training.stopping import resumed
 
 
-def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] | None = None) -> tuple[TrainState, str]:
+def fit(
+    run: Run,
+    claim: Claim | None,
+    *,
+    progress: bool,
+    announce: Callable[[Run, Any, int], None] | None = None,
+) -> tuple[TrainState, str]:
     """Returns the state after the last step, and why the run ended early, or nothing.
 
     Args:
         run: its parts.
+        claim: on its workdir, which is told how far the run has come; None: another process holds it.
         progress: whether a progress bar is shown.
         announce: called before anything is compiled, with the run, the shapes of its parameters, and the step that it
             goes on from.
@@ -51,16 +59,22 @@ def fit(run: Run, *, progress: bool, announce: Callable[[Run, Any, int], None] |
     while True:
         rollbacks = Rollbacks(run.workdir)
         try:
-            return _fit(run, rollbacks, progress, announce)
+            return _fit(run, rollbacks, claim, progress, announce)
         except DivergedError as e:
             path = diverged.note(run, rollbacks, e)
             if run.config.on_divergence != "rollback":
                 raise DivergedError(f"{e}. {path} names the rows", **e.facts) from e
+            if claim is not None:
+                claim.saved(e.good or None)
             diverged.go_back(run, rollbacks, e)
 
 
 def _fit(
-    run: Run, rollbacks: Rollbacks, progress: bool, announce: Callable[[Run, Any, int], None] | None
+    run: Run,
+    rollbacks: Rollbacks,
+    claim: Claim | None,
+    progress: bool,
+    announce: Callable[[Run, Any, int], None] | None,
 ) -> tuple[TrainState, str]:
     """Returns what `fit` does, or raises DivergedError; `rollbacks` are those so far."""
     config, mesh, hparams = run.config, run.mesh, run.hparams
@@ -74,7 +88,7 @@ def _fit(
     )
     with (
         _layout(run),
-        Checkpoints(run.workdir, config.checkpoint) as checkpoints,
+        Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
         # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
@@ -87,6 +101,7 @@ def _fit(
             watchdog.paused(),
         ):
             restored = checkpoints.restore(abstract)
+            check_nothing_lost(run.workdir, None if restored is None else int(restored.step))
             # A new state is computed while the first step is compiled: nobody waits for it here.
             state = make_state(_given(run)) if restored is None else restored
         start = 0 if restored is None else int(restored.step)
@@ -105,6 +120,8 @@ def _fit(
             # What the first update needs is compiled before the first evaluation: a mistake shows at once.
             if start < config.steps or budget:
                 course.at(start)
+            if claim is not None:
+                claim.begun()
             state = Loop(
                 steps=config.steps,
                 max_skipped=config.max_skipped,

@@ -1,22 +1,38 @@
-"""A workdir while a command writes to it: one writer, one config, and nothing left of a command that failed."""
+"""A workdir while a command writes to it: one writer, one config, and nothing left of a command that failed.
+
+`state.json` says how far the folder has come. It is written before anything else, so that a command that was killed at
+any moment can be given again.
+
+| stage | what is there | what the next command does |
+|---|---|---|
+| building | config.json, perhaps a tokenizer; no step was made | starts anew, with any config |
+| training | metrics, and checkpoints from the first save on | goes on, if the config is the same |
+| done | all that the command was to make | the same; with more steps, it goes on |
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
+import json
 import pathlib
 import shutil
 from types import TracebackType
-from typing import TextIO
+from typing import Literal, NamedTuple, TextIO
 
-from lmjax.config import Config, difference, from_json
-from lmjax.errors import ConfigMismatchError, FlagError
+from absl import logging
+
+from lmjax import __version__
+from lmjax.config import Config, changed, from_json, write_json
+from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.paths import is_free, is_litter, make_folders, remove_folders
 
 # What makes a folder a run.
 CONFIG = "config.json"
+STATE = "state.json"
 _LOCK = ".lock"
+# What a command that was killed in its first moments leaves alone.
+_EARLY = (_LOCK, f"{STATE}.tmp")
 
 # What may differ when a workdir is used again: how long a run goes on and what is written down. It changes no step
 # but through the schedule, which ends with the run.
@@ -34,17 +50,58 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.cache_dir",
 )
+# What computes the same numbers in another order. It may differ too, and the run says so.
+ROUNDING = ("accumulation", "parallel.", "model.attention.kernel", "model.remat", "model.moe.dispatch")
+Stage = Literal["building", "training", "done"]
+
+
+class State(NamedTuple):
+    """How far a workdir has come.
+
+    Attributes:
+        stage: as in the table above.
+        saved: the step of the newest checkpoint that was written; None: none was yet, or an earlier version wrote it.
+    """
+
+    stage: Stage
+    saved: int | None = None
+
+
+def read_state(workdir: pathlib.Path) -> State | None:
+    """Returns how far a workdir has come; None: it is no run, or one of a version that did not say.
+
+    Raises:
+        DataError: its state.json cannot be read.
+    """
+    path = workdir / STATE
+    try:
+        values = json.loads(path.read_bytes())
+        state = State(values["stage"], values["saved"])
+        if state.stage not in ("building", "training", "done") or not isinstance(state.saved, int | None):
+            raise ValueError(f"stage {state.stage!r}, saved {state.saved!r}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DataError(
+            f"{path}: is damaged ({str(e).splitlines()[0]}); copy it back, or run lmjax doctor --repair on the workdir"
+        ) from e
+    return state
+
+
+def write_state(workdir: pathlib.Path, state: State) -> None:
+    """Writes how far a workdir has come."""
+    write_json(workdir / STATE, {"lmjax": __version__, **state._asdict()})
 
 
 class Claim:
     """The right to write to a workdir, until it is closed or the process ends. A context manager.
 
-    Without a config.json by then, nothing that the claim's holder wrote there stays.
+    If its holder ends while the workdir is still being built, nothing that it wrote there stays.
     """
 
-    def __init__(self, workdir: pathlib.Path, lock: TextIO, made: list[pathlib.Path], before: set[str]):
-        """Takes the locked file, the folders that were made for it, and the names that were in the workdir before."""
-        self._workdir, self._lock, self._made, self._before = workdir, lock, made, before
+    def __init__(self, workdir: pathlib.Path, lock: TextIO, made: list[pathlib.Path], before: set[str], state: State):
+        """Takes the locked file, the folders made for it, the names that were there before, and the state."""
+        self._workdir, self._lock, self._made, self._before, self._state = workdir, lock, made, before, state
 
     def __enter__(self) -> Claim:
         return self
@@ -54,49 +111,78 @@ class Claim:
     ) -> None:
         self.close()
 
+    def begun(self) -> None:
+        """Notes that the run's first step comes now: from here on, the workdir belongs to this config."""
+        self._note(State("training", self._state.saved))
+
+    def saved(self, step: int | None) -> None:
+        """Notes the newest checkpoint that is on the disk, or that a run goes back to; None: it goes back to step 0."""
+        self._note(State(self._state.stage, step))
+
+    def done(self) -> None:
+        """Notes that the command has made all that it was to make."""
+        self._note(State("done", self._state.saved))
+
+    def _note(self, state: State) -> None:
+        self._state = state
+        try:
+            write_state(self._workdir, state)
+        except OSError as e:
+            raise SaveError(f"{self._workdir / STATE}: could not be saved: {e.strerror}; make room") from e
+
     def close(self) -> None:
         """Frees the workdir."""
-        if not (self._workdir / CONFIG).exists():
-            with contextlib.suppress(OSError):
-                for path in self._workdir.iterdir():
-                    if path.name in self._before or is_litter(path.name):
-                        continue
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink(missing_ok=True)
+        if self._state.stage == "building":
+            _clear(self._workdir, self._before)
             remove_folders(self._made)
         self._lock.close()
 
 
+def _clear(workdir: pathlib.Path, spared: set[str]) -> None:
+    """Removes what a command wrote into a workdir before it came to anything."""
+    with contextlib.suppress(OSError):
+        # The state last: what is killed here can be taken over again.
+        for path in sorted(workdir.iterdir(), key=lambda path: path.name in (STATE, _LOCK)):
+            if path.name in spared or is_litter(path.name):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def is_unused(workdir: pathlib.Path) -> bool:
-    """Whether a new run can begin there: it is free, or a command that was killed has left its lock alone."""
+    """Whether a new run can begin there: it is free, or holds no more than a command that was killed early has left."""
     if is_free(workdir):
         return True
-    return workdir.is_dir() and all(path.name == _LOCK or is_litter(path.name) for path in workdir.iterdir())
+    if not workdir.is_dir():
+        return False
+    if all(path.name in _EARLY or is_litter(path.name) for path in workdir.iterdir()):
+        return True
+    state = read_state(workdir)
+    return state is not None and state.stage == "building"
 
 
 def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
     """Returns the claim on a workdir, made if need be; it is free again when the process ends.
 
+    A new workdir has its config.json from here on: a command that is killed later can be given again.
+
     Raises:
         FlagError: another process writes there, or it is no run's workdir.
         ConfigMismatchError: it belongs to a run with another config.
+        DataError: its config.json or state.json cannot be read.
     """
-    known = workdir / CONFIG
-    if known.exists():
-        lines = difference(from_json(known), config, MAY_CHANGE)
-        if lines:
-            raise ConfigMismatchError(
-                f"--workdir={workdir} belongs to another config: {'; '.join(lines[:5])}"
-                f"{' ...' if len(lines) > 5 else ''}; use its config or another --workdir"
+    unused = is_unused(workdir)
+    if not unused:
+        if not (workdir / CONFIG).exists():
+            raise FlagError(
+                f"--workdir={workdir} exists and holds no run of lmjax (no {CONFIG}); choose another or empty it"
             )
-    elif not is_unused(workdir):
-        raise FlagError(f"--workdir={workdir} exists and holds no run of lmjax; choose another or empty it")
+        _compare(workdir, config)
     made: list[pathlib.Path] = []
     try:
         made = make_folders(workdir)
-        before = set(os.listdir(workdir)) - {_LOCK}
         lock = (workdir / _LOCK).open("w")
     except OSError as e:
         remove_folders(made)
@@ -109,4 +195,67 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
     except OSError:
         # Not every network file system has locks; one writer is then up to the user.
         pass
-    return Claim(workdir, lock, made, before)
+    if not unused:
+        return Claim(workdir, lock, [], set(), read_state(workdir) or State("training"))
+    _clear(workdir, {_LOCK})
+    claim = Claim(workdir, lock, made, {path.name for path in workdir.iterdir()} - {_LOCK}, State("building"))
+    try:
+        write_state(workdir, State("building"))
+        write_json(workdir / CONFIG, config.to_json())
+    except OSError as e:
+        claim.close()
+        raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
+    return claim
+
+
+def _compare(workdir: pathlib.Path, config: Config) -> None:
+    """Tells what changed since a run began; raises ConfigMismatchError for what would make it another run."""
+    fields = changed(_without_paths(from_json(workdir / CONFIG)), _without_paths(config))
+    fields = {path: values for path, values in fields.items() if not path.startswith(MAY_CHANGE)}
+    lines = {path: f"{path}: {there!r} there, {here!r} here" for path, (there, here) in fields.items()}
+    other = [line for path, line in lines.items() if not path.startswith(ROUNDING)]
+    if other:
+        raise ConfigMismatchError(
+            f"--workdir={workdir} belongs to another config: {'; '.join(other[:5])}"
+            f"{' ...' if len(other) > 5 else ''}; use its config or another --workdir"
+        )
+    if lines:
+        logging.warning(
+            "--workdir=%s goes on with %s: the steps from here on equal those of the old config up to rounding, and up "
+            "to what dropout and the objectives draw", workdir, "; ".join(lines.values()),
+        )  # fmt: skip
+
+
+def _without_paths(config: Config) -> Config:
+    """Returns a config without the paths of data that is compared by its content, which is in data.json."""
+    data = config.data
+    names = {
+        field: tuple(item.model_copy(update={"path": "by content"}) for item in getattr(data, field))
+        for field in ("mixture", "eval")
+    }
+    tokenizer = config.tokenizer.model_copy(update={"path": config.tokenizer.path and "by content"})
+    data = data.model_copy(update={**names, "train": "by content"})
+    return config.model_copy(update={"data": data, "tokenizer": tokenizer})
+
+
+def check_nothing_lost(workdir: pathlib.Path, start: int | None) -> None:
+    """Tells of checkpoints that a run has written and that are gone.
+
+    Args:
+        workdir: of the run.
+        start: the step that was restored; None: there is no checkpoint.
+
+    Raises:
+        CheckpointError: all are gone: the run does not start over in silence, nor remove what it has written down.
+    """
+    state = read_state(workdir)
+    saved = state and state.saved
+    if saved is None:
+        return
+    if start is None:
+        raise CheckpointError(
+            f"{workdir / 'checkpoints'}: the checkpoint of step {saved} was saved there and is gone; copy it back, or "
+            "start over in another --workdir"
+        )
+    if start < saved:
+        logging.warning("%s: the newest checkpoint was of step %d; going on from step %d", workdir, saved, start)

@@ -29,6 +29,7 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import Field
 
 from lmjax.errors import CheckpointError, SaveError
+from lmjax.paths import sync_folder
 from lmjax.schema import Schema
 from lmjax.training import manifest
 
@@ -153,7 +154,7 @@ class Checkpoints(SavedCheckpoints):
         try:
             if jax.process_index() == 0:
                 self._path.mkdir(parents=True, exist_ok=True)
-                manifest.sync_folder(workdir)
+                sync_folder(workdir)
                 remove_temporaries(workdir)
         except OSError as e:
             raise SaveError(f"{self._path}: checkpoints could not be saved there: {e.strerror}; make room") from e
@@ -272,7 +273,7 @@ class Checkpoints(SavedCheckpoints):
             manifest.merge(partial, processes)
             _remove(self._folder(step))
             partial.rename(self._folder(step))
-            manifest.sync_folder(self._path)
+            sync_folder(self._path)
             if self._on_saved is not None:
                 self._on_saved(step)
             for old in set(self._steps) - kept:

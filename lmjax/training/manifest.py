@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from lmjax.paths import is_litter
+from lmjax.paths import is_litter, sync_folder, write_durably
 
 NAME = "manifest.txt"
 # Orbax's own file beside the arrays; what is given to it as custom metadata says there that a manifest is owed.
@@ -40,14 +40,14 @@ def write(folder: pathlib.Path, process: int = 0, processes: int = 1) -> None:
     """
     own = [path for path in _files(folder) if _owner(path, processes) == process]
     lines = _described(folder, own)
-    _write_durably(folder / f"{NAME}.{process}", "".join(f"{line}\n" for line in lines))
+    write_durably(folder / f"{NAME}.{process}", "".join(f"{line}\n" for line in lines))
 
 
 def merge(folder: pathlib.Path, processes: int = 1) -> None:
     """Makes the manifest of the parts of all processes, and brings it and the folders' entries onto the disk."""
     parts = [folder / f"{NAME}.{process}" for process in range(processes)]
     text = "".join([f"{_TITLE}\n", *(part.read_text() for part in parts)])
-    _write_durably(folder / NAME, text + _end(text))
+    write_durably(folder / NAME, text + _end(text))
     for part in parts:
         part.unlink()
     for below in (path for path in folder.rglob("*") if path.is_dir()):
@@ -105,18 +105,6 @@ def noted(folder: pathlib.Path) -> dict[str, object]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Brings the entries of a folder, such as a file renamed in it, onto the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some network file systems do not offer this for folders.
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _without(folder: pathlib.Path) -> list[str]:
@@ -186,13 +174,6 @@ def _checksum(path: pathlib.Path, start: int) -> str:
 
 def _sync_file(path: pathlib.Path) -> None:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_durably(path: pathlib.Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
         os.fsync(file.fileno())
 
 

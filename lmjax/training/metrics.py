@@ -10,12 +10,13 @@ import resource
 import time
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import jax
 from pydantic import Field
 
 from lmjax import strict_json
-from lmjax.errors import SaveError
+from lmjax.errors import DataError, SaveError
 from lmjax.schema import Schema
 from lmjax.training.board import Board, HyperparameterTable
 
@@ -86,27 +87,44 @@ class MetricsWriter:
 
 
 def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
-    """Returns the lines of a file of steps that a run from `start_step` has behind it, and takes the others out."""
+    """Returns the lines of a file of steps that a run from `start_step` has behind it, and takes the others out.
+
+    Raises:
+        DataError: a line other than the last is damaged.
+    """
     if not path.exists():
         return []
-    lines = [line for line in path.read_text().splitlines() if start_step and _step_of(line) <= start_step]
+    lines = [text for text, values in _lines(path) if values["step"] <= start_step] if start_step else []
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in lines))
     temporary.replace(path)
     return lines
 
 
-def _step_of(line: str) -> float:
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the lines of a file of steps, as they are and read; a last line that a kill cut short is left out."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        # A kill can cut the last line short.
-        return float("inf")
+        texts = path.read_bytes().rstrip().split(b"\n")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read: {e.strerror}") from e
+    found = []
+    for number, text in enumerate(texts, 1):
+        try:
+            values = json.loads(text)
+            found.append((text.decode(), values | {"step": int(values["step"])}))
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            if number == len(texts):
+                break
+            raise DataError(
+                f"{path}:{number}: is damaged (no line of numbers with a step); copy the file back, or remove it: the "
+                "run then goes on, and early stopping and the best checkpoint begin anew"
+            ) from e
+    return found
 
 
 def read_lines(workdir: pathlib.Path | str) -> list[dict[str, float]]:
-    """Returns the lines of metrics.jsonl; a number that was not finite is NaN."""
-    lines = map(json.loads, (pathlib.Path(workdir) / METRICS).read_text().splitlines())
+    """Returns the lines of metrics.jsonl; a number that was not finite is NaN. Raises DataError if there are none."""
+    lines = (values for _, values in _lines(pathlib.Path(workdir) / METRICS))
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 

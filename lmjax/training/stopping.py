@@ -6,6 +6,8 @@ import math
 import pathlib
 from collections.abc import Iterable
 
+from absl import logging
+
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.metrics import read_metrics
@@ -55,7 +57,13 @@ def resumed(
         name: of the evaluation set whose loss decides.
         start: updates behind it; 0: the run begins, and has no losses.
     """
-    steps, losses = read_metrics(workdir, f"eval/{name}/loss") if start else ([], [])
+    written = start and (workdir / "metrics.jsonl").exists()
+    steps, losses = read_metrics(workdir, f"eval/{name}/loss") if written else ([], [])
+    if start and not steps:
+        logging.warning(
+            "%s: metrics.jsonl has no held-out loss of this run; early stopping and the best checkpoint begin anew",
+            workdir,
+        )
     # JSON has no number for a loss that is none.
     known = {s: math.nan if x is None else x for s, x in zip(steps, losses, strict=True) if s <= start}
     for step, loss in known.items():
