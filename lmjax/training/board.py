@@ -1,7 +1,7 @@
 """TensorBoard's event files, written by the thread that trains.
 
-tensorboardX's own SummaryWriter hands events to a thread through a bounded queue. Where that thread ends (a full disk),
-the queue fills and the next event waits for ever. Here an event that cannot be written is an OSError of the call.
+tensorboardX's own SummaryWriter passes events to a thread through a bounded queue. If that thread ends (on a full
+disk), the queue fills and the next call blocks for ever. Here a failed write is an OSError in the call itself.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 
 from absl import logging
 
-# TensorBoard's folder in a workdir, and the end of the name of the file with the texts of a run's end.
+# TensorBoard's folder in a workdir, and the suffix of the file with the texts of the last report.
 _FOLDER, _REPORT = "tensorboard", ".report"
 # Seconds between flushes to the disk, each of which is an fsync.
 _FLUSH_EVERY = 30.0
 
 
 class Board:
-    """An event file; a context manager. After the first write that fails it warns once, and drops what follows."""
+    """An event file; a context manager. After the first failed write it warns once and drops all later events."""
 
     def __init__(self, workdir: pathlib.Path, purge_step: int | None = None, suffix: str = ""):
-        """Opens a new file of the run's.
+        """Opens a new event file.
 
         Args:
-            workdir: of the run.
-            purge_step: events of this step or later, in older files, are hidden; None: none are.
-            suffix: of the file's name.
+            workdir: the run's workdir.
+            purge_step: TensorBoard hides events of this step or later in older files; None: it hides none.
+            suffix: the end of the file's name.
         """
-        # Here, because it takes a tenth of a second to import, and only training writes.
+        # Imported here because it takes 0.1 s and only training writes events.
         from tensorboardX.record_writer import RecordWriter
 
         self._folder = workdir / _FOLDER
@@ -63,13 +63,13 @@ class Board:
             self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, summary: Any, step: int | None = None) -> None:
-        """Writes a summary, as of a step."""
+        """Writes a summary for a step."""
         from tensorboardX.proto.event_pb2 import Event
 
         self._write(Event(summary=summary, step=step))
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes numbers by name."""
+        """Writes numbers by name for a step."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
@@ -88,7 +88,7 @@ class Board:
             self._drop(e)
 
     def _drop(self, error: OSError) -> None:
-        """Gives the file up: metrics.jsonl has the same numbers, and training goes on."""
+        """Closes the file for good and warns; training continues, for metrics.jsonl has the same numbers."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
@@ -99,7 +99,7 @@ class Board:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Writes what is buffered, and closes the file."""
+        """Writes the buffered events and closes the file."""
         if self._file is None:
             return
         try:
@@ -115,8 +115,8 @@ class HyperparameterTable:
     """A run as a row of TensorBoard's table of hyperparameters.
 
     Attributes:
-        values: by name.
-        metrics: names of the metrics that stand beside them.
+        values: hyperparameters by name.
+        metrics: names of the metrics that the table shows beside them.
     """
 
     values: Mapping[str, Any]
@@ -126,7 +126,7 @@ class HyperparameterTable:
         """Returns the events that declare the table and give this run's row."""
         from tensorboardX.summary import hparams
 
-        # tensorboardX's own `add_hparams` would write them as another run, in a folder below.
+        # tensorboardX's own `add_hparams` would write them as another run, in a subfolder.
         shown = {name: x if isinstance(x, bool | int | float | str) else _as_text(x) for name, x in self.values.items()}
         experiment, start, _ = hparams(shown, dict.fromkeys(self.metrics, 0.0))
         return experiment, start
@@ -137,12 +137,12 @@ def _as_text(value: Any) -> str:
 
 
 def write_report(workdir: pathlib.Path, step: int, texts: Mapping[str, str]) -> None:
-    """Writes texts of a run that has ended, by title, as TensorBoard shows them; in place of those of its last end.
+    """Writes the texts of a run's last report for TensorBoard, and removes those of an earlier report.
 
     Args:
-        workdir: of the run.
-        step: the last one.
-        texts: by title; their lines and columns are kept.
+        workdir: the run's workdir.
+        step: the last step.
+        texts: texts by title, shown with their line breaks and columns unchanged.
     """
     from tensorboardX.summary import text as text_summary
 
@@ -150,5 +150,5 @@ def write_report(workdir: pathlib.Path, step: int, texts: Mapping[str, str]) -> 
         old.unlink()
     with Board(workdir, suffix=_REPORT) as board:
         for title, text in texts.items():
-            # Indented, Markdown leaves a text as it is.
+            # Markdown shows an indented text unchanged.
             board.add(text_summary(title, textwrap.indent(text, "    ", lambda line: True)), step)

@@ -1,7 +1,7 @@
-"""A wall-clock budget: the length of the run, and so its schedule, is planned from the measured speed.
+"""A wall-clock budget: plans the number of steps of a run, and so its schedule, from the measured speed.
 
-Geiping and Goldstein 2022, arXiv:2212.14034, section 3: what matters is what a budget of time gives, so the schedule is
-tied to the clock. The total of steps is a traced number: a new plan compiles nothing.
+As in Geiping and Goldstein 2022, arXiv:2212.14034, section 3, the learning-rate schedule ends when the time does. The
+total number of steps is a traced hyperparameter, so a new plan needs no new compilation.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from jax.experimental import multihost_utils
 
 from lmjax.training.metrics import Timers, keep_lines
 
-# Until there is a plan the rate stays at its peak: what is planned is the fall.
+# The total before the first plan: so large that the learning rate stays at its peak.
 UNPLANNED = 2**30
+# Steps before the first plan, and plans per budget.
 _FIRST_STEPS = 5
 _PLANS = 50
 
 
 @dataclasses.dataclass
 class Budget:
-    """Plans a run that ends when its time does.
+    """Plans the number of steps of a run that ends after a given time.
 
-    The clock runs from the opening of the budget, compilation included: it is time, though no step's time. Text is
-    tokenised before. A plan asks how many more steps fit, each at the recent speed and with its share of the
-    evaluations and checkpoints, before a last evaluation and a last checkpoint. Machines change their speed, so there
-    is a new plan whenever a fiftieth of the budget is gone, and with every checkpoint. Each plan is a line of
-    `plan.jsonl`; a run that resumes has the time left that its checkpoint's line says.
+    The clock starts when the budget is made, after the text is tokenised. Compilation counts towards the budget, but
+    not towards the time of a step. A plan computes how many more steps fit, each at the recent speed and with its share
+    of the evaluations and checkpoints, before a last evaluation and a last checkpoint. The speed of a machine varies,
+    so there is a new plan after every fiftieth of the budget and with every checkpoint. Each plan is a line of
+    `plan.jsonl`; a resumed run reads from its checkpoint's line how much time was used.
 
     Attributes:
         seconds: the budget.
-        path: where plans are written down.
+        path: the file of plans.
         evaluation_every: steps between evaluations, or 0.
         checkpoint_every: steps between checkpoints, or 0.
-        timers: where the time went.
-        total: steps of the whole run, as planned.
+        timers: time by purpose.
+        total: planned steps of the whole run.
     """
 
     seconds: float
@@ -54,7 +55,7 @@ class Budget:
         self._costs = {"step": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
 
     def open(self, step: int) -> None:
-        """Takes up a run at `step`: the time used and the speeds that its last plan wrote down."""
+        """Reads the time used and the speeds from the last plan of a run that starts or resumes at `step`."""
         lines = keep_lines(self.path, step) if jax.process_index() == 0 else []
         last = json.loads(lines[-1]) if lines else {}
         self._used = last.get("seconds", 0.0)
@@ -63,16 +64,16 @@ class Budget:
         self.forget(step)
 
     def forget(self, step: int) -> None:
-        """Measures the steps after `step` anew: they may cost something else."""
+        """Starts a new measurement of the speed after `step`, because the steps of another stage may take longer."""
         self._costs["step"] = 0.0
         self._next, self._mark = step + _FIRST_STEPS, self._now(step)
 
     def due(self, step: int) -> bool:
-        """Returns whether it is time for a plan."""
+        """Returns whether a new plan is due."""
         return step >= self._next
 
     def plan(self, step: int) -> int:
-        """Returns the new total of steps, after `step` of them; the same in every process, and written down."""
+        """Returns the new total of steps, the same in every process, and writes the plan; `step` steps are done."""
         elapsed = self._measure(step)
         costs = self._costs
         shares = (("evaluation", self.evaluation_every), ("checkpoint", self.checkpoint_every))
@@ -98,11 +99,11 @@ class Budget:
         )
 
     def _measure(self, step: int) -> float:
-        """Returns the seconds used so far, after bringing the costs up to date."""
+        """Returns the seconds used so far, and updates the costs."""
         last, now = self._mark, self._now(step)
         if step > last.step:
             new = (now.seconds - last.seconds - (now.beside - last.beside)) / (step - last.step)
-            # The mean of the last few measurements: neither a hiccup nor an hour ago decides.
+            # An average over the last few measurements, so that neither one outlier nor an old speed decides.
             self._costs["step"] = 0.3 * new + 0.7 * (self._costs["step"] or new)
             for name in ("evaluation", "checkpoint"):
                 if count := now.counts[name] - last.counts[name]:
@@ -113,7 +114,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class _Mark:
-    """Clocks at a step: seconds used, seconds without training, and seconds and counts by purpose."""
+    """Readings at a step: seconds used, seconds not spent in steps, and seconds and counts by purpose."""
 
     step: int
     seconds: float
@@ -123,5 +124,5 @@ class _Mark:
 
 
 def _from_first(values: np.ndarray) -> np.ndarray:
-    """Returns the first process's values in every process: clocks differ, and all must take the same steps."""
+    """Returns the first process's values in every process: clocks differ, but all must make the same steps."""
     return values if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(values)

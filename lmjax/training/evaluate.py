@@ -1,4 +1,4 @@
-"""Held-out loss: sums over an evaluation set, turned into nats per token, perplexity and bits per byte."""
+"""Held-out loss: sums over an evaluation set, and from them nats per token, perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -30,17 +30,16 @@ class EvaluationConfig(Schema):
 
 @dataclasses.dataclass(frozen=True)
 class EvalSet:
-    """A named evaluation set: its examples, and the entropy of its targets as a yardstick.
+    """A named evaluation set: its examples, and the entropy of its targets as a baseline.
 
     Attributes:
-        name: what its metrics are called.
+        name: its name in the metrics.
         examples: the rows.
         batch_size: rows of a global batch.
         max_batches: at most this many batches are read.
-        unigram_entropy: for each loss that is over tokens, nats per target of the best model that knows frequencies
-            only, fitted to these very targets.
-        text_bytes: UTF-8 bytes of the texts over those of their tokens: 1 where the tokens spell the text. A tokenizer
-            that puts a space in front of each text, or drops characters, has others.
+        unigram_entropy: for each loss over tokens, the nats per target of a unigram model fitted to these targets.
+        text_bytes: UTF-8 bytes of the texts divided by those of their tokens. It is 1 where the tokens spell the text
+            exactly, and not where a tokenizer adds a space before each text or drops characters.
     """
 
     name: str
@@ -54,10 +53,10 @@ class EvalSet:
     def build(
         cls, name: str, examples: Examples, *, batch_size: int, max_batches: int, token_bytes: np.ndarray
     ) -> EvalSet:
-        """Returns the set, with its yardstick.
+        """Returns the set with its baseline.
 
         Args:
-            name: what its metrics are called.
+            name: its name in the metrics.
             examples: the rows.
             batch_size: rows of a global batch.
             max_batches: at most this many batches are read.
@@ -73,7 +72,7 @@ class EvalSet:
         )
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
-        """Returns an iterator over this process's part of the batches, the same rows and corruption every time."""
+        """Returns an iterator over this process's part of the batches: each time the same rows, corrupted alike."""
         return eval_batches(
             self.examples,
             self.examples.mixture,
@@ -86,7 +85,7 @@ class EvalSet:
 
 
 def unigram_entropy(evaluated: EvalSet) -> dict[str, float]:
-    """Returns the entropy in nats of the distribution of the set's targets, for each loss that is over tokens."""
+    """Returns by loss name the entropy of the set's targets in nats, for the losses over tokens."""
     counts: dict[str, np.ndarray] = {}
     for batch in evaluated.batches():
         for name, (targets, weights) in evaluated.examples.task.token_targets(batch).items():
@@ -103,8 +102,8 @@ class Evaluator:
 
     Attributes:
         sets: the evaluation sets.
-        step: the compiled evaluation step.
-        mesh: the mesh that batches lie on.
+        step: the jitted evaluation step.
+        mesh: the mesh for the batches.
         token_bytes: `[vocab]`, UTF-8 bytes of every token.
         loss_weights: weight of every objective in the total loss.
     """
@@ -119,13 +118,13 @@ class Evaluator:
         """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on.
 
         Args:
-            params: of the model.
+            params: parameters of the model.
             each_batch: called before each batch.
         """
         return {k: v for s in self.sets for k, v in self._evaluate(s, params, each_batch).items()}
 
     def compile(self, params: PyTree) -> None:
-        """Evaluates one batch and forgets it: what follows takes the time of an evaluation and no more."""
+        """Evaluates one batch and drops the result, so that later evaluations include no time of compilation."""
         with self.sets[0].batches(jax.process_index(), jax.process_count()) as batches:
             jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
 
@@ -134,7 +133,7 @@ class Evaluator:
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
             each_batch()
             sums = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
-            # Sums over a whole set outgrow float32.
+            # Added as Python floats (float64), because float32 loses precision in sums over a whole set.
             sums = jax.tree.map(float, sums)
             totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
         losses, num_bytes = totals

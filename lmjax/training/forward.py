@@ -1,4 +1,4 @@
-"""A language model as the objectives see it."""
+"""The forward pass of a language model, through the interface that objectives use."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ PyTree = Any
 
 @dataclasses.dataclass(kw_only=True)
 class ModelForward(Forward):
-    """A language model and its parameters; each pass may drop activations, and leaves the losses of its routers.
+    """A language model and its parameters. Each forward pass applies dropout and records the losses of its routers.
 
     Attributes:
         model: the model.
         params: its parameters.
-        dropout_rates: traced; none given: no dropout.
-        dropout_key: for the masks of dropout.
-        within: name of the head whose states and logits are meant; None: the model's own.
-        passes: the losses of the routers in every pass so far, by name.
+        dropout_rates: traced rates; `DropoutRates()` means no dropout.
+        dropout_key: the key of the dropout masks.
+        within: the name of a head that is a language model itself, whose states and logits are returned; None: those of
+            the whole model.
+        passes: the losses of the routers by name, for each pass so far.
     """
 
     model: LanguageModel
@@ -39,7 +40,7 @@ class ModelForward(Forward):
     passes: list[dict[str, RouterLoss]] = dataclasses.field(default_factory=list)
 
     def states(self, batch: Batch) -> jax.Array:
-        """Returns `[batch, length, embed]`, the final states for a batch."""
+        """Returns the final states of a batch, `[batch, length, embed]`."""
         hidden, left = self.model.apply(
             {"params": self.params},
             method=lambda model: self._of(model).states(batch, self.dropout_rates),
@@ -50,19 +51,19 @@ class ModelForward(Forward):
         return hidden
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 `[..., vocab]` for `[..., embed]`."""
+        """Returns float32 logits `[..., vocab]` for states `[..., embed]`."""
         return self.model.apply({"params": self.params}, method=lambda model: self._of(model).logits(hidden))
 
     def head(self, name: str, hidden: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
-        """Returns what a head gives for `[batch, length, embed]`."""
+        """Returns the outputs of a head for states `[batch, length, embed]`."""
         return self.model.apply({"params": self.params}, name, hidden, self.batch, method=LanguageModel.head)
 
     def submodel(self, name: str) -> ModelForward:
-        """Returns the same of a head that is a language model itself; its passes count as the model's."""
+        """Returns the same interface to a head that is a language model itself; both record passes in one list."""
         return dataclasses.replace(self, within=name)
 
     def auxiliary_losses(self) -> dict[str, LossSum]:
-        """Returns the sums of the routers' losses by name, a mean over the forward passes; none without experts."""
+        """Returns the routers' losses by name, averaged over the forward passes; empty without experts."""
         passes = [sums for sums in self.passes if sums]
         if not passes:
             return {}
@@ -83,10 +84,10 @@ def forward(
     dropout_rates: DropoutRates,
     penalties: Penalties,
 ) -> ModelForward:
-    """Returns what the objectives read; `key` is for dropout and for what objectives draw."""
+    """Returns the forward pass for objectives; `key` seeds dropout and what the objectives sample."""
     return ModelForward(
         batch=batch,
-        # Of its own, so that what is drawn repeats no mask of dropout.
+        # Another key than that of dropout, so that samples are independent of the masks.
         key=named_key(key, "objective"),
         penalties=penalties,
         model=model,

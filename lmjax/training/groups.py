@@ -1,4 +1,4 @@
-"""Groups of parameters: which decay, which learn slower, which not at all."""
+"""Groups of parameters: which ones decay, and the factors on their learning rates, 0 for frozen ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PyTree = Any
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Returns True at the parameters that weight decay acts on: the matrices and embeddings.
+    """Returns True for the parameters that weight decay applies to: the matrices and embeddings.
 
-    It acts on no vector (biases, scales of norms, logits of sinks) and on no table of biases on attention scores.
+    It does not apply to vectors (biases, scales of norms, sink logits) and tables of biases on attention scores.
     """
     return map_named(lambda names, _: is_matrix(names), params)
 
@@ -31,22 +31,22 @@ def _group(config: OptimizerConfig, names: tuple[str, ...]) -> int | None:
 
 
 def is_frozen(config: OptimizerConfig, names: tuple[str, ...]) -> bool:
-    """Returns whether a parameter is never changed."""
+    """Returns whether a parameter is frozen: its group's factor is 0."""
     group = _group(config, names)
     return group is not None and config.group_factors[group] == 0
 
 
 def zero_frozen(config: OptimizerConfig, grads: PyTree) -> PyTree:
-    """Returns the gradients, zero for frozen parameters: no norm counts them, and XLA need not compute them."""
+    """Returns the gradients with zeros for frozen parameters, so that norms leave them out and XLA removes them."""
     return map_named(lambda names, g: jnp.zeros_like(g) if is_frozen(config, names) else g, grads)
 
 
 def check_groups(config: OptimizerConfig, params: PyTree) -> None:
-    """Raises FlagError for a pattern that no path matches, and if nothing is left to train."""
+    """Raises FlagError for a pattern that matches no parameter, and if all parameters are frozen."""
     paths = ["/".join(names_of(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in config.group_patterns:
         if not any(re.search(pattern, path) for path in paths):
-            # The nearest is the path of which a part is most like the pattern: patterns are rarely whole paths.
+            # The path with the longest common substring, because a pattern is rarely a whole path.
             near = max(paths, key=lambda p: difflib.SequenceMatcher(None, pattern, p).find_longest_match().size)
             raise FlagError(
                 f"--config.optimizer.group_patterns: {pattern!r} matches no parameter; the nearest is {near} "
@@ -57,12 +57,13 @@ def check_groups(config: OptimizerConfig, params: PyTree) -> None:
 
 
 def rate_factors(config: OptimizerConfig, h: Hyperparameters, tree: PyTree) -> PyTree:
-    """Returns what the learning rate of every parameter is multiplied by, in a shape that fits it.
+    """Returns the factor on the learning rate of every parameter, in a shape that broadcasts with the parameter.
 
-    With `layer_decay` d, a layer with n layers above it in its stack gets d**(n + 1), and so do biases on attention
-    scores that the layers share, as a part of the lowest; what stands before the layers, one factor more than the
-    lowest; and what comes after them 1 (Howard and Ruder 2018, arXiv:1801.06146, section 3.2; Clark et al. 2020,
-    arXiv:2003.10555, section 3.4, whose code counts the projection of small embeddings among these).
+    With `layer_decay` d, the parameters of a layer with n layers above it in its stack get d**(n + 1). Embeddings and
+    other parameters below the layers get one factor d more than the lowest layer, heads and final norms get 1, and
+    biases on attention scores that all layers share get the factor of the lowest layer (Howard and Ruder 2018,
+    arXiv:1801.06146, section 3.2; Clark et al. 2020, arXiv:2003.10555, section 3.4, whose code treats the projection
+    of small embeddings like the embeddings).
     """
     counts = _layer_counts(tree)
 
@@ -87,7 +88,7 @@ def _layer_counts(tree: PyTree) -> dict[tuple[str, ...], int]:
 
 
 def _depth(names: tuple[str, ...], leaf: jax.Array, counts: dict[tuple[str, ...], int]) -> jax.Array:
-    """Returns how many factors of layer decay a parameter gets; `[layers, 1, ...]` for scanned layers."""
+    """Returns how many factors of layer decay a parameter gets; for scanned layers, `[layers, 1, ...]`."""
     layer = layer_of(names)
     if layer is None:
         if is_bias_table(names):

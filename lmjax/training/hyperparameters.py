@@ -1,8 +1,8 @@
-"""What an optimizer is told: its config, and the numbers of a run as traced arrays.
+"""The optimizer's config, and traced hyperparameters: the numbers of a run as arrays.
 
-A hyperparameter that is a number (a learning rate, a decay, a rate of dropout, the weight of a loss) is an argument of
-the compiled step, never a constant of it. Another value compiles nothing anew, and many values train at once under
-`vmap`. What changes the program (the optimizer's name, the schedule's shape, dropout or none) is config.
+A hyperparameter that is a number (a learning rate, a decay, a dropout rate, the weight of a loss) is an argument of
+the compiled step, not a constant in it. So another value needs no new compilation, and several values can train at
+once under `vmap`. What changes the program (the optimizer's name, the schedule's shape, dropout or none) is config.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lmjax.training.schedules import SCHEDULES, Schedules, Shape
 
 PyTree = Any
 
-# Steps, where the config leaves the warm-up to the run's length: what the nano models' 600 steps were tuned with.
+# The most warm-up steps where the config leaves them to the run's length; the nano models' 600 steps are tuned to it.
 _LONGEST_WARMUP = 40
 
 
 class _Common(Schema):
-    """What all optimizers and schedules have in common."""
+    """The fields that all optimizers and schedules have in common."""
 
     name: Literal[*OPTIMIZERS] = Field("adamw", description="what makes updates of gradients")
     learning_rate: float = Field(1e-3, gt=0, description="the peak")
@@ -67,7 +67,7 @@ _GROUPS = OPTIMIZERS | {name: field.annotation for name, field in Schedules.mode
 
 
 class OptimizerConfig(Schedules, Optimizers, _Common):
-    """The optimizer and its schedule: what all have in common, and a group for each that has fields of its own."""
+    """The optimizer and its schedule: common fields, and a group for each that has fields of its own."""
 
     moved: ClassVar[dict[str, str]] = {"muon_rms": "muon.rms"} | {
         field: " or ".join(f"{name}.{field}" for name, group in _GROUPS.items() if field in group.model_fields)
@@ -109,22 +109,22 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
         return getattr(self, self.name)
 
     def shape(self, name: str) -> Shape:
-        """Returns a schedule by its name, with its fields if it has any."""
+        """Returns the schedule of this name, with its fields if it has any."""
         return getattr(self, name) if name in Schedules.model_fields else SCHEDULES[name]()
 
     def warmup(self, steps: int) -> int:
-        """Returns the steps of warm-up of a run of `steps`."""
+        """Returns the warm-up steps of a run of `steps`."""
         return min(_LONGEST_WARMUP, steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 def _is_number(annotation: Any) -> bool:
-    """Returns whether a field holds numbers: one, several or none."""
+    """Returns whether a field holds a number, several numbers, or a number or None."""
     return annotation in (int, float) or any(map(_is_number, typing.get_args(annotation)))
 
 
 @functools.cache
 def _numbers_type(schema: type[Schema]) -> tuple[type, tuple[str, ...]]:
-    """Returns the dataclass of a config's numbers, and which of its fields are groups."""
+    """Returns a dataclass (a pytree) for a config's numbers, and the names of its fields that are groups."""
     annotations = {name: field.annotation for name, field in schema.model_fields.items()}
     groups = [n for n, a in annotations.items() if isinstance(a, type) and issubclass(a, Schema)]
     numbers = [n for n, a in annotations.items() if _is_number(a) and n not in getattr(schema, "static", ())]
@@ -140,8 +140,8 @@ def _numbers_type(schema: type[Schema]) -> tuple[type, tuple[str, ...]]:
 def numbers(config: Schema) -> Any:
     """Returns the numbers of a config as float32 arrays: an object whose attributes are the config's fields.
 
-    Left out are fields that are no numbers, and those that the config's class names in `static`. The attribute of a
-    group is an object of the same kind. `replace(name=array)` returns a copy.
+    Fields that are not numbers, and those that the config's class lists in `static`, are left out. A group is an object
+    of the same kind. `replace(name=array)` returns a copy.
     """
     made, groups = _numbers_type(type(config))
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(made)}
@@ -153,14 +153,14 @@ def _as_float32(value: Any) -> jax.Array | None:
 
 
 class Hyperparameters(struct.PyTreeNode):
-    """The numbers of a run, float32 arrays that are an argument of the step beside the state.
+    """The traced hyperparameters of a run: float32 arrays, passed to the step beside the state.
 
     Attributes:
-        optimizer: those of `OptimizerConfig`, under the same names: `h.optimizer.adamw.beta1`.
+        optimizer: the numbers of `OptimizerConfig` under the same names: `h.optimizer.adamw.beta1`.
         total_steps: the step at which the schedule ends.
-        dropout: rates of dropout.
+        dropout: the dropout rates.
         loss_weights: weight of every objective in the loss.
-        penalties: what is added to the cross entropy.
+        penalties: the terms added to the cross entropy.
     """
 
     optimizer: Any
@@ -179,6 +179,6 @@ class Hyperparameters(struct.PyTreeNode):
         loss_weights: dict[str, float],
         penalties: Penalties = NO_PENALTIES,
     ) -> Hyperparameters:
-        """Returns the numbers of a config as arrays."""
+        """Returns the numbers of a config as float32 arrays."""
         optimizer = numbers(config).replace(warmup_steps=config.warmup(steps))
         return jax.tree.map(_as_float32, cls(optimizer, steps, dropout, loss_weights, penalties))

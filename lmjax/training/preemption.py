@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: asked to stop, a run finishes its step, saves, and leaves."""
+"""SIGTERM and Ctrl-C: a run finishes its step, saves a checkpoint and ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Notes the first SIGTERM or SIGINT while it is entered; all processes of a run agree on the step to stop at.
+    """A context manager that records the first SIGTERM or SIGINT; all processes of a run stop at the same step.
 
-    A second Ctrl-C interrupts at once, as it would without this class. Outside the main thread, where Python allows no
-    handlers, nothing is noted. Where there are several processes, jax's preemption service has a handler of SIGTERM of
-    its own, which one here would replace: Ctrl-C is handed on to it.
+    A second Ctrl-C interrupts at once, as it would without this class. Outside the main thread nothing is recorded,
+    because Python allows no signal handlers there. With several processes jax's preemption service has its own handler
+    of SIGTERM, which must not be replaced; here Ctrl-C is then passed on to it as a SIGTERM.
     """
 
     def __init__(self):
@@ -48,5 +48,5 @@ class StopRequest:
         """Returns whether the run stops after `step`."""
         if jax.process_count() == 1:
             return self._asked
-        # The service behind this call catches SIGTERM in any process and agrees on one step for all.
+        # jax's preemption service catches SIGTERM in any process and chooses one step for all of them.
         return multihost_utils.reached_preemption_sync_point(step)

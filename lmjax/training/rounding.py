@@ -1,9 +1,9 @@
-"""Updates of parameters that are stored in bfloat16, rounded up or down at random.
+"""Stochastic rounding for updates of parameters that are stored in bfloat16.
 
-Neighbours in bfloat16 are up to 1/128 of a number apart. Rounded to the nearest, an update below half of that is lost,
-and at usual learning rates nearly all are; rounded up with the probability of its remainder, its mean is kept (Gupta et
-al. 2015, arXiv:1502.02551, section 3). A float32 copy beside the parameters would do too, but the two take more memory
-than parameters in float32, which need no copy.
+Adjacent bfloat16 numbers differ by up to 1/128 of their value. With rounding to the nearest, every update below half of
+that is lost, which at usual learning rates is nearly every update. If a sum is instead rounded up with a probability
+equal to its remainder, its mean is exact (Gupta et al. 2015, arXiv:1502.02551, section 3). A float32 copy beside the
+bfloat16 parameters would also work, but takes more memory than parameters in float32, which need no copy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PyTree = Any
 
 
 def add_updates(params: PyTree, updates: PyTree, key: jax.Array) -> PyTree:
-    """Returns `params + updates` in the dtypes of `params`; what is in bfloat16 is rounded stochastically.
+    """Returns `params + updates` in the dtypes of `params`; bfloat16 parameters are rounded stochastically.
 
     Args:
         params: in float32 or bfloat16.
         updates: in float32.
-        key: draws the roundings, the same on all replicas; float32 parameters draw nothing.
+        key: the key of the rounding, the same on all replicas; float32 parameters do not use it.
     """
     leaves, tree = jax.tree.flatten(params)
 
@@ -35,9 +35,10 @@ def add_updates(params: PyTree, updates: PyTree, key: jax.Array) -> PyTree:
 
 
 def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns float32 `x` in bfloat16: one of its two neighbours, and in the mean `x` itself.
+    """Returns float32 `x` in bfloat16, rounded up or down at random so that the mean is `x`.
 
-    bfloat16 is the upper half of float32: what the lower half is, over 2**16, is the probability of a carry.
+    bfloat16 is the upper 16 bits of float32. A random 16-bit number is added, so the lower 16 bits carry into the upper
+    ones with a probability of their value over 2**16.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     carried = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)

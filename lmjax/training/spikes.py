@@ -1,8 +1,8 @@
-"""The loss-spike guard: an update whose gradient is far larger than usual is left out.
+"""The loss-spike guard: an update is skipped if the norm of its gradient is far larger than usual.
 
-Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, went back and skipped the batches around a spike of the loss; here
-an update is judged as it comes, by its gradient's norm against an exponential average, as in ZClip (Kumar et al. 2025,
-arXiv:2504.02507, section 3). All of it is part of the compiled step.
+Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, restarted from a checkpoint and skipped the batches around a spike
+of the loss. Here each update is tested inside the compiled step: its gradient's norm is compared with an exponential
+average of earlier norms, as in ZClip (Kumar et al. 2025, arXiv:2504.02507, section 3).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from lmjax.training.hyperparameters import Hyperparameters
 
 
 class SpikeState(struct.PyTreeNode):
-    """What the guard remembers.
+    """The state of the guard.
 
     Attributes:
         average: float32, the exponential average of gradient norms, biased towards 0 at the start.
-        count: int32, norms in the average.
-        left_out: int32, updates that were left out.
+        count: int32, number of norms in the average.
+        left_out: int32, number of skipped updates.
     """
 
     average: jax.Array
@@ -36,8 +36,8 @@ class SpikeState(struct.PyTreeNode):
 def judge(state: SpikeState, norm: jax.Array, finite: jax.Array, h: Hyperparameters) -> tuple[jax.Array, SpikeState]:
     """Returns whether an update is a spike, and the state after it.
 
-    A spike enters the average as the largest norm that is none: should the norms stay high, they become usual. A norm
-    that is not finite leaves the average alone and is no spike.
+    A spike is added to the average as the limit, the largest norm that is not a spike, so that the limit rises if the
+    norms stay high. A norm that is not finite is not a spike and does not change the average.
     """
     n = h.optimizer
     usual = state.average / jnp.maximum(1 - n.spike_average ** state.count.astype(jnp.float32), 1e-6)

@@ -1,4 +1,4 @@
-"""The state of a run: all that changes from step to step, and so all that a checkpoint must hold."""
+"""The state of a run: everything that changes from step to step, and so everything that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class TrainState(struct.PyTreeNode):
     """Parameters, optimizer state and counters.
 
     Attributes:
-        step: int32, updates tried so far; also the position in the data.
+        step: int32, number of updates so far, skipped ones included; also the position in the data.
         params: the parameters, in the parameter dtype.
         opt_state: optax's state.
-        key: the run's PRNG key; it never changes, step numbers are folded into it.
+        key: the run's PRNG key; it never changes, and step numbers are folded into it.
         tokens_seen: uint32 `[2]`, low and high word of the number of tokens read.
-        skipped: int32, updates that were not finite and were left out.
-        skipped_in_a_row: int32, how many of these were the latest.
-        average: float32, the exponential average of the parameters, or None: none is kept.
-        spikes: what the guard against spikes remembers, or None: there is none.
+        skipped: int32, updates that were skipped because they were not finite.
+        skipped_in_a_row: int32, how many of the latest updates were skipped one after the other.
+        average: float32, the exponential average of the parameters, or None without averaging.
+        spikes: the state of the guard against spikes, or None without a guard.
     """
 
     step: jax.Array
@@ -50,7 +50,7 @@ class TrainState(struct.PyTreeNode):
     spikes: SpikeState | None = None
 
     def evaluation_params(self) -> PyTree:
-        """Returns the parameters to evaluate and to use: averaged, where the run averages them."""
+        """Returns the parameters for evaluation and inference: the averaged ones, if the run averages them."""
         return averaged_iterate(self.opt_state, self.params) if self.average is None else self.average
 
 
@@ -61,14 +61,14 @@ def init_state(
     seed: int,
     given: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
-    """Returns the state before the first step, parameters and their average boxed with their axis names.
+    """Returns the state before the first step, with parameters and their average boxed with their axis names.
 
     Args:
-        model: what is trained.
-        config: of the optimizer.
-        hparams: of the run.
-        seed: the run's.
-        given: parameters of some of the model's parts, by the part's name, that start from these values.
+        model: the model to train.
+        config: the optimizer's config.
+        hparams: the traced hyperparameters.
+        seed: the run's seed.
+        given: initial parameters by part of the model; the other parts are initialised at random.
     """
     params = init_params(model, prng_key(seed, "parameters"))
     for part, values in (given or {}).items():
@@ -90,12 +90,12 @@ def init_state(
 
 
 def as_float32(tree: PyTree) -> PyTree:
-    """Returns the arrays in float32: what optimizers keep and compute, whatever parameters are stored in."""
+    """Returns the arrays in float32, in which optimizers compute whatever dtype the parameters have."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def add_tokens(tokens_seen: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns `tokens_seen + count` in two 32-bit words; a long run reads more than one word can count."""
+    """Returns `tokens_seen + count` as two 32-bit words, because a long run reads more tokens than one word counts."""
     low = tokens_seen[0] + count.astype(jnp.uint32)
     return jnp.stack([low, tokens_seen[1] + (low < tokens_seen[0]).astype(jnp.uint32)])
 
@@ -111,11 +111,11 @@ def state_maker(
 ) -> tuple[Callable[..., TrainState], TrainState]:
     """Returns a function that makes the first state on the mesh, and that state's shapes, dtypes and shardings.
 
-    A run that resumes needs only the latter: nothing is initialised to be thrown away. The function takes the `given`
+    A resumed run uses only the latter, and so initialises no parameters. The function takes the `given`
     parameters of `init_state`.
 
     Raises:
-        FlagError: a group of parameters that the model does not have.
+        FlagError: a pattern of parameter groups that matches nothing in the model.
     """
 
     def init(given: Mapping[str, PyTree] | None = None) -> TrainState:
@@ -131,7 +131,7 @@ def state_maker(
 
 
 def _beside_parameters(state: TrainState, shardings: TrainState) -> PyTree:
-    """Returns the optimizer state's shardings: what stands under a parameter's path in its shape lies as it does."""
+    """Returns the optimizer state's shardings: an array with a parameter's path and shape has that one's sharding."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     places = jax.tree.leaves(shardings.params)
     known = {(names_of(path), leaf.shape): place for (path, leaf), place in zip(leaves, places, strict=True)}

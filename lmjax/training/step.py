@@ -30,7 +30,7 @@ Metrics = dict[str, jax.Array]
 
 
 def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | None) -> dict[str, jax.Array]:
-    """Returns by name the weight of every loss over the whole batch; at least 1, so that an empty batch has loss 0."""
+    """Returns the weight of every loss over the whole batch by name; at least 1, so that an empty batch has loss 0."""
     weights = task.weights(batch)
     if model.config.moe.num_experts:
         weights |= dict.fromkeys(LOSSES, auxiliary_weight(model.config, batch))
@@ -38,7 +38,7 @@ def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | No
 
 
 def microbatches(batch: Batch, count: int) -> Batch:
-    """Returns the batch as `[count, rows / count, ...]`; device d's rows stay on device d."""
+    """Returns the batch as `[count, rows / count, ...]`; the rows of each device stay on that device."""
 
     def split(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
@@ -47,7 +47,7 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
 
 def count_tokens(batch: Batch) -> jax.Array:
-    """Returns the number of tokens that the model reads in a batch, padding left out."""
+    """Returns the number of tokens in a batch without padding."""
     return sum(jnp.sum(x > 0, dtype=jnp.uint32) for name, x in batch.items() if name.endswith("segment_ids"))
 
 
@@ -62,13 +62,13 @@ def loss_and_gradients(
 ) -> tuple[dict[str, LossSum], PyTree]:
     """Returns the loss sums of every objective over the batch, and the gradient of the batch's loss in float32.
 
-    The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so a mesh of
-    any shape leaves the gradient as it is, to rounding. Microbatches and the replicas of pmap do too, but for what they
-    have of their own: masks of dropout, the tokens that an objective samples, and the balance of a router (`MoE`).
+    The loss is the sum over objectives of loss_weight * (loss + penalty) / weight of the whole batch, so the shape of
+    the mesh does not change the gradient, up to rounding. Nor do microbatches and the replicas of pmap, except through
+    what differs between them: dropout masks, the tokens that an objective samples, and a router's balance (`MoE`).
 
-    Inside `jax.pmap`, whose axis is named, `batch` is one replica's part and weights are those of all; what is returned
-    is this replica's share of the sums and gradients. Its caller adds them up: a sum over replicas in here would be
-    differentiated with the gradient, and the transpose of a sum adds up the same vector once for each replica.
+    Inside `jax.pmap`, with its `axis`, `batch` is one replica's part, the weights are those of the whole batch, and the
+    returned sums and gradients are this replica's share, which the caller adds over the replicas. A sum over replicas
+    in here would be differentiated too, and its transpose would add the same vector once for each replica.
     """
     whole = whole_weights(model, task, batch, axis)
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
@@ -104,7 +104,7 @@ def loss_and_gradients(
 def make_train_step(
     model: LanguageModel, task: Task, config: OptimizerConfig, accumulation: int, axis: str | None = None
 ) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
-    """Returns the function that makes one update; one that is not finite, or a spike, changes nothing but counters.
+    """Returns the function that makes one update; a spike, or an update that is not finite, changes only the counters.
 
     With `axis` it is for `jax.pmap` along this axis, and its batch is one replica's part.
     """
@@ -116,7 +116,7 @@ def make_train_step(
             return sums, zero_frozen(config, grads)
 
         def curvature(params: PyTree) -> PyTree:
-            # All replicas draw the same signs.
+            # The key is the same on all replicas, so that they draw the same signs.
             key = named_key(_step_key(state), "curvature")
             return over_replicas(hutchinson(lambda params: share(params)[1], params, key), axis)
 
@@ -157,15 +157,15 @@ def _updated(
     hparams: Hyperparameters,
     curvature: Callable[[PyTree], PyTree],
 ) -> TrainState:
-    """Returns the state with new parameters, average and optimizer state, or, if the update is not good, the old ones.
+    """Returns the state with new parameters, average and optimizer state, or with the old ones if `good` is False.
 
     Args:
-        state: the state before.
+        state: the state before the update.
         grads: the gradients.
-        good: bool, whether the update counts.
-        config: the optimizer.
-        hparams: its numbers.
-        curvature: estimates the diagonal of the Hessian at parameters, for the optimizers that ask.
+        good: bool scalar, whether to apply the update.
+        config: the optimizer's config.
+        hparams: the traced hyperparameters.
+        curvature: from parameters to an estimate of the Hessian's diagonal, for the optimizers that use one.
     """
     params = as_float32(state.params)
     optimizer = make_optimizer(config, hparams, state.step)
@@ -173,7 +173,7 @@ def _updated(
     rounded = add_updates(state.params, updates, named_key(_step_key(state), "rounding"))
     new = {"params": rounded, "opt_state": opt_state}
     if state.average is not None:
-        # A young average forgets faster, or it would long remember the first parameters.
+        # The decay is lower in the first steps, or the initial parameters would stay in the average for long.
         age = state.step.astype(jnp.float32)
         share = 1 - jnp.minimum(hparams.optimizer.ema_decay, (1 + age) / (10 + age))
         new["average"] = jax.tree.map(lambda a, p: a + share * (p - a), state.average, new["params"])
@@ -182,15 +182,15 @@ def _updated(
 
 
 def _step_key(state: TrainState) -> jax.Array:
-    """Returns the key of a step, the same on all replicas."""
+    """Returns the key of this step, the same on all replicas."""
     return jax.random.fold_in(state.key, state.step)
 
 
 def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -> Metrics:
     """Returns the weighted loss, and each objective's own loss (nats per prediction) and accuracy.
 
-    `loss` is what is minimised, z-loss, label smoothing and the routers' losses included; `NAME/loss` is the plain
-    cross entropy, as evaluation reports it.
+    `loss` is minimised and includes z-loss, label smoothing and the routers' losses; `NAME/loss` is the plain cross
+    entropy, as in evaluation.
     """
     metrics: Metrics = {"loss": jnp.zeros((), jnp.float32)}
     for name, s in sums.items():
@@ -207,7 +207,7 @@ def make_eval_step(
 ) -> Callable[[PyTree, Batch, jax.Array], tuple[dict[str, LossSum], dict[str, jax.Array]]]:
     """Returns the function that sums losses over a batch, without dropout or penalties.
 
-    Beside the sums it returns, for each that is over tokens, the UTF-8 bytes of its targets.
+    It also returns the UTF-8 bytes of the targets, for each loss over tokens.
     """
 
     def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:

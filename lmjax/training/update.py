@@ -1,4 +1,4 @@
-"""The frame around every optimizer: the learning rate of a step, clipping, weight decay, groups, frozen parameters."""
+"""The parts around every optimizer: learning rate, clipping, weight decay, groups and frozen parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lmjax.training.schedules import Phase
 
 
 def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) -> jax.Array:
-    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule, down to the last update.
+    """Returns the learning rate of update `step` (from 0): linear warm-up, then the schedule.
 
-    Of n updates of warm-up the first has 1 / n of the peak and the last the peak; without warm-up the first update has
-    the peak. The last update of the run has `final_ratio` of it, where the schedule has an end. Joined schedules share
-    the steps after the warm-up, and each takes over where the one before it left off. If the warm-up is as long as the
-    run, nothing follows it.
+    The first of n warm-up updates has 1 / n of the peak and the last one has the peak; without warm-up the first update
+    has the peak. The last update of the run has `final_ratio` of the peak, unless the schedule has no end. Joined
+    schedules divide the steps after the warm-up, and each starts from the rate at which the one before it ended. If the
+    warm-up is as long as the run, no schedule follows it.
     """
     numbers = h.optimizer
-    # Updates so far, this one included: the first is number 1, the last is number `total_steps`.
+    # The updates are numbered from 1 to `total_steps`.
     number = step.astype(jnp.float32) + 1
     warmup_steps = jnp.maximum(numbers.warmup_steps, 1)
     joined = config.joined.schedules
@@ -44,10 +44,10 @@ def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) 
 def make_optimizer(
     config: OptimizerConfig, h: Hyperparameters, step: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of update `step`. Its state's structure depends on the config alone, not on the numbers.
+    """Returns the optimizer of update `step`. The structure of its state depends on the config, not on the numbers.
 
-    Its `update(grads, state, params, curvature=f)` takes float32 trees; `f()` is an estimate of the Hessian's diagonal,
-    for the optimizers that use one.
+    Its `update(grads, state, params, curvature=f)` takes float32 trees; `f()` returns an estimate of the Hessian's
+    diagonal, for the optimizers that use one.
     """
     rate = learning_rate(config, h, step)
     rule, own = config.rule, getattr(h.optimizer, config.name)

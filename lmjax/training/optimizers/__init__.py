@@ -1,7 +1,6 @@
-"""The optimizers, one file each: a group of fields and the rule that makes updates of gradients with them.
+"""The optimizers, one file each: a group of config fields, and the rule that turns gradients into updates.
 
-To add one, write a subclass of `Optimizer` in a file of its own and give it a line below, under the name that
-`--optimizer` takes.
+To add one, write a subclass of `Optimizer` in a file of its own and add a line below, under its name for `--optimizer`.
 """
 
 from lmjax.schema import Schema
@@ -15,7 +14,7 @@ from lmjax.training.optimizers.sophia import Sophia
 
 
 class Optimizers(Schema):
-    """Every optimizer with its fields, by its name."""
+    """The fields of every optimizer, by its name."""
 
     adamw: AdamW = AdamW()
     adam: Adam = Adam()

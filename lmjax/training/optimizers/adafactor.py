@@ -1,4 +1,4 @@
-"""Adafactor: second moments of matrices as rows and columns."""
+"""Adafactor: the second moments of a matrix are stored as means of its rows and columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SQUARE_FLOOR, _SCALE_FLOOR = 1e-30, 1e-3
 
 
 class AdafactorState(NamedTuple):
-    """Adafactor's state: updates so far, and second moments by parameter, as rows and columns where factored."""
+    """Adafactor's state: number of updates, and second moments by parameter, as rows and columns if factored."""
 
     count: jax.Array
     second_moments: PyTree
@@ -25,8 +25,8 @@ class AdafactorState(NamedTuple):
 class Adafactor(Optimizer):
     """Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5, without momentum.
 
-    Not optax's, which takes the two largest axes of an array for a matrix: of stacked layers or attention's kernels
-    these are others than a layer's own.
+    optax's own Adafactor is not used, because it treats the two largest axes of an array as the matrix. In arrays of
+    stacked layers and in attention kernels these are not the rows and columns of a layer's matrix.
     """
 
     static: ClassVar[tuple[str, ...]] = ("factor_from",)
@@ -37,7 +37,7 @@ class Adafactor(Optimizer):
     parameter_scale: bool = Field(True, description="the learning rate is relative to the size of the parameter")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns the gradient over the root of the second moment, clipped and scaled."""
+        """Returns the gradient over the root of the second moment, clipped, and scaled by the parameter's size."""
 
         def factored(names: tuple[str, ...], shape: tuple[int, ...]) -> bool:
             return is_matrix(names) and min(matrix_shape(names, shape)[1:]) >= self.factor_from
@@ -68,7 +68,7 @@ class Adafactor(Optimizer):
                     rows, columns = moment["rows"], moment["columns"]
                     rows = rows / rows.mean(axis=1, keepdims=True)
                     moment = (rows[:, :, None] * columns[:, None, :]).reshape(grad.shape)
-                # Stacked layers are clipped and scaled one by one, as they are when they are not stacked.
+                # Clips and scales each of the stacked layers by itself, so that stacking changes no update.
                 axes = tuple(range(int(is_scanned(names)), grad.ndim))
                 step = grad * jax.lax.rsqrt(moment)
                 step /= jnp.maximum(1, _rms(step, axes) / h.update_clip)

@@ -1,4 +1,4 @@
-"""Adam, and AdamW, which differs in where weight decay acts."""
+"""Adam and AdamW, which differ in where weight decay is added."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AdamW(OptimizerWithMoments):
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns the first moment over the root of the second, both with their bias corrected."""
+        """Returns the first moment over the root of the second, both with bias correction."""
         return optax.scale_by_adam(h.beta1, h.beta2, h.epsilon, mu_dtype=self.moment_dtype)
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer is: a group of fields, and the rule that makes updates of gradients with them."""
+"""The base class of optimizers: a group of config fields, and the rule that turns gradients into updates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Transformation = optax.GradientTransformation
 
 
 class Optimizer(Schema):
-    """One optimizer. Its rule takes numbers from `h`, as traced arrays, and everything else from `self`.
+    """One optimizer. Its rule reads numbers from `h`, as traced arrays, and everything else from `self`.
 
     Attributes:
-        decay_in_gradient: whether weight decay is added to the gradient (L2) where `decoupled` is none.
-        schedules: the only schedules that it can be trained with; empty: all.
-        static: numbers that shape the state or the program, and so are constants of it.
+        decay_in_gradient: whether weight decay is added to the gradient (L2) if `decoupled` is None.
+        schedules: the only schedules that it can be used with; empty: all.
+        static: names of numeric fields that determine shapes or the program, and so are constants of the program.
     """
 
     decay_in_gradient: ClassVar[bool] = False
@@ -29,7 +29,7 @@ class Optimizer(Schema):
     static: ClassVar[tuple[str, ...]] = ()
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns what turns gradients into a direction, which the learning rate is still to scale and to negate.
+        """Returns a transformation of gradients into a direction, before the learning rate scales and negates it.
 
         Args:
             h: this group's numbers as float32 scalars, under the names of its fields.
@@ -37,13 +37,19 @@ class Optimizer(Schema):
         raise NotImplementedError
 
     def wrapped(self, h: Numbers, optimizer: Transformation, rate: jax.Array) -> Transformation:
-        """Returns the whole optimizer, decay and learning rate included, with what this one does around it."""
+        """Returns the whole optimizer with this one's wrapper, if it has any.
+
+        Args:
+            h: this group's numbers.
+            optimizer: the direction with weight decay and learning rate.
+            rate: the learning rate.
+        """
         del h, rate
         return optimizer
 
 
 class OptimizerWithMoments(Optimizer):
-    """An optimizer that keeps an average of gradients, whose type is free."""
+    """An optimizer with an average of gradients, whose dtype can be chosen."""
 
     moment_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the average of gradients, first moment or momentum, in memory"

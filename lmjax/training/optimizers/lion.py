@@ -15,5 +15,5 @@ class Lion(OptimizerWithMoments):
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of gradients")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns the sign of the average and the gradient together."""
+        """Returns the sign of a weighted sum of the average and the gradient."""
         return optax.scale_by_lion(h.beta1, h.beta2, self.moment_dtype)

@@ -1,4 +1,4 @@
-"""Muon: orthogonal updates for the layers' kernels, AdamW for all else."""
+"""Muon: orthogonal updates for the layers' kernels, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lmjax.training.optimizers.base import Numbers, Transformation
 class Muon(AdamW):
     """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
-    The size of an update is `rms` whatever the matrix's shape (Liu et al. 2025, arXiv:2502.16982, section 2.2), so one
-    learning rate and decay serve both kinds of parameters.
+    The root mean square of an update is `rms` whatever the matrix's shape (Liu et al. 2025, arXiv:2502.16982,
+    section 2.2), so both kinds of parameters can have the same learning rate and decay.
     """
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment of what is no kernel of a layer")
@@ -44,7 +44,7 @@ class Muon(AdamW):
 
 
 def orthogonalized(x: jax.Array) -> jax.Array:
-    """Returns matrices `[..., rows, columns]` with singular values pulled near 1 by five Newton-Schulz steps."""
+    """Returns the matrices `[..., rows, columns]` with singular values near 1, after five Newton-Schulz steps."""
     tall = x.shape[-2] > x.shape[-1]
     x = jnp.swapaxes(x, -1, -2) if tall else x
     x /= jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7

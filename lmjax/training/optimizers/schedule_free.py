@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: an average of the iterates in place of a learning rate that falls."""
+"""Schedule-free AdamW: an average of the iterates instead of a falling learning rate."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class ScheduleFree(Optimizer):
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns AdamW's direction without momentum of its own."""
+        """Returns AdamW's direction without momentum."""
         return optax.scale_by_adam(0.0, h.beta2, h.epsilon)
 
     def wrapped(self, h: Numbers, optimizer: Transformation, rate: jax.Array) -> Transformation:
-        """Returns the optimizer within the interpolation and the average."""
+        """Returns the optimizer with the interpolation and the averaging of iterates around it."""
         return optax.contrib.schedule_free(optimizer, rate, h.beta1)
 
 
 def averaged_iterate(opt_state: PyTree, params: PyTree) -> PyTree:
-    """Returns what to evaluate: schedule-free's averaged x, and for every other optimizer the parameters themselves."""
+    """Returns the parameters to evaluate: schedule-free's average x, and for other optimizers the parameters."""
 
     def is_free(node: Any) -> bool:
         return isinstance(node, optax.contrib.ScheduleFreeState)

@@ -11,7 +11,7 @@ from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, Transf
 
 
 class SGD(OptimizerWithMoments):
-    """Sutskever et al. 2013, section 2, undamped as in torch."""
+    """Sutskever et al. 2013, section 2, in the form of torch (without dampening)."""
 
     decay_in_gradient: ClassVar[bool] = True
 
@@ -19,5 +19,5 @@ class SGD(OptimizerWithMoments):
     nesterov: bool = Field(True, description="look ahead by one step of momentum")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns the decaying sum of gradients."""
+        """Returns the exponentially decaying sum of gradients."""
         return optax.trace(h.momentum, self.nesterov, self.moment_dtype)

@@ -15,7 +15,7 @@ from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, PyTree
 
 
 class SophiaState(NamedTuple):
-    """Sophia's state: updates so far, first moment, and the curvature along every axis."""
+    """Sophia's state: number of updates, first moment, and an estimate of the Hessian's diagonal."""
 
     count: jax.Array
     mean: PyTree
@@ -25,8 +25,9 @@ class SophiaState(NamedTuple):
 class Sophia(OptimizerWithMoments):
     """Sophia-H (Liu et al. 2023, arXiv:2305.14342, algorithm 3, with Hutchinson's estimate, algorithm 1).
 
-    Hutchinson's serves every objective; the other estimator, Gauss-Newton-Bartlett, would have to know how each draws
-    its labels. Not optax's, which uses an estimate one step late and corrects a bias that the paper leaves.
+    Hutchinson's estimate works with every objective; the other one, Gauss-Newton-Bartlett, would need to know how each
+    objective samples labels. optax's own Sophia is not used, because it applies each estimate one step late and adds a
+    bias correction that the paper does not have.
     """
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
@@ -36,7 +37,7 @@ class Sophia(OptimizerWithMoments):
     curvature_every: int = Field(10, ge=1, description="steps between estimates of the curvature")
 
     def direction(self, h: Numbers) -> Transformation:
-        """Returns the clipped quotient; its `update` takes `curvature`, which makes an estimate."""
+        """Returns the clipped quotient; its `update` takes `curvature`, a function that returns an estimate."""
 
         def init(params: PyTree) -> SophiaState:
             mean = optax.tree.zeros_like(params, dtype=self.moment_dtype)
@@ -48,7 +49,7 @@ class Sophia(OptimizerWithMoments):
             del params, others
 
             def estimate(old: PyTree) -> PyTree:
-                # What the optimizer does not see, because it is frozen or another's, is cut out of the whole tree.
+                # The estimate covers all parameters; frozen ones, which this optimizer does not see, are left out.
                 found = {names_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(curvature())}
                 return map_named(lambda names, x: h.beta2 * x + (1 - h.beta2) * found[names], old)
 
@@ -64,8 +65,9 @@ class Sophia(OptimizerWithMoments):
 
 
 def hutchinson(gradient: Callable[[PyTree], PyTree], params: PyTree, key: jax.Array) -> PyTree:
-    """Returns an unbiased estimate of the diagonal of the Hessian: signs times their product with the Hessian."""
+    """Returns an unbiased estimate of the Hessian's diagonal: random signs times their product with the Hessian."""
     signs = optax.tree.random_like(key, params, jax.random.rademacher, dtype=jnp.float32)
-    # Reverse over reverse: what has a backward pass of its own, such as attention in blocks, knows no other way.
+    # Reverse over reverse mode, because functions with a custom backward pass, such as blocked attention, have no
+    # forward-mode derivative.
     product = jax.grad(lambda params: optax.tree.vdot(gradient(params), signs))(params)
     return jax.tree.map(jnp.multiply, signs, product)
