@@ -1,14 +1,14 @@
-"""Heads: what predicts from hidden states, a class each, and the registry of all of them.
+"""Heads: modules that predict from hidden states, and the registry of all of them.
 
-To add a head: a subclass of `Head` in a file of this package, and its line in HEADS. No other file knows its name but
-that of an objective that reads it (`Objective.heads`, `Forward.head`). It may import what the model is made of.
+To add a head: a subclass of `Head` in a file of this package, and a line in HEADS. Its name appears in no other file
+except those of the objectives that use it (`Objective.heads`, `Forward.head`). A head may import the rest of `model`.
 """
 
 from lmjax.model.heads import electra, rows, tokens, vocabulary
 from lmjax.model.heads.base import Head
 
 BARE = "bare"
-# The heads by the names that `LanguageModel.heads` and `Objective.heads` give them.
+# The heads by name, as in `LanguageModel.heads` and `Objective.heads`.
 HEADS: dict[str, type[Head]] = {
     "vocabulary": vocabulary.VocabularyHead,
     "masked_lm": vocabulary.MaskedLMHead,
@@ -29,7 +29,7 @@ def heads_of(architecture: str) -> tuple[str, ...]:
 
 
 def head_types(architecture: str, names: tuple[str, ...]) -> dict[str, type[Head]]:
-    """Returns the heads of a model by name: those with these names, or what its family has where none is named.
+    """Returns the classes of a model's heads by name: those in `names`, or the default of its family if it is empty.
 
     Raises:
         ValueError: there is no such head, or the family cannot have it.

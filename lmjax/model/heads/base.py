@@ -1,4 +1,4 @@
-"""What a head is, and the layers that several have."""
+"""The base class of heads, and layers that several heads use."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,12 +10,12 @@ from lmjax.model.layers import ACTIVATIONS, Dense, Embed, Norm
 
 
 class Output(NamedTuple):
-    """What one output of a head is.
+    """Name, axes and dtype of one output of a head.
 
     Attributes:
-        name: of it among all outputs of a model.
-        axes: of "batch", "length", "embed", "labels" and "vocab", or the size itself.
-        dtype: None: that of the activations.
+        name: unique among all outputs of a model.
+        axes: each one of "batch", "length", "embed", "labels" and "vocab", or a number.
+        dtype: of the output; None: that of the activations.
     """
 
     name: str
@@ -24,12 +24,12 @@ class Output(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much a head computes.
+    """The sizes from which the FLOPs of a head are computed.
 
     Attributes:
-        rows: of the batch.
-        length: of a row, on the side that predicts.
-        predictions: positions that have vocabulary logits.
+        rows: number of rows in the batch.
+        length: of a row (of the decoder, in an encoder-decoder).
+        predictions: number of positions at which vocabulary logits are computed.
     """
 
     rows: int
@@ -40,16 +40,16 @@ class Size(NamedTuple):
 class Head(nn.Module):
     """A prediction from hidden states.
 
-    Its call takes hidden states `[batch, length, embed]` and the fields that `reads` lists, and returns the outputs in
-    their order: an array, or a tuple where there are several. Initialisation calls each head of a model once.
+    A call takes hidden states `[batch, length, embed]` and the fields in `reads`, and returns the outputs in the order
+    of `outputs`: an array, or a tuple if there are several. Initialisation calls each head of a model once.
 
     Attributes:
-        outputs: what it returns, in order.
-        families: that can have it.
-        subtree: where its parameters are among those of the model; empty: beside its embedding and its backbone.
-        reads: fields of the batch that its call takes behind the hidden states; None for one that the batch lacks.
-        fine_tuned: whether it is learnt on labelled data, for which the config has its form (`head.classifier`).
-        in_training_only: whether it serves the training of the others, so that no checkpoint beside them has it.
+        outputs: the outputs of a call, in order.
+        families: the families that can have this head.
+        subtree: name of the head in the model's parameters; empty: its parameters are at the top level.
+        reads: fields of the batch that a call takes after the hidden states; one that the batch lacks is None.
+        fine_tuned: whether the head is trained on labelled data; `head.classifier` in the config sets its layers.
+        in_training_only: whether the head is needed in training only, so that it is not exported with the model.
     """
 
     config: ModelConfig
@@ -63,13 +63,13 @@ class Head(nn.Module):
 
     @classmethod
     def build(cls, config: ModelConfig, table: Embed, backbone: nn.Module) -> "Head":
-        """Returns the head for a model with this token table and backbone; called in the model's setup."""
+        """Returns the head for a model with this token table and backbone; called by the model's setup."""
         del table, backbone
         return cls(config, name=cls.subtree)
 
     @classmethod
     def submodel(cls, config: ModelConfig) -> ModelConfig | None:
-        """Returns the config of the language model that this head is itself (`states`, `logits`); None: it is none."""
+        """Returns the config of the head's own language model, for heads with `states` and `logits`; None: no such."""
         del config
         return None
 
@@ -80,18 +80,18 @@ class Head(nn.Module):
 
     @classmethod
     def named(cls, result: Any) -> dict[str, jax.Array]:
-        """Returns by name what a call returned."""
+        """Returns the result of a call as a dict, by names of the outputs."""
         results = result if isinstance(result, tuple) else (result,)
         return {output.name: x for output, x in zip(cls.outputs, results, strict=True)}
 
 
 class Transform(nn.Module):
-    """Dense, activation and norm, as before BERT's vocabulary (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
+    """Dense, activation and norm, as before BERT's logits (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
-    Before a factorised table it is also the way back to the table's width (Lan et al. 2020, arXiv:1909.11942).
+    With factorised embeddings it also projects to the width of the token table (Lan et al. 2020, arXiv:1909.11942).
 
     Attributes:
-        width: of what it gives.
+        width: of its output.
     """
 
     config: ModelConfig
@@ -106,10 +106,10 @@ class Transform(nn.Module):
 
 
 def dense(config: ModelConfig, name: str, x: jax.Array) -> jax.Array:
-    """Returns a layer of the model's width over `x`; called by the compact module that owns it."""
+    """Returns a Dense layer from and to the model's width, applied to `x`; called in a compact method of its owner."""
     return Dense(config, (config.embed_dim,), ("embed", "mlp"), use_bias=bool(config.biases), name=name)(x)
 
 
 def class_logits(config: ModelConfig, classes: int, x: jax.Array, bias: bool) -> jax.Array:
-    """Returns float32 logits; called by the compact module that owns the layer."""
+    """Returns float32 logits `[..., classes]`; called in a compact method of the layer's owner."""
     return Dense(config, (classes,), ("mlp", "classes"), use_bias=bias, out_dtype="float32", name="classifier")(x)

@@ -12,7 +12,7 @@ from lmjax.model.layers import ACTIVATIONS, Embed
 
 
 class ReplacedTokenHead(Head):
-    """Was this token put there by the generator? A layer, the model's activation and one logit.
+    """The logit that a token was replaced by the generator: Dense, the model's activation, and Dense to one logit.
 
     Clark et al. 2020, arXiv:2003.10555, section 3.1.
     """
@@ -22,7 +22,7 @@ class ReplacedTokenHead(Head):
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of a layer and a logit for each token."""
+        """Returns the FLOPs of the two layers for each token."""
         return 2 * config.embed_dim * (config.embed_dim + 1) * size.rows * size.length
 
     @nn.compact
@@ -35,12 +35,12 @@ class ReplacedTokenHead(Head):
 class GeneratorHead(Head):
     """ELECTRA's generator (Clark et al. 2020, arXiv:2003.10555, section 3.1).
 
-    A smaller masked language model: it shares the model's token table and the embeddings of its inputs, and reads the
-    batch rather than the model's hidden states.
+    A smaller masked language model that shares the token table and the input embeddings of the model. It reads the
+    batch, and ignores the hidden states of the model.
 
     Attributes:
-        table: of the model's tokens.
-        inputs: the model's embeddings of its inputs.
+        table: the model's token table.
+        inputs: the model's input embeddings.
     """
 
     table: Embed
@@ -67,14 +67,14 @@ class GeneratorHead(Head):
         return MaskedLMHead.flops(cls.submodel(config), size)
 
     def setup(self) -> None:
-        """Makes the parts."""
+        """Makes the submodules."""
         config = self.submodel(self.config)
         self.backbone = Encoder(config, self.table, self.inputs)
         self.vocabulary = MaskedLMHead.build(config, self.table, self.backbone)
         nn.share_scope(self, self.vocabulary)
 
     def __call__(self, hidden: jax.Array, *fields: jax.Array | None) -> jax.Array:
-        """Returns float32 logits `[batch, length, vocab]` without dropout; `fields` are those that it reads."""
+        """Returns float32 logits `[batch, length, vocab]`, without dropout; `fields` are those in `reads`."""
         del hidden
         batch = {name: x for name, x in zip(self.reads, fields, strict=True) if x is not None}
         return self.logits(self.states(batch, DropoutRates()))
@@ -84,5 +84,5 @@ class GeneratorHead(Head):
         return self.backbone(batch, dropout_rates)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[..., vocab]` for the generator's hidden states, of all positions or a choice."""
+        """Returns float32 logits `[..., vocab]` for hidden states of the generator at any positions."""
         return self.vocabulary(hidden)

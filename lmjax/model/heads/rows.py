@@ -1,4 +1,4 @@
-"""Heads that read a row as a whole: from its first position, or from its mean or its last token."""
+"""Heads with one output per row, computed from its first position, its mean or its last token."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from lmjax.model.layers import ACTIVATIONS, align
 
 
 class PoolerHead(Head):
-    """The whole row as a vector: a tanh layer over the first position ([CLS]).
+    """A vector for each row: Dense and tanh at the first position ([CLS]).
 
     Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 2.
     """
@@ -20,7 +20,7 @@ class PoolerHead(Head):
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of a layer over each row."""
+        """Returns the FLOPs of one layer for each row."""
         return 2 * config.embed_dim**2 * size.rows
 
     @nn.compact
@@ -30,7 +30,7 @@ class PoolerHead(Head):
 
 
 class NextSentenceHead(Head):
-    """Is B the sentence after A? A tanh layer over the first position ([CLS]) and two classes.
+    """Logits of whether B is the sentence after A: Dense and tanh at the first position ([CLS]), and two classes.
 
     Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 2.
     """
@@ -51,9 +51,10 @@ class NextSentenceHead(Head):
 
 
 class ClassifierHead(Head):
-    """A label for every row (Devlin et al. 2019, section 4.1; on a decoder Radford et al. 2018, section 3.2).
+    """Class logits for each row (Devlin et al. 2019, section 4.1; in a decoder Radford et al. 2018, section 3.2).
 
-    An encoder's reads the first position, or the mean, through a layer; a decoder's the last token as it is.
+    In an encoder it reads the first position or the mean, with a hidden layer between. In a decoder it reads the last
+    token, without a hidden layer.
     """
 
     outputs = (Output("classifier", ("batch", "labels")),)
@@ -64,7 +65,7 @@ class ClassifierHead(Head):
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of the labels of each row, and of an encoder's layer before them."""
+        """Returns the FLOPs for each row, including the hidden layer in an encoder."""
         layer = 0 if config.family.causal else config.embed_dim
         return 2 * config.embed_dim * (config.head.labels + layer) * size.rows
 
@@ -74,7 +75,7 @@ class ClassifierHead(Head):
 
         Args:
             hidden: `[batch, length, embed]`.
-            segment_ids: `[batch, length]`, 0 for padding, which ends a row or begins it; None: there is none.
+            segment_ids: `[batch, length]`, 0 for padding, at the start or the end of a row; None: no padding.
         """
         config, kind = self.config, self.config.head.classifier
         real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0

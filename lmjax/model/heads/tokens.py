@@ -1,4 +1,4 @@
-"""Heads that classify each token: taggers, and the spans of answers."""
+"""Heads that classify each token: labels of tokens, and start and end of an answer."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from lmjax.model.heads.base import Head, Output, Size, Transform, class_logits
 
 
 class TaggerHead(Head):
-    """A label for every token (Devlin et al. 2019, arXiv:1810.04805, section 5.3)."""
+    """Class logits for each token (Devlin et al. 2019, arXiv:1810.04805, section 5.3)."""
 
     outputs = (Output("tagger", ("batch", "length", "labels")),)
     subtree = "tagger_head"
@@ -17,7 +17,7 @@ class TaggerHead(Head):
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of each token's labels."""
+        """Returns the FLOPs for all tokens."""
         return _flops(config, config.head.labels, size)
 
     @nn.compact
@@ -27,7 +27,7 @@ class TaggerHead(Head):
 
 
 class SpanHead(Head):
-    """Whether an answer starts, or ends, at a token (Devlin et al. 2019, arXiv:1810.04805, section 4.2)."""
+    """Logits of an answer's start and end at each token (Devlin et al. 2019, arXiv:1810.04805, section 4.2)."""
 
     outputs = (Output("start", ("batch", "length")), Output("end", ("batch", "length")))
     subtree = "span_head"
@@ -35,18 +35,18 @@ class SpanHead(Head):
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of each token's two logits."""
+        """Returns the FLOPs for all tokens."""
         return _flops(config, 2, size)
 
     @nn.compact
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns float32 logits `[batch, length]` of an answer's first token, and of its last."""
+        """Returns float32 logits `[batch, length]` of an answer's first token, and of its last token."""
         start, end = jnp.moveaxis(_logits(self.config, 2, hidden), -1, 0)
         return start, end
 
 
 def _logits(config: ModelConfig, classes: int, hidden: jax.Array) -> jax.Array:
-    """Returns float32 `[batch, length, classes]`; called by the compact module that owns the layers."""
+    """Returns float32 `[batch, length, classes]`; called in a compact method of the layers' owner."""
     if config.head.classifier == "transform":
         hidden = Transform(config, config.embed_dim, name="transform")(hidden)
     return class_logits(config, classes, hidden, bias=True)

@@ -1,4 +1,4 @@
-"""Logits over the vocabulary, and their absence."""
+"""Heads with logits over the vocabulary, and the head of a model without outputs."""
 
 import flax.linen as nn
 import jax
@@ -12,10 +12,10 @@ from lmjax.model.parameters import parameter
 
 
 class VocabularyHead(Head):
-    """Logits of the next token: a decoder has them where no other head is named.
+    """Logits of the next token; the default head of a decoder and of an encoder-decoder.
 
     Attributes:
-        table: of the model's tokens.
+        table: the model's token table.
     """
 
     table: Embed
@@ -26,19 +26,19 @@ class VocabularyHead(Head):
 
     @classmethod
     def build(cls, config: ModelConfig, table: Embed, backbone: nn.Module) -> "VocabularyHead":
-        """Returns the head over a token table."""
+        """Returns the head of a model with this token table."""
         del backbone
         return cls(config, table, name="vocabulary")
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
-        """Returns the FLOPs of the logits, and of what stands before them."""
+        """Returns the FLOPs of the logits and of the layer before them."""
         width = config.table_dim if config.head.tied else config.embed_dim
         before = config.embed_dim * width if config.head.transform or width != config.embed_dim else 0
         return 2 * (before + width * config.vocab_size) * size.predictions
 
     def setup(self) -> None:
-        """Makes what stands between hidden states and logits."""
+        """Makes the layers between hidden states and logits."""
         config = self.config
         if config.head.transform:
             self.transform = Transform(config, config.table_dim if config.head.tied else config.embed_dim)
@@ -51,7 +51,7 @@ class VocabularyHead(Head):
             self.output_bias = parameter(self, "output_bias", zeros, ("vocab",), shape, config.param_dtype)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]`, of all positions or a choice."""
+        """Returns float32 logits `[..., vocab]` for hidden states `[..., embed]` at any positions."""
         config, x = self.config, hidden
         if config.head.transform:
             x = self.transform(x)
@@ -68,13 +68,13 @@ class VocabularyHead(Head):
 
 
 class MaskedLMHead(VocabularyHead):
-    """Logits of the tokens behind an encoder's masks (Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 1)."""
+    """An encoder's logits of masked tokens (Devlin et al. 2019, arXiv:1810.04805, section 3.1, task 1)."""
 
     families = ("encoder",)
 
 
 class BareHead(Head):
-    """No output, not even logits: a decoder published without its output layer, as for embeddings."""
+    """A head without outputs, for a decoder that was published without output layer, such as an embedding model."""
 
     outputs = ()
     families = ("decoder", "encoder_decoder")
@@ -87,6 +87,6 @@ class BareHead(Head):
         return 0
 
     def __call__(self, hidden: jax.Array) -> tuple[()]:
-        """Returns no output."""
+        """Returns the empty tuple."""
         del hidden
         return ()

@@ -1,8 +1,8 @@
-"""Position schemes: how the order of tokens enters a model, a file each, and the registry of all of them.
+"""Position schemes, by which a model knows the order of tokens: one file each, and the registry of all of them.
 
-To add one: a subclass of `Scheme` in a file of this package, and its line in the registry below. Its config fields,
-if it has any, stand in `lmjax.model.config`. A scheme imports what the model is made of, and takes the config as an
-argument: `lmjax.model.config` imports this package, for the names that it allows.
+To add one: a subclass of `Scheme` in a file of this package, and a line in the registry below. Its config fields, if it
+has any, are declared in `lmjax.model.config`. A scheme may import layers of the model, but not `lmjax.model.config`,
+which imports this package for the names of the schemes; methods get the config as an argument.
 """
 
 from lmjax.model.positions.alibi import Alibi
@@ -12,7 +12,7 @@ from lmjax.model.positions.rope import Rope
 from lmjax.model.positions.scheme import Scheme
 from lmjax.model.positions.sinusoidal import Sinusoidal
 
-# Schemes that relate a query to a key, and so can stand in cross-attention too.
+# Schemes that change attention only, not the embeddings, and so can be used in cross-attention too.
 ACROSS: dict[str, Scheme] = {"none": Scheme(), "rope": Rope(), "relative": Relative(), "alibi": Alibi()}
 SCHEMES: dict[str, Scheme] = {
     "none": ACROSS["none"],

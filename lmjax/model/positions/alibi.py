@@ -1,4 +1,4 @@
-"""ALiBi: a fixed bias, linear in the distance (Press et al. 2022, arXiv:2108.12409)."""
+"""ALiBi: a fixed bias on attention scores, linear in the distance (Press et al. 2022, arXiv:2108.12409)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Alibi(Scheme):
     """A bias on attention scores with a slope for each head."""
 
     def bias(self, config: ModelConfig, name: str, *, causal: bool) -> Bias:
-        """Returns a function to the bias."""
+        """Returns the function from positions to the bias; arguments as of `Scheme.bias`."""
         del name, causal
 
         def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -32,8 +32,8 @@ class Alibi(Scheme):
 def alibi_slopes(num_heads: int) -> np.ndarray:
     """Returns float64 `[heads]`: 2**(-8 i / heads), i from 1 (Press et al. 2022, arXiv:2108.12409, section 3).
 
-    Where heads are no power of two, as in the authors' code: the slopes of the power below, then every other one of
-    the power above.
+    If the number of heads is not a power of two, as in the authors' code: the slopes for the next lower power, then
+    every other slope for the next higher power.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     below, above = (2.0 ** (-8 * np.arange(1, n + 1) / n) for n in (power, 2 * power))
@@ -41,12 +41,12 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi(num_heads: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns the bias, float32 `[batch or 1, heads, queries, keys]`: minus slope times distance, to either side.
+    """Returns float32 `[batch or 1, heads, queries, keys]`: minus slope times absolute distance.
 
     Args:
-        num_heads: query heads.
-        queries: their positions, `[batch or 1, queries]`.
-        keys: their positions, `[batch or 1, keys]`.
+        num_heads: number of query heads.
+        queries: positions of the queries, `[batch or 1, queries]`.
+        keys: positions of the keys, `[batch or 1, keys]`.
     """
     distance = jnp.abs(keys[:, None, :] - queries[:, :, None]).astype(jnp.float32)
     return -distance[:, None] * jnp.asarray(alibi_slopes(num_heads), jnp.float32)[None, :, None, None]

@@ -1,4 +1,4 @@
-"""Learned positions: a vector for each (Gehring et al. 2017, arXiv:1705.03122, section 3.1)."""
+"""Learned positions: a vector for each position (Gehring et al. 2017, arXiv:1705.03122, section 3.1)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Learned(Scheme):
         return config.max_length
 
     def embed(self, config: ModelConfig, positions: jax.Array) -> jax.Array:
-        """Returns the rows of `positions`; raises FlagError where there are more than the table has."""
+        """Returns `[batch or 1, length, table width]`; raises FlagError for more positions than the table has rows."""
         if positions.shape[1] > config.max_length:
             raise FlagError(
                 f"rows of {positions.shape[1]} tokens, and max_length={config.max_length} rows in the learned position"

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class Relative(Scheme):
-    """A learned bias on attention scores."""
+    """A learned bias on attention scores, by head and distance."""
 
     fields: ClassVar[tuple[str, ...]] = ("relative",)
 
     def per_layer(self, config: ModelConfig) -> bool:
-        """Returns whether each layer has a table of its own."""
+        """Returns whether each layer has its own table."""
         return config.relative.per_layer
 
     def bias(self, config: ModelConfig, name: str, *, causal: bool) -> Bias:
-        """Returns a function to the bias."""
+        """Returns the function from positions to the bias; arguments as of `Scheme.bias`."""
         table = RelativeBias(config, causal, name=name)
 
         def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -38,12 +38,13 @@ class Relative(Scheme):
 
 
 def relative_bucket(distance: np.ndarray, buckets: int, max_distance: int, causal: bool) -> np.ndarray:
-    """Returns the bucket of each distance (key minus query), elementwise.
+    """Returns the bucket of each distance (key position minus query position), elementwise.
 
-    Raffel et al. 2020, arXiv:1910.10683, section 2.1: half of the buckets hold one small distance each, the others
-    grow logarithmically up to `max_distance`, and all that is farther shares the last. A causal model spends every
-    bucket on the past; another one spends the lower half of them on the past and the upper half on the future.
-    In numpy: a device's own logarithm could put a distance on a boundary into the bucket below.
+    Raffel et al. 2020, arXiv:1910.10683, section 2.1: half of the buckets have one small distance each, the others
+    have ranges that grow logarithmically up to `max_distance`, and all greater distances share the last bucket. A
+    causal model uses all buckets for keys before the query; others use the lower half for keys before it and the upper
+    half for keys after it. Computed in numpy, because the logarithm of another device could round a distance at a
+    boundary into the lower bucket.
     """
     if causal:
         offset, away = 0, np.maximum(-distance, 0)
@@ -66,26 +67,32 @@ class RelativeBias(nn.Module):
         """Makes the table `[buckets, heads]`."""
         config = self.config
         shape = (config.relative.buckets, config.num_heads)
-        # A score is a sum over the width, and its bias is as large as one of T5's kernels.
+        # The bias is initialised like a kernel with `embed_dim` inputs, as T5's.
         init = kernel_init(config, config.embed_dim, config.num_heads)
         self.table = parameter(self, "table", init, ("buckets", "heads"), shape, config.param_dtype)
 
     def __call__(self, query_length: int, key_length: int) -> jax.Array:
-        """Returns float32 `[1, heads, query_length, key_length]` for the places of one row.
+        """Returns float32 `[1, heads, query_length, key_length]` for queries and keys of one row.
 
-        Distances are those of the row: positions advance by one inside a segment, and the mask hides the rest.
+        Distances are differences of indices in the row. Inside a segment they equal differences of positions, and keys
+        of other segments are masked.
         """
         return _toeplitz(self._at(np.arange(1 - query_length, key_length)), query_length)[None]
 
     def between(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-        """Returns float32 `[batch or 1, heads, queries, keys]` for positions in two different sequences."""
-        # All that is farther shares a bucket.
+        """Returns float32 `[batch or 1, heads, queries, keys]` for the given positions of queries and keys.
+
+        Args:
+            queries: positions `[batch or 1, queries]`.
+            keys: positions `[batch or 1, keys]`.
+        """
+        # All distances from `max_distance` on share a bucket, so that they can be clipped.
         reach = self.config.relative.max_distance
         distance = jnp.clip(keys[:, None, :] - queries[:, :, None], -reach, reach)
         return jnp.moveaxis(jnp.take(self._at(np.arange(-reach, reach + 1)), distance + reach, axis=1), 0, 1)
 
     def _at(self, distances: np.ndarray) -> jax.Array:
-        """Returns float32 `[heads, distances]`."""
+        """Returns the bias at each distance, float32 `[heads, distances]`."""
         relative = self.config.relative
         return self.table.astype(jnp.float32)[
             relative_bucket(distances, relative.buckets, relative.max_distance, self.causal)
@@ -95,8 +102,9 @@ class RelativeBias(nn.Module):
 def _toeplitz(values: jax.Array, rows: int) -> jax.Array:
     """Returns `[heads, rows, columns]` with element (i, j) = values[:, j - i + rows - 1].
 
-    By copies alone: a row longer than the padded values by one shifts each next row by one. A gather of all pairs
-    would have a scatter for its gradient, which is slow everywhere.
+    Computed by padding and reshaping: the values, padded to `count + 1`, are repeated and then cut into rows of length
+    `count`, so that each row is shifted by one against the row before. A gather of all elements would be slow, since
+    its gradient is a scatter.
     """
     heads, count = values.shape
     padded = jnp.pad(values, ((0, 0), (0, 1)))

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned (Su et al. 2021, arXiv:2104.09864)."""
+"""Rotary positions: queries and keys are rotated by their positions (Su et al. 2021, arXiv:2104.09864)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Rope(Scheme):
-    """Turns of pairs of columns of queries and keys."""
+    """Rotations of pairs of columns of queries and keys."""
 
     fields: ClassVar[tuple[str, ...]] = ("rope",)
 
     def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
-        """Returns the rules on what rotates and on its scaling."""
+        """Returns the rules on the rotated dimensions and on the scaling."""
         rope = config.rope
         return (
             (
@@ -43,28 +43,28 @@ class Rope(Scheme):
         )
 
     def limit(self, config: ModelConfig) -> int:
-        """Returns the length that the turns were trained for.
+        """Returns the most tokens of a row in generation.
 
-        With the dynamic scaling that is the length it starts from: beyond it every key turns anew at each token, and a
-        cache keeps keys as they were turned.
+        With the dynamic scaling this is the length from which it scales: in longer rows the rotation of all keys
+        changes with every token, but the keys in a cache are stored rotated.
         """
         return min(config.max_length, self.steady(config))
 
     def steady(self, config: ModelConfig) -> int:
-        """Returns `max_length`, or the length from which on the dynamic scaling depends on the length of a row."""
+        """Returns `max_length`, or with dynamic scaling the greatest length of a row that is not scaled."""
         dynamic = config.rope.scaling == "dynamic"
         return (config.rope.original_length if dynamic else None) or config.max_length
 
     def turns(
         self, config: ModelConfig, positions: jax.Array, *, local: bool = False, length: int | None = None
     ) -> Rotation:
-        """Returns the turns; arguments as of `Scheme.turns`."""
+        """Returns the rotations; arguments as of `Scheme.turns`."""
         return Rotation.build(config, positions, local, length)
 
 
 @flax.struct.dataclass
 class Rotation:
-    """The turns of rotary positions: float32 sines and cosines `[batch or 1, length, rotated / 2]`."""
+    """The rotations at given positions: float32 sines and cosines `[batch or 1, length, rotated / 2]`."""
 
     sin: jax.Array
     cos: jax.Array
@@ -73,31 +73,31 @@ class Rotation:
     def build(
         cls, config: ModelConfig, positions: jax.Array, local: bool = False, length: int | None = None
     ) -> Rotation:
-        """Returns the turns at `[batch or 1, length]` positions, counted from the start of each segment.
+        """Returns the rotations at the given positions.
 
         Args:
             config: of the model.
-            positions: where the tokens stand.
-            local: for a layer with a window, which may have wavelengths of its own.
-            length: tokens of the row, which the dynamic scaling depends on; None: as many as there are positions.
+            positions: `[batch or 1, length]`, counted from the start of each segment.
+            local: for a layer with a window, which may have other wavelengths.
+            length: of the row in tokens, for the dynamic scaling; None: the number of positions.
         """
         frequencies, factor = rope_frequencies(config, length or positions.shape[-1], local)
         turns = angles(positions, frequencies)
         return cls(jnp.sin(turns) * factor, jnp.cos(turns) * factor)
 
     def turn(self, x: jax.Array) -> jax.Array:
-        """Returns `x` turned; see `rope`."""
+        """Returns `x` rotated by `rope`."""
         return rope(x, self)
 
 
 def rope(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Returns `x` with each pair of columns (i, i + rotated / 2) turned; columns beyond the rotated ones stay.
+    """Returns `x` with each pair of columns (i, i + rotated / 2) rotated, and the columns from `rotated` on unchanged.
 
-    Su et al. 2021, arXiv:2104.09864, section 3.2.2; the pairing is that of GPT-NeoX and Llama checkpoints.
+    Su et al. 2021, arXiv:2104.09864, section 3.2.2; the columns are paired as in GPT-NeoX and Llama checkpoints.
 
     Args:
         x: queries or keys `[batch, length, heads, head_dim]`.
-        rotation: the turns at their positions.
+        rotation: the rotations at their positions.
     """
     half = rotation.sin.shape[-1]
     sin, cos = rotation.sin[:, :, None, :], rotation.cos[:, :, None, :]
@@ -107,13 +107,13 @@ def rope(x: jax.Array, rotation: Rotation) -> jax.Array:
 
 
 def rope_frequencies(config: ModelConfig, length: int, local: bool = False) -> tuple[np.ndarray, float]:
-    """Returns float64 `[rotated / 2]`, radians per token, and the factor on sines and cosines.
+    """Returns the frequencies in radians per token, float64 `[rotated / 2]`, and the factor on sines and cosines.
 
-    The definitions are those of the checkpoints in use (transformers, `modeling_rope_utils`), computed while tracing.
+    The definitions are those of published checkpoints (transformers, `modeling_rope_utils`).
 
     Args:
         config: of the model.
-        length: tokens of the row, which the dynamic scaling depends on.
+        length: of the row in tokens, for the dynamic scaling.
         local: for a layer with a window.
     """
     rope, dim = config.rope, config.rotated_dim
@@ -128,7 +128,7 @@ def rope_frequencies(config: ModelConfig, length: int, local: bool = False) -> t
         stretch = rope.factor * max(length, original) / original - (rope.factor - 1)
         return (rope.theta * stretch ** (dim / (dim - 2))) ** -exponents, 1.0
     if rope.scaling == "yarn":
-        # The dimension that makes so many turns in the original length.
+        # The dimensions that make `beta_fast` and `beta_slow` turns in the original length.
         low, high = (
             dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
             for turns in (rope.beta_fast, rope.beta_slow)

@@ -21,7 +21,7 @@ class Sinusoidal(Scheme):
     fields: ClassVar[tuple[str, ...]] = ("sinusoidal_halves",)
 
     def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
-        """Returns the rules on their width and their order."""
+        """Returns the rules on the width and on the order of sines and cosines."""
         return (
             (
                 used and config.table_dim % 2 != 0,
@@ -35,7 +35,7 @@ class Sinusoidal(Scheme):
         )
 
     def embed(self, config: ModelConfig, positions: jax.Array) -> jax.Array:
-        """Returns the sines and cosines."""
+        """Returns the sines and cosines, float32 `[batch or 1, length, table width]`."""
         return sinusoidal(positions, config.table_dim, config.sinusoidal_halves)
 
 
@@ -45,9 +45,9 @@ def sinusoidal(positions: jax.Array, dim: int, halves: bool = False) -> jax.Arra
     Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
 
     Args:
-        positions: where the tokens stand.
-        dim: width.
-        halves: the sines are the first half of the columns and the cosines the second, as in Marian
+        positions: of the tokens, of any shape.
+        dim: width of the result.
+        halves: sines are in the first half of the columns and cosines in the second, as in Marian
             (Junczys-Dowmunt et al. 2018, arXiv:1804.00344) and Pegasus.
     """
     turns = angles(positions, 10_000.0 ** -(np.arange(0, dim, 2) / dim))
