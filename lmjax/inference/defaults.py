@@ -1,4 +1,4 @@
-"""How a published model says that it writes, and what is left of that where a caller asks for something else."""
+"""The generation settings that a model's folder gives, and how they combine with the settings of a call."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-# Of beam search, what does not go with another number of beams than the model's own.
+# Fields of BeamConfig that depend on the number of beams: the model's own are dropped if a call sets another number.
 _OF_THE_NUMBER = ("beams", "groups", "diversity", "num_return")
-# Fields of GenerateConfig that beam search goes without: who gives one wants no beams.
+# Fields of GenerateConfig that exclude beam search: a call that sets one turns off the model's own beam search.
 _WITHOUT_BEAMS = ("sampling", "stop", "regex", "json_schema", "lookup")
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationDefaults:
-    """Fields of a GenerateConfig that hold where nothing else was asked for.
+    """Values of GenerateConfig fields that are used where a call sets none.
 
     Attributes:
-        source: the file that says them.
-        whole: of the config itself.
-        processors: of its processors.
-        sampling: of its sampling; filters count wherever there is a temperature.
-        draws: whether the model draws unless asked otherwise, or takes the likeliest.
-        beams: of its beam search; the length penalty and the rule of stopping count in every beam search.
-        searches: whether the model searches unless asked otherwise.
-        ignored: what the file says that has no counterpart here.
+        source: the file that they were read from.
+        whole: fields of the config itself.
+        processors: fields of its processors.
+        sampling: fields of its sampling; the filters apply whenever the temperature is above 0.
+        draws: whether the model samples by default; otherwise it is greedy.
+        beams: fields of its beam search; length penalty and early stopping apply to every beam search.
+        searches: whether the model uses beam search by default.
+        ignored: settings of the file that have no counterpart here.
     """
 
     source: str = ""
@@ -38,12 +38,12 @@ class GenerationDefaults:
 
 
 def merged(given: Mapping[str, Any], defaults: GenerationDefaults, *, drafted: bool = False) -> dict[str, Any]:
-    """Returns the fields of a GenerateConfig: those given, and of the model's own those that go with them.
+    """Returns the fields of a GenerateConfig: those given, completed by the model's own where they are compatible.
 
     Args:
-        given: fields, nested as the config is; what is not in it was not asked for.
+        given: fields set by the call, nested like the config; a missing field was not set.
         defaults: the model's own.
-        drafted: whether a draft model guesses, which beam search goes without.
+        drafted: whether a draft model proposes tokens, which excludes beam search.
     """
     result = dict(defaults.whole) | dict(given)
     processors = dict(defaults.processors)

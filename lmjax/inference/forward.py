@@ -1,4 +1,4 @@
-"""One forward pass over texts, and its inner arrays: hidden states, attention weights, logits, outputs of heads."""
+"""One forward pass and its inner arrays: hidden states, attention weights, logits, outputs of heads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelOutput:
-    """What a model computes for a batch of texts; NumPy arrays, floating point as float32.
+    """Outputs of a model for a batch of texts: NumPy arrays, floating-point ones as float32.
 
-    Each text is a row that begins at the left; arrays hold any numbers at places where `mask` is False.
+    Each text is a row that begins at position 0. Where `mask` is False (padding), values are meaningless.
 
     Attributes:
-        tokens: int32 `[batch, length]`; of an encoder-decoder, those of its decoder.
+        tokens: int32 `[batch, length]`; for an encoder-decoder, those of its decoder.
         mask: bool `[batch, length]`, False at padding.
-        hidden: `[batch, length, embed]`, behind the last layer and the final norm.
+        hidden: `[batch, length, embed]`, after the last layer and the final norm.
         logits: `[batch, length, vocab]`; None: the model predicts no tokens.
         heads: the outputs of all other heads by name, such as `classifier` `[batch, labels]`.
-        hidden_states: `[batch, length, embed]` each: what enters the first layer, and the residual stream behind each
-            layer, the last one before the final norm (transformers gives it behind); None: not asked for.
-        attentions: `[batch, heads, queries, keys]` of each layer; None: not asked for.
-        cross_attentions: `[batch, heads, queries, encoder length]` of each layer of an encoder-decoder; None: of
-            another model, or not asked for.
-        encoder: the same of the encoder of an encoder-decoder; None: of another model.
+        hidden_states: `[batch, length, embed]` each: the input of the first layer, then the residual stream after each
+            layer. The last one is taken before the final norm (transformers takes it after). None: not requested.
+        attentions: `[batch, heads, queries, keys]` of each layer; None: not requested.
+        cross_attentions: `[batch, heads, queries, keys]` of each decoder layer, with keys from the encoder; None: not
+            requested, or not an encoder-decoder.
+        encoder: the outputs of the encoder; None: not an encoder-decoder.
     """
 
     tokens: np.ndarray
@@ -56,11 +56,11 @@ def forward(
     """Returns the fields of a `ModelOutput` without its tokens and masks, on the device.
 
     Args:
-        model: its layers unrolled, without remat.
+        model: with unrolled layers, without remat.
         params: of the model.
         fields: of the batch, as `lmjax.model.families` lists them.
-        hidden_states: whether to return them.
-        attentions: whether to return them, and cross-attentions.
+        hidden_states: whether to return the hidden states of every layer.
+        attentions: whether to return attention weights, those of cross-attention included.
     """
     config, family = model.config, model.config.family
     names = {side: _names(config, side, hidden_states, attentions) for side in family.sides}
@@ -80,17 +80,17 @@ def forward(
 
 
 def _names(config: ModelConfig, side: Side, hidden_states: bool, attentions: bool) -> dict[str, list[str]]:
-    """Returns the names of the activations of one side that are asked for, by the field that they are for.
+    """Returns the names of the activations of one side to record, by the `ModelOutput` field that they fill.
 
     Args:
         config: of the model.
-        side: of its family.
-        hidden_states: whether they are asked for.
-        attentions: the same.
+        side: the encoder or the decoder of the model's family.
+        hidden_states: whether hidden states were requested.
+        attentions: whether attention weights were requested.
     """
     prefix, predicts = side.prefix.replace("_", "/"), side == config.family.sides[-1]
     every = [f"{prefix}layer_{i}" for i in range(config.side_layers(side.causal))]
-    # The model itself returns those of the side that predicts.
+    # The hidden states of the predicting side need no recording: the model returns them.
     names = {} if predicts else {"hidden": [f"{prefix}final_norm" if config.final_norm else every[-1]]}
     if hidden_states:
         names["hidden_states"] = [f"{prefix}{'project_in' if config.factorised else 'inputs'}", *every]
@@ -105,6 +105,6 @@ def _names(config: ModelConfig, side: Side, hidden_states: bool, attentions: boo
 def _recorded(
     model: LanguageModel, params: PyTree, fields: Mapping[str, jax.Array], names: tuple[str, ...]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns every output of the model by name, and the activations with these names, all as float32."""
+    """Returns the outputs of the model by name, and the activations called `names`, all as float32."""
     found = record(model, params, fields, names, method=LanguageModel.outputs)
     return jax.tree.map(lambda x: x.astype(jnp.float32), found)

@@ -1,4 +1,4 @@
-"""A model that is ready to write and to score: parameters on devices, a tokenizer, and how a text becomes a row."""
+"""A model that is ready for inference: parameters on devices, a tokenizer, and the conversion of texts into rows."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
 PyTree = Any
-# A text, or its ids.
+# A text, or its token ids.
 Text = str | Sequence[int]
 Texts = Text | Sequence[Text]
 
-# Rows of a forward pass are no shorter; texts that are share programs.
+# The least length of the rows of a forward pass: all shorter texts share one compiled program.
 _SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model on its devices; what every function of `lmjax.inference` takes first.
+    """A model on its devices: the first argument of every function of `lmjax.inference`.
 
     Attributes:
-        model: the Flax module, its layers unrolled.
+        model: the Flax module, with unrolled layers.
         params: its parameters, on `mesh`.
-        tokenizer: text to ids and back.
-        prompts: what stands around a text.
+        tokenizer: converts text to ids and back.
+        prompts: the ids that are put before and after a text, and other ids with a role in prompts.
         mesh: the devices.
-        defaults: how it writes unless asked otherwise.
+        defaults: generation settings of the model's folder, used for what a call does not set.
     """
 
     model: LanguageModel
@@ -59,7 +59,7 @@ class LoadedModel:
 
     @contextlib.contextmanager
     def on_devices(self) -> Iterator[None]:
-        """Lets the mesh of the model and the rules of its axes hold for what is traced inside."""
+        """Activates the model's mesh and the sharding rules of its axes for what is traced inside the context."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
             yield
 
@@ -80,19 +80,21 @@ class LoadedModel:
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> ModelOutput:
-        """Returns what the model computes for texts: one forward pass, in which no text depends on another.
+        """Returns the arrays of one forward pass over texts; each text is a row of its own.
 
         Args:
-            texts: one or several; each a text, which gets what stands around a text, or ids, taken as they are. A
-                decoder that was trained to see a prefix from both sides sees all of a text so.
-            targets: of an encoder-decoder, what its decoder reads behind its first ids, one for each text; a text has
-                nothing else around it. None: the decoder reads its first ids alone.
+            texts: one or several. A text is encoded as a prompt, with the ids that the prompt format puts before and
+                after it; a list of ids is used as it is. A decoder that was trained with a bidirectional prefix
+                treats the whole text as prefix.
+            targets: only for an encoder-decoder: one text or list of ids for each of `texts`, which the decoder reads
+                after its start ids; no other ids are added. None: the decoder reads its start ids only.
             output_hidden_states: also return the hidden states of every layer.
-            output_attentions: also return the attention weights of every layer; they grow with the square of a length.
+            output_attentions: also return the attention weights of every layer; their size grows with the square of
+                the length.
 
         Raises:
-            FlagError: something that is no text, an id that the model does not have, a text that is too long, or
-                targets for a model without an encoder.
+            FlagError: a value that is not a text, an id outside the vocabulary, a text that is too long, or targets
+                for a model without an encoder.
         """
         rows = [self.ids(text, f"texts[{i}]") for i, text in enumerate(as_list(texts, "texts"))]
         fields, count = self._rows(rows, targets), len(rows)
@@ -111,7 +113,7 @@ class LoadedModel:
         return ModelOutput(**read("decoder_"), **found)
 
     def _rows(self, texts: list[tuple[int, ...]], targets: Texts | None) -> dict[str, np.ndarray]:
-        """Returns the fields of a batch, `[batch, length]` each, empty rows at its end so that the mesh divides it."""
+        """Returns the fields of a batch, `[batch, length]` each, padded with empty rows so that the mesh divides it."""
         paired = self.config.family.paired
         if targets is not None and not paired:
             raise FlagError(
@@ -134,7 +136,7 @@ class LoadedModel:
         return fields
 
     def _targets(self, targets: Texts | None, count: int) -> list[tuple[int, ...]]:
-        """Returns what a decoder reads of each of `count` targets."""
+        """Returns the ids that a decoder reads for each of `count` targets: its start ids, then the target."""
         begun = (*self.prompts.start, *self.prompts.forced)
         if not begun:
             raise FlagError("prompts.start: is empty, and an encoder-decoder's decoder begins with it; give one id")
@@ -146,7 +148,7 @@ class LoadedModel:
         return [(*begun, *self.ids(text, f"targets[{i}]", around=False)) for i, text in enumerate(listed)]
 
     def _length(self, longest: int, *, decoder: bool) -> int:
-        """Returns the length of rows for texts of at most `longest` tokens: one of few, so that programs are reused."""
+        """Returns the row length for texts of at most `longest` tokens: a power of two, so that programs are reused."""
         limit = longest_row(self.config, decoder=decoder)
         length = max(_SHORTEST, 1 << (longest - 1).bit_length())
         return length if limit is None else min(length, limit)
@@ -158,7 +160,7 @@ class LoadedModel:
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     def encode(self, texts: str | Sequence[str]) -> list[int] | list[list[int]]:
-        """Returns the ids of a text with what stands around it in a row, or a list of them for several texts."""
+        """Returns the ids of a text as a prompt (such as [CLS] text [SEP]), or a list of them for several texts."""
         if isinstance(texts, str):
             return self.prompts.around(self.tokenizer.encode(texts))
         listed = as_list(texts, "texts")
@@ -173,7 +175,7 @@ class LoadedModel:
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
     def decode(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> str | list[str]:
-        """Returns the text of ids, or a list of texts for several rows of ids; special symbols leave nothing."""
+        """Returns the text of ids, or a list of texts for several rows of ids; special tokens are left out."""
         if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise FlagError(f"{ids!r} are no ids; decode takes a list of ids, or several")
         rows = list(ids)
@@ -184,15 +186,15 @@ class LoadedModel:
         return self.tokenizer.decode([int(i) for i in rows])
 
     def ids(self, text: Text, name: str, *, around: bool = True) -> tuple[int, ...]:
-        """Returns the ids of a text, or ids as they are.
+        """Returns the ids of a text, or given ids unchanged.
 
         Args:
-            text: a text, which is not blank, or at least one id.
-            name: what messages call it.
-            around: whether a text gets what stands around one.
+            text: a text that is not blank, or at least one id.
+            name: the name of the argument in error messages.
+            around: whether to add the ids that the prompt format puts before and after a text.
 
         Raises:
-            FlagError: it is neither, has no tokens, or an id that the model does not have.
+            FlagError: it is neither a text nor ids, has no tokens, or has an id outside the vocabulary.
         """
         if isinstance(text, str):
             if not text.strip():
@@ -213,12 +215,12 @@ class LoadedModel:
 
 
 def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:
-    """Raises FlagError for what is no loaded model, such as its folder, and for a config of another kind.
+    """Raises FlagError if `loaded` is not a loaded model (such as its folder), or `config` has the wrong type.
 
     Args:
-        loaded: what should be a `LoadedModel`.
-        config: what should be of `kind`; None: there is none.
-        kind: of the config.
+        loaded: should be a `LoadedModel`.
+        config: should be an instance of `kind`; None is accepted.
+        kind: the expected class of the config.
     """
     if not isinstance(loaded, LoadedModel):
         raise FlagError(
@@ -229,12 +231,12 @@ def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:
 
 
 def check_list(values: object, name: str, what: str) -> None:
-    """Raises FlagError for what is no list of several, such as one text.
+    """Raises FlagError if `values` is not a list, such as a single text.
 
     Args:
-        values: what should be a list.
-        name: what messages call it.
-        what: it should hold.
+        values: should be a list.
+        name: the name of the argument in error messages.
+        what: what the list should hold, for the error message.
     """
     if isinstance(values, str):
         raise FlagError(f"{name}={values[:40]!r} is one text; give a list of {what}")
@@ -243,11 +245,14 @@ def check_list(values: object, name: str, what: str) -> None:
 
 
 def as_list(texts: Texts, name: str) -> list[Text]:
-    """Returns texts as a list: one text, or the ids of one, is a list of one; raises FlagError for anything else.
+    """Returns texts as a list: a single text, or the ids of one, becomes a list of one item.
 
     Args:
         texts: one or several.
-        name: what messages call them.
+        name: the name of the argument in error messages.
+
+    Raises:
+        FlagError: `texts` is empty or neither a text, nor ids, nor a list of them.
     """
     if isinstance(texts, str):
         return [texts]
@@ -259,11 +264,11 @@ def as_list(texts: Texts, name: str) -> list[Text]:
 
 
 def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
-    """Returns the tokens that a row may have, by how the order of tokens enters; None: any number.
+    """Returns the most tokens of a row that the model's position scheme allows; None: no limit.
 
     Args:
         config: of the model.
-        decoder: whether the row is the decoder's of an encoder-decoder, or a decoder's.
+        decoder: whether a decoder reads the row (also that of an encoder-decoder), not an encoder.
     """
     return config.scheme(decoder).limit(config)
 
@@ -271,18 +276,18 @@ def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
 def check_length(
     config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool = True, whose: str = "the model's"
 ) -> None:
-    """Raises FlagError where a row would be longer than a model's rows may be.
+    """Raises FlagError if a row would be longer than the model allows.
 
     Args:
         config: of the model.
-        prompt: tokens of the prompt.
-        new: that are written behind it, at most.
-        place: what the error calls the prompt.
+        prompt: the number of tokens of the prompt.
+        new: the most tokens that are generated after it.
+        place: the name of the prompt in the error message.
         decoder: as for `longest_row`.
-        whose: what the error calls the model.
+        whose: the name of the model in the error message.
     """
     limit = longest_row(config, decoder=decoder)
-    # The last token is written and not read.
+    # The model never reads the last generated token, so it needs no position.
     if limit is not None and prompt + max(new - 1, 0) > limit:
         room = limit - prompt + 1
         remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
@@ -291,5 +296,5 @@ def check_length(
 
 
 def _is_id(token: object, size: int) -> bool:
-    """Returns whether a value is an id of a vocabulary of so many rows."""
+    """Returns whether a value is an integer from 0 to `size` - 1."""
     return isinstance(token, int | np.integer) and not isinstance(token, bool) and 0 <= token < size

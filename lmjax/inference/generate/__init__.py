@@ -1,12 +1,12 @@
-"""Generation: one cached decode loop, the strategies that choose its tokens, and the text that they become.
+"""Generation: one cached decode loop, the strategies that choose its tokens, and the conversion of tokens to text.
 
-| module | what it gives |
+| module | contents |
 |---|---|
-| `generate` | `generate`, `stream`: text behind prompts |
-| `fill_mask` | `fill_mask`: what an encoder puts in the place of masks |
+| `generate` | `generate`, `stream`: continue prompts |
+| `fill_mask` | `fill_mask`: an encoder's predictions for masked tokens |
 | `decode`, `writing` | the loop on the device, and its host half |
 | `strategy`, `sampling`, `beam`, `processors` | how the next token is chosen |
-| `speculative` | a loop of its own over the same cache: a draft is checked by the model |
+| `speculative` | a loop of its own with the same cache: the model checks tokens proposed by a draft |
 | `constrain`, `text`, `requests` | regular expressions and JSON schemas, streams of text, rows of a batch |
 
 A strategy is a class with the methods of `strategy.Strategy`, in a file of its own.

@@ -1,4 +1,4 @@
-"""How texts are written: the fields of every way to write them, and which of them go together."""
+"""The settings of text generation, and which of them can be combined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmjax.streams import SEEDS
 
 
 class GenerateConfig(Schema):
-    """How texts are written; the default is greedy."""
+    """Settings of text generation; the default is greedy decoding."""
 
     max_new_tokens: int = Field(64, ge=1, description="Tokens written behind a prompt, at most.")
     sampling: SamplingConfig = Field(SamplingConfig(), description="What a token is drawn from.")

@@ -1,18 +1,18 @@
-r"""Constrained decoding: which tokens may come next, so that the text matches a regular expression or a JSON schema.
+r"""Constrained decoding: which tokens are allowed next, so that the text matches a regular expression or JSON schema.
 
-After every token the host computes a mask over the vocabulary. The automaton is llguidance's (extra `constrain`), whose
-derivatives are built lazily. It was taken over outlines-core, which walks all tokens through all states beforehand: at
-50,257 tokens, on one core, llguidance compiled `.{1,200}` in 2 ms and outlines-core in 6,200 ms, a schema of four
-fields in 1.4 ms and 254 ms, and a mask takes llguidance 0.02 to 0.15 ms. It also reads recursive schemas, which no
+After every token the host computes a mask over the vocabulary. The automaton is llguidance's (extra `constrain`), which
+builds its states lazily. It was preferred to outlines-core, which runs all tokens through all states in advance: with
+50,257 tokens on one core, llguidance compiled `.{1,200}` in 2 ms and outlines-core in 6,200 ms; a schema of four fields
+took 1.4 ms and 254 ms; a mask takes llguidance 0.02 to 0.15 ms. llguidance also supports recursive schemas, which no
 regular expression can express. Neither needs torch.
 
-What is matched is the text behind the prompt, as `text.TextStream` gives it out. Where a text begins anew (in an
-encoder-decoder, or behind a special token), tokenizers that mark a word by a space in front of it drop the text's
-first space: there it may stand, and is not counted. Behind other text it counts: a pattern for a continuation
-begins with ` ?`. Every spelling of a text is allowed, so that sampling keeps the model's own odds among them.
+The constraint applies to the text after the prompt, as `text.TextStream` returns it. At the beginning of a new text (in
+an encoder-decoder, or after a special token), tokenizers whose words start with a space drop the first space when they
+decode: it is allowed there and not matched. After other text the space is matched: a pattern for a continuation
+should begin with ` ?`. Every tokenisation of a text is allowed, so that sampling keeps the model's probabilities.
 
-The syntax is that of Rust's regex crate: no look-around and no back-references; the whole text must match. `\d` is a
-digit of ASCII.
+The syntax is that of Rust's regex crate, without look-around and back-references; the whole text must match. `\d`
+matches ASCII digits only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.generate.text import a_word, begins_anew
 
-# JSON between whose tokens white space was unbounded would let a model write white space alone.
+# White space between JSON tokens is bounded: otherwise a model could generate white space without end.
 _LAYOUT = {"whitespace_pattern": r" |\n {0,16}"}
-# What the grammar of JSON may force; that it lacks nothing of a schema is checked beside.
+# Characters that the grammar of JSON may require; those of the schema itself are added in `_schema_body`.
 _JSON_CHARACTERS = frozenset('{}[]":,-+.0123456789eEtruefalsn')
-# What the library says, and what it means to whoever wrote the schema.
+# Messages of the library, and what to tell the author of the pattern or schema instead.
 _IN_OUR_WORDS = (
     (r"oneOf constraints are not supported", "oneOf may allow what two of its schemas allow; write anyOf"),
     (r"lookarounds not supported", r"look-around is not supported, nor is \\b"),
@@ -42,17 +42,17 @@ _IN_OUR_WORDS = (
     (r"too (?:big|complex|large)|limit", "it is too large to be compiled; simplify it"),
 )
 _OF_THE_LIBRARY = re.compile(r"\boptions?\b|\bEnable\b|JsonCompileOptions|\w+::\w+")
-# Options of the library that it reads from a schema.
+# The key under which the library reads its own options from a schema.
 _OPTIONS = "x-guidance"
 _NOT_SPACE_FIRST = r"/([^ ](?s:.)*)?/"
 _SAMPLED_TOKENS = 256
 
 
 class Constraint:
-    """What a text must match; compiled on the host, before any model is.
+    """A regular expression or schema that a text must match, compiled on the host.
 
     Attributes:
-        flag: what the user gave, as errors name it.
+        flag: the flag and value that the user gave, for error messages.
         stop: the ids that end a text.
     """
 
@@ -69,13 +69,13 @@ class Constraint:
 
         Args:
             vocabulary: of the model's tokenizer.
-            stop: ids that end a text; they are allowed exactly where it may end.
-            regex: what the whole text must match.
-            schema: the JSON of a JSON schema.
+            stop: ids that end a text; they are allowed exactly where the text may end.
+            regex: a regular expression for the whole text.
+            schema: a JSON schema as a string of JSON.
             vocab_size: columns of the model's logits; None: the tokenizer's.
 
         Raises:
-            FlagError: it cannot be parsed, no text matches it, or the tokenizer spells none that does.
+            FlagError: it cannot be parsed, no text matches it, or the tokenizer can spell no text that does.
         """
         if (regex is None) == (schema is None):
             raise FlagError("--regex and --json_schema: a text is constrained by one of them; give one")
@@ -94,14 +94,14 @@ class Constraint:
             body = _regex_body(llguidance, regex, spelled, self.flag)
         else:
             body = _schema_body(schema, spelled, self.flag)
-        # Behind other text, and where a text begins.
+        # One grammar for a text that continues other text, and one for a new text.
         grammars = [_grammar(body, schema is not None, dropped) for dropped in ("", spaces)]
         self._behind, self._begins = (self._compile(llguidance, tokenizer, grammar) for grammar in grammars)
         if isinstance(self._behind, FlagError) and isinstance(self._begins, FlagError):
             raise self._behind
 
     def _compile(self, llguidance: Any, tokenizer: Any, grammar: str) -> Any:
-        """Returns the matcher of a grammar; if no text matches it, the error, for whoever wants to start there."""
+        """Returns the matcher of a grammar; if no text matches it, the error, which `start` raises if needed."""
         matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         if matcher.is_error():
             return FlagError(f"{self.flag}: {_reason(matcher.get_error())}; {_remedy(self.flag)}")
@@ -114,13 +114,14 @@ class Constraint:
         return matcher
 
     def start(self, context: Sequence[int] = ()) -> ConstraintState:
-        """Returns the state of a text of which nothing is written.
+        """Returns the state of an empty text.
 
         Args:
-            context: the ids in front of it, of which the last counts.
+            context: the ids before it; only the last one matters.
 
         Raises:
-            FlagError: no text matches there; one that begins with a space may have no spelling where a text begins.
+            FlagError: no text matches after this context; for example, a text that begins with a space may have no
+                tokenisation at the beginning of a new text.
         """
         matcher = self._begins if begins_anew(self._vocabulary, context) else self._behind
         if isinstance(matcher, FlagError):
@@ -129,23 +130,23 @@ class Constraint:
 
 
 class ConstraintState:
-    """What one text has been so far. `finished`: it is whole, and nothing can follow."""
+    """The state of one text under a constraint. `finished`: the text is complete and cannot be extended."""
 
     def __init__(self, constraint: Constraint, matcher: Any):
         self._constraint, self._matcher = constraint, matcher
         self.finished = matcher.is_stopped()
 
     def copy(self) -> ConstraintState:
-        """Returns a state that goes its own way from here, as beams do."""
+        """Returns an independent copy of the state."""
         return ConstraintState(self._constraint, self._matcher.deep_copy())
 
     def allowed(self) -> np.ndarray:
-        """Returns bool `[vocab_size]`: the tokens that may come next.
+        """Returns bool `[vocab_size]`: the tokens that are allowed next.
 
-        Special tokens never; the stop ids where the text may end, and nothing else where it is finished.
+        Special tokens are never allowed. Stop ids are allowed where the text may end; after the end only they are.
 
         Raises:
-            DataError: the text cannot go on; a schema forces what the tokenizer cannot spell.
+            DataError: the text cannot continue, because a schema requires text that the tokenizer cannot spell.
         """
         found = np.zeros(self._constraint._rows, np.bool_)
         mask = _mask(self._matcher, self._constraint._size)
@@ -162,7 +163,7 @@ class ConstraintState:
         return found
 
     def advance(self, token: int) -> None:
-        """Goes on by a token that is allowed."""
+        """Extends the text by an allowed token."""
         if token in self._constraint.stop:
             self.finished = True
             return
@@ -180,12 +181,12 @@ def _library(name: str) -> Any:
 
 
 def _mask(matcher: Any, size: int) -> np.ndarray:
-    """Returns bool `[size + 1]`; the last is the end of the text."""
+    """Returns bool `[size + 1]`: the tokens that the matcher allows; the last entry is the end of the text."""
     return np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), count=size + 1, bitorder="little") > 0
 
 
 class _Pieces:
-    """A vocabulary as llguidance reads it; behind the pieces is an id of its own that ends a text."""
+    """A vocabulary in the form that llguidance reads: the bytes of each token, then an extra id that ends a text."""
 
     def __init__(self, pieces: list[bytes]):
         self.tokens = [*pieces, b""]
@@ -198,10 +199,10 @@ class _Pieces:
 
 
 def _usable(pieces: Sequence[bytes], banned: Collection[int]) -> tuple[list[bytes], str]:
-    """Returns the pieces to write with, and the characters that can always be spelled, as ranges of a class.
+    """Returns the tokens' bytes, empty for unusable ones, and the characters a text may have, as ranges of a class.
 
-    The ranges are empty if every text can be spelled, by byte pieces. Else a text is held to characters that are pieces
-    of their own: whatever has been written, the rest of a matching text can then be spelled too.
+    The ranges are empty if single-byte tokens can spell every text. Otherwise a text is restricted to characters that
+    are tokens of their own, so that the rest of a matching text can be spelled at any point.
     """
     pieces = [b"" if i in banned else piece for i, piece in enumerate(pieces)]
     single = {piece[0] for piece in pieces if len(piece) == 1}
@@ -213,7 +214,7 @@ def _usable(pieces: Sequence[bytes], banned: Collection[int]) -> tuple[list[byte
         points |= {0x80}
     else:
         texts = [_text(piece) for piece in pieces]
-        # A part of a character could be followed by a part that no piece has.
+        # A token with a part of a character is unusable: no token may have the rest of the character.
         pieces = [b"" if text is None else piece for piece, text in zip(pieces, texts, strict=True)]
         points |= {ord(text) for text in texts if text is not None and len(text) == 1}
     ranges = []
@@ -235,7 +236,7 @@ def _text(piece: bytes) -> str | None:
 
 
 def _regex_body(llguidance: Any, regex: str, spelled: str, flag: str) -> str:
-    """Returns the grammar of terminal X, the regular expression, held to what can be spelled."""
+    """Returns the grammar of terminal X: the regular expression, restricted to the characters of `spelled`."""
     if (len(regex) - len(regex.rstrip("\\"))) % 2:
         raise FlagError(f"{flag}: ends in a backslash that escapes nothing; {_remedy(flag)}")
     try:
@@ -246,7 +247,7 @@ def _regex_body(llguidance: Any, regex: str, spelled: str, flag: str) -> str:
 
 
 def _schema_body(schema: str, spelled: str, flag: str) -> str:
-    """Returns the grammar of rule x, the schema."""
+    """Returns the grammar of rule x: the JSON schema."""
     try:
         values = json.loads(schema)
     except (ValueError, RecursionError) as e:
@@ -267,34 +268,34 @@ def _schema_body(schema: str, spelled: str, flag: str) -> str:
 
 
 def _python_class(ranges: str) -> str:
-    """Returns a character class of Python of ranges as the library writes them."""
+    """Returns a Python character class for ranges in the library's notation."""
     return "[" + re.sub(r"\\x\{(\w+)\}", lambda m: re.escape(chr(int(m[1], 16))), ranges) + "]"
 
 
 def _grammar(body: str, is_rule: bool, spaces: str) -> str:
-    """Returns a grammar of the library.
+    """Returns a grammar in the library's notation.
 
     Args:
-        body: of rule x or terminal X.
-        is_rule: whether it is a rule.
-        spaces: what a tokenizer drops in front of the text: "" nothing, " ?" a space, " *" every space.
+        body: the definition of rule x or terminal X.
+        is_rule: whether the body is a rule.
+        spaces: the spaces that the tokenizer drops before the text: "" none, " ?" one, " *" all.
     """
     if not spaces:
         start = "start: x" if is_rule else "start: X"
     elif is_rule:
         start = f"start: /{spaces}/ x"
     else:
-        # One space is dropped where there is one: a text that begins with a space is written with two.
+        # The tokenizer drops one space, so a text that begins with a space is generated with two.
         whole = f"(X & {_NOT_SPACE_FIRST})"
         start = "start: T\nT: " + (f'" " X | {whole}' if spaces == " ?" else f"/ */ {whole}")
     return f'%llguidance {{"no_forcing": true}}\n{start}\n{body}'
 
 
 def _dropped_spaces(vocabulary: Vocabulary) -> tuple[str, set[int]]:
-    """Returns which spaces in front of a text its decoding drops, and the tokens for a space that do not follow it.
+    """Returns which spaces decoding drops before a text, and the space tokens for which this does not hold.
 
-    The former is a regular expression: "" (none), " ?" or " *". SentencePiece drops its own space, and not that of
-    the byte piece.
+    The former is a regular expression: "" (none), " ?" or " *". An example of the latter: SentencePiece drops its own
+    space symbol, but not the byte token of a space.
     """
     pieces, word = vocabulary.pieces, a_word(vocabulary)
     plain = [i for i, piece in enumerate(pieces) if piece == b" "]
@@ -313,7 +314,7 @@ def _dropped_spaces(vocabulary: Vocabulary) -> tuple[str, set[int]]:
 
 
 def _check_spelling(vocabulary: Vocabulary, name: str) -> None:
-    """Raises FlagError unless a text is what its tokens stand for, one behind the other."""
+    """Raises FlagError unless a decoded text is the concatenation of its tokens' texts, checked on a sample."""
     ids = vocabulary.text_ids[:: max(1, len(vocabulary.text_ids) // _SAMPLED_TOKENS)].tolist()
     first = a_word(vocabulary)
     if first is None:
@@ -329,7 +330,7 @@ def _check_spelling(vocabulary: Vocabulary, name: str) -> None:
 
 
 def _reason(message: str) -> str:
-    """Returns one line of what the library says, in words that hold here: its options and its code do not exist."""
+    """Returns one line of the library's message, without mentions of its options and code, which users do not see."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or ["nothing may follow"]
     found = next((line for line in lines if line.startswith("error: ")), lines[0])
     found = re.sub(r"^(error: |at \d+\(\d+\): |failed to compile JSON schema: )+", "", found)

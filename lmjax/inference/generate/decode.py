@@ -1,11 +1,11 @@
-"""The decode loop, one for every family and every strategy: read the prompts, then choose a token and read it, in turn.
+"""The decode loop of all families and strategies: it reads the prompts, then chooses and reads one token at a time.
 
-What the loop carries has fixed shapes. Prompts stand at the right of their columns, padding in front, so that the next
-token of every row goes into the same slot of the cache, which is written in place. Compiled programs are shared by all
-prompts that fit the same shapes, whatever their lengths, seeds, temperatures and limits.
+The arrays of the loop have fixed shapes. Prompts are right-aligned with padding before them, so that the next token of
+every row goes into the same slot of the cache, which is updated in place. All prompts that fit the same shapes share a
+compiled program, whatever their lengths, seeds, temperatures and limits.
 
-Requests may join a batch that is being written (`join`): its rows then are at different columns and slots, and each has
-its own count and limit. A text that has ended stays as it is while others are written.
+Requests can join a running batch (`join`): the columns, slots, counts and limits of its rows may then differ. A text
+that has ended does not change while others continue.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Fields = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class Decoding:
-    """A batch of texts while it is written.
+    """The state of a batch of texts during generation.
 
     Attributes:
-        cache: what the model has read: all but the token chosen last.
+        cache: the keys and values of all tokens but the last chosen one, which is read next.
         state: of the strategy.
-        tokens: int32 `[rows, room]`: the prompt, then what was written.
-        written: bool `[rows, room]`: where `tokens` holds anything.
-        positions: int32 `[rows]`: where in its row the token stands that was chosen last.
-        column: int32 `[rows]`: of `tokens`, the next to be written.
-        count: int32 `[rows]`: tokens chosen, forced ones included.
-        limit: int32 `[rows]`: the most that may be.
+        tokens: int32 `[rows, room]`: the prompt, then the generated tokens.
+        written: bool `[rows, room]`: where `tokens` holds a token.
+        positions: int32 `[rows]`: the position of the last chosen token.
+        column: int32 `[rows]`: the next column of `tokens` to be written.
+        count: int32 `[rows]`: tokens generated so far, forced ones included.
+        limit: int32 `[rows]`: the most tokens that may be generated.
         stop: int32 `[stops]`: ids that end a text; -1 is none.
     """
 
@@ -57,15 +57,15 @@ class Decoding:
 def prefill(
     params: PyTree, fields: Fields, *, model: LanguageModel, capacity: int, kind: CacheType = "compute", slack: int = 0
 ) -> tuple[jax.Array, Cache]:
-    """Returns float32 logits `[rows, vocab]` behind the last column, and a new cache that holds all columns.
+    """Returns float32 logits `[rows, vocab]` after the last column, and a new cache that holds all columns.
 
     Args:
         params: of the model.
-        fields: of a batch, as `LanguageModel.extend` takes them; an encoder-decoder's encoder too.
-        model: its layers unrolled.
+        fields: of a batch, as `LanguageModel.extend` takes them; for an encoder-decoder also those of its encoder.
+        model: with unrolled layers.
         capacity: slots of the cache.
         kind: of the cache.
-        slack: slots that may be taken back.
+        slack: slots that `Cache.rewind` may free again.
     """
     rows = next(iter(fields.values())).shape[0]
     memory_length = fields["encoder_tokens"].shape[1] if "encoder_tokens" in fields else 0
@@ -75,7 +75,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
 def extend(params: PyTree, fields: Fields, cache: Cache, *, model: LanguageModel) -> tuple[jax.Array, Cache]:
-    """Returns float32 logits `[rows, vocab]` behind the last column, and the cache, which is written in place."""
+    """Returns float32 logits `[rows, vocab]` after the last column, and the cache, which is updated in place."""
     return _read(model, params, fields, cache)
 
 
@@ -92,12 +92,12 @@ def begin(
     """Returns a batch of texts with their first token chosen.
 
     Args:
-        logits: float32 `[requests, vocab]`, behind the prompts.
-        cache: what holds the prompts.
-        state: of the strategy, at its start.
+        logits: float32 `[requests, vocab]`, after the prompts.
+        cache: holds the prompts.
+        state: the initial state of the strategy.
         prompts: `tokens`, `written`, `column`, `count`, `limit` and `stop` of `Decoding`, a row for each request.
         allowed: bool `[requests, vocab]`: the ids that may be chosen; None: all.
-        strategy: that chooses.
+        strategy: chooses the tokens.
     """
     rows = strategy.rows
     of_rows = {name: jnp.repeat(x, rows, axis=0) for name, x in prompts.items() if name != "stop"}
@@ -121,15 +121,15 @@ def run(
     model: LanguageModel,
     strategy: Strategy,
 ) -> Decoding:
-    """Returns the batch after at most `steps` more tokens; it stops where every text is finished.
+    """Returns the batch after at most `steps` more tokens; it stops early if every text has ended.
 
     Args:
         params: of the model.
-        decoding: the batch, whose memory is written over.
+        decoding: the batch; its buffers are donated.
         steps: int32 scalar.
-        allowed: bool `[rows, vocab]`: the ids that may be chosen, by every one of the steps; None: all.
-        model: its layers unrolled.
-        strategy: that chooses.
+        allowed: bool `[rows, vocab]`: the ids that may be chosen, in all steps; None: all.
+        model: with unrolled layers.
+        strategy: chooses the tokens.
     """
 
     def go_on(carry: tuple[jax.Array, Decoding]) -> jax.Array:
@@ -138,7 +138,7 @@ def run(
     def step(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
         done, now = carry
         last = jnp.take_along_axis(now.tokens, now.column[:, None] - 1, axis=1, mode="promise_in_bounds")
-        # A text that ended for want of an allowed id is not read, but its row is.
+        # A row that ended because no id was allowed holds NOTHING (-1), which is no valid id for the embedding.
         last = jnp.maximum(last, 0)
         logits, cache = _read(model, params, row_fields(model, last, now.positions[:, None]), now.cache)
         return done + 1, _choose(strategy, now.replace(cache=cache), logits, allowed)
@@ -147,15 +147,17 @@ def run(
 
 
 def join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: Strategy) -> Decoding:
-    """Returns the batch with the requests of another one in the place of those from `request` on.
+    """Returns the batch with its requests from `request` on replaced by those of another batch.
 
-    Each goes on as it would alone. Stop ids and the numbers of the strategy stay those of the batch.
+    Every text continues as it would alone. Stop ids, and the strategy's temperature, penalties and the like, remain
+    those of `decoding`.
 
     Args:
-        decoding: the batch, whose memory is written over.
-        other: begun with the same model and strategy; its cache fits as `Cache.put` says, its room is at most as large.
-        request: int32 scalar, the first that is replaced; there are as many from it on as join.
-        strategy: that chooses.
+        decoding: the batch; its buffers are donated.
+        other: a batch begun with the same model and strategy. Its cache must fit as `Cache.put` says, and its room must
+            be at most as large.
+        request: int32 scalar, the first request that is replaced; at least as many requests follow it as `other` has.
+        strategy: chooses the tokens.
 
     Raises:
         ValueError: the caches do not fit.
@@ -167,7 +169,7 @@ def join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: S
 
 @functools.partial(jax.jit, static_argnames=("strategy",), donate_argnames=("decoding",))
 def _join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: Strategy) -> Decoding:
-    """Returns what `join` does, of a batch whose cache has a number of slots for each row."""
+    """Returns the result of `join` for a batch whose cache counts the filled slots of each row."""
     row, room = request * strategy.rows, decoding.tokens.shape[1] - other.tokens.shape[1]
     put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
     wide = {name: jnp.pad(getattr(other, name), ((0, 0), (0, room))) for name in ("tokens", "written")}
@@ -182,13 +184,13 @@ def _join(decoding: Decoding, other: Decoding, request: jax.Array, *, strategy: 
 def row_fields(
     model: LanguageModel, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array | None = None
 ) -> Fields:
-    """Returns the fields of tokens that go on with the only segment of their rows; `[rows, length]` each.
+    """Returns the fields of tokens that continue the only segment of their rows; `[rows, length]` each.
 
     Args:
-        model: that reads them.
+        model: the model that reads them.
         tokens: the ids.
-        positions: where in its row each stands.
-        segment_ids: 0 where a token is none; None: all are.
+        positions: of the tokens in their rows.
+        segment_ids: 1, or 0 at padding; None: there is no padding.
     """
     side = model.config.family.predicts
     segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
@@ -196,13 +198,13 @@ def row_fields(
 
 
 def _read(model: LanguageModel, params: PyTree, fields: Fields, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Returns float32 logits `[rows, vocab]` behind the last column, and the cache with all columns."""
+    """Returns float32 logits `[rows, vocab]` after the last column, and the cache with all columns."""
     hidden, cache = model.apply({"params": params}, fields, cache, method="extend")
     return model.apply({"params": params}, hidden[:, -1], method="logits"), cache
 
 
 def _choose(strategy: Strategy, now: Decoding, logits: jax.Array, allowed: jax.Array | None) -> Decoding:
-    """Returns the batch with one more token in every row; the cache follows rows that go on from another."""
+    """Returns the batch with one more token in every row; rows that continue another one take over its cache."""
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
     moment = Moment(logits, now.tokens, now.written, now.count, now.limit, now.stop)
@@ -211,7 +213,7 @@ def _choose(strategy: Strategy, now: Decoding, logits: jax.Array, allowed: jax.A
     if choice.parents is not None:
         cache = cache.reorder(choice.parents)
         tokens, written, positions = (jnp.take(x, choice.parents, axis=0) for x in (tokens, written, positions))
-    # A text that had ended before gets no further token.
+    # A text that had ended before this choice gets no further token.
     grows = jnp.repeat(~strategy.finished(now.state), strategy.rows).astype(jnp.int32)
     here = (jnp.arange(tokens.shape[1])[None] == now.column[:, None]) & (grows > 0)[:, None]
     return now.replace(

@@ -1,4 +1,4 @@
-"""What an encoder puts in the place of masks (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
+"""An encoder's predictions for masked tokens (Devlin et al. 2019, arXiv:1810.04805, section 3.1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DEFAULT = RowConfig()
 
 
 class Filling(NamedTuple):
-    """A token that may stand in a mask's place: its id, its text, and its probability."""
+    """A predicted token for a mask: its id, its text, and its probability."""
 
     id: int
     text: str
@@ -31,21 +31,21 @@ class Filling(NamedTuple):
 
 
 def mask_text(tokenizer: Vocabulary) -> str:
-    """Returns what a text holds in a mask's place, such as [MASK]; FlagError if the tokenizer has none."""
+    """Returns the text of the mask token, such as [MASK]; raises FlagError if the tokenizer has none."""
     _ = tokenizer.mask_id
     return tokenizer.names["mask_token"] if isinstance(tokenizer, FastTokenizer) else MASK
 
 
 def spaced(tokenizer: Vocabulary) -> bool:
-    """Returns whether tokens have their space in front of them."""
+    """Returns whether the tokens of words include the space before the word."""
     return any(len(piece) > 1 and piece.startswith(b" ") for piece in tokenizer.pieces)
 
 
 def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
-    """Returns the ids of a text, the mask's own where the text has the mask's.
+    """Returns the ids of a text, with the mask id where the text has the mask token.
 
-    A tokenizer that lmjax trained never reads text as a mask, so what stands around one is encoded by itself. If its
-    tokens have their space in front of them, the space in front of a mask is the masked token's.
+    A tokenizer that lmjax trained never encodes text as a mask, so the parts between masks are encoded separately. If
+    the tokens of words include the space before them, a space before a mask is taken as part of the masked token.
     """
     mask = mask_text(tokenizer)
     if isinstance(tokenizer, FastTokenizer):
@@ -61,9 +61,9 @@ def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
 def _likeliest(
     model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array, count: int, num_ids: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the probabilities and ids of the likeliest tokens at the places `at`, `[rows, predictions, count]`.
+    """Returns the probabilities and ids of the likeliest tokens at the positions `at`, `[rows, predictions, count]`.
 
-    Probabilities are the model's, over all of its rows; only the first `num_ids` of them can be picked.
+    The softmax runs over all rows of the model's vocabulary; only the first `num_ids` of them can be picked.
     """
     logits = model.apply({"params": params}, states(model, params, fields, at), method="logits")
     shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
@@ -75,16 +75,16 @@ def fill_mask(
 ) -> list[list[list[Filling]]]:
     """Returns for every text, for every mask in it, the `top_k` likeliest tokens, the likeliest first.
 
-    Several masks of a text are filled each by itself, the others masked.
+    Several masks of a text are predicted independently: all of them are masked in the model's input.
 
     Args:
         loaded: an encoder with a masked_lm head.
-        texts: each with the tokenizer's mask in it, such as "The [MASK] sleeps."; or ids, which are taken as they are.
+        texts: each contains the mask token, such as "The [MASK] sleeps."; or ids, which are used as they are.
         top_k: tokens for each mask.
         config: how much is computed at a time.
 
     Raises:
-        FlagError: a model of another kind, a text without a mask, or one that is too long.
+        FlagError: another kind of model, a text without a mask, or a text that is too long.
     """
     check_arguments(loaded, config, RowConfig)
     check_list(texts, "texts", "texts")
@@ -119,5 +119,5 @@ def fill_mask(
 
 
 def _fillings(tokenizer: Vocabulary, ids: np.ndarray, shares: np.ndarray) -> list[Filling]:
-    """Returns tokens with their texts."""
+    """Returns the predictions for one mask, each with its text."""
     return [Filling(i, tokenizer.decode([i]), float(share)) for i, share in zip(ids.tolist(), shares, strict=True)]

@@ -1,4 +1,4 @@
-"""Text from a model: `generate` for many prompts, `stream` for one as it is written."""
+"""Text generation: `generate` continues many prompts, `stream` yields the text of one during generation."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ Finished = Literal["stop", "length", "nothing_allowed"]
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was written behind a prompt.
+    """The text generated for a prompt.
 
     Attributes:
         text: without special tokens, and without the stop string or id that ended it.
-        ids: all that was written, forced ids and the stop id that ended it included.
-        score: the sum of the log-probabilities of `ids` that were not forced, in nats: the model's own, before
-            penalties, temperature and filters, but among the ids that a constraint allows; of beam search, its score.
-        finished: by a stop id or string, at the limit, or where no id was allowed any more (bans, repetitions).
+        ids: all generated ids, with forced ids and the stop id that ended the text.
+        score: the sum of the log-probabilities of the ids that were not forced, in nats. They are the model's own,
+            before penalties, temperature and filters, but normalised over the ids that a constraint allows. For beam
+            search, its score.
+        finished: why the text ended: a stop id or string, the limit, or no id was allowed (because of bans, or of
+            repeated n-grams).
     """
 
     text: str
@@ -54,7 +56,7 @@ def check(
     draft: LoadedModel | None = None,
     names: Sequence[str] | None = None,
 ) -> tuple[list[Request], Constraint | None]:
-    """Returns what `generate` will write, before anything compiles; raises FlagError for what cannot be written."""
+    """Returns the requests and the constraint of a call of `generate`; raises FlagError before anything is compiled."""
     check_list(prompts, "prompts", "texts")
     own = seeds is None
     seeds = [config.seed + i for i in range(len(prompts))] if own else seeds
@@ -101,21 +103,23 @@ def generate(
     draft: LoadedModel | None = None,
     names: Sequence[str] | None = None,
 ) -> list[list[Generation]]:
-    """Returns the texts written behind each prompt, best first: one, or as many as `config.beams.num_return`.
+    """Returns the texts generated for each prompt, best first: one, or `config.beams.num_return`.
 
-    What is written for a prompt depends on the prompt and its seed, not on the prompts beside it.
+    The result for a prompt depends on the prompt and its seed, not on the other prompts of its batch.
 
     Args:
         loaded: a decoder or an encoder-decoder.
-        prompts: texts, or token ids that are taken as they are.
-        config: how; what it leaves unset, and all where it is None, is as the model's folder says, else greedy.
-        seeds: of each prompt's draws; None: the config's and those after it.
+        prompts: texts, or token ids, which are used as they are.
+        config: settings. Fields that it does not set (all fields if it is None) are taken from the model's folder if
+            they are given there, else from the defaults of `GenerateConfig`.
+        seeds: one for each prompt; None: `config.seed`, `config.seed` + 1 and so on.
         draft: a smaller model with the same tokenizer, whose guesses the model checks several at a time (speculative
-            decoding); the texts are distributed as without it.
-        names: what errors call the prompts, such as a file and a line; None: by their number.
+            decoding). The texts have the same distribution as without it.
+        names: the names of the prompts in error messages, such as a file and a line; None: their number.
 
     Raises:
-        FlagError: an empty prompt, one that is too long, an id outside the vocabulary, a constraint that no text meets.
+        FlagError: an empty prompt, one that is too long, an id outside the vocabulary, or a constraint that no text
+            satisfies.
     """
     config = resolved(loaded, config, drafted=draft is not None)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
@@ -139,10 +143,11 @@ def stream(
     draft: LoadedModel | None = None,
     name: str = "--prompt",
 ) -> Iterator[str | Generation]:
-    """Yields the text behind a prompt in pieces as it is written, and at the end the whole as a `Generation`.
+    """Yields the generated text in parts, and at the end a `Generation` of the whole text.
 
-    A beam search knows its text at the end, and yields it in one piece. Arguments and errors, which call the prompt
-    `name`, are those of `generate`; errors are raised at once.
+    Beam search knows its text only at the end, and yields it in one part. Arguments and errors are those of `generate`;
+    `name` is the name of the prompt in error messages. Errors of the arguments are raised by the call itself, before
+    the first part is requested.
     """
     config = resolved(loaded, config, drafted=draft is not None)
     requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
@@ -153,10 +158,10 @@ def stream(
 
 
 def resolved(loaded: LoadedModel, config: GenerateConfig | None, *, drafted: bool = False) -> GenerateConfig:
-    """Returns a config with what it does not set as the model's folder says; with `drafted`, a draft model guesses."""
+    """Returns a config completed by the settings of the model's folder; `drafted`: whether a draft model guesses."""
     check_arguments(loaded, config, GenerateConfig)
     given = {} if config is None else config.model_dump(exclude_unset=True)
-    # Whoever gives the whole of these means their own defaults too.
+    # A SamplingConfig or BeamConfig that the caller made sets these two fields, also where it left their defaults.
     if "sampling" in given:
         given["sampling"]["temperature"] = config.sampling.temperature
     if given.get("beams") is not None:
@@ -170,7 +175,7 @@ def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
 
 
 def _processors(loaded: LoadedModel, config: GenerateConfig) -> Processors:
-    """Returns the penalties and bans of the config, and of the model's own ids that are no text."""
+    """Returns the penalties and bans of the config, and the ids that the model itself bans or forces."""
     return Processors.of(config.processors, loaded.prompts)
 
 
@@ -205,7 +210,7 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
 
 
 def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = ()) -> TextStream:
-    """Returns the text behind a prompt, of which nothing is known yet; ids that are no token's are no context."""
+    """Returns an empty text stream after a request's prompt; ids outside the tokenizer are left out of its context."""
     context = [i for i in request.prompt if i < loaded.tokenizer.vocab_size]
     return TextStream(loaded.tokenizer, context, stop)
 
@@ -219,7 +224,7 @@ def _reason(ids: Sequence[int], stop: Sequence[int], *, stuck: bool) -> Finished
 
 
 class _Texts:
-    """A batch of texts, each followed alone, as the host sees it while they are written."""
+    """The host's state of a batch of texts during sampling or greedy decoding: text streams and constraints."""
 
     def __init__(
         self,
@@ -252,7 +257,7 @@ class _Texts:
         )
 
     def all(self) -> list[Generation]:
-        """Returns the texts once they are whole."""
+        """Returns the texts after generating all of them to their end."""
         self._take()
         while not self._writing.finished.all():
             watched = bool(self._states or self._config.stop)
@@ -261,7 +266,7 @@ class _Texts:
         return [self._generation(i) for i in range(len(self._batch))]
 
     def pieces(self) -> Iterator[str | Generation]:
-        """Yields the first text in pieces, and what became of it."""
+        """Yields the first text in parts, and then its `Generation`."""
         yield self._take()
         while not self._writing.finished.all():
             self._writing.advance(1, self._allowed())
@@ -272,12 +277,12 @@ class _Texts:
         yield found
 
     def _allowed(self) -> np.ndarray | None:
-        """Returns what each text may go on with, if it is constrained."""
+        """Returns the mask of the ids that each constraint allows next; None: there is no constraint."""
         self._mask = np.stack([state.allowed() for state in self._states]) if self._states else None
         return self._mask
 
     def _take(self) -> str:
-        """Takes in what was written, and ends texts at their stop strings; returns what the first has got."""
+        """Processes the new tokens and ends texts at their stop strings; returns the new part of the first text."""
         written, finished = self._writing.written(), self._writing.finished
         first = len(self._texts[0])
         ended = np.zeros(len(self._batch), bool)
@@ -293,14 +298,14 @@ class _Texts:
                 self._texts[i] += "" if token in self._stop else stream.push(token)
                 if self._states:
                     self._states[i].advance(token)
-            # A text that its constraint ends is whole, also where the model has no stop id to say so.
+            # A constraint may end a text although the model has no stop id.
             ended[i] = stream.stopped or self._whole(i)
         if (ended & ~finished).any():
             self._writing.finish(ended)
         return self._texts[0][first:]
 
     def _no_way_on(self, i: int) -> None:
-        """Notes that nothing may be written behind a text; raises DataError for one that its constraint would go on."""
+        """Records that no id is allowed next in a text; raises DataError if its constraint allows some."""
         if self._states:
             given = self._config.processors.model_dump(exclude_defaults=True)
             raise DataError(
@@ -310,16 +315,16 @@ class _Texts:
         self._stuck[i] = True
 
     def _whole(self, i: int) -> bool:
-        """Returns whether nothing can follow a constrained text."""
+        """Returns whether the constraint of a text allows nothing more."""
         return bool(self._states) and (self._states[i].finished or not self._mask[i].any())
 
     def _over(self, i: int, row: np.ndarray) -> bool:
-        """Returns whether what was taken of a row ends with a stop id: what follows fills up the batch."""
+        """Returns whether the processed tokens of a row end with a stop id; the columns after it are filler."""
         known = self._known[i]
         return known > 0 and int(row[known - 1]) in self._stop
 
     def _generation(self, i: int) -> Generation:
-        """Returns a text that has ended."""
+        """Returns the `Generation` of a text that has ended."""
         score = self._writing.score(i, self._known[i])
         ids = self._writing.written()[i, : self._known[i]].tolist()
         ids = [*self._loaded.prompts.forced, *ids]

@@ -1,7 +1,7 @@
-"""What changes scores before a token is chosen: penalties and bans, for sampling and for beam search alike.
+"""Penalties and bans that change the scores before a token is chosen, in sampling and in beam search.
 
-Each does what the logits processor of that name in transformers 5 does, in the same order, so that the same weights
-write the same texts.
+Each one equals the logits processor of that name in transformers 5, and they run in the same order, so that the same
+weights generate the same texts.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class ProcessorConfig(Schema):
 
 @flax.struct.dataclass
 class Processors:
-    """The numbers of a config as data, so that another penalty compiles nothing anew; None: off, and not compiled.
+    """The values of a ProcessorConfig as traced arrays, so that a new value does not recompile; None: off.
 
     Attributes:
         repetition_penalty: float32 scalar.
         min_new_tokens: int32 scalar.
         min_length: int32 scalar.
-        banned: int32 `[banned]`.
-        words: int32 `[words, longest]`, at the right, -1 in front: ids that are not written behind one another.
-        banned_first: int32 `[banned]`, not to be the first that is written behind `forced` tokens.
-        forced: int32 scalar.
-        last: int32 `[ids]`: all that may be written where the limit is reached, each as likely as can be.
-        no_repeat_ngram: n; 0: off. A program is compiled for each.
-        renormalize: whether the scores that are left are log-probabilities among themselves.
+        banned: int32 `[banned]`: ids that are never generated.
+        words: int32 `[words, longest]`, right-aligned and padded with -1: sequences of ids that are never generated.
+        banned_first: int32 `[banned]`: ids that must not be the first token after the `forced` ones.
+        forced: int32 scalar: the number of forced tokens.
+        last: int32 `[ids]`: the only ids allowed for the last token before the limit; each gets score 0.
+        no_repeat_ngram: n; 0: off. Static: each n compiles a program.
+        renormalize: whether the changed scores are normalised again to log-probabilities.
     """
 
     repetition_penalty: jax.Array | None = None
@@ -73,11 +73,11 @@ class Processors:
 
     @classmethod
     def of(cls, config: ProcessorConfig, form: PromptFormat | None = None) -> Self:
-        """Returns the numbers of a config, on the host.
+        """Returns the processors of a config, as NumPy arrays.
 
         Args:
             config: penalties and bans.
-            form: what the model itself never writes, or always; None: it may write anything.
+            form: the ids that the model itself bans or forces; None: there are none.
         """
         form = PromptFormat() if form is None else form
         penalty, ids = config.repetition_penalty, sorted({*config.banned, *form.never})
@@ -98,7 +98,7 @@ class Processors:
 
     @property
     def any(self) -> bool:
-        """Returns whether anything is changed at all."""
+        """Returns whether any processor is on."""
         return bool(jax.tree.leaves(self)) or self.no_repeat_ngram > 0 or self.renormalize
 
 
@@ -107,8 +107,8 @@ def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Arra
 
     Args:
         scores: float32 `[rows, vocab]`, logits or log-probabilities.
-        moment: what has been written in each row; its `logits` are not read.
-        processors: the numbers.
+        moment: the tokens of each row so far; its `logits` are not read.
+        processors: penalties and bans.
     """
     if processors.repetition_penalty is not None:
         scores = penalise(scores, moment, processors.repetition_penalty)
@@ -129,21 +129,21 @@ def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Arra
         only = jnp.full_like(scores, -jnp.inf).at[:, processors.last].set(0)
         scores = jnp.where((moment.count + 1 >= moment.limit)[:, None], only, scores)
     if processors.renormalize:
-        # Where nothing is allowed there is nothing to share.
+        # Scores of minus infinity stay: in a row where every id is banned, `scores - total` would be NaN.
         total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
         scores = jnp.where(jnp.isneginf(scores), scores, scores - total)
     return scores
 
 
 def _unending(scores: jax.Array, moment: Moment, early: jax.Array) -> jax.Array:
-    """Returns scores in which rows that bool `[rows]` `early` names may not end."""
-    # -1 is no stop id, and jax would take it for the last one.
+    """Returns scores with the stop ids banned in the rows where `early`, bool `[rows]`, is True."""
+    # -1 means no stop id; as an index it would select the last id of the vocabulary.
     at = early[:, None] & (moment.stop >= 0)[None]
     return _without(scores, jnp.where(at, moment.stop[None], scores.shape[-1]))
 
 
 def completions(moment: Moment, words: jax.Array, vocab: int) -> jax.Array:
-    """Returns int32 `[rows, words]`: the last id of each word whose other ids end the row; `vocab`: none."""
+    """Returns int32 `[rows, words]`: the last id of each word whose other ids are the last of the row; else `vocab`."""
     tokens, written = moment.tokens, moment.written
     before = words.shape[1] - 1
     end = jnp.max(jnp.where(written, 1 + jnp.arange(tokens.shape[1])[None], 0), axis=1, keepdims=True)
@@ -155,7 +155,7 @@ def completions(moment: Moment, words: jax.Array, vocab: int) -> jax.Array:
 
 
 def penalise(scores: jax.Array, moment: Moment, penalty: jax.Array) -> jax.Array:
-    """Returns scores in which ids that a row holds are less likely, however often it holds them."""
+    """Returns scores with the penalty applied once to every id that occurs in the row."""
     rows, vocab = scores.shape
     ids = jnp.where(moment.written, moment.tokens, vocab)
     found = jnp.take_along_axis(scores, ids, axis=1, mode="clip")
@@ -164,14 +164,14 @@ def penalise(scores: jax.Array, moment: Moment, penalty: jax.Array) -> jax.Array
 
 
 def repeats(moment: Moment, n: int, vocab: int) -> jax.Array:
-    """Returns int32 `[rows, room - n + 1]`: ids that would complete an n-gram which the row holds; `vocab`: none."""
+    """Returns int32 `[rows, room - n + 1]`: ids that would complete an n-gram the row already has; else `vocab`."""
     tokens, written = moment.tokens, moment.written
     windows = tokens.shape[1] - n + 1
     if windows < 1:
         return jnp.full((len(tokens), 1), vocab, jnp.int32)
     end = jnp.max(jnp.where(written, 1 + jnp.arange(tokens.shape[1])[None], 0), axis=1, keepdims=True)
     last = jnp.take_along_axis(tokens, end - (n - 1) + jnp.arange(n - 1)[None], axis=1, mode="clip")
-    # What is written has no gaps: a window holds written tokens only if its ends are.
+    # Written columns are contiguous: a window is written completely if its first and last columns are.
     complete = written[:, :windows] & written[:, n - 1 :]
     for i in range(n - 1):
         complete &= tokens[:, i : i + windows] == last[:, i : i + 1]
@@ -179,5 +179,5 @@ def repeats(moment: Moment, n: int, vocab: int) -> jax.Array:
 
 
 def _without(scores: jax.Array, ids: jax.Array) -> jax.Array:
-    """Returns scores with minus infinity at `ids` `[rows or 1, n]`; those beyond the vocabulary are none."""
+    """Returns scores with minus infinity at `ids` `[rows or 1, n]`; ids beyond the vocabulary are ignored."""
     return scores.at[jnp.arange(len(scores))[:, None], ids].set(-jnp.inf, mode="drop")

@@ -1,4 +1,4 @@
-"""From prompts to the arrays of a batch: what is checked before anything compiles, and shapes that many share."""
+"""From prompts to the arrays of a batch: checks before anything is compiled, and batch shapes that prompts share."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lmjax.model.cache import CacheType, init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.parallel.memory import check_fits, device_memory, held
 
-# The least columns that are compiled for; shorter prompts and shorter answers share them.
+# The least number of columns of a compiled program; shorter prompts and shorter answers share it.
 SMALLEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One text to be written.
+    """One text to be generated.
 
     Attributes:
-        index: among the prompts.
-        seed: of its draws.
+        index: of its prompt.
+        seed: of its random draws.
         prompt: ids that the decoder begins with.
-        source: ids that an encoder reads; empty: there is none.
+        source: ids that the encoder reads; empty: there is no encoder.
     """
 
     index: int
@@ -38,14 +38,14 @@ class Request:
 def make_requests(
     loaded: LoadedModel, prompts: Sequence[Text], seeds: Sequence[int], max_new_tokens: int, names: Sequence[str]
 ) -> list[Request]:
-    """Returns a request for each prompt; raises FlagError for one that the model cannot go on from.
+    """Returns a request for each prompt; raises FlagError for a prompt that the model cannot continue.
 
     Args:
         loaded: the model.
-        prompts: texts, which get what stands around a text; or ids, which are taken as they are.
+        prompts: texts, which are encoded with the ids that the prompt format adds; or ids, which are used as they are.
         seeds: one for each.
-        max_new_tokens: the most that is written behind each.
-        names: what errors call them.
+        max_new_tokens: the most tokens that are generated for each.
+        names: the names of the prompts in error messages.
     """
     config, form = loaded.config, loaded.prompts
     if not config.family.causal:
@@ -71,21 +71,21 @@ def make_requests(
 def check_memory(
     loaded: LoadedModel, requests: Sequence[Request], batch_size: int, beams: int, new: int, kind: CacheType
 ) -> None:
-    """Raises FlagError where a batch's keys, values and logits do not fit beside the parameters, which are there.
+    """Raises FlagError if a batch's keys, values and logits do not fit into the memory that the parameters leave.
 
     Args:
         loaded: the model.
         requests: at least one.
-        batch_size: requests that are written together.
-        beams: rows of a request.
-        new: tokens that are written behind each prompt, at most.
+        batch_size: requests in a batch.
+        beams: rows for each request.
+        new: the most tokens that are generated for each prompt.
         kind: of the cache.
     """
     memory = device_memory()
     rows = min(batch_size, len(requests)) * beams
     prompt, source = max(len(r.prompt) for r in requests), max(len(r.source) for r in requests)
     cache = jax.eval_shape(lambda: init_cache(loaded.config, rows, prompt + new, memory_length=source, kind=kind))
-    # Heads and vocabulary are split over the devices of the model.
+    # Heads and vocabulary are sharded over the devices of the model.
     ways = 1 if memory.shared else loaded.mesh.size
     needs = {
         "parameters": held(loaded.params, memory),
@@ -97,21 +97,21 @@ def check_memory(
 
 
 def _check_answer(config: ModelConfig, form: PromptFormat, new: int) -> None:
-    """Raises FlagError where an encoder-decoder's decoder cannot write `new` tokens, or only what is forced."""
+    """Raises FlagError if an encoder-decoder's decoder cannot generate `new` tokens, or only its forced ones."""
     limit, forced = longest_row(config, decoder=True), len(form.forced)
     if new <= forced:
         raise FlagError(
             f"--max_new_tokens={new}: the first {forced} written by this model are always the same; set at least"
             f" {forced + 1}"
         )
-    # The last token is written and not read.
+    # The decoder never reads the last generated token, so it needs no position.
     if limit is not None and len(form.start) + new - 1 > limit:
         room = limit - len(form.start) + 1
         raise FlagError(f"--max_new_tokens={new}: this model's decoder writes at most {room}; set that or less")
 
 
 def bucket(length: int, chunk: int | None = None) -> int:
-    """Returns the columns that are compiled for: a power of two, or beyond `chunk` a multiple of it."""
+    """Returns the number of columns of the compiled program: a power of two, or beyond `chunk` a multiple of it."""
     if chunk is not None and length > chunk:
         return -(-length // chunk) * chunk
     size = max(SMALLEST, 1 << (length - 1).bit_length())
@@ -119,14 +119,14 @@ def bucket(length: int, chunk: int | None = None) -> int:
 
 
 def batches(requests: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
-    """Yields requests in batches of similar lengths, the longest first: too long for memory shows at once."""
+    """Yields requests in batches of similar lengths, longest first, so that running out of memory shows at once."""
     order = sorted(requests, key=lambda r: (-len(r.prompt), -len(r.source), r.index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
 def columns(rows: Sequence[Sequence[int]], width: int, pad: int) -> dict[str, np.ndarray]:
-    """Returns `tokens`, `positions` and `segment_ids`, int32 `[rows, width]`, of rows that stand at the right."""
+    """Returns `tokens`, `positions` and `segment_ids`, int32 `[rows, width]`, of right-aligned rows."""
     tokens = np.full((len(rows), width), pad, np.int32)
     positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
     for i, row in enumerate(rows):

@@ -1,11 +1,12 @@
-"""Greedy decoding and sampling: what of a distribution is kept, and one draw from it.
+"""Greedy decoding and sampling: filters on the distribution of the next token, and a draw from what they keep.
 
-The filters and their order are those of transformers 5: temperature, top-k, top-p, min-p, typical. Where ids tie at a
-filter's edge all of them are kept, so that no order among equals decides what can be written; transformers does the
-same but for top-p, where it keeps as many of them as its sort puts first.
+The filters and their order are those of transformers 5: temperature, top-k, top-p, min-p, typical. Ids that tie at a
+filter's threshold are all kept, so that the result does not depend on the order of equal scores. transformers does the
+same except in top-p, where it keeps only those tied ids that its sort puts first.
 
-A full sort of 50,257 scores costs a CPU more than many a model's layer. None is needed: each filter keeps the ids up to
-some place in an order, and that place is found by halving the range of floats, 31 times for their 31 bits.
+No filter sorts the vocabulary: on a CPU, sorting 50,257 scores takes longer than a layer of many models. Each filter
+keeps the ids up to a threshold of some order instead, and bisection over the range of non-negative floats finds the
+threshold in 31 steps, one for each of their 31 bits.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from lmjax.streams import prng_keys
 PyTree = Any
 FILTERS = ("top_k", "top_p", "min_p", "typical_p")
 COLDEST = 1e-6
-# Up to here the largest scores are quicker taken than searched for.
+# Up to this k, `jax.lax.top_k` is faster than bisection for the k-th largest score.
 MOST_CANDIDATES = 512
 
 
 class SamplingConfig(Schema):
-    """Which ids a token is drawn from, and how evenly; the default draws nothing and takes the likeliest."""
+    """Temperature and filters of sampling; the default is greedy decoding."""
 
     temperature: float = Field(0.0, ge=0, le=1e6, description="Divides the logits; 0: the likeliest id, greedily.")
     top_k: int | None = Field(None, ge=1, description="Draw among so many of the likeliest ids.")
@@ -62,7 +63,7 @@ class SamplingConfig(Schema):
 
     @model_validator(mode="after")
     def _has_something_to_filter(self) -> Self:
-        """Raises ValueError, with the field, its value and the remedy, for what could have no effect or no result."""
+        """Raises ValueError, with the field, its value and the remedy, for settings without effect or result."""
         if 0 < self.temperature < COLDEST:
             raise ValueError(
                 f"temperature={self.temperature} is too small to divide by; set 0, which takes the likeliest id, or"
@@ -79,7 +80,7 @@ class SamplingConfig(Schema):
 
 @flax.struct.dataclass
 class Numbers:
-    """The numbers of a config as data, so that another temperature compiles nothing anew; None: off, not compiled.
+    """The values of a SamplingConfig as traced arrays, so that a new value does not recompile; None: off.
 
     Attributes:
         temperature: float32 scalar; None: greedy.
@@ -87,7 +88,7 @@ class Numbers:
         top_p: float32 scalar.
         min_p: float32 scalar.
         typical_p: float32 scalar.
-        candidates: how many of the largest scores are taken to find the k-th, a power of two; 0: it is searched for.
+        candidates: the k of `jax.lax.top_k` with which the `top_k`-th score is found, a power of two; 0: bisection.
     """
 
     temperature: jax.Array | None = None
@@ -99,7 +100,7 @@ class Numbers:
 
     @classmethod
     def of(cls, config: SamplingConfig) -> Self:
-        """Returns the numbers of a config, on the host; all of the probability is no filter."""
+        """Returns the values of a config, as NumPy scalars; top_p=1 and typical_p=1 filter nothing and are off."""
         k = config.top_k
         candidates = 0 if k is None or k > MOST_CANDIDATES else max(64, 2 ** math.ceil(math.log2(k)))
         mass = {n: getattr(config, n) for n in ("top_p", "typical_p")}
@@ -114,15 +115,15 @@ class Numbers:
 
 @flax.struct.dataclass
 class SamplingState:
-    """What sampling knows between two tokens.
+    """The state of sampling between two tokens.
 
     Attributes:
-        keys: random keys `[requests]`, of the seeds; None: greedy.
+        keys: random keys `[requests]`, made from the seeds; None: greedy.
         done: bool `[requests]`: the text has ended.
-        scores: float32 `[requests]`, the sum of the log-probabilities of what was chosen, a stop id included. They are
-            the model's: of `Moment.logits`, before penalties, temperature and filters.
-        numbers: of the config.
-        processors: what is changed before a choice.
+        scores: float32 `[requests]`, the sum of the log-probabilities of the chosen tokens, a stop id included. They
+            are the model's own: of `Moment.logits`, before penalties, temperature and filters.
+        numbers: temperature and filters.
+        processors: penalties and bans.
     """
 
     keys: jax.Array | None
@@ -136,12 +137,13 @@ class SamplingState:
 class Sampling:
     """The strategy of greedy decoding and of sampling.
 
-    Two are equal, and share a program, if the same filters and processors are on; their numbers go into the state.
+    Two strategies are equal, and share a compiled program, if the same filters and processors are on. Their values are
+    part of the state, which is traced.
 
     Attributes:
         numbers: temperature and filters.
-        processors: what is changed before a choice.
-        form: what of them is compiled.
+        processors: penalties and bans.
+        form: their tree structure, which is static: what is on.
     """
 
     numbers: Numbers = dataclasses.field(default=Numbers(), compare=False)
@@ -162,8 +164,8 @@ class Sampling:
         return 1
 
     def start(self, seeds: Sequence[int], room: int) -> SamplingState:
-        """Returns the state before the first choice; called outside of jit, for this is where the numbers enter."""
-        # On the host: each small program that makes a zero on a device delays the first token.
+        """Returns the state before the first choice; called outside of jit, so that its values become traced arrays."""
+        # NumPy arrays: each small program that would make zeros on the device delays the first token.
         numbers, processors = self.numbers, self.processors
         return SamplingState(
             keys=None if numbers.temperature is None else prng_keys(seeds, "sampling"),
@@ -176,9 +178,9 @@ class Sampling:
     def choose(self, moment: Moment, state: SamplingState) -> Choice:
         """Returns the next token of every row.
 
-        A row ends with a stop id, or where the limit is reached; from then on it gets the first stop id (0 if there is
-        none), which counts for nothing. A draw depends on the row's seed, its scores and the tokens written so far,
-        never on the other rows. A row in which no id is allowed gets NOTHING, and ends.
+        A row ends with a stop id or when the limit is reached; afterwards it gets the first stop id (0 if there is
+        none), which is not part of the text. A draw depends on the row's seed, scores and number of generated tokens,
+        not on other rows. A row in which no id is allowed gets NOTHING and ends.
         """
         scores = apply(moment.logits, moment, state.processors)
         if state.keys is None:
@@ -188,7 +190,7 @@ class Sampling:
             ids = draw(weights(scores, state.numbers), keys)
         chosen = jnp.take_along_axis(moment.logits, ids[:, None], axis=1)[:, 0]
         gained = chosen - jax.nn.logsumexp(moment.logits, axis=-1)
-        # Whatever is taken where all is forbidden is forbidden.
+        # The chosen id is banned only if every id of the row is banned.
         stuck = jnp.isneginf(jnp.take_along_axis(scores, ids[:, None], axis=1)[:, 0])
         ended = stuck | jnp.any(ids[:, None] == moment.stop[None], axis=1) | (moment.count + 1 >= moment.limit)
         filler = jnp.maximum(moment.stop[0], 0) if len(moment.stop) else 0
@@ -197,38 +199,38 @@ class Sampling:
         return Choice(ids, None, state.replace(done=state.done | ended, scores=scores))
 
     def put(self, state: SamplingState, other: SamplingState, request: jax.Array) -> SamplingState:
-        """Returns the state with the requests of another one in the place of those from int32 `request` on."""
+        """Returns the state with its requests from int32 `request` on replaced by those of `other`."""
         return put_requests(state, other, request, ("keys", "done", "scores"))
 
     def finished(self, state: SamplingState) -> jax.Array:
-        """Returns bool `[requests]`: those whose text has ended."""
+        """Returns bool `[requests]`: whether the text has ended."""
         return state.done
 
 
 def probabilities(logits: jax.Array, numbers: Numbers) -> jax.Array:
-    """Returns float32 `[rows, vocab]`: the distribution that a token is drawn from; greedy: one id has all.
+    """Returns float32 `[rows, vocab]`: the distribution that a token is drawn from; greedy: one id has probability 1.
 
     Args:
-        logits: float32 `[rows, vocab]`, after processors; minus infinity where an id is not allowed.
+        logits: float32 `[rows, vocab]`, after the processors; minus infinity where an id is not allowed.
         numbers: temperature and filters.
     """
     if numbers.temperature is None:
         best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
         return jnp.where(jnp.isneginf(logits), 0, best)
     kept = weights(logits, numbers)
-    # Where no id is allowed nothing is kept, and nothing is what each id gets.
+    # In a row without an allowed id the sum is 0: the least float keeps 0 / 0 from becoming NaN.
     return kept / jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
 def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
-    """Returns float32 `[rows, vocab]`: probabilities times a factor of the row; 0 where a filter drops an id.
+    """Returns float32 `[rows, vocab]`: probabilities before normalisation; 0 where a filter drops an id.
 
     Args:
         logits: as for `probabilities`.
-        numbers: temperature, which must be on, and filters.
+        numbers: temperature, which must not be None, and filters.
     """
     best = jnp.max(logits, axis=-1, keepdims=True)
-    # In nats below the likeliest, whose weight is 1; the least finite number keeps infinities from meeting.
+    # In nats below the likeliest id, whose weight is 1. Clipping `best` avoids infinity - infinity = NaN.
     gaps = (jnp.maximum(best, jnp.finfo(jnp.float32).min) - logits) / numbers.temperature
     kept = jnp.exp(-gaps)
     if numbers.top_k is not None:
@@ -239,7 +241,7 @@ def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
         kept = jnp.where(kept >= numbers.min_p, kept, 0)
     if numbers.typical_p is not None:
         total = jnp.sum(kept, axis=-1)
-        # Surprise is the gap and a constant of the row, which cancels: entropy is its mean.
+        # The surprise -log p is the gap plus a constant of the row, which cancels in its distance from the mean.
         mean = jnp.sum(jnp.where(kept > 0, kept * gaps, 0), axis=-1) / total
         away = jnp.where(kept > 0, jnp.abs(gaps - mean[:, None]), jnp.inf)
         kept = _first(away, kept, numbers.typical_p * total)
@@ -247,7 +249,7 @@ def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
 
 
 def _largest(logits: jax.Array, gaps: jax.Array, numbers: Numbers) -> jax.Array:
-    """Returns bool `[rows, vocab]`: the k largest logits and those that equal the last of them."""
+    """Returns bool `[rows, vocab]`: whether a logit is at least the k-th largest of its row."""
     if numbers.candidates == 0:
         return _first(gaps, jnp.ones_like(gaps), jnp.broadcast_to(numbers.top_k, len(gaps)).astype(jnp.float32)) > 0
     largest = jax.lax.top_k(logits, min(numbers.candidates, logits.shape[-1]))[0]
@@ -256,16 +258,18 @@ def _largest(logits: jax.Array, gaps: jax.Array, numbers: Numbers) -> jax.Array:
 
 
 def _first(order: jax.Array, kept: jax.Array, mass: jax.Array) -> jax.Array:
-    """Returns `kept` with 0 for ids that are not among the first that hold `mass`.
+    """Returns `kept` with 0 for the ids after those first ones, by `order`, whose weights add up to `mass`.
 
-    An id is among them if those strictly in front of it hold less: the first always is, and equals are treated alike.
+    An id stays if the weights of all ids strictly before it add up to less than `mass`: the first id always stays, and
+    ids with equal `order` are treated alike.
 
     Args:
         order: float32 `[rows, vocab]`, not negative; the smallest is first.
         kept: float32 `[rows, vocab]`, the weights.
         mass: float32 `[rows]`.
     """
-    # Floats that are not negative are ordered as their bits are; as numbers they are compared in less time.
+    # Non-negative floats have the same order as their bit patterns, so bisection runs over integers. Inside,
+    # floats are compared, which is faster.
     infinity = int(np.float32(np.inf).view(np.int32))
 
     def number(bits: jax.Array) -> jax.Array:
@@ -277,20 +281,21 @@ def _first(order: jax.Array, kept: jax.Array, mass: jax.Array) -> jax.Array:
         less = jnp.sum(jnp.where(order < number(middle), kept, 0), axis=-1) < mass
         return jnp.where(less, middle, low), jnp.where(less, high, middle)
 
-    # What is in front of `low` holds less than `mass`; what is in front of `high` does not, or there is nothing more.
+    # Invariant: the ids before `low` weigh less than `mass`; those before `high` do not, or `high` is past infinity.
     bounds = jnp.zeros(len(order), jnp.int32), jnp.full(len(order), infinity + 1, jnp.int32)
     low, _ = jax.lax.fori_loop(0, 31, halve, bounds)
     return jnp.where(order <= number(low), kept, 0)
 
 
 def draw(kept: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns int32 `[rows]`: an id of each row, with a chance proportional to its weight; never one of weight 0.
+    """Returns int32 `[rows]`: a random id of each row with probability proportional to its weight, never of weight 0.
 
-    By two uniform numbers: one picks a block of ids, one an id of it, each to within float32's 2**-23. On a CPU this
-    is ten times as fast as a Gumbel number for every id, and it loses less of rare ids than one sum over all would.
+    Two uniform numbers are drawn: one picks a block of ids, the other an id of the block, each with float32's precision
+    of 2**-23. On a CPU this is ten times as fast as a Gumbel number for every id, and more precise for rare ids than
+    one cumulative sum over the vocabulary.
 
     Args:
-        kept: float32 `[rows, vocab]`, not negative; rows need not add up to one.
+        kept: float32 `[rows, vocab]`, weights that are not negative; rows need not add up to one.
         keys: random keys `[rows]`.
     """
     rows, vocab = kept.shape
@@ -304,7 +309,7 @@ def draw(kept: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def pick(parts: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Returns `[rows]`: the place in `parts` `[rows, n]` whose share of the sum holds a number between 0 and 1."""
-    # Sums of many parts round differently from place to place: only places that have a share count.
+    """Returns `[rows]`: the index in `parts` `[rows, n]` at which the cumulative share first exceeds `uniform`."""
+    # Rounding may raise the cumulative sum at an index whose part is 0: minus infinity excludes such indices.
     sums = jnp.where(parts > 0, jnp.cumsum(parts, axis=-1), -jnp.inf)
     return jnp.argmax(sums > (uniform * jnp.max(sums, axis=-1))[:, None], axis=-1)

@@ -1,4 +1,4 @@
-"""What a freshly trained model makes of a held-out text, as lines to print."""
+"""A sample of a trained model's predictions on a held-out text, as lines to print."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _DRAWN = SamplingConfig(temperature=0.8, top_k=40)
 
 
 def showcase(loaded: LoadedModel, sample: Sample | None) -> str:
-    """Returns a few lines: what an objective shows of held-out text, and what the model makes of it.
+    """Returns a few lines: the input that an objective shows of held-out text, and the model's answer.
 
-    Empty if there is nothing to show, or the model predicts no tokens.
+    Empty if there is no sample, or the model predicts no tokens.
 
     Args:
         loaded: the model.
-        sample: of the objective that it was trained on.
+        sample: made by the objective that the model was trained on.
     """
     if sample is None or not loaded.model.has_vocabulary:
         return ""
@@ -26,7 +26,7 @@ def showcase(loaded: LoadedModel, sample: Sample | None) -> str:
     if not sample.count:
         ids = [best[0].id for best in fill_mask(loaded, [row], top_k=1)[0]]
     else:
-        # A decoder writes into the row of its prompt.
+        # A decoder's answer shares the row of its prompt.
         used = len(row) if loaded.config.family.continues else 0
         count = min(sample.count, loaded.config.max_length - used)
         sampling = _DRAWN if sample.sampled else SamplingConfig()

@@ -1,11 +1,12 @@
 """Speculative decoding: several tokens are guessed, and the model checks them all in one pass.
 
-Leviathan et al. 2023, arXiv:2211.17192, algorithm 1: a guess is kept with the probability min(1, p / q), the first that
-is not kept is drawn anew from what p has more than q, and so the texts are distributed as if each token were drawn from
-p. The guesses are a smaller model's, or what followed the last tokens where they stood before (prompt lookup). Both p
-and q are what a token is drawn from: after penalties, temperature and filters.
+Leviathan et al. 2023, arXiv:2211.17192, algorithm 1: a guess is accepted with probability min(1, p / q), where p is the
+model's distribution and q that of the guess. The first rejected guess is replaced by a draw from max(p - q, 0),
+normalised. The texts are then distributed as if each token were drawn from p. A smaller model guesses, or the tokens
+are copied that followed an earlier occurrence of the last tokens (prompt lookup). Both p and q are taken after
+penalties, temperature and filters.
 
-One text at a time: a batch has other work for the processor than to guess.
+Texts are generated one at a time: the rows of a batch already use the processor fully, and guessing would save nothing.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ from lmjax.streams import prng_key
 
 PyTree = Any
 
-# What a draw is for, so that no two draws of a round share a key.
+# The purpose of a draw, folded into its key so that no two draws of a round share one.
 _GUESS, _ACCEPT, _CORRECT = range(3)
 
 
 @flax.struct.dataclass
 class Guessing:
-    """One text while it is written, a few tokens at a time.
+    """The state of one text during speculative decoding.
 
     Attributes:
-        cache: of the model: all but the last token.
+        cache: of the model; it holds all tokens but the last.
         draft: the cache of the smaller model, or None.
         state: of sampling.
-        tokens: int32 `[1, room]`: the prompt, then what was written.
-        written: bool `[1, room]`.
-        column: int32 scalar: of `tokens`, the next to be written.
-        count: int32 scalar: tokens written, forced ones included.
-        limit: int32 scalar.
-        stop: int32 `[stops]`.
-        gains: float32 `[1, room]`: the log-probability of each token that was written, under the model.
+        tokens: int32 `[1, room]`: the prompt, then the generated tokens.
+        written: bool `[1, room]`: where `tokens` holds a token.
+        column: int32 scalar: the next column of `tokens` to be written.
+        count: int32 scalar: tokens generated so far, forced ones included.
+        limit: int32 scalar: the most tokens that may be generated.
+        stop: int32 `[stops]`: ids that end the text; -1 is none.
+        gains: float32 `[1, room]`: the log-probability of each generated token under the model.
         rounds: int32 scalar: passes of the model.
     """
 
@@ -70,7 +71,7 @@ class Guessing:
 
 
 def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig) -> None:
-    """Raises FlagError where the guesses would not fit the model."""
+    """Raises FlagError if the draft does not fit the model, or the config excludes a draft."""
     if config.lookup:
         raise FlagError(f"--draft and --lookup={config.lookup} both guess; give one")
     if config.beams is not None:
@@ -93,7 +94,7 @@ def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig)
 
 
 class SpeculativeWriting:
-    """One request while it is written by guesses; it stands where a `Writing` does."""
+    """One request during speculative decoding, with the interface of `Writing`."""
 
     def __init__(
         self,
@@ -104,13 +105,13 @@ class SpeculativeWriting:
         config: GenerateConfig,
         stop: Sequence[int],
     ):
-        """Reads the prompt and writes the first tokens.
+        """Reads the prompt and runs the first round.
 
         Args:
             loaded: the model.
-            draft: the smaller model; None: guesses are looked up.
+            draft: the smaller model; None: prompt lookup.
             request: the text.
-            strategy: what tokens are drawn from.
+            strategy: sampling or greedy decoding.
             config: limits, and how many tokens are guessed.
             stop: ids that end the text.
         """
@@ -118,7 +119,7 @@ class SpeculativeWriting:
         self._form = config.draft_tokens, config.lookup
         guesses = config.draft_tokens
         arguments = {
-            # A round may write guesses beyond the limit, which are cut off.
+            # The last round may write guesses beyond the limit, which `written` cuts off.
             "new_columns": bucket(config.max_new_tokens + guesses + 1),
             "limit": config.max_new_tokens,
             "stop": stop,
@@ -134,7 +135,7 @@ class SpeculativeWriting:
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
         self.start = int(prompts["column"][0])
         self.decoding = Guessing(
-            # A round begins by reading the last token.
+            # A round begins by reading the last token: its slot is freed.
             cache=cache.rewind(cache.filled - 1),
             draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
             state=strategy.start([request.seed], prompts["tokens"].shape[1]),
@@ -150,7 +151,7 @@ class SpeculativeWriting:
         return np.asarray(self.decoding.state.done)
 
     def advance(self, steps: int, allowed: None = None) -> None:
-        """Writes on for `steps` rounds, or to the end."""
+        """Runs at most `steps` rounds; fewer if the text ends."""
         assert allowed is None
         draft = self._draft
         with self._loaded.on_devices():
@@ -166,7 +167,7 @@ class SpeculativeWriting:
             )
 
     def written(self) -> np.ndarray:
-        """Returns int32 `[1, tokens]`: what has been written, up to the limit."""
+        """Returns int32 `[1, tokens]`: the generated tokens, up to the limit."""
         count = int(self.decoding.column) - self.start
         forced = int(self.decoding.count) - count
         end = self.start + min(count, self._config.max_new_tokens - forced)
@@ -177,7 +178,7 @@ class SpeculativeWriting:
         return float(np.asarray(self.decoding.gains)[row, self.start : self.start + count].sum())
 
     def finish(self, ended: np.ndarray) -> None:
-        """Ends the text where `ended` says so."""
+        """Marks the text as ended if `ended`, bool `[1]`, is True."""
         state = self.decoding.state
         self.decoding = self.decoding.replace(state=state.replace(done=state.done | jnp.asarray(ended)))
 
@@ -199,12 +200,12 @@ def rounds(
     Args:
         params: of the model.
         draft_params: of the smaller model, or None.
-        now: the text, whose memory is written over.
+        now: the text; its buffers are donated.
         steps: int32 scalar.
-        model: its layers unrolled.
+        model: with unrolled layers.
         draft: the smaller model, or None.
-        guesses: tokens of a round.
-        lookup: last tokens that are looked for among those before.
+        guesses: tokens guessed in a round.
+        lookup: the number of last tokens whose earlier occurrence is searched for.
     """
 
     def go_on(carry: tuple[jax.Array, Guessing]) -> jax.Array:
@@ -223,16 +224,16 @@ def rounds(
 
 
 def look_up(now: Guessing, guesses: int, lookup: int, vocab: int) -> tuple[jax.Array, jax.Array]:
-    """Returns guesses int32 `[guesses]` and their distribution, which is certain: what followed the last tokens before.
+    """Returns the tokens that followed an earlier occurrence of the last ones (Saxena 2023, prompt lookup decoding).
 
-    Of several places the last one counts (Saxena 2023, prompt lookup decoding); where there is none, the last token is
-    guessed again.
+    They are int32 `[guesses]`, with their one-hot distribution `[guesses, vocab]`. Of several occurrences the latest
+    counts; if there is none, each guess repeats the last token.
     """
     tokens, room = now.tokens[0], now.tokens.shape[1]
     last = jax.lax.dynamic_slice_in_dim(tokens, now.column - lookup, lookup)
     starts = jnp.arange(room)
     same = jnp.all(tokens[(starts[:, None] + jnp.arange(lookup)[None]) % room] == last[None], axis=1)
-    # A place that what follows has been written at, and that is not the end itself.
+    # A token must follow the occurrence before `column`, which excludes the last tokens themselves.
     same &= (starts + lookup < now.column) & now.written[0]
     place = jnp.max(jnp.where(same, starts, -1))
     at = jnp.where(place >= 0, place + lookup, now.column - 1) + jnp.arange(guesses)
@@ -241,7 +242,7 @@ def look_up(now: Guessing, guesses: int, lookup: int, vocab: int) -> tuple[jax.A
 
 
 def _draft(draft: LanguageModel, params: PyTree, now: Guessing, guesses: int) -> tuple[jax.Array, jax.Array, Cache]:
-    """Returns the smaller model's guesses `[guesses]`, what they were drawn from `[guesses, vocab]`, and its cache."""
+    """Returns the smaller model's guesses `[guesses]`, their distributions `[guesses, vocab]`, and its cache."""
 
     def guess(carry: tuple[Any, ...], i: jax.Array) -> tuple[tuple[Any, ...], tuple[jax.Array, jax.Array]]:
         tokens, written, cache = carry
@@ -251,18 +252,18 @@ def _draft(draft: LanguageModel, params: PyTree, now: Guessing, guesses: int) ->
         tokens, written = _put(tokens, drawn, now.column + i), _put(written, jnp.ones((1,), bool), now.column + i)
         return (tokens, written, cache), (drawn[0], found[0])
 
-    # The last guess is read too, and what is guessed behind it left: the next round goes on there, if all are kept.
+    # One more step, whose guess is dropped, reads the last guess: the next round needs it if all are accepted.
     start = now.tokens, now.written, now.draft
     (_, _, cache), (ids, chances) = jax.lax.scan(guess, start, jnp.arange(guesses + 1))
     return ids[:guesses], chances[:guesses], cache
 
 
 def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, chances: jax.Array) -> Guessing:
-    """Returns the text with the guesses that are kept and one more token."""
+    """Returns the text extended by the accepted guesses and one more token, drawn from the model's distribution."""
     guesses = len(ids)
     tokens, written = _put(now.tokens, ids, now.column), now.written
     logits, cache = _read_on(model, params, tokens, now, 0, guesses + 1, now.cache)
-    # Row i has the first i guesses in front of it.
+    # Row i is the text with its first i guesses.
     rows = jnp.broadcast_to(tokens, (guesses + 1, tokens.shape[1]))
     ahead = jnp.arange(tokens.shape[1])[None] - now.column - jnp.arange(guesses + 1)[:, None]
     in_front = written | ((ahead < 0) & (jnp.arange(tokens.shape[1])[None] >= now.column))
@@ -273,7 +274,7 @@ def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, 
     chance = jax.random.uniform(_key(now, _ACCEPT, 0), (guesses,))
     kept = chance * chances[at, ids] < found[at, ids]
     count = jnp.sum(jnp.cumprod(kept))
-    # What the model gives more than was guessed with; behind the last guess, all that it gives.
+    # The distribution of the last token: max(p - q, 0) after a rejection, p if all guesses were accepted.
     guessed = jnp.where(count < guesses, chances[jnp.minimum(count, guesses - 1)], 0)
     rest = jnp.maximum(found[count] - guessed, 0)
     rest = jnp.where(jnp.sum(rest) > 0, rest, found[count])
@@ -311,12 +312,12 @@ def _read_on(
     length: int,
     cache: Cache,
 ) -> tuple[jax.Array, Cache]:
-    """Returns float32 logits `[length, vocab]` of the text's last token and those behind it, from `ahead` on."""
+    """Returns float32 logits `[length, vocab]` after `length` tokens, the first `ahead` tokens after the last one."""
     pieces = jax.lax.dynamic_slice_in_dim(tokens, now.column - 1 + ahead, length, axis=1)
     positions = jnp.sum(now.written, dtype=jnp.int32) - 1 + ahead + jnp.arange(length)[None]
     segments = None
     if model.config.scheme(True).table:
-        # Guesses beyond the limit are cut off, but no row of the table is theirs: they are padding, which none sees.
+        # Guesses beyond the last position of the table are read as padding; they are cut off later.
         last = model.config.max_length - 1
         positions, segments = jnp.minimum(positions, last), (positions <= last).astype(jnp.int32)
     fields = row_fields(model, pieces, positions, segments)
@@ -325,7 +326,7 @@ def _read_on(
 
 
 def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts: jax.Array, now: Guessing) -> jax.Array:
-    """Returns the logits `[rows, vocab]` after penalties and bans, each behind `counts` written tokens of its row."""
+    """Returns the logits `[rows, vocab]` after penalties and bans, for rows with `counts` generated tokens each."""
 
     def one(logits: jax.Array, tokens: jax.Array, written: jax.Array, count: jax.Array) -> jax.Array:
         moment = Moment(logits[None], tokens[None], written[None], count[None], now.limit[None], now.stop)
@@ -335,7 +336,7 @@ def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts:
 
 
 def _key(now: Guessing, purpose: int, number: int | jax.Array) -> jax.Array:
-    """Returns the key of a draw; any, where all is certain."""
+    """Returns the key of a draw; for greedy decoding a constant key, as nothing depends on it."""
     if now.state.keys is None:
         return prng_key(0, "certain")
     round_key = jax.random.fold_in(now.state.keys[0], now.count)
@@ -343,5 +344,5 @@ def _key(now: Guessing, purpose: int, number: int | jax.Array) -> jax.Array:
 
 
 def _put(x: jax.Array, new: jax.Array, column: jax.Array) -> jax.Array:
-    """Returns `[1, room]` with `[length]` from `column` on."""
+    """Returns `x`, `[1, room]`, with `new`, `[length]`, written from `column` on."""
     return jax.lax.dynamic_update_slice_in_dim(x, new[None].astype(x.dtype), column, axis=1)

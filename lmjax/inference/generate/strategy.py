@@ -1,6 +1,6 @@
-"""What the decode loop tells whoever chooses the next tokens, and what it gets back.
+"""The interface between the decode loop and the strategies that choose the next tokens.
 
-A row is what the model continues. A request has `rows` of them: one, or its beams, next to each other.
+A row is one sequence that the model continues. A request has `rows` adjacent rows: one, or one for each beam.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-# In the place of an id, where none is allowed: it ends the text, and is no part of it.
+# Chosen instead of an id where no id is allowed: it ends the text and is not part of it.
 NOTHING = -1
 
 
 @flax.struct.dataclass
 class Moment:
-    """What is known when every row gets its next token.
+    """The input of a choice: the logits and the tokens so far of every row.
 
     Attributes:
         logits: float32 `[rows, vocab]`; minus infinity where an id is not allowed.
-        tokens: int32 `[rows, room]`: the prompt (of an encoder-decoder: what its decoder starts with), then what has
-            been written, then nothing yet.
-        written: bool `[rows, room]`: where `tokens` holds a token of the prompt or of what was written; a short prompt
-            has padding in front.
-        count: int32 `[rows]`: tokens written behind the prompt, forced ones included.
-        limit: int32 `[rows]`: the most that may be.
+        tokens: int32 `[rows, room]`: the prompt (of an encoder-decoder: the start ids of its decoder), then the
+            generated tokens, then unused columns.
+        written: bool `[rows, room]`: where `tokens` holds a token of the prompt or a generated one; a short prompt has
+            padding before it.
+        count: int32 `[rows]`: tokens generated so far, forced ones included.
+        limit: int32 `[rows]`: the most tokens that may be generated.
         stop: int32 `[stops]`: ids that end a text; -1 is none.
     """
 
@@ -47,7 +47,7 @@ class Choice:
 
     Attributes:
         ids: int32 `[rows]`; NOTHING where no id is allowed.
-        parents: int32 `[rows]`: the row that each goes on from; None: each from itself.
+        parents: int32 `[rows]`: the row that each row continues; None: each continues itself.
         state: of the strategy, for its next choice.
     """
 
@@ -57,7 +57,7 @@ class Choice:
 
 
 class Strategy(Protocol):
-    """Chooses tokens. Frozen and hashable: it is a static argument; what is a number or changes is in its state."""
+    """Chooses tokens. Frozen and hashable, as it is a static argument of jit; traced values belong to its state."""
 
     @property
     def rows(self) -> int:
@@ -68,7 +68,7 @@ class Strategy(Protocol):
         """Returns the state before the first choice.
 
         Args:
-            seeds: one of each request.
+            seeds: one for each request.
             room: columns of `Moment.tokens`.
         """
         ...
@@ -78,22 +78,22 @@ class Strategy(Protocol):
         ...
 
     def put(self, state: PyTree, other: PyTree, request: jax.Array) -> PyTree:
-        """Returns the state with the requests of another one in the place of those from int32 `request` on."""
+        """Returns the state with its requests from int32 `request` on replaced by those of `other`."""
         ...
 
     def finished(self, state: PyTree) -> jax.Array:
-        """Returns bool `[requests]`: those that no further choice would change."""
+        """Returns bool `[requests]`: whether no further choice would change the result of the request."""
         ...
 
 
 def put_requests(state: PyTree, other: PyTree, request: jax.Array, names: Sequence[str]) -> PyTree:
-    """Returns a state in which the fields that have a row for each request hold another's from `request` on.
+    """Returns a state whose requests from `request` on are replaced by those of another state.
 
     Args:
         state: a dataclass.
-        other: of the same kind.
+        other: an instance of the same class.
         request: int32 scalar, the first that is replaced.
-        names: of the fields; the others stay.
+        names: the fields that have a row for each request; other fields stay as they are.
     """
 
     def put(x: jax.Array, y: jax.Array) -> jax.Array:

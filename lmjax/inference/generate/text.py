@@ -1,4 +1,4 @@
-"""Token ids into text, as they come: whole characters, nothing twice, and nothing of a stop string."""
+"""Incremental decoding of token ids into text: only whole characters, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from lmjax.data.vocabulary import Vocabulary
 
-# Tokens behind which the text of the next one does not depend on those before.
+# With this many tokens of context, the text of the next token does not depend on earlier tokens.
 _CONTEXT = 8
 
 
 def begins_anew(vocabulary: Vocabulary, context: Sequence[int]) -> bool:
-    """Whether a text behind the ids of `context` is one of its own: there are none, or the last of them is special."""
+    """Returns whether the text after `context` is decoded as a new text: `context` is empty or ends in a special id."""
     return not len(context) or int(context[-1]) in vocabulary.special_ids
 
 
 def a_word(vocabulary: Vocabulary) -> int | None:
-    """Returns a token of letters or digits, of several if there is one; None if no token is one."""
+    """Returns a token of letters or digits only, if possible with more than one; None if there is no such token."""
     found = None
     for i, piece in enumerate(vocabulary.pieces):
         if piece.decode(errors="replace").isalnum():
@@ -28,38 +28,39 @@ def a_word(vocabulary: Vocabulary) -> int | None:
 
 
 class TextStream:
-    """The text behind a prompt, in parts.
+    """The text after a prompt, returned in parts.
 
-    The parts joined are what the tokenizer decodes of all ids, less what it decodes of the prompt: a space that it
-    drops in front of a text is dropped only where the text begins anew. Each part is decoded behind a few tokens, so
-    the cost is linear. Bytes that are not UTF-8 become U+FFFD, and change no character that was given out before them.
+    The joined parts equal the tokenizer's text of all ids without its text of the prompt: a space that the tokenizer
+    drops at the beginning of a text is dropped only after no context or a special token. Each part is decoded with a
+    few tokens of context, so the cost is linear. Bytes that are not UTF-8 become U+FFFD and do not change characters
+    that were returned before.
 
-    A stop string, and what could be the beginning of one, is held back; the first that is whole ends the text in front
-    of it.
+    Text that may be the beginning of a stop string is held back. The first complete stop string ends the text, which
+    does not include it.
 
     Attributes:
         stopped: whether a stop string occurred.
     """
 
     def __init__(self, tokenizer: Vocabulary, context: Sequence[int] = (), stop: Sequence[str] = ()):
-        """Begins behind a prompt.
+        """Starts the text after a prompt.
 
         Args:
             tokenizer: of the ids.
-            context: the ids in front of the text.
-            stop: strings that end it; none is empty.
+            context: the ids before the text.
+            stop: strings that end the text; none is empty.
         """
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._word = a_word(tokenizer)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._spelled = ""  # by the bytes of what has not been given out
-        self._held = ""  # might begin a stop string
+        self._spelled = ""  # decoded from the bytes of the tokens whose text was not returned yet
+        self._held = ""  # may be the beginning of a stop string
         self._ids = [] if begins_anew(tokenizer, context) else self._tail(context)
         self._known = tokenizer.decode(self._ids)
 
     def push(self, token: int) -> str:
-        """Returns the text that is certain now that `token` follows; ids beyond the vocabulary stand for nothing."""
+        """Returns the text that is certain after `token`; ids beyond the vocabulary add no text."""
         if self.stopped or not 0 <= token < self._tokenizer.vocab_size:
             return ""
         self._ids.append(int(token))
@@ -73,7 +74,7 @@ class TextStream:
         return self._released(new)
 
     def finish(self) -> str:
-        """Returns the rest of the text, of which no more follows."""
+        """Returns the rest of the text, including what was held back."""
         if self.stopped:
             return ""
         new = ""
@@ -85,7 +86,7 @@ class TextStream:
         return rest
 
     def _tail(self, ids: Sequence[int]) -> list[int]:
-        """Returns the last ids, from the beginning of a character on, behind a word: no space of theirs is dropped."""
+        """Returns the last ids from the start of a character on, after a word so that their first space is kept."""
         tail = [int(i) for i in ids[-_CONTEXT:]]
         pieces = self._tokenizer.pieces
         while tail and b"\x80" <= pieces[tail[0]][:1] < b"\xc0":
@@ -96,15 +97,15 @@ class TextStream:
         """Returns what the last tokens add to the text."""
         text, known, spelled = self._tokenizer.decode(self._ids), self._known, self._spelled
         self._known, self._spelled = text, ""
-        # Some decoders replace all of a run of bytes once one of them is wrong, also what was given out.
+        # After an invalid byte some decoders replace a whole run of bytes, including text that was returned already.
         return text[len(known) :] if text.startswith(known) else spelled
 
     def _released(self, new: str) -> str:
-        """Returns what may be given out of the text that was held back and a new part."""
+        """Returns the held-back text and a new part, as far as no stop string may begin in them."""
         if not self._stop:
             return new
         text = self._held + new
-        # The first that is whole, and so the same however the text is cut into tokens.
+        # The stop string that ends first, so that the result does not depend on how tokens split the text.
         whole = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if whole:
             self.stopped, self._held = True, ""

@@ -1,4 +1,4 @@
-"""A batch of requests on its way: the host's half of the decode loop."""
+"""The host half of the decode loop: a batch of requests from its prompts to the generated tokens."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def read_prompts(
     kind: CacheType = "compute",
     slack: int = 0,
 ) -> tuple[jax.Array, Cache, dict[str, np.ndarray]]:
-    """Returns float32 logits `[rows, vocab]` behind the prompts, the cache, and what the host knows at the start.
+    """Returns float32 logits `[rows, vocab]` after the prompts, the filled cache, and fields of `Decoding`.
 
-    That is `tokens`, `written`, `column`, `count`, `limit` and `stop` of `Decoding`, a row for each request.
+    The fields are `tokens`, `written`, `column`, `count`, `limit` and `stop`, with a row for each request.
 
     Args:
         loaded: the model.
-        requests: at least one; a row for each.
-        new_columns: to be written behind the prompts.
-        limit: the most tokens that are written behind a prompt.
+        requests: at least one; each is a row.
+        new_columns: columns reserved after the prompts.
+        limit: the most tokens that are generated for a prompt.
         stop: ids that end a text.
-        chunk: tokens of a prompt that are read at once.
+        chunk: tokens of a prompt that are read in one pass.
         kind: of the cache.
-        slack: slots that may be taken back.
+        slack: slots that `Cache.rewind` may free again.
     """
     model, config, pad = loaded.model, loaded.config, loaded.tokenizer.pad_id
     both = config.family.paired
@@ -48,7 +48,7 @@ def read_prompts(
     if both:
         width = chunk = longest
     elif loaded.prompts.bidirectional:
-        # The first tokens see the last: they are read at once.
+        # In a bidirectional prefix the first token attends to the last one: the whole prompt is read in one pass.
         width = chunk = bucket(longest)
     else:
         width = bucket(longest, chunk)
@@ -84,7 +84,7 @@ def read_prompts(
 
 
 def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Returns what the encoder reads."""
+    """Returns the fields of the encoder's batch."""
     sources, config = [r.source for r in requests], loaded.config
     width = bucket(max(map(len, sources)))
     if (limit := longest_row(config, decoder=False)) is not None:
@@ -93,11 +93,11 @@ def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.n
 
 
 class Writing:
-    """A batch of requests while it is written; the rows of the batch are a power of two, so that few are compiled.
+    """A batch of requests during generation. Its number of rows is a power of two, to compile few programs.
 
     Attributes:
-        requests: the texts, in the order of their rows.
-        start: the first column that is written.
+        requests: the requests, in the order of their rows.
+        start: the first generated column.
     """
 
     def __init__(
@@ -117,15 +117,15 @@ class Writing:
         Args:
             loaded: the model.
             requests: at least one.
-            strategy: that chooses.
+            strategy: chooses the tokens.
             stop: ids that end a text.
-            max_new_tokens: the most that is written behind a prompt.
-            chunk: tokens of a prompt that are read at once.
+            max_new_tokens: the most tokens that are generated for a prompt.
+            chunk: tokens of a prompt that are read in one pass.
             kind: of the cache.
-            allowed: bool `[requests, vocab]`, what the first token may be; None: anything.
+            allowed: bool `[requests, vocab]`: ids allowed for the first token; None: all.
         """
         self.requests, self._loaded, self._strategy = tuple(requests), loaded, strategy
-        # Rows that fill up the batch repeat its first, and so end with it.
+        # Rows that fill up the batch repeat its first request, so that they end when it ends.
         self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
         rows = [*requests, *[requests[0]] * self._surplus]
         with loaded.on_devices():
@@ -148,7 +148,7 @@ class Writing:
         return np.asarray(self._strategy.finished(self.decoding.state))[: len(self.requests)]
 
     def advance(self, steps: int, allowed: np.ndarray | None = None) -> None:
-        """Writes at most `steps` more tokens of every text; `allowed` as for the first, for one step."""
+        """Generates at most `steps` more tokens of every text; an `allowed` mask is valid for one step only."""
         loaded = self._loaded
         with loaded.on_devices():
             self.decoding = decode.run(
@@ -161,22 +161,22 @@ class Writing:
             )
 
     def written(self) -> np.ndarray:
-        """Returns int32 `[rows of the requests, tokens]`: what has been written; behind the end of a text, padding."""
+        """Returns int32 `[rows of the requests, tokens]`: the generated tokens, padded after the end of each text."""
         end = int(np.asarray(self.decoding.column).max())
         rows = len(self.requests) * self._strategy.rows
         return np.asarray(self.decoding.tokens)[:rows, self.start : end]
 
     def score(self, row: int, count: int) -> float:
         """Returns the sum of the log-probabilities of the `count` tokens of a text that has ended."""
-        # A constraint may be met by nothing at all, and what was chosen then counts for nothing.
+        # A constraint may be satisfied by the empty text: then the score of the chosen token does not count.
         return float(self.decoding.state.scores[row]) if count else 0.0
 
     def finish(self, ended: np.ndarray) -> None:
-        """Ends the texts of a strategy of one row each where bool `[requests]` says so."""
+        """Marks texts as ended where bool `[requests]` is True; only for strategies with one row for each request."""
         state = self.decoding.state
         ended = np.pad(ended, (0, self._surplus), constant_values=bool(ended[0]))
         self.decoding = self.decoding.replace(state=state.replace(done=state.done | jnp.asarray(ended)))
 
     def _all(self, allowed: np.ndarray | None) -> np.ndarray | None:
-        """Returns what is allowed, with the rows that fill up the batch."""
+        """Returns the mask of allowed ids, extended by the rows that fill up the batch."""
         return None if allowed is None else np.concatenate([allowed, np.repeat(allowed[:1], self._surplus, axis=0)])

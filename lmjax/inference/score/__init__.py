@@ -1,8 +1,9 @@
-"""Scoring: how likely a model of any family finds a text.
+"""Scoring: the likelihood of texts under a model of any family.
 
-| module | what it gives |
+| module | contents |
 |---|---|
 | `score` | `score`, `perplexity`, `minimal_pairs`, `multiple_choice` |
-| `texts` | from texts to the pieces of rows that are scored |
-| `rows` | from pieces to log-likelihoods, batch by batch |
+| `texts` | texts to pieces: the inputs and targets of one forward pass over one text |
+| `rows` | pieces to log-likelihoods, batch by batch |
+| `join` | tokens of a context and a continuation that are read as one text |
 """

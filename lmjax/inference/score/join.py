@@ -1,4 +1,4 @@
-"""The ids of a context and of the continuation behind it, where a model reads both as one text."""
+"""The ids of a context and of the continuation after it, if a model reads both as one text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lmjax.data.vocabulary import Vocabulary
 
-# What a continuation is encoded behind, so that it is not taken for the beginning of a text.
+# A continuation is encoded after one of these texts, so that no space is added to its beginning.
 _ANCHORS = (".", "\n", "0", *"aeiounst")
 
 
@@ -15,10 +15,10 @@ class Joined(NamedTuple):
     """The ids of a context and of its continuation.
 
     Attributes:
-        context: of the context, without the white space at its end.
-        continuation: of that white space and the continuation.
-        apart: whether they are not those of the joint text, in which some token belongs to both, or the context's
-            tokens are others.
+        context: ids of the context without the white space at its end.
+        continuation: ids of that white space and the continuation.
+        apart: whether the two were encoded separately, because the ids of the joint text cannot be split: a token spans
+            both, or the context is tokenised differently in the joint text.
     """
 
     context: list[int]
@@ -27,10 +27,10 @@ class Joined(NamedTuple):
 
 
 def join(tokenizer: Vocabulary, pairs: Sequence[tuple[str, str]]) -> Iterator[Joined]:
-    """Yields the ids of each (context, continuation), of which the continuation's decode to the whole of it.
+    """Yields the ids of each (context, continuation); the continuation's ids decode to all of it.
 
-    They are those of the joint text wherever that begins with the tokens of the context alone. Elsewhere the two are
-    encoded apart: what remained of the joint text behind as many tokens would be a part of the continuation, or none.
+    They are the ids of the joint text if that begins with the tokens of the context. Otherwise the two are encoded
+    separately: the joint text's tokens after as many as the context has would spell only a part of the continuation.
     """
     texts = [text for context, continuation in pairs for text in (context.rstrip(), context + continuation)]
     encoded = iter(tokenizer.encode_batch(texts))
@@ -42,11 +42,11 @@ def join(tokenizer: Vocabulary, pairs: Sequence[tuple[str, str]]) -> Iterator[Jo
 
 
 def _behind(tokenizer: Vocabulary, context: list[int], rest: str, whole: list[int]) -> list[int]:
-    """Returns the ids of `rest` behind the ids `context`, together with which they decode to what `whole` decodes to.
+    """Returns ids for `rest` such that `context` and they decode to the same text as `whole`.
 
-    A tokenizer may put a space in front of a text, or mark what goes on with a word: then they are taken from behind
-    another text. Where nothing decodes to the joint text (a tokenizer that drops or adds white space), they are those
-    of `rest` alone.
+    A tokenizer may add a space before a text, or mark tokens that continue a word: then `rest` is encoded after an
+    anchor text, whose ids are removed. If this does not give the joint text either (a tokenizer that drops or adds
+    white space), the ids are those of `rest` encoded alone.
     """
     alone, text = tokenizer.encode(rest), tokenizer.decode(whole)
     if tokenizer.decode([*context, *alone]) == text:

@@ -1,7 +1,8 @@
-"""Rows of what is predicted: short pieces share a row, lengths come in few sizes, and a neighbour changes nothing.
+"""Batches of rows for scoring, and the log-likelihoods that the model gives them.
 
-A piece is one forward pass over one text: what the model reads, and the places at which it predicts. Whatever a family
-is asked comes down to pieces; here they become batches of few shapes, each compiled once.
+A piece is the input of one forward pass over one text, with the positions and targets of its predictions. All families
+are scored through pieces. Short pieces are packed into a shared row without influence on each other, and rows have few
+different lengths, so that few batch shapes are compiled.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from lmjax.objectives.rows import pad, side
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
-# Float32 logits that are held at a time: 256 MiB, whatever the vocabulary.
+# Float32 logits in memory at a time: 256 MiB, for any size of the vocabulary.
 _LOGITS = 2**26
-# Batches whose pieces are held on the host at a time: a masked text is as many pieces as it has tokens.
+# Batches whose pieces are in host memory at a time: an encoder's text has as many pieces as tokens.
 _BATCHES = 64
 
 
 class RowConfig(Schema):
-    """How much is computed at a time; no result depends on it."""
+    """How much is computed at a time; results do not depend on it."""
 
     batch_tokens: int = Field(4096, ge=1, description="tokens of a batch, at least a row for every part of the mesh")
     row_length: int = Field(
@@ -43,14 +44,14 @@ class RowConfig(Schema):
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What the model reads of one text, and where it predicts.
+    """The input of one forward pass over one text, and its predictions.
 
     Attributes:
-        tokens: ids that the side that predicts reads.
-        at: places in `tokens`, rising.
+        tokens: ids that the predicting side (the decoder of an encoder-decoder) reads.
+        at: indices in `tokens`, ascending, at which the model predicts.
         targets: the id that is predicted at each of them.
-        source: what the encoder of an encoder-decoder reads.
-        prefix: tokens at the beginning that all of the piece sees, in a decoder.
+        source: ids that the encoder of an encoder-decoder reads.
+        prefix: length of the bidirectional prefix, for a decoder that was trained with one.
     """
 
     tokens: Sequence[int]
@@ -65,10 +66,10 @@ class Batch:
     """Rows on the host.
 
     Attributes:
-        fields: what the model reads, `[rows, length]` by name.
-        at: int32 `[rows, predictions]`, places in a row; 0 where nothing is predicted.
+        fields: the model's input, `[rows, length]` by name.
+        at: int32 `[rows, predictions]`, columns of a row; 0 where nothing is predicted.
         targets: int32 `[rows, predictions]`.
-        owners: (piece, row, first prediction, one behind its last) of every piece in the batch.
+        owners: (piece, row, begin, end) of every piece in the batch: its predictions are `[row, begin:end]`.
     """
 
     fields: dict[str, np.ndarray]
@@ -78,32 +79,32 @@ class Batch:
 
 
 def room(config: ModelConfig, row_length: int, tokens: int) -> int:
-    """Returns the length of the row into which a text of `tokens` goes: one of few, at most half as long again.
+    """Returns the length of the row for a text of `tokens` tokens: one of few lengths, at most 1.5 times as long.
 
     Args:
         config: of the model.
-        row_length: of the row that short texts share.
-        tokens: of the text.
+        row_length: length of the rows that short texts share.
+        tokens: tokens of the text.
     """
     limit = min(scheme.steady(config) for scheme in config.schemes)
     shared = min(row_length, limit)
     if tokens <= shared:
         return shared
     if tokens > limit:
-        # Positions that depend on the length of the row, such as rotary ones with the dynamic scaling.
+        # Beyond `limit`, position encodings depend on the row's length, such as rotary ones with dynamic scaling.
         return tokens
     step = shared * 2 ** int(math.log2((tokens - 1) / shared)) // 2
     return min(-(-tokens // step) * step, limit)
 
 
 def _sizes(lengths: np.ndarray, rooms: tuple[int, int]) -> tuple[int, int]:
-    """Returns the lengths of the encoder's and the decoder's rows for texts that share both.
+    """Returns the row lengths of encoder and decoder for a class of pieces.
 
-    The side with fewer tokens gets a shorter row, so that both fill up alike.
+    The side with fewer tokens gets a shorter row, so that both sides have about the same share of padding.
 
     Args:
         lengths: `[pieces, 2]`, tokens of each side.
-        rooms: the rows that the sides would have alone.
+        rooms: the row length that each side would have alone.
     """
     total, longest = lengths.sum(0), lengths.max(0)
     small = int(np.argmin(total / rooms))
@@ -115,12 +116,12 @@ def _sizes(lengths: np.ndarray, rooms: tuple[int, int]) -> tuple[int, int]:
 
 
 def batches(loaded: LoadedModel, pieces: Sequence[Piece], config: RowConfig) -> Iterator[Batch]:
-    """Returns every piece in exactly one row of one batch.
+    """Yields batches that together contain every piece exactly once.
 
     Args:
         loaded: the model.
-        pieces: none longer than the model reads.
-        config: how much at a time.
+        pieces: none longer than the model's rows.
+        config: how much is computed at a time.
     """
     lengths = np.array([[len(p.source) if p.source is not None else 0, len(p.tokens)] for p in pieces])
     classes: dict[tuple[int, int], list[int]] = {}
@@ -141,7 +142,7 @@ def batches(loaded: LoadedModel, pieces: Sequence[Piece], config: RowConfig) -> 
 def _stacked(
     loaded: LoadedModel, pieces: Sequence[Piece], rows: list[list[int]], sizes: tuple[int, int], batch_tokens: int
 ) -> Iterator[Batch]:
-    """Returns the batches of rows of one length, all of one shape; the last is filled up with empty rows."""
+    """Yields the batches of rows of one length, all of one shape; the last is padded with empty rows."""
     shards = batch_shards(loaded.mesh)
     predictions = _power(max(sum(len(pieces[i].targets) for i in row) for row in rows), 8)
     full = max(batch_tokens // (sum(sizes) * shards), 1)
@@ -164,7 +165,7 @@ def _stacked(
 
 
 def _fields(loaded: LoadedModel, pieces: list[Piece], sizes: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Returns what the model reads of the pieces that share a row, each `[length]`."""
+    """Returns the model's input for the pieces that share a row, each field `[length]`."""
     fill, nothing = loaded.tokenizer.pad_id, [np.zeros(0, np.int32)]
     tokens = [np.asarray(p.tokens, np.int32) for p in pieces] or nothing
     if loaded.config.family.paired:
@@ -178,18 +179,18 @@ def _fields(loaded: LoadedModel, pieces: list[Piece], sizes: tuple[int, int]) ->
 
 
 def _power(n: int, least: int = 1) -> int:
-    """Returns the smallest `least` times a power of two that is at least `n`."""
+    """Returns the smallest number of the form `least * 2**k` that is at least `n`."""
     return least * 2 ** max(math.ceil(math.log2(n / least)), 0)
 
 
 def states(model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array) -> jax.Array:
-    """Returns the hidden states `[rows, predictions, embed]` at the places `at`."""
+    """Returns the hidden states `[rows, predictions, embed]` at the positions `at`, `[rows, predictions]`."""
     hidden = model.apply({"params": params}, fields)
     return jnp.take_along_axis(hidden, at[..., None], axis=1)
 
 
 def replicated(tree: PyTree) -> PyTree:
-    """Returns traced arrays with every process holding the whole of each, so that any can fetch it."""
+    """Returns traced arrays, replicated over all processes so that each process can fetch them."""
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
@@ -204,7 +205,7 @@ def _token_scores(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the targets' log-probabilities and whether each is the argmax, `[rows, predictions]`.
 
-    The vocabulary projection runs at the predictions alone, in `parts` parts, one after the other.
+    The vocabulary projection runs only at the predictions, in `parts` sequential parts to bound its memory.
     """
 
     def part(given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -221,7 +222,7 @@ def _token_scores(
 
 
 def _parts(loaded: LoadedModel, shape: tuple[int, int]) -> int:
-    """Returns the parts, a power of two, in which predictions of this shape pass through the vocabulary."""
+    """Returns the number of parts, a power of two, in which logits for predictions of this shape are computed."""
     held = shape[0] // batch_shards(loaded.mesh) * loaded.config.vocab_size
     return min(_power(-(-held * shape[1] // _LOGITS)), shape[1])
 
@@ -233,8 +234,8 @@ def token_scores(
 
     Args:
         loaded: the model.
-        pieces: what is predicted; read as far as is computed.
-        config: how much at a time.
+        pieces: the inputs and targets, read lazily.
+        config: how much is computed at a time.
     """
     sharding = batch_sharding(loaded.mesh)
 
@@ -246,7 +247,7 @@ def token_scores(
     for block in _blocks(pieces, _BATCHES * config.batch_tokens):
         found: list = [None] * len(block)
         running = None
-        # A batch is fetched when the next one is under way.
+        # A batch's results are fetched after the next batch was dispatched, so that the device does not wait.
         for batch in itertools.chain(batches(loaded, block, config), [None]):
             ahead = (batch, compute(batch)) if batch is not None else None
             if running is not None:
@@ -258,7 +259,7 @@ def token_scores(
 
 
 def _blocks(pieces: Iterable[Piece], tokens: int) -> Iterator[list[Piece]]:
-    """Yields the pieces in lists of about so many tokens."""
+    """Yields the pieces in lists of about `tokens` tokens each."""
     block: list[Piece] = []
     count = 0
     for piece in pieces:

@@ -1,15 +1,15 @@
-"""How likely a text is, for all three families: one interface, by plain forward passes over packed rows.
+"""Likelihoods of texts under models of all three families, computed by forward passes over packed rows.
 
 A decoder gives log p(continuation | context), and so does an encoder-decoder, whose encoder reads the context. An
 encoder gives a pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, section 2.1): the sum of each token's
-log-probability with that token masked and all others in sight.
+log-probability where that token is masked and all others are visible.
 
-Where context and continuation are two texts that a model reads as one, their tokens are those of both texts joined, and
-the continuation's are those behind the context's; white space at the end of the context counts as the continuation's.
-So does lm-evaluation-harness. Where the joint text does not begin with the tokens of the context alone, because a token
-spans the join, it would score a part of the continuation; here the two are then encoded apart, and `Score.apart` says
-so. Where something stands between the two (an encoder-decoder's sides, a decoder that was trained on sources and
-targets) each is always tokenised by itself.
+If a model reads context and continuation as one text, the joint text is tokenised, and the continuation's tokens are
+those after the tokens of the context; white space at the end of the context counts as part of the continuation.
+lm-evaluation-harness does the same. If the joint text does not begin with the tokens of the context, because a token
+spans both, lm-evaluation-harness scores only a part of the continuation; here the two are then encoded separately, and
+`Score.apart` is True. If other ids separate the two (the two sides of an encoder-decoder, or a decoder that was trained
+on sources and targets), each is always tokenised by itself.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ DEFAULT = ScoreConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model gives a continuation.
+    """The score of a continuation.
 
     Attributes:
-        log_likelihood: nats; of an encoder the pseudo-log-likelihood.
-        tokens: predicted.
-        greedy: whether every token is what greedy decoding writes at its place: the likeliest id, of equals the first.
-        bytes: UTF-8 bytes of the continuation; of ids, those of their tokens.
-        apart: whether context and continuation, which the model reads as one text, had to be encoded apart.
+        log_likelihood: in nats; for an encoder the pseudo-log-likelihood.
+        tokens: the number of predicted tokens.
+        greedy: whether greedy decoding would choose every token: the likeliest id of its position, or the lowest of
+            equally likely ids.
+        bytes: UTF-8 bytes of the continuation; if it was given as ids, the bytes of their tokens.
+        apart: whether context and continuation, which the model reads as one text, were encoded separately.
     """
 
     log_likelihood: float
@@ -47,7 +48,7 @@ class Score:
 
 
 class Question(NamedTuple):
-    """A context, the continuations to choose from, and the number of the right one, from 0."""
+    """A context, the continuations to choose from, and the index of the right one, from 0."""
 
     context: Text
     choices: Sequence[Text]
@@ -60,16 +61,16 @@ def score(
     config: ScoreConfig = DEFAULT,
     names: Sequence[str] | None = None,
 ) -> list[Score]:
-    """Returns a score for every item; a batch, a neighbour in a row or padding changes none.
+    """Returns a score for every item; it does not depend on the batch, on other texts of a row or on padding.
 
     Args:
         loaded: the model.
         items: contexts and continuations.
-        config: how.
-        names: what messages call the items, such as a file and a line; None: items[0] and so on.
+        config: settings.
+        names: the names of the items in error messages, such as a file and a line; None: items[0] and so on.
 
     Raises:
-        FlagError: a model that predicts no tokens, an empty or too long item, an id that the model does not have.
+        FlagError: a model that predicts no tokens, an empty or too long item, or an id outside the vocabulary.
     """
     reader = Reader.of(loaded, config)
     check_list(items, "items", "pairs of context and continuation")
@@ -89,19 +90,19 @@ def rolling(
 ) -> list[Score]:
     """Returns a score for every text of any length; each of its tokens is predicted once.
 
-    A text that is longer than the model reads is cut into windows. Each predicts the tokens behind those of the window
-    before, `config.stride` of them or as many as fit behind one token of context, and the last one reaches back until
-    it is full, as `loglikelihood_rolling` of lm-evaluation-harness has it. An encoder-decoder's encoder reads the empty
-    text; an encoder masks each token within its window.
+    A text that is too long for one pass is split into windows. Each window predicts the next `config.stride` tokens, or
+    as many as fit after one token of context. The last window is extended to the left until it is full, as in
+    `loglikelihood_rolling` of lm-evaluation-harness. An encoder-decoder's encoder reads the empty text; an encoder
+    masks each token inside its window.
 
     Args:
         loaded: the model.
         texts: texts, or ids.
-        config: how.
-        names: what messages call the texts.
+        config: settings.
+        names: the names of the texts in error messages.
 
     Raises:
-        FlagError: a model that predicts no tokens, an empty text, an id that the model does not have.
+        FlagError: a model that predicts no tokens, an empty text, or an id outside the vocabulary.
     """
     reader = Reader.of(loaded, config)
     reader.check_windows()
@@ -112,7 +113,7 @@ def rolling(
 
 
 def summary(scores: Sequence[Score]) -> dict[str, float]:
-    """Returns `nats_per_token`, `perplexity`, `bits_per_byte`, `tokens` and `bytes` of texts taken together."""
+    """Returns `nats_per_token`, `perplexity`, `bits_per_byte`, `tokens` and `bytes` over all texts."""
     nats = -math.fsum(s.log_likelihood for s in scores)
     tokens, size = sum(s.tokens for s in scores), sum(s.bytes for s in scores)
     return {
@@ -127,7 +128,8 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
 def perplexity(loaded: LoadedModel, texts: Sequence[Text], config: ScoreConfig = DEFAULT) -> dict[str, float]:
     """Returns the `summary` of texts of any length, scored by `rolling`.
 
-    Of an encoder these are the pseudo-perplexity of Salazar et al. 2020, section 2.3, and its like.
+    For an encoder they are computed from pseudo-log-likelihoods: the pseudo-perplexity of Salazar et al. 2020,
+    section 2.3, and so on.
     """
     check_list(texts, "texts", "texts")
     if not texts:
@@ -141,10 +143,10 @@ def minimal_pairs(
     config: ScoreConfig = DEFAULT,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Returns `accuracy`, the share of pairs whose good text is likelier than its bad one, and `pairs`, their number.
+    """Returns `accuracy`, the share of pairs whose good text is likelier than its bad one, and the number of `pairs`.
 
-    Warstadt et al. 2020, arXiv:1912.00582, section 4.1; a pair of two equally likely texts counts half, as a guess is
-    right half of the time.
+    Warstadt et al. 2020, arXiv:1912.00582, section 4.1. A pair of two equally likely texts counts one half, the
+    expected accuracy of a guess.
     """
     if not pairs:
         raise FlagError("no pairs; give at least one (good, bad)")
@@ -161,12 +163,12 @@ def multiple_choice(
     config: ScoreConfig = DEFAULT,
     names: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Returns `accuracy`, `accuracy_per_byte`, `questions`, their number, and `apart`, that of choices encoded apart.
+    """Returns `accuracy`, `accuracy_per_byte`, and the numbers of `questions` and of choices encoded `apart`.
 
-    A question is answered by the choice of the highest log-likelihood, or log-likelihood per byte (Brown et al. 2020,
-    arXiv:2005.14165, section 2.4, which divides by tokens). An answer that is one of several equally likely choices
-    counts as a guess among them would on average, so the order of the choices changes nothing. A choice follows its
-    context as it stands: the space between them is part of one of the two.
+    The model's answer is the choice with the highest log-likelihood, or log-likelihood per byte (Brown et al. 2020,
+    arXiv:2005.14165, section 2.4, which divides by tokens). If the right answer is one of n equally likely best
+    choices, it counts 1/n, so that the order of the choices does not matter. Context and choice are joined without a
+    separator: a space between them must be part of one of the two.
     """
     if not questions:
         raise FlagError("no questions; give at least one (context, choices, answer)")
@@ -192,18 +194,18 @@ def multiple_choice(
 
 
 def _chance(likelihoods: Sequence[float], answer: int) -> float:
-    """Returns how often the answer is picked if the likeliest is, and of several equally likely ones any."""
+    """Returns 1/n if `answer` is one of the n likeliest choices, else 0."""
     best = max(likelihoods)
     return likelihoods.count(best) ** -1 if likelihoods[answer] == best else 0.0
 
 
 def _names(kind: str, count: int, given: Sequence[str] | None) -> Sequence[str]:
-    """Returns what messages call `count` texts."""
+    """Returns the names of `count` texts in error messages."""
     return [f"{kind}[{i}]" for i in range(count)] if given is None else given
 
 
 def _bytes(loaded: LoadedModel, text: Text) -> int:
-    """Returns the UTF-8 bytes of a text, or those that ids stand for."""
+    """Returns the number of UTF-8 bytes of a text, or of the tokens of ids."""
     if isinstance(text, str):
         return len(text.encode())
     known = loaded.tokenizer.token_bytes
@@ -217,9 +219,9 @@ def _scores(
 
     Args:
         loaded: the model.
-        pieces: of each text, made when they are needed.
+        pieces: the pieces of each text, made lazily.
         sizes: bytes of each text.
-        config: how.
+        config: settings.
     """
     owners: list[int] = []
 

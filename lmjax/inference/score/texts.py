@@ -1,4 +1,4 @@
-"""From texts to what a model predicts of them: ids, what stands around them, masks and windows, for each family."""
+"""From texts to the inputs and targets of forward passes, for each family: ids, prompt format, masks and windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmjax.inference.score.rows import Piece, RowConfig
 
 
 class ScoreConfig(RowConfig):
-    """How texts are scored."""
+    """Settings of scoring."""
 
     max_length: int | None = Field(None, ge=4, description="tokens that the model reads at once; None: its own length")
     truncate: bool = Field(False, description="cut off the beginning of a context that is too long; off: an error")
@@ -39,11 +39,11 @@ class Item(NamedTuple):
 
 
 def as_items(pairs: Sequence[Sequence[Text]], names: Sequence[str]) -> list[Item]:
-    """Returns contexts and continuations; raises FlagError for what is no pair of texts.
+    """Returns contexts and continuations; raises FlagError for a value that is not a pair of texts.
 
     Args:
-        pairs: of a context and a continuation each.
-        names: what messages call them.
+        pairs: each has a context and a continuation.
+        names: the names of the pairs in error messages.
     """
     for pair, name in zip(pairs, names, strict=True):
         two = isinstance(pair, tuple | list) and len(pair) == 2
@@ -53,7 +53,10 @@ def as_items(pairs: Sequence[Sequence[Text]], names: Sequence[str]) -> list[Item
 
 
 class Encoded(NamedTuple):
-    """The ids of an item, without what stands around them, and whether two texts read as one were encoded apart."""
+    """The ids of an item without those of the prompt format, and whether its two texts were encoded separately.
+
+    `apart` is only True where the model reads both as one text, but their joint encoding cannot be split.
+    """
 
     context: list[int]
     continuation: list[int]
@@ -62,12 +65,12 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Turns texts into pieces, as the model's family and its prompts have it.
+    """Turns texts into pieces, according to the model's family and prompt format.
 
     Attributes:
         loaded: the model.
-        config: how texts are scored.
-        limit: tokens that the model reads at once.
+        config: settings.
+        limit: the most tokens that the model reads in one pass.
     """
 
     loaded: LoadedModel
@@ -76,7 +79,7 @@ class Reader:
 
     @classmethod
     def of(cls, loaded: LoadedModel, config: ScoreConfig) -> Reader:
-        """Returns the reader for a model; raises FlagError if it predicts no tokens, or not what the config asks."""
+        """Returns the reader for a model; raises FlagError if it predicts no tokens or cannot follow the config."""
         check_arguments(loaded, config, ScoreConfig)
         loaded.check_vocabulary()
         model, family = loaded.config, loaded.config.family
@@ -98,17 +101,17 @@ class Reader:
 
     @property
     def around(self) -> int:
-        """Returns the number of ids that stand around a text."""
+        """Returns the number of ids that the prompt format adds to a text."""
         return len(self.loaded.prompts.around([]))
 
     @property
     def begun(self) -> list[int]:
-        """Returns the ids that an encoder-decoder's decoder reads in front of a text."""
+        """Returns the ids that an encoder-decoder's decoder reads before a text."""
         return [*self.loaded.prompts.start, *self.loaded.prompts.forced]
 
     @property
     def apart(self) -> bool:
-        """Whether something stands between a context and its continuation, so that no token spans both."""
+        """Returns whether the model reads context and continuation as two texts, so that no token spans both."""
         family = self.loaded.config.family
         return family.paired or (family.causal and bool(self.loaded.prompts.after))
 
@@ -116,8 +119,8 @@ class Reader:
         """Returns the ids of every context and continuation.
 
         Args:
-            items: what is scored.
-            names: what messages call them.
+            items: the contexts and continuations.
+            names: the names of the items in error messages.
         """
         rows, tokenizer = self.loaded.config.vocab_size, self.loaded.tokenizer
         for item, name in zip(items, names, strict=True):
@@ -142,17 +145,20 @@ class Reader:
         return found
 
     def _end(self) -> list[int]:
-        """Returns the id that ends a text, if that is predicted too."""
+        """Returns the id that ends a text in a list, or an empty list if it is not to be predicted."""
         if not self.config.end:
             return []
         return [self.loaded.prompts.stop[0] if self.loaded.prompts.stop else self.loaded.tokenizer.eos_id]
 
     def fitted(self, item: Encoded, name: str) -> Encoded:
-        """Returns an item that the model can read at once; raises FlagError if it cannot and may not be cut.
+        """Returns an item that the model can read in one pass, with its context truncated if needed and allowed.
 
         Args:
             item: the ids.
-            name: what the message calls it.
+            name: the name of the item in the error message.
+
+        Raises:
+            FlagError: the continuation is too long, or the context is and `truncate` is off.
         """
         family, written = self.loaded.config.family, len(item.continuation)
         # A decoder never reads the last token that it predicts.
@@ -175,10 +181,10 @@ class Reader:
         return item._replace(context=item.context[len(item.context) - room :])
 
     def pieces(self, item: Encoded) -> Iterator[Piece]:
-        """Yields what is predicted of an item that fits."""
+        """Yields the pieces of an item that fits into one pass."""
         context, ids, *_ = item
         if not ids:
-            # A text of nothing that the tokenizer keeps: its probability is one.
+            # The tokenizer dropped all of the continuation: its probability is one.
             return
         family = self.loaded.config.family
         if not family.causal:
@@ -189,7 +195,7 @@ class Reader:
             yield self._predicted(self.context_ids(context), ids)
 
     def windows(self, ids: list[int]) -> Iterator[Piece]:
-        """Yields what is predicted of a text of any length, each token once."""
+        """Yields the pieces of a text of any length, in windows; each token is predicted once."""
         family, start = self.loaded.config.family, self.begun
         if not family.causal:
             room = self.limit - self.around
@@ -202,7 +208,7 @@ class Reader:
                 inputs = start + ids[max(0, end - 1 - room) : begin]
                 yield self._predicted(inputs, ids[begin:end], self.context_ids([]))
         else:
-            # What stands in front of the text slides out of sight with its beginning.
+            # Only the first windows include `head`: later ones have dropped it with the beginning of the text.
             head = list(self.loaded.prompts.before) or self.context_ids([])
             row = head + ids
             for begin, end in self._spans(len(ids), self.limit - len(head) + 1, self.limit):
@@ -210,7 +216,7 @@ class Reader:
                 yield self._predicted(inputs, ids[begin:end])
 
     def check_windows(self) -> None:
-        """Raises FlagError if a window would have no room for what it predicts."""
+        """Raises FlagError if a window has no room for the tokens that it should predict."""
         family = self.loaded.config.family
         taken = 0 if family.continues else len(self.begun) if family.paired else self.around
         room = self.limit - taken
@@ -221,12 +227,12 @@ class Reader:
             )
 
     def _spans(self, count: int, first: int, others: int) -> Iterator[tuple[int, int]]:
-        """Yields (first, one behind the last) of the tokens that each window predicts.
+        """Yields the range (begin, end) of the tokens that each window predicts; `end` is exclusive.
 
         Args:
             count: tokens of the text.
             first: tokens that the first window has room for.
-            others: tokens that any other has.
+            others: tokens that each later window has room for.
         """
         begin, end = 0, min(first, count)
         while begin < count:
@@ -234,7 +240,7 @@ class Reader:
             begin, end = end, min(end + (self.config.stride or others), count)
 
     def context_ids(self, ids: list[int]) -> list[int]:
-        """Returns a context with what stands around it; an empty one where nothing does is one token."""
+        """Returns a context in the prompt format; if that gives no ids, the tokenizer's bos (or eos) id."""
         whole = self.loaded.prompts.around(ids)
         if whole:
             return whole
@@ -250,7 +256,7 @@ class Reader:
         return Piece(tokens, range(len(inputs) - 1, len(tokens)), targets, source, prefix=len(inputs))
 
     def _masked(self, text: list[int], begin: int) -> Iterator[Piece]:
-        """Yields a piece for each token of a text from the `begin`-th on, in which it is masked."""
+        """Yields a piece for each token of a text from index `begin` on, in which that token is masked."""
         before, tokenizer = len(self.loaded.prompts.before), self.loaded.tokenizer
         row = self.loaded.prompts.around(text)
         for i in range(begin, len(text)):
