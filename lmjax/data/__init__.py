@@ -1,11 +1,12 @@
-"""Text to batches, on the host: tokenizers, sources, stores of token ids, packing, mixing, the pipeline.
+"""From text to batches, on the host: tokenizers, readers, stores of token ids, packing, mixing and the pipeline.
 
-Nothing here imports jax (but the pipeline, through grain, once it starts): worker processes import this room, and must
-not touch a device. May be imported: errors, schema, paths, phases, streams; never model or objectives.
+Worker processes import this package and must not touch a device, so nothing here imports jax; only grain, which the
+pipeline imports when it starts, does. It may import errors, schema, paths, phases and streams, never model or
+objectives.
 
-A text goes from a file (`files` opens and cuts, `fields` and `records` name what a record holds: the only readers of
-text, JSONL and CSV) over a source (`sources`) to ids (`tokenizer`, `fast_tokenizer`), which a `store` keeps;
-`packing` says which documents share a row, `mixing` which data set is next, and `pipeline` gives batches.
+`files`, `fields` and `records` read text, JSONL, JSON and CSV files, and `sources` makes documents from them. A
+tokenizer (`tokenizer`, `fast_tokenizer`) encodes the documents, and a `store` holds the token ids on disk. `packing`
+decides which documents share a row, `mixing` from which data set the next row is, and `pipeline` makes the batches.
 
-To add a file format: its rows in a module beside `csv_rows`, and its suffix in `fields._FORMATS`.
+To add a file format, write a reader of its rows in a module like `csv_rows`, and add its suffix to `fields._FORMATS`.
 """

@@ -1,12 +1,12 @@
-"""Columns: the named fields that an objective reads of every record, as texts to tokenise or as values that are kept.
+"""Columns: the named fields that an objective reads from each record, as texts to tokenise or as values to store.
 
 | type | JSON | cell of a table |
 |---|---|---|
 | text | a string, tokenised | the same |
-| texts | a list of strings, each tokenised by itself (words, choices) | words between white space |
-| string | a string; a whole number or a truth value is kept as JSON writes it | the same |
+| texts | a list of strings, each tokenised separately (words, choices) | words separated by white space |
+| string | a string; an integer or boolean is stored as JSON writes it | the same |
 | integer, number | a number | a number |
-| strings, integers | a list of them | words between white space |
+| strings, integers | a list of them | words separated by white space |
 """
 
 import hashlib
@@ -34,12 +34,13 @@ _TYPES = {
 
 
 class Column(NamedTuple):
-    """A field that an objective reads of every record.
+    """A field that an objective reads from each record.
 
     Attributes:
-      name: of the field.
-      type: what it holds: text and texts are tokenised, all others are kept as they are.
-      optional: a record may lack it: it then has an empty text, list or string there. Numbers cannot be optional.
+        name: of the field.
+        type: the type of its values; text and texts are tokenised, all others are stored unchanged.
+        optional: whether a record may lack it; the value is then an empty text, list or string. A number cannot be
+            optional.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Column(NamedTuple):
 
     @property
     def tokenised(self) -> bool:
-        """Whether tokens are kept of it, instead of a value."""
+        """Returns whether the column is stored as tokens, not as values."""
         return self.type in ("text", "texts")
 
 
@@ -59,17 +60,17 @@ def read_columns(
     names: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Document]:
-    """The records of one file as documents; those without any text are left out.
+    """Yields the records of one file as documents; leaves out those without any text.
 
     Args:
-      path: the file; its suffix decides the format.
-      faults: what becomes of bad records.
-      columns: what is read of every record; at least one is tokenised, and the first of these tells texts apart.
-      names: what columns are called in the file, where it is not their own name.
-      max_bytes: of a line, or of an object of an array.
+        path: the file; its suffix decides the format.
+        faults: handles bad records.
+        columns: what is read from each record; at least one is tokenised, and the first of these decides the group.
+        names: the names of columns in the file, where they differ from the columns' own names.
+        max_bytes: the largest size of a line, or of an object in an array.
 
     Raises:
-      DataError: a record is bad and `faults` wants an error, a table lacks a column, or the file cannot be read at all.
+        DataError: a record is bad and `faults` raises it, a table lacks a column, or the file cannot be read.
     """
     assert not any(c.optional and c.type in ("integer", "integers", "number") for c in columns), (
         "which number, if none?"
@@ -113,14 +114,14 @@ def _document(
             texts.append(value if column.type == "texts" else (value,))
         else:
             values.append(value)
-    # White space around a text does not make it another text.
+    # Texts that differ only in surrounding white space are in one group.
     group = hashlib.blake2b("\n".join(texts[0]).strip().encode(), digest_size=16).hexdigest()
     segments = tuple(segment for text in texts for segment in text)
     return Document(segments, group, counts=tuple(map(len, texts)), values=tuple(values))
 
 
 def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
-    """The value of a field as its column's type; raises DataError for one of another type."""
+    """Returns the value of a field in the type of its column; raises DataError if it has another type."""
     if kind.endswith("s"):
         items = given.split() if table else given
         if isinstance(items, list):
@@ -139,7 +140,7 @@ def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
 
 
 def _number(given: Any, kind: type) -> int | float | None:
-    """A number, or the number that a string spells; None if it is none of this kind."""
+    """Returns a number, or the number in a string; None if it is not a finite number of this type."""
     if kind is int and isinstance(given, float):
         return None
     try:

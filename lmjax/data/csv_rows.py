@@ -31,14 +31,14 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
     """The first line and the fields of each sound row, the header first; blank lines are no rows.
 
     Args:
-      path: of the file, for messages.
-      lines: all lines of the file.
-      faults: what becomes of bad rows.
-      tabs: whether tabs separate fields and quotes mean nothing, as in TSV.
-      max_bytes: the memory for a record while it is parsed.
+        path: of the file, for messages.
+        lines: all lines of the file.
+        faults: what becomes of bad rows.
+        tabs: whether tabs separate fields and quotes mean nothing, as in TSV.
+        max_bytes: the memory for a record while it is parsed.
 
     Raises:
-      DataError: the header is bad, or a record is past the bound and what follows cannot be told from it.
+        DataError: the header is bad, or a record is past the bound and what follows cannot be told from it.
     """
     csv.field_size_limit(_NO_LIMIT)
     source = _Source(lines, max_bytes // _BYTES_PER_CHARACTER)
@@ -80,8 +80,8 @@ class _Source:
     """The lines that a reader takes, which can be given back.
 
     Attributes:
-      taken: the lines since the record began.
-      full: whether they are more than a record may have.
+        taken: the lines since the record began.
+        full: whether they are more than a record may have.
     """
 
     def __init__(self, lines: Iterator[Line], max_bytes: int):

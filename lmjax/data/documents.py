@@ -1,18 +1,18 @@
-"""The unit that all sources give: a document."""
+"""Documents, which all readers of data return."""
 
 from typing import Any, NamedTuple
 
 
 class Document(NamedTuple):
-    """A text in sentences, a pair of texts, or a record of named columns.
+    """A text split into sentences, a pair of texts, or a record of named columns.
 
     Attributes:
-      segments: the sentences, which joined are the text exactly; of a pair, its source and its target; of a
-        record, the texts of its tokenised columns, one after the other.
-      group: documents of one group stay on one side of the held-out split.
-      pair: whether the segments are a source and a target.
-      counts: of a record, how many segments each tokenised column has.
-      values: of a record, what its other columns hold.
+        segments: the sentences, whose concatenation is exactly the text; of a pair, the source and the target; of a
+            record, the texts of its tokenised columns, one column after the other.
+        group: all documents of one group are either training or held-out documents.
+        pair: whether the segments are a source and a target.
+        counts: of a record, the number of segments of each tokenised column.
+        values: of a record, the values of its other columns.
     """
 
     segments: tuple[str, ...]
@@ -23,5 +23,5 @@ class Document(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The running text; of a pair or a record, its texts with line feeds between them."""
+        """Returns the running text; of a pair or a record, its texts separated by line feeds."""
         return "\n".join(self.segments) if self.pair or self.counts else "".join(self.segments)

@@ -45,8 +45,8 @@ class FastTokenizer(Vocabulary):
     punctuation, an ideograph, or with "##" in front) for its characters alone.
 
     Attributes:
-      files: name -> content; `tokenizer.json`, and those of `SIDE_FILES` that stood beside it.
-      names: `bos_token` and so on -> the token; `extra_special_tokens` -> a list of tokens; `tokenizer_class`.
+        files: name -> content; `tokenizer.json`, and those of `SIDE_FILES` that stood beside it.
+        names: `bos_token` and so on -> the token; `extra_special_tokens` -> a list of tokens; `tokenizer_class`.
     """
 
     def __init__(self, files: Mapping[str, bytes], names: Mapping[str, Any]):
@@ -131,7 +131,7 @@ def load_tokenizer(path: str) -> Tokenizer | FastTokenizer:
     checkpoint gets none, because its model has no rows for them.
 
     Raises:
-      FlagError: a file is absent, damaged or of a kind that is not read.
+        FlagError: a file is absent, damaged or of a kind that is not read.
     """
     place = expanded(path)
     if place.is_dir():
@@ -178,7 +178,7 @@ def _checked(
     """The tokenizer of the content of a `tokenizer.json`, after a process of its own has survived it.
 
     Raises:
-      FlagError: it is not a whole tokenizer, or its ids are not what it says.
+        FlagError: it is not a whole tokenizer, or its ids are not what it says.
     """
     data = parse_object(path, content)
     try:

@@ -1,4 +1,4 @@
-"""Records with named fields, from JSONL, JSON arrays, CSV and TSV; what is bad is one record, by file and line."""
+"""Reads records with named fields from JSONL, JSON arrays, CSV and TSV; errors name the file and line of a record."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ class Fields(dict[str, Any]):
     """The fields of a record by name.
 
     Attributes:
-      repeated: names that two fields or more have.
+        repeated: names of two or more fields.
     """
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]):
@@ -27,16 +27,16 @@ class Fields(dict[str, Any]):
 
 
 def field_of(where: str, fields: Fields, name: str, need: str) -> Any:
-    """The value of a field that is there once.
+    """Returns the value of a field that occurs once.
 
     Args:
-      where: the record stands.
-      fields: of the record.
-      name: of the field.
-      need: what a record needs, for messages.
+        where: file and line of the record, for messages.
+        fields: of the record.
+        name: of the field.
+        need: which fields a record needs, for messages.
 
     Raises:
-      DataError: there is no such field, or there are two.
+        DataError: there is no such field, or more than one.
     """
     if name not in fields:
         raise DataError(f"{where}: no {name!r}; {need}")
@@ -46,7 +46,7 @@ def field_of(where: str, fields: Fields, name: str, need: str) -> Any:
 
 
 def text_of(where: str, fields: Fields, name: str, need: str) -> str:
-    """The value of a field that is there once and is a text, maybe an empty one; raises DataError for another."""
+    """Returns the value of a field that occurs once and is a string, which may be empty; otherwise raises DataError."""
     value = field_of(where, fields, name, need)
     if not isinstance(value, str):
         raise DataError(f"{where}: {name!r} is no string but {str(value)[:40]!r}; {need}")
@@ -55,7 +55,7 @@ def text_of(where: str, fields: Fields, name: str, need: str) -> str:
 
 
 def check_text(where: str, name: str, value: str) -> None:
-    """Raises DataError for a text that has no UTF-8, or holds a NUL."""
+    """Raises DataError for a text that cannot be encoded as UTF-8, or contains a NUL."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -65,24 +65,24 @@ def check_text(where: str, name: str, value: str) -> None:
 
 
 def has_fields(path: str) -> bool:
-    """Whether the file's records have named fields; other files hold running text."""
+    """Returns whether the file has records with named fields; other files have running text."""
     return suffix(path) in _FORMATS
 
 
 def read_fields(
     path: str, faults: Faults, *, check_header: Header = lambda where, names: None, max_bytes: int = MAX_BYTES
 ) -> Iterator[tuple[str, Fields]]:
-    """Where each sound record of a file stands, and its fields.
+    """Yields the file and line of each record without errors, as `path:line`, and its fields.
 
     Args:
-      path: .jsonl (one object a line), .json (the same, or one array of objects), .csv or .tsv (with a header; quotes
-        mean nothing in .tsv), also with .gz.
-      faults: what becomes of bad records.
-      check_header: given the place and the names of a header; its DataError is a fault of the file.
-      max_bytes: of a line, or of an object of an array; of a CSV record a quarter.
+        path: .jsonl (one object a line), .json (the same, or one array of objects), .csv or .tsv (with a header; quotes
+          mean nothing in .tsv), also with .gz.
+        faults: handles bad records.
+        check_header: called with `path:line` and the names of a header; its DataError is a fault of the whole file.
+        max_bytes: the largest size of a line, or of an object in an array; a CSV record may have a quarter of it.
 
     Raises:
-      DataError: the file cannot be opened, or a record is bad and `faults` wants an error.
+        DataError: the file cannot be opened, or a record is bad and `faults` raises it.
     """
     kind = suffix(path)
 

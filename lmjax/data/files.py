@@ -1,4 +1,4 @@
-"""Files by path or glob, and their lines; a line that cannot be read keeps its place and says what is wrong with it."""
+"""Finds files by path or glob, and reads their lines; a line that cannot be decoded is returned with its error."""
 
 import collections
 import functools
@@ -15,11 +15,11 @@ from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 from lmjax.errors import DataError
 
-MAX_BYTES = 256 * 2**20  # of a line, or of a document of text: more is refused, so that memory stays bounded
-_HEAD_BYTES = 2**16  # of a file's beginning, which tells its encoding and its line ends
+MAX_BYTES = 256 * 2**20  # of a line, or of a document of text; more is refused, to limit the use of memory
+_HEAD_BYTES = 2**16  # of the beginning of a file, which decides its encoding and its line ends
 _PIECE_BYTES = 2**18
 _LISTED_FILES = 1000
-# How files begin that are no UTF-8 text whatever their name says.
+# Files that begin with these bytes are not UTF-8 text, whatever their name.
 _OTHER = {
     b"\x1f\x8b": "this is gzip data; give it a name that ends in .gz",
     b"\xff\xfe": "this is UTF-16 text; convert it to UTF-8",
@@ -36,10 +36,10 @@ class Line(NamedTuple):
     """A line of a file.
 
     Attributes:
-      number: from 1.
-      text: with its line feed; of a line with a fault, as much as is needed to tell where records end.
-      size: bytes.
-      fault: what is wrong with it, with file and line; empty if nothing is.
+        number: counted from 1.
+        text: with its line feed; of a line with a fault, enough to find the ends of records.
+        size: number of bytes.
+        fault: an error message with file and line; empty if there is no error.
     """
 
     number: int
@@ -49,10 +49,10 @@ class Line(NamedTuple):
 
 
 class Faults:
-    """What becomes of bad records: the first one ends the command, or all are left out, counted and reported.
+    """Handles bad records: either the first one is an error, or all are left out, counted and reported.
 
     Attributes:
-      first: what was wrong with the first one, or else which file was empty; empty while there is none.
+        first: the message of the first bad record, or else of the first empty file; "" if there is none.
     """
 
     def __init__(self, action: Literal["error", "skip"]):
@@ -62,10 +62,10 @@ class Faults:
         self.first = ""
 
     def bad(self, message: str) -> None:
-        """Notes one bad record.
+        """Counts one bad record.
 
         Raises:
-          DataError: bad records are errors.
+            DataError: the action is "error".
         """
         if self._action == "error":
             raise DataError(message)
@@ -73,7 +73,7 @@ class Faults:
         self._count += 1
 
     def empty(self, path: str) -> None:
-        """Notes a file without a byte, which is an error only if there are no others."""
+        """Counts an empty file, which is an error only if no file has a document."""
         self._empty.append(path)
         self.first = self.first or f"{path}: the file is empty; remove it or give it text"
 
@@ -85,16 +85,16 @@ class Faults:
             _warn(f"{len(self._empty)} empty files left out; the first: {self._empty[0]}")
 
 
-@functools.lru_cache(maxsize=1024)  # a set is read several times, for its tokenizer and for each side of its split
+@functools.lru_cache(maxsize=1024)  # warns only once, although a data set is read several times
 def _warn(message: str) -> None:
     _log.warning("%s", message)
 
 
 def find_files(spec: str) -> list[str]:
-    """The files that a path or a glob (`**` descends) names, in sorted order.
+    """Returns the files that a path or a glob (with `**` for any folders) names, sorted.
 
     Raises:
-      DataError: there is none, or it is a directory.
+        DataError: there is no such file, or the path is a directory.
     """
     path = os.path.expanduser(spec)
     if os.path.isdir(path):
@@ -109,7 +109,7 @@ def find_files(spec: str) -> list[str]:
 
 
 def _commonest_suffix(folder: str) -> str:
-    """The suffix, .gz included, that most of the first files of a directory have."""
+    """Returns the most common suffix, including .gz, of the first files in a directory."""
     counts: collections.Counter[str] = collections.Counter()
     for _, _, names in os.walk(folder):
         shown = [name for name in names if not name.startswith(".")]
@@ -120,24 +120,24 @@ def _commonest_suffix(folder: str) -> str:
 
 
 def suffix(path: str) -> str:
-    """The suffix that decides the format, in small letters, without .gz."""
+    """Returns the suffix that decides the format, in lower case and without .gz."""
     name = path.lower().removesuffix(".gz")
     return pathlib.PurePath(name).suffix
 
 
 def read_file(path: str, read: Callable[[BinaryIO], Iterator[T]], faults: Faults) -> Iterator[T]:
-    """What `read` makes of the bytes of a file.
+    """Yields what `read` makes from the bytes of a file.
 
-    It gets them gunzipped, without a byte order mark, and with line feeds for the carriage returns of a file that has
-    no line feeds.
+    `read` gets the bytes decompressed, without a byte order mark, and with line feeds instead of carriage returns if
+    the file has no line feeds.
 
     Args:
-      path: the file.
-      read: given the bytes, from which it reads by lines or in pieces.
-      faults: what becomes of a DataError of `read`, and of a file that is damaged as a whole.
+        path: the file.
+        read: reads from the bytes and yields its results.
+        faults: handles a DataError that `read` raises, and damage of the whole file.
 
     Raises:
-      DataError: the file cannot be opened, or `faults` wants an error.
+        DataError: the file cannot be opened, or `faults` raises it.
     """
     try:
         with _open(path) as file:
@@ -165,7 +165,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _head(file: BinaryIO) -> tuple[bytes, Exception | None]:
-    """The first bytes of a file, and the damage behind them if they are fewer for that."""
+    """Returns the first bytes of a file, and the error that ended them if the file is damaged after them."""
     head = b""
     try:
         while len(head) < _HEAD_BYTES and (more := file.read1(_HEAD_BYTES - len(head))):
@@ -176,10 +176,10 @@ def _head(file: BinaryIO) -> tuple[bytes, Exception | None]:
 
 
 class _Bytes(io.RawIOBase):
-    """The bytes of a file whose beginning was read already, with one kind of line end less."""
+    """The bytes of a file whose beginning was already read; carriage returns become line feeds if it has none."""
 
     def __init__(self, head: bytes, damage: Exception | None, file: BinaryIO):
-        # The last byte may be the first half of a carriage return and line feed.
+        # The last byte may be the carriage return of a CRLF that continues after the head.
         whole = head[:-1] if len(head) == _HEAD_BYTES else head
         self._old_ends = b"\n" not in head and b"\r" in whole
         self._head = head.removeprefix(_BOM)
@@ -192,19 +192,19 @@ class _Bytes(io.RawIOBase):
         data, self._head = self._head[: len(buffer)], self._head[len(buffer) :]
         if not data and self._damage is not None:
             raise self._damage
-        # What is whole in front of a damage is given first.
+        # The bytes before the damage are returned first; the next call raises the error.
         data = data or self._file.read1(len(buffer))
         buffer[: len(data)] = data.replace(b"\r", b"\n") if self._old_ends else data
         return len(data)
 
 
 def read_lines(path: str, file: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[Line]:
-    """The lines of a file, all of them, with those that cannot be read marked; CRLF is read as LF.
+    """Yields all lines of a file; those that cannot be read have a fault. CRLF is read as LF.
 
     Args:
-      path: of the file, for messages.
-      file: its bytes, as `read_file` gives them.
-      max_bytes: of a line; a longer one has a fault, and is not held in memory.
+        path: of the file, for messages.
+        file: its bytes, as `read_file` passes them.
+        max_bytes: the largest size of a line; a longer one has a fault, and is not held in memory.
     """
     number = 0
     while line := file.readline(max_bytes + 1):
@@ -226,10 +226,10 @@ def read_lines(path: str, file: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterato
 
 
 def _too_long(where: str, number: int, line: bytes, file: BinaryIO, max_bytes: int) -> Line:
-    """What stands for a line that is too long, once the rest of it is passed over."""
+    """Returns a short line with a fault in place of a line that is too long, and skips the rest of that line."""
     size, quotes = len(line), line.count(b'"')
     while not line.endswith(b"\n") and (line := file.readline(_PIECE_BYTES)):
         size, quotes = size + len(line), quotes + line.count(b'"')
-    # In CSV it opens or closes a quoted field as the whole line does.
+    # In CSV an odd number of quotes opens or closes a quoted field, so the short line has one quote then.
     text = '"\n' if quotes % 2 else "x\n"
     return Line(number, text, 2, f"{where}: a line of more than {max_bytes} bytes ({size}); break it up")

@@ -23,9 +23,9 @@ class _Piece(NamedTuple):
     """A line or a part of one.
 
     Attributes:
-      number: of the line.
-      text: with its line feed, if it reaches so far.
-      begins: whether the line begins with it.
+        number: of the line.
+        text: with its line feed, if it reaches so far.
+        begins: whether the line begins with it.
     """
 
     number: int
@@ -37,9 +37,9 @@ class _Element(NamedTuple):
     """What stands between two commas of the array.
 
     Attributes:
-      pieces: of its text.
-      end: the comma or bracket behind it; empty if it does not end.
-      fault: why it does not end.
+        pieces: of its text.
+        end: the comma or bracket behind it; empty if it does not end.
+        fault: why it does not end.
     """
 
     pieces: list[_Piece]
@@ -53,11 +53,11 @@ def array_elements(
     """The first line and the value of each sound element of the array that a file holds.
 
     Args:
-      path: of the file, for messages.
-      file: its bytes, of which the first that is not white space is an opening bracket.
-      faults: what becomes of bad elements.
-      load: parses the text of an element; raises ValueError or RecursionError.
-      max_bytes: of an element's text.
+        path: of the file, for messages.
+        file: its bytes, of which the first that is not white space is an opening bracket.
+        faults: what becomes of bad elements.
+        load: parses the text of an element; raises ValueError or RecursionError.
+        max_bytes: of an element's text.
     """
     source = _Source(file)
     source.pass_opening()
@@ -88,7 +88,7 @@ class _Source:
     """Text in pieces, which can be given back.
 
     Attributes:
-      number: of the line that is read next.
+        number: of the line that is read next.
     """
 
     def __init__(self, file: BinaryIO):
@@ -162,9 +162,9 @@ def _resume(source: _Source, pieces: list[_Piece], end: str) -> str:
     """What stands behind a bad element, once the source is where the next one begins; empty: there is no more.
 
     Args:
-      source: where the bad element was read.
-      pieces: of the bad element.
-      end: what stands behind it, if its brackets match.
+        source: where the bad element was read.
+        pieces: of the bad element.
+        end: what stands behind it, if its brackets match.
     """
     begin = _next_line(pieces)
     if begin is not None:

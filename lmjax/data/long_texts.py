@@ -30,9 +30,9 @@ class Located(NamedTuple):
     """The tokens of a text and their places in it.
 
     Attributes:
-      ids: `[tokens]` int32.
-      starts: `[tokens]` int64, the character at which each token begins; never falls.
-      parts: `[tokens]` bool, whether the token begins a part of what the pre-tokenizer cuts.
+        ids: `[tokens]` int32.
+        starts: `[tokens]` int64, the character at which each token begins; never falls.
+        parts: `[tokens]` bool, whether the token begins a part of what the pre-tokenizer cuts.
     """
 
     ids: np.ndarray
@@ -51,8 +51,8 @@ class Joints:
         """Takes in a vocabulary.
 
         Args:
-          pieces: what each id stands for.
-          any_pair: whether two windows may be joined between any two tokens that both of them have, as in BPE.
+            pieces: what each id stands for.
+            any_pair: whether two windows may be joined between any two tokens that both of them have, as in BPE.
         """
         self._any_pair = any_pair
         self._first, self._last = (
@@ -69,10 +69,10 @@ class Joints:
         """The number of the first token behind the joint, in both windows; None if there is no sure place.
 
         Args:
-          left: the window that ends in the overlap.
-          right: the window that begins in it.
-          low: the character from which on both must have the same tokens.
-          high: the character up to which they must.
+            left: the window that ends in the overlap.
+            right: the window that begins in it.
+            low: the character from which on both must have the same tokens.
+            high: the character up to which they must.
         """
         (a, b), (c, d) = (np.searchsorted(window.starts, (low, high)) for window in (left, right))
         if b - a < 2 or b - a != d - c or not _same(left.part(a, b), right.part(c, d)):
@@ -92,9 +92,9 @@ def encode_long(text: str, encode: Callable[[list[str]], list[Located]], joints:
     """The tokens of a text, encoded in windows.
 
     Args:
-      text: of any length.
-      encode: gives the tokens of each of several texts, encoded at once.
-      joints: of the vocabulary.
+        text: of any length.
+        encode: gives the tokens of each of several texts, encoded at once.
+        joints: of the vocabulary.
     """
     done: list[Located] = []
     step = WINDOW - OVERLAP

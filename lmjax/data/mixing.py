@@ -1,7 +1,8 @@
-"""Mixtures: which row of which source stands at which place of an endless stream, at rates that hold exactly.
+"""Mixtures: an infinite stream of rows from several sources at exact rates.
 
-The stream is cut into blocks. In each, every source has its exact number of places, in an order of the block's own; so
-a source's nth row is found without counting from the start, and any place is found in constant time.
+The stream consists of blocks of equal size. In each block every source has a fixed number of slots, in a random order
+that differs from block to block. The row at any position of the stream is therefore computed in constant time, without
+counting from the beginning.
 """
 
 import dataclasses
@@ -13,46 +14,47 @@ import numpy as np
 
 from lmjax.streams import random_stream
 
-_PLACES = 4096  # rates are multiples of 1/4096, and every source has at least one place
+_PLACES = 4096  # rates are multiples of 1/4096, and every source has at least one slot in a block
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Sources of rows, mixed row by row.
 
-    A row's index counts through all sources: those of the first, then those of the second, and so on.
+    Rows are numbered over all sources: first the rows of the first source, then those of the second, and so on.
 
     Attributes:
-      sizes: rows of each source.
-      rates: how often each comes, relative to the others.
+        sizes: number of rows of each source.
+        rates: how often rows of each source are drawn, relative to the others.
     """
 
     sizes: tuple[int, ...]
     rates: tuple[float, ...]
 
     def __len__(self) -> int:
-        """The number of rows of all sources."""
+        """Returns the number of rows of all sources."""
         return sum(self.sizes)
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """`[sources + 1]` int64: the index of each source's first row, and the number of all rows."""
+        """Returns int64 `[sources + 1]`: the number of each source's first row, and the number of all rows."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     @functools.cached_property
     def places(self) -> tuple[int, ...]:
-        """Places of each source in a block, the smallest that keeps the rates."""
+        """Returns the number of slots of each source in a block, the smallest numbers that give the rates."""
         return quantised(self.rates, _PLACES)
 
     def source(self, index: int) -> tuple[int, int]:
-        """The source of a row, and its number within the source."""
+        """Returns the source of row `index`, and the number of the row in that source."""
         source = int(np.searchsorted(self.offsets, index, side="right")) - 1
         return source, index - int(self.offsets[source])
 
     def row(self, position: int, seed: int, shuffle: bool = True) -> tuple[int, int]:
-        """The epoch and the index of the row at a position of the stream.
+        """Returns the epoch and the number of the row at a position of the stream.
 
-        Every source has epochs of its own, each with every row once, in an order of its own unless `shuffle` is off.
+        Epochs are counted for each source separately. Each epoch has every row of the source once, in a new random
+        order unless `shuffle` is False.
         """
         block, place = divmod(position, sum(self.places))
         sources, ranks = _block(self.places, seed, block)
@@ -64,14 +66,17 @@ class Mixture:
         return epoch, int(self.offsets[source]) + row
 
     def epochs(self, positions: int, seed: int) -> tuple[float, ...]:
-        """How often each source has been read through after the first `positions` of the stream."""
+        """Returns the number of epochs of each source in the first `positions` rows of the stream, as fractions."""
         blocks, rest = divmod(positions, sum(self.places))
         counts = np.array(self.places) * blocks
         counts += np.bincount(_block(self.places, seed, blocks)[0][:rest], minlength=len(self.sizes))
         return tuple((counts / self.sizes).tolist())
 
     def _order(self, source: int, seed: int, epoch: int) -> np.ndarray:
-        """The order of a source's rows; the latest of each source is kept, for positions come one after the other."""
+        """Returns the order of a source's rows in an epoch, int64 `[rows]`.
+
+        The latest order of each source is cached, because successive positions are mostly in the same epoch.
+        """
         key, order = self._orders.get(source, (None, None))
         if key != (seed, epoch):
             order = random_stream(seed, "order", source, epoch).permutation(self.sizes[source])
@@ -87,14 +92,17 @@ class Mixture:
 
     @functools.cached_property
     def spread(self) -> np.ndarray:
-        """`[rows]` int64: every row once, each source spread evenly over the whole, and in its own order."""
+        """Returns int64 `[rows]`: each row once; those of each source are in order and evenly spread over the array."""
         if len(self.sizes) == 1:
             return np.arange(self.sizes[0])
         return np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in self.sizes]), kind="stable")
 
 
 def quantised(rates: Sequence[float], total: int) -> tuple[int, ...]:
-    """Positive whole numbers in the ratio of `rates`, out of at most `total` (or one each, if there are more rates)."""
+    """Returns positive integers in the ratio of `rates`.
+
+    Their sum is at most `total`, or the number of rates if that is larger.
+    """
     wanted = np.array(rates, float) / sum(rates) * total
     counts = np.maximum(np.floor(wanted), 1).astype(int)
     for source in np.argsort(counts - wanted, kind="stable")[: max(0, total - counts.sum())]:
@@ -104,14 +112,16 @@ def quantised(rates: Sequence[float], total: int) -> tuple[int, ...]:
 
 
 def set_rates(weights: Sequence[float], tokens: Sequence[int], temperature: float) -> tuple[float, ...]:
-    """The rates of sets: weight**(1/T), scaled to add up to 1 (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2).
+    """Returns the rates of data sets: weight**(1/T), scaled to a sum of 1 (Raffel et al. 2020, section 3.5.2).
+
+    The paper is arXiv:1910.10683.
 
     Args:
-      weights: of each set; 0, or none at all, stands for its number of tokens.
-      tokens: of each set.
-      temperature: 1 keeps the weights' proportions; the higher, the more even.
+        weights: of each set; 0 means its number of tokens, and an empty sequence means this for all sets.
+        tokens: number of tokens of each set.
+        temperature: T; 1 gives rates proportional to the weights, higher values give more equal rates.
     """
-    # Logarithms, for the power of a small temperature overflows.
+    # In logarithms, because the powers overflow for a low temperature.
     weights = weights or [0.0] * len(tokens)
     logs = np.log([weight or count for weight, count in zip(weights, tokens, strict=True)]) / temperature
     rates = np.exp(logs - logs.max())
@@ -120,7 +130,7 @@ def set_rates(weights: Sequence[float], tokens: Sequence[int], temperature: floa
 
 @functools.lru_cache(maxsize=16)
 def _block(places: tuple[int, ...], seed: int, block: int) -> tuple[list[int], list[int]]:
-    """The source of each place of a block, and how many places of that source are before it."""
+    """Returns, for each slot of a block, its source and the number of earlier slots of that source in the block."""
     if len(places) == 1:
         return [0], [0]
     sources = random_stream(seed, "block", block).permutation(np.repeat(np.arange(len(places)), places))

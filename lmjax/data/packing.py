@@ -1,7 +1,8 @@
-"""Which pieces of which documents share a row: planned over lengths alone, before anything is read.
+"""Packing: plans which pieces of documents share a row, from the lengths of the documents alone.
 
-Best fit, largest first, as in Krell et al. 2021, arXiv:2107.02027, section 3: each piece goes to the fullest row that
-still has room for it. A row is described by its pieces; segment ids and positions follow from them.
+A piece is a contiguous part of a document, often all of it. Pieces are placed by best fit, the largest first (Krell et
+al. 2021, arXiv:2107.02027, section 3): each goes into the fullest row that still has room for it. Segment ids and
+positions of a row follow from its pieces.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ from lmjax.streams import random_stream
 
 
 class Plan:
-    """Rows of pieces of documents.
+    """The pieces of each row; the arrays hold the pieces of row 0, then those of row 1, and so on.
 
     Attributes:
-      documents: `[pieces]` int64, the document of each piece.
-      starts: `[pieces]` int64, its first token in the document.
-      lengths: `[pieces]` int64, its number of tokens.
-      offsets: `[rows + 1]` int64, where the pieces of each row begin.
+        documents: `[pieces]` int64, the document of each piece.
+        starts: `[pieces]` int64, the index in the document of its first token.
+        lengths: `[pieces]` int64, its number of tokens.
+        offsets: `[rows + 1]` int64, the index of the first piece of each row, and the number of pieces.
     """
 
     def __init__(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray):
@@ -29,17 +30,17 @@ class Plan:
         return len(self.offsets) - 1
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The documents, starts and lengths of the pieces of row `i`."""
+        """Returns the documents, starts and lengths of the pieces of row `i`, each int64 `[pieces of the row]`."""
         part = slice(self.offsets[i], self.offsets[i + 1])
         return self.documents[part], self.starts[part], self.lengths[part]
 
 
 def cut(lengths: np.ndarray, max_piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The documents, starts and lengths of pieces of `max_piece` tokens and, at a document's end, what remains.
+    """Returns the documents, starts and lengths of all pieces, each int64 `[pieces]`.
 
     Args:
-      lengths: `[documents]` tokens of each document; one without tokens gives no piece.
-      max_piece: tokens.
+        lengths: `[documents]`, the number of tokens of each document; one without tokens has no piece.
+        max_piece: number of tokens of each piece; the last piece of a document may be shorter.
     """
     lengths = np.asarray(lengths, np.int64)
     counts = -(-lengths // max_piece)
@@ -52,17 +53,18 @@ def cut(lengths: np.ndarray, max_piece: int) -> tuple[np.ndarray, np.ndarray, np
 def pack(
     lengths: np.ndarray, *, max_piece: int, cost: Callable[[np.ndarray], np.ndarray], capacity: int, seed: int = 0
 ) -> Plan:
-    """A plan with every token of every document in exactly one piece, and the rows in random order.
+    """Returns a plan with each token of each document in exactly one piece, and the rows in random order.
 
     Args:
-      lengths: `[documents]` tokens of each document.
-      max_piece: the most tokens of a piece; longer documents are cut.
-      cost: from the tokens of pieces to the places that they take in a row (more, say, for an end-of-text token).
-      capacity: places of a row.
-      seed: decides which pieces of equal cost meet, and the order of the rows and of the pieces in a row.
+        lengths: `[documents]`, the number of tokens of each document.
+        max_piece: the most tokens of a piece; longer documents are cut into several pieces.
+        cost: maps numbers of tokens of pieces to the positions that they take in a row, which can be more because of
+            special tokens.
+        capacity: number of positions in a row.
+        seed: decides which of several pieces of equal cost share a row, and the order of rows and of pieces in a row.
 
     Raises:
-      FlagError: a piece does not fit into an empty row.
+        FlagError: a piece does not fit into an empty row, or costs less than 1.
     """
     documents, starts, sizes = cut(lengths, max_piece)
     costs = np.asarray(cost(sizes), np.int64)
@@ -84,10 +86,10 @@ def pack(
 
 
 def _best_fit(costs: list[int], capacity: int) -> tuple[list[int], int]:
-    """The row of each piece, and the number of rows.
+    """Returns the row of each piece, and the number of rows.
 
-    Open rows are kept in a stack for each number of free places; a bit mask of the stacks that hold any gives the
-    fullest row with enough room by one shift.
+    For each number of free positions there is a stack of the rows that have so many. Bit n of `mask` is set if stack n
+    is not empty, so one shift finds the fullest row with enough room.
     """
     stacks: list[list[int]] = [[] for _ in range(capacity + 1)]
     mask = 0

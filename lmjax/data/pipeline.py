@@ -1,8 +1,8 @@
-"""From row numbers to batches: a batch is a function of the step alone, so the step number is the data position.
+"""Makes batches; each depends only on the seed and the step, so a run can continue its data from any step.
 
-Example g = step * batch_size + j is row permutation(seed, epoch)[g mod num_rows] of epoch g div num_rows, made with a
-generator that is a function of (seed, epoch, row); where sources are mixed, `mixing.Mixture` says which epoch and row.
-Nothing depends on the number of processes, workers or threads.
+With one source, example g = step * batch_size + j is row permutation(seed, epoch)[g mod num_rows] of epoch
+g div num_rows, and the random generator of an example depends on (seed, epoch, row) alone. With several sources,
+`mixing.Mixture` computes the epoch and the row. The number of processes, workers or threads has no influence.
 """
 
 import functools
@@ -23,9 +23,10 @@ _ENDLESS = 2**62
 
 
 class Batches:
-    """An iterator over the batches of consecutive steps, made ahead by threads or worker processes.
+    """An iterator over the batches of consecutive steps, which threads or worker processes make in advance.
 
-    A context manager; closing it, leaving the context, or reaching the end stops the threads and workers.
+    It is also a context manager. `close`, the end of the context and the end of the iteration stop the threads and
+    workers.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class Batches:
         prefetch: int = 4,
         timeout: float = 300.0,
     ):
-        import grain  # imports jax, which nothing else in this package does
+        import grain  # here and not above, because it imports jax
 
         dataset = grain.MapDataset.range(start, stop).map(make_batch)
-        # One thread keeps ahead of the device; with workers, each process has its own.
+        # One thread is fast enough to make batches in advance; with workers, each process has one thread.
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
         if workers:
             _parse_flags()
@@ -65,7 +66,7 @@ class Batches:
         return batch
 
     def close(self) -> None:
-        """Stops the threads and workers; there is nothing more to iterate over then."""
+        """Stops the threads and workers; afterwards the iterator is exhausted."""
         if self._iterator is not None:
             if self._reader is not None:
                 self._reader.close()
@@ -94,27 +95,26 @@ def batches(
     prefetch: int = 4,
     timeout: float = 300.0,
 ) -> Batches:
-    """An iterator over this process's part of the batches from `start_step` on.
+    """Returns an iterator over this process's part of the batches from `start_step` on.
 
     Args:
-      make_example: from a row number and a generator to the features of one example, each of a fixed shape. With
-        `workers` it is pickled.
-      rows: how many rows an epoch has, or the mixture of sources that they come from. Each epoch has its own order, and
-        a batch may span two epochs.
-      seed: of the order and of the generators.
-      batch_size: examples of the global batch.
-      start_step: the first step.
-      num_steps: how many steps; None goes on for ever.
-      process_index: which of the `process_count` contiguous parts of each global batch this process makes.
-      process_count: number of processes; it divides `batch_size`.
-      shuffle: whether rows come in a random order, a new one each epoch.
-      workers: processes that make batches; 0 uses a thread of this one.
-      prefetch: batches made ahead.
-      timeout: seconds of waiting for a batch of the workers, after which they count as stuck.
+        make_example: makes the features of one example, each of a fixed shape, from a row number and a random
+            generator. It is pickled if there are `workers`.
+        rows: the number of rows in an epoch, or a mixture of sources. A batch may contain rows of two epochs.
+        seed: of the order of rows and of the random generators.
+        batch_size: number of examples in the global batch.
+        start_step: the first step.
+        num_steps: number of steps; None for no end.
+        process_index: which of the `process_count` contiguous parts of each global batch this process makes.
+        process_count: number of processes; it must divide `batch_size`.
+        shuffle: whether each epoch has the rows in a new random order.
+        workers: number of processes that make batches; with 0 a thread of this process makes them.
+        prefetch: number of batches made in advance.
+        timeout: seconds of waiting for a batch of the workers, after which they count as stuck.
 
     Raises:
-      DataError: there are no rows.
-      FlagError: the processes do not divide the batch.
+        DataError: there are no rows.
+        FlagError: `process_count` does not divide `batch_size`.
     """
     mixture = _mixture(rows)
     share = _share(batch_size, process_index, process_count)
@@ -134,11 +134,11 @@ def eval_batches(
     process_count: int = 1,
     prefetch: int = 4,
 ) -> Batches:
-    """An iterator over this process's part of the batches with each row once, in order, the same every time.
+    """Returns an iterator over this process's part of the batches of one epoch; it is the same at each call.
 
-    Sources are spread evenly, so that the first batches hold some of each. The last batch is filled up with examples
-    whose arrays are all zero: no weight, no segment. At most `max_batches` batches are made; the other arguments are
-    those of `batches`.
+    Each row occurs once. The sources are spread evenly, so that the first batches have rows of each. The last batch is
+    padded with examples whose arrays are all zero, which have weight 0 and segment id 0. There are at most
+    `max_batches` batches; the other arguments are those of `batches`.
     """
     mixture = _mixture(rows)
     share = _share(batch_size, process_index, process_count)
@@ -150,14 +150,14 @@ def eval_batches(
 
 
 class _Share(NamedTuple):
-    """Which part of each global batch a process makes."""
+    """The part of each global batch that one process makes."""
 
     batch_size: int
     process_index: int
     process_count: int
 
     def positions(self, step: int) -> range:
-        """The global example numbers of this process at a step."""
+        """Returns the numbers of this process's examples at a step, counted over all steps and processes."""
         local = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * local
         return range(first, first + local)
@@ -177,7 +177,7 @@ def _share(batch_size: int, process_index: int, process_count: int) -> _Share:
 
 
 def example_stream(seed: int, epoch: int, row: int) -> np.random.Generator:
-    """The generator that a row of an epoch is made with."""
+    """Returns the random generator with which a row is made in an epoch."""
     return random_stream(seed, "example", epoch, row)
 
 
@@ -207,7 +207,7 @@ def _stack(examples: list[Features]) -> Features:
 
 
 def _parse_flags() -> None:
-    """Marks absl's flags as parsed, as in a notebook they are not: grain reads them when it starts workers."""
+    """Marks absl's flags as parsed, because grain reads them to start workers, and a notebook does not parse them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,4 +1,4 @@
-"""Texts and pairs of files: of named fields, or running text cut into documents."""
+"""Reads texts and (source, target) pairs from files with named fields, and texts from files of running text."""
 
 import functools
 from collections.abc import Collection, Iterator, Sequence
@@ -15,31 +15,31 @@ _TOO_LONG = {
     "paragraphs": "set blank lines between its documents, or make each line one (data.documents=lines)",
     "lines": "break the line up",
 }
-_JOINED_LINES = 4096  # many short strings need far more memory than one long one
+_JOINED_LINES = 4096  # so many lines are joined into one string, because short strings take much more memory
 
 
 class Record(NamedTuple):
-    """A text (`target` is None), or a pair."""
+    """A pair of texts, or a text, whose `target` is None."""
 
     source: str
     target: str | None = None
 
 
 class FieldNames(NamedTuple):
-    """What the fields of a text, and of a pair, are called."""
+    """The names of the field of a text and of the fields of a pair."""
 
     text: str = "text"
     source: str = "source"
     target: str = "target"
 
     def wanted(self, known: Collection[str], pairs: bool) -> tuple[str, ...]:
-        """The fields that make a record of those that are there."""
+        """Returns the fields to read from a record that has the fields `known`: the text, or source and target."""
         if pairs or (self.text not in known and (self.source in known or self.target in known)):
             return self.source, self.target
         return (self.text,)
 
     def need(self, pairs: bool) -> str:
-        """What to say where one is missing."""
+        """Returns the part of an error message that says which fields a record needs."""
         pair = f"{self.source} and {self.target}"
         return f"a pair needs {pair}" if pairs else f"a record needs {self.text}, or {pair}"
 
@@ -56,18 +56,18 @@ def read_records(
     names: FieldNames = USUAL_NAMES,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Record]:
-    """The records of one file.
+    """Yields the records of one file.
 
     Args:
-      path: the file; its suffix decides the format.
-      faults: what becomes of bad records.
-      pairs: whether every record must be a pair; else a record that has both is read as a text.
-      documents: what one document of running text is: a file, what stands between blank lines, or a line.
-      names: of the fields.
-      max_bytes: of a document of running text, or of a line; more is a bad record.
+        path: the file; its suffix decides the format.
+        faults: handles bad records.
+        pairs: whether every record must be a pair; otherwise a record with both a text and a pair is read as a text.
+        documents: what is one document of running text: a file, the text between blank lines, or a line.
+        names: names of the fields.
+        max_bytes: the largest size of a document of running text, or of a line; a larger one is a bad record.
 
     Raises:
-      DataError: a record is bad and `faults` wants an error, or the file cannot be read at all.
+        DataError: a record is bad and `faults` raises it, or the file cannot be read.
     """
     if not has_fields(path):
         if pairs:
@@ -95,7 +95,7 @@ def read_records(
 
 
 def _record(where: str, fields: Fields, pairs: bool, names: FieldNames) -> Record:
-    """The record that named fields hold; its text may be empty."""
+    """Returns the record in named fields; its text may be empty, but neither text of a pair."""
     wanted = names.wanted(fields, pairs)
     texts = [text_of(where, fields, name, names.need(pairs) + _HINT) for name in wanted]
     for name, text in zip(wanted, texts, strict=True):
@@ -105,7 +105,7 @@ def _record(where: str, fields: Fields, pairs: bool, names: FieldNames) -> Recor
 
 
 def _texts(path: str, faults: Faults, documents: Documents, max_bytes: int, file: BinaryIO) -> Iterator[Record]:
-    """The documents of running text, each sound as a whole."""
+    """Yields the documents of running text that have no bad line."""
     lines = read_lines(path, file, max_bytes)
     text = _Text(path, max_bytes, _TOO_LONG[documents])
     for line in lines:
@@ -120,7 +120,7 @@ def _texts(path: str, faults: Faults, documents: Documents, max_bytes: int, file
 
 
 class _Text:
-    """A document that grows line by line, up to a bound."""
+    """Collects the lines of a document, up to a maximum size."""
 
     def __init__(self, path: str, max_bytes: int, remedy: str):
         self._path, self._max_bytes, self._remedy = path, max_bytes, remedy
@@ -133,7 +133,7 @@ class _Text:
         self._fault = ""
 
     def add(self, line: Line) -> None:
-        """Appends a line; past a fault nothing more is kept."""
+        """Appends a line; after a fault the document is dropped, and only the fault is stored."""
         self._size += line.size
         if self._size > self._max_bytes and not line.fault:
             line = line._replace(
@@ -149,7 +149,12 @@ class _Text:
             self._lines = []
 
     def taken(self, faults: Faults, strip: bool) -> Iterator[Record]:
-        """The document, if there is a sound one, without its last line feed if `strip`; the next one begins."""
+        """Yields the document unless it is empty or has a fault, which goes to `faults`; then begins the next one.
+
+        Args:
+            faults: handles a fault of the document.
+            strip: whether the line feed at the end is removed.
+        """
         text, fault = "".join([*self._joined, *self._lines]), self._fault
         self._clear()
         if fault:

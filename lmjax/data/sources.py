@@ -1,16 +1,17 @@
-"""Documents from files and from the embedded corpus.
+"""Reads documents from files and from the embedded corpus.
 
-| name ends in (also with .gz) | documents |
+| file name ends in (also with .gz) | documents |
 |---|---|
-| .jsonl | one JSON object a line, with `text`, or with `source` and `target` |
+| .jsonl | one JSON object per line, with `text`, or with `source` and `target` |
 | .json | the same, or one array of such objects |
-| .csv, .tsv | a header with the column `text`, or `source` and `target`; quotes mean nothing in .tsv |
-| anything else | text: several files are a document each; one is split at blank lines (whole with `split="tail"`) |
+| .csv, .tsv | a header with the column `text`, or `source` and `target`; in .tsv quotes have no special meaning |
+| anything else | text: each of several files is a document; one file is split at blank lines unless `split="tail"` |
 
-`documents` asks for another cut of running text, and `text_field`, `source_field` and `target_field` for other names.
-Everything is UTF-8, with or without a byte order mark; CRLF is read as LF, and so are the carriage returns of a file
-that has no line feeds. What is bad is a record: it is an error, or is left out and counted, and its neighbours stay
-whole. Reading is streamed: what is held in memory is one line, or one document of text, and both are bounded.
+The setting `documents` splits running text in another way, and `text_field`, `source_field` and `target_field` change
+the names of fields. Files are UTF-8, with or without a byte order mark; CRLF is read as LF, and so are carriage returns
+of a file without line feeds. A bad record is an error or is left out and counted; the records around it are not
+affected. Files are read as streams: only one line or one document of text is in memory, and the size of both is
+limited.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ SET_NAME = r"^[A-Za-z0-9_.-]+$"
 
 
 class NamedSet(Schema):
-    """A set of data under a name that its metrics carry; `NAME=PATH` is read as one."""
+    """A data set and its name, which appears in its metrics; the string `NAME=PATH` is accepted too."""
 
     name: str = pydantic.Field(pattern=SET_NAME)
     path: str = pydantic.Field(min_length=1)
@@ -50,10 +51,10 @@ class NamedSet(Schema):
 
 
 class DataConfig(Schema):
-    """What is read, how it is split, and how it reaches the training step.
+    """Settings of the data: what is read, how it is split into training and held-out data, and how batches are made.
 
-    `held_out` and `split` divide the training data where `eval` names no sets of its own. `split="hash"` keeps whole
-    documents together; `split="tail"` cuts the end off each text, so that one long text can be split, as nanoGPT does.
+    `held_out` and `split` divide the training data if `eval` names no sets. `split="hash"` holds out whole documents;
+    `split="tail"` holds out the end of each text, so that a single long text can be split, as in nanoGPT.
     """
 
     train: str = pydantic.Field(STDLIB, min_length=1, description="stdlib, or a path or glob of files")
@@ -108,12 +109,12 @@ class DataConfig(Schema):
 
     @property
     def train_sets(self) -> dict[str, str]:
-        """The paths of the training sets by name; one that is no mixture is called "train"."""
+        """Returns the paths of the training sets by name; without a mixture, the only set is called "train"."""
         return {item.name: item.path for item in self.mixture} or {"train": self.train}
 
     @property
     def cache_path(self) -> str:
-        """The folder of tokenised stores; raises FlagError if it cannot be one."""
+        """Returns the folder of tokenised stores; raises FlagError if it, or a folder above it, is a file."""
         given = self.cache_dir or os.environ.get("LMJAX_CACHE")
         path = os.path.expanduser(given or "~/.cache/lmjax")
         there = os.path.abspath(path)
@@ -126,7 +127,7 @@ class DataConfig(Schema):
 
     @property
     def reading(self) -> dict[str, str]:
-        """What decides the documents of a file beside its bytes, where it is not what is usual."""
+        """Returns the settings that change how documents are made from the bytes of files, if not the default."""
         names = ("documents", "text_field", "source_field", "target_field")
         return {
             name: getattr(self, name) for name in names if getattr(self, name) != type(self).model_fields[name].default
@@ -134,13 +135,13 @@ class DataConfig(Schema):
 
 
 class Unsplit(NamedTuple):
-    """A document whose sentences were not looked for yet, which takes longer than to read it.
+    """A document that is not yet split into sentences, because splitting takes longer than reading.
 
     Attributes:
-      record: the text or the pair; None where `document` is there.
-      group: as the document's.
-      as_pair: whether a pair is needed.
-      made: the document, where it has no sentences that are looked for.
+        record: the text or the pair; None if `made` is given.
+        group: the document's group.
+        as_pair: whether the document must be a pair.
+        made: the document, if it needs no splitting into sentences.
     """
 
     record: Record | None
@@ -150,14 +151,14 @@ class Unsplit(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The running text."""
+        """Returns the running text."""
         if self.made is not None:
             return self.made.text
         source, target = self.record
         return source if target is None else f"{source}\n{target}"
 
     def document(self) -> Document:
-        """The document."""
+        """Returns the document, split into sentences unless it is a pair or a record."""
         if self.made is not None:
             return self.made
         if self.as_pair:
@@ -174,19 +175,19 @@ def read_documents(
     names: FieldNames = USUAL_NAMES,
     max_bytes: int = files.MAX_BYTES,
 ) -> Iterator[Document]:
-    """The documents that `spec` names, in a fixed order.
+    """Yields the documents that `spec` names, in a fixed order.
 
     Args:
-      spec: "stdlib", or the path or glob of files.
-      pairs: whether pairs are needed; without it a pair is read as its source, a line feed and its target.
-      bad_records: whether a bad record is an error, or is left out and counted in the log.
-      documents: what a document of running text is; auto: what stands between blank lines of a single file, else a
-        file.
-      names: of the fields.
-      max_bytes: of a document of running text, or of a line.
+        spec: "stdlib", or the path or glob of files.
+        pairs: whether documents must be pairs; otherwise a pair is read as its source, a line feed and its target.
+        bad_records: whether a bad record is an error, or is left out and counted in the log.
+        documents: how running text is split into documents; "auto": at blank lines if there is one file, otherwise one
+            document per file.
+        names: names of the fields.
+        max_bytes: the largest size of a document of running text, or of a line.
 
     Raises:
-      DataError: the data is absent, empty or bad; the message names file and line.
+        DataError: the data is missing, empty or bad; the message names file and line.
     """
     for found in read_unsplit(spec, pairs, bad_records, documents, names, max_bytes):
         yield found.document()
@@ -201,7 +202,7 @@ def read_unsplit(
     max_bytes: int = files.MAX_BYTES,
     columns: Sequence[Column] = (),
 ) -> Iterator[Unsplit]:
-    """What `read_documents` gives, before sentences are looked for; or else records of named columns."""
+    """Yields the documents of `read_documents` before they are split into sentences; with `columns`, records."""
     if spec == STDLIB:
         if columns:
             wanted = ", ".join(column.name for column in columns)
@@ -221,7 +222,7 @@ def read_unsplit(
             continue
         for record in read_records(path, faults, pairs=pairs, documents=documents, names=names, max_bytes=max_bytes):
             empty = False
-            # White space around a text does not make it another text.
+            # Texts that differ only in surrounding white space are in one group.
             group = hashlib.blake2b(record.source.strip().encode(), digest_size=16).hexdigest()
             yield Unsplit(record, group, pairs)
     if empty:
@@ -231,7 +232,13 @@ def read_unsplit(
 
 
 def corpus_fingerprint(spec: str) -> str:
-    """Hex digest of what `spec` names: of the files' bytes and formats in reading order, not of their names."""
+    """Returns a hex digest of the bytes and formats of the files that `spec` names, in reading order.
+
+    The names of the files have no influence, except for the suffix.
+
+    Raises:
+        DataError: no file matches, or one cannot be read.
+    """
     if spec == STDLIB:
         return stdlib.fingerprint()
     digest = hashlib.blake2b(digest_size=16)

@@ -176,9 +176,9 @@ def special_names(content: Mapping[str, Any], settings: Mapping[str, Any], vocab
     """The names of the special tokens that a tokenizer has: those that the checkpoint gives, else the usual ones.
 
     Args:
-      content: of `tokenizer.json`.
-      settings: of `settings_of`; empty for a `tokenizer.json` alone.
-      vocab: token -> id.
+        content: of `tokenizer.json`.
+        settings: of `settings_of`; empty for a `tokenizer.json` alone.
+        vocab: token -> id.
     """
     model = content["model"]
     names = {f: content_of(settings, f, settings[f]) for f in (f"{role}_token" for role in ROLES) if f in settings}

@@ -1,4 +1,4 @@
-"""The split of documents into training and held-out ones, looked at before anything is made of either."""
+"""Splits documents into training and held-out ones, and checks that neither part is empty before either is used."""
 
 import dataclasses
 import functools
@@ -19,28 +19,28 @@ Read = Callable[[], Iterator[Unsplit]]
 
 
 class Splits(NamedTuple):
-    """Functions that read the documents of each training set and of each evaluation set anew."""
+    """By name of each training set and each evaluation set, a function that reads its documents from the beginning."""
 
     train: dict[str, Callable[[], Iterator[Document]]]
     evals: dict[str, Callable[[], Iterator[Document]]]
 
 
 def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = ()) -> Splits:
-    """The training sets and the evaluation sets: those of `config.eval`, else the held-out parts of the training sets.
+    """Returns the training sets and the evaluation sets: `config.eval`, or else held-out parts of the training sets.
 
-    Documents are held out by a hash of their group, which is the same on every machine; a text that occurs twice is on
-    one side, in a mixture too. The held-out part is called "heldout", in a mixture as its set; with `held_out=0` there
-    is none. The first reading of any set looks first whether all of them, and both sides of each, have a document: to
-    find it out in their turn costs the tokenising of those before.
+    A hash of a document's group decides whether it is held out, so the split is the same on every machine, and a text
+    that occurs twice is in one part, in a mixture too. The held-out part is called "heldout", or in a mixture like its
+    training set; with `held_out=0` there is none. When the first set is read, it is checked that every set, and both
+    parts of each, have a document. Otherwise an empty part would be found only after the sets before it are tokenised.
 
     Args:
-      config: what is read, and how it is split.
-      pairs: whether documents are pairs.
-      columns: of records; none: documents are pairs or running text.
+        config: what is read, and how it is split.
+        pairs: whether documents are pairs.
+        columns: of records; empty if documents are pairs or running text.
 
     Raises:
-      FlagError: the split cannot be had, or a file is read twice.
-      DataError: a path names no file.
+        FlagError: this data cannot be split in this way, or a file is read twice.
+        DataError: a path names no file.
     """
     _check_files(config)
     tail, documents = config.split == "tail", config.documents
@@ -75,13 +75,13 @@ def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = 
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-    """A set of documents, of which a share is held out.
+    """A data set, of which a share may be held out.
 
     Attributes:
-      path: or glob.
-      read: reads them anew.
-      share: that is held out; 0: all are on one side.
-      tail: whether the end of each text is held out, or else whole documents.
+        path: path or glob of its files.
+        read: reads the documents from the beginning.
+        share: the share that is held out; 0 for none.
+        tail: whether the end of each text is held out, instead of whole documents.
     """
 
     path: str
@@ -90,13 +90,13 @@ class _Set:
     tail: bool
 
     def side(self, held_out: bool) -> Iterator[Unsplit]:
-        """The documents of one side."""
+        """Returns the held-out documents, or the training documents."""
         if not self.share:
             return self.read()
         return (_tails if self.tail else _by_hash)(self.read(), self.share, held_out)
 
     def check(self) -> None:
-        """Raises DataError if a side has no document; otherwise reads no further than the first one of each."""
+        """Raises DataError if there is no training or no held-out document; reads only up to the first of each."""
         sides = (True, False) if self.share else (False,)
         empty = next((side for side in sides if next(self.side(side), None) is None), None)
         if empty is None:
@@ -138,7 +138,7 @@ def _tails(documents: Iterator[Unsplit], share: float, held_out: bool) -> Iterat
 
 
 def _check_files(config: DataConfig) -> None:
-    """Raises FlagError if two sets read one file."""
+    """Raises FlagError if two training sets, or a training and an evaluation set, read the same file."""
     owner = {}
     for name, path in config.train_sets.items():
         files_of_set = _files(path)

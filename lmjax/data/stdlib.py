@@ -35,7 +35,7 @@ def documents(pairs: bool) -> Iterator[Document]:
     """The documents of the standard library in a fixed order: texts, or pairs.
 
     Raises:
-      DataError: this Python comes without the sources of its library.
+        DataError: this Python comes without the sources of its library.
     """
     yield from _documents(pairs)
 

@@ -1,19 +1,20 @@
-"""Tokenised documents on disk: random access, a fingerprint, and nothing half-built that a later run would trust.
+"""Stores: tokenised documents on disk, with random access. A store that is not complete is never used.
 
 A store is a folder `store-FINGERPRINT` with
 
 | file | dtype | content |
 |---|---|---|
-| tokens.bin | uint16, or uint32 for larger vocabularies | the tokens of all documents, one after the other |
-| documents.bin | int64 `[documents + 1]` | where each document's tokens begin |
-| document_segments.bin | int64 `[documents + 1]` | where each document's segments begin in the next file |
-| segments.bin | int64 `[segments + 1]` | where each segment's tokens begin |
-| texts.bin | int64 `[documents * texts + 1]` | of records: where the segments of each tokenised column begin |
-| value_N.bin ... | | of records: column N of those that are kept as they are; see `values.py` |
+| tokens.bin | uint16, or uint32 for larger vocabularies | the tokens of all documents, concatenated |
+| documents.bin | int64 `[documents + 1]` | index in tokens.bin of the first token of each document |
+| document_segments.bin | int64 `[documents + 1]` | index in segments.bin of the first segment of each document |
+| segments.bin | int64 `[segments + 1]` | index in tokens.bin of the first token of each segment |
+| texts.bin | int64 `[documents * texts + 1]` | of records: index in segments.bin of each tokenised column |
+| value_N.bin ... | | of records: the N-th column that is not tokenised, as in `values.py` |
 | meta.json | | counts, dtype, the parts of the fingerprint, and the size of each file |
 
-It is built in a private temporary folder, synced, then renamed. Two builders at once each build, and one of the equal
-stores stays. The folder of a builder that died is removed by the next one.
+It is built in a temporary folder of its own, synced to disk, then renamed. If two processes build the same store at the
+same time, both build it and one of the two equal results remains. If a builder is killed, the next one removes its
+temporary folder.
 """
 
 import contextlib
@@ -43,16 +44,16 @@ _INDEX_FILES = ("documents.bin", "document_segments.bin", "segments.bin")
 
 
 class Store:
-    """The tokens of all documents, mapped from disk when first read. Picklable: it travels as its path.
+    """The tokens of all documents, memory-mapped at the first access. Picklable: only its path is pickled.
 
     Attributes:
-      path: the folder.
-      num_documents: how many.
-      num_tokens: of all documents.
-      num_bytes: UTF-8 bytes of all documents.
-      pairs: whether every document is a source and a target.
-      columns: of every document, if they are records.
-      fingerprint: hex digest of what the store was built from.
+        path: the folder.
+        num_documents: number of documents.
+        num_tokens: number of tokens of all documents.
+        num_bytes: number of UTF-8 bytes of all documents.
+        pairs: whether every document is a source and a target.
+        columns: the columns of the documents if they are records; otherwise empty.
+        fingerprint: hex digest of everything from which the store was built.
     """
 
     def __init__(self, path: str):
@@ -78,39 +79,45 @@ class Store:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """`[documents]` int64, tokens of each document."""
+        """Returns int64 `[documents]`, the number of tokens of each document."""
         return np.diff(self._index[0])
 
     def document(self, i: int) -> np.ndarray:
-        """The int32 tokens of document `i`."""
+        """Returns the tokens of document `i`, int32 `[tokens]`."""
         offsets = self._index[0]
         return self._tokens[offsets[i] : offsets[i + 1]].astype(np.int32)
 
     def tokens(self, i: int, start: int, length: int) -> np.ndarray:
-        """The int32 tokens `start` to `start + length` of document `i`."""
+        """Returns the tokens `start` to `start + length - 1` of document `i`, int32 `[length]`."""
         first = self._index[0][i] + start
         assert first + length <= self._index[0][i + 1], "past the end of the document"
         return self._tokens[first : first + length].astype(np.int32)
 
     def spelled_bytes(self, token_bytes: np.ndarray) -> int:
-        """UTF-8 bytes that the tokens of all documents stand for, given those of each id; mostly `num_bytes`."""
+        """Returns the number of UTF-8 bytes that the tokens of all documents represent.
+
+        It can differ from `num_bytes`, for example if the tokenizer normalises the text.
+
+        Args:
+            token_bytes: `[vocab_size]`, the number of bytes that each id represents.
+        """
         parts = range(0, self.num_tokens, _BATCH_CHARS)
         return sum(int(token_bytes[self._tokens[start : start + _BATCH_CHARS]].sum()) for start in parts)
 
     def segments(self, i: int) -> np.ndarray:
-        """`[segments + 1]` int64: where the segments of document `i` begin in it, and its length."""
+        """Returns int64 `[segments + 1]`: in document `i`, the index of each segment's first token; then its length."""
         documents, document_segments, segments = self._index
         return segments[document_segments[i] : document_segments[i + 1] + 1] - documents[i]
 
     def texts(self, i: int, name: str) -> list[np.ndarray]:
-        """The int32 tokens of each text in a tokenised column of document `i`; of a column of one text, that one."""
+        """Returns the tokens of each text in a tokenised column of document `i`, int32; type `text` has one text."""
         names = [column.name for column in self.columns if column.tokenised]
         first, end = self._texts[i * len(names) + names.index(name) :][:2]
         cuts = self._index[2][first : end + 1]
         return [self._tokens[a:b].astype(np.int32) for a, b in itertools.pairwise(cuts)]
 
     def value(self, i: int, name: str) -> Value:
-        """What a column that is not tokenised holds in document `i`; a list is a tuple."""
+        """Returns the value of a column that is not tokenised in document `i`; a list as a tuple."""
         return self._values[name][i]
 
     @functools.cached_property
@@ -134,19 +141,20 @@ def build_store(
     cache_dir: str,
     columns: Sequence[Column] = (),
 ) -> Store:
-    """The store of the documents: the one in `cache_dir` if its fingerprint matches and it is whole, else a new one.
+    """Returns the store of the documents: the one in `cache_dir` if there is a complete one, otherwise a new one.
 
     Args:
-      documents: called only if a store must be built; read as a stream.
-      tokenizer: encodes each text as a whole: a document, or either side of a pair. A token that spans two sentences is
-        the first one's, in which it begins.
-      fingerprint_parts: what decides the documents (the corpus's fingerprint, the split ...), as JSON values.
-      cache_dir: the folder of stores.
-      columns: of the documents, if they are records.
+        documents: gives the documents as a stream; called only if a store must be built.
+        tokenizer: encodes each text as a whole: a document, the source or target of a pair, or a text of a record. A
+            token that spans two sentences belongs to the first of them.
+        fingerprint_parts: everything that determines the documents (fingerprint of the corpus, the split ...), as JSON
+            values.
+        cache_dir: the folder of stores.
+        columns: of the documents, if they are records.
 
     Raises:
-      DataError: the documents hold no tokens.
-      SaveError: the store cannot be written.
+        DataError: the documents have no tokens.
+        SaveError: the store cannot be written.
     """
     parts = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **fingerprint_parts}
     parts |= {"columns": list(columns)} if columns else {}
@@ -171,7 +179,7 @@ def build_store(
 
 
 def _read_meta(folder: pathlib.Path) -> dict | None:
-    """The meta data of a whole store; None if there is none, or a file is missing or of another size."""
+    """Returns the metadata of a complete store; None if there is none, or a file is missing or has another size."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         whole = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
@@ -183,10 +191,10 @@ def _read_meta(folder: pathlib.Path) -> dict | None:
 def _write(
     folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocabulary, columns: Sequence[Column]
 ) -> dict:
-    """Writes the tokens and offsets, batch by batch; returns the meta data.
+    """Returns the metadata, after writing the tokens and offsets batch by batch.
 
     Raises:
-      DataError: there are no tokens.
+        DataError: there are no tokens.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     num_documents = num_segments = num_tokens = num_bytes = 0
@@ -231,7 +239,7 @@ def _write(
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Runs of documents of about the same number of characters."""
+    """Yields lists of consecutive documents, of about `_BATCH_CHARS` characters each."""
     batch, size = [], 0
     for document in documents:
         batch.append(document)
@@ -244,7 +252,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
-    """Each document, its tokens, and where its segments end in them; one without tokens is left out."""
+    """Yields each document with its tokens and the ends of its segments in them; skips documents without tokens."""
     threads = os.cpu_count() or 1
     if batch[0].pair or batch[0].counts:
         encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
@@ -271,7 +279,7 @@ def _write_meta(folder: pathlib.Path, meta: dict) -> None:
 
 
 def _publish(folder: pathlib.Path, final: pathlib.Path) -> None:
-    """Gives the folder its final name, unless another builder was first; what is broken there goes."""
+    """Renames the folder to its final name, unless another builder was first; replaces an incomplete store there."""
     with open(final.parent / ".publish.lock", "ab") as lock:
         _lock(lock, wait=True)
         if _read_meta(final) is None:
@@ -282,8 +290,8 @@ def _publish(folder: pathlib.Path, final: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder for one builder; while the builder lives, it holds the lock beside the folder."""
-    # The lock is held before the folder is there: a folder whose lock is free has no builder.
+    """Yields a temporary folder for one builder, which holds the lock of the folder until it ends or is killed."""
+    # The lock is taken before the folder is made, so a folder whose lock is free has no builder.
     with tempfile.NamedTemporaryFile(prefix=_TEMPORARY, suffix=".lock", dir=root) as file:
         _lock(file, wait=True)
         folder = pathlib.Path(file.name).with_suffix("")
@@ -295,7 +303,7 @@ def _temporary_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_stale(root: pathlib.Path) -> None:
-    """Removes the folders of builders that died."""
+    """Removes the temporary folders of builders that were killed."""
     for folder in root.glob(_TEMPORARY + "*"):
         lock = folder.with_suffix(".lock")
         with contextlib.suppress(OSError):
@@ -307,7 +315,10 @@ def _remove_stale(root: pathlib.Path) -> None:
 
 
 def _lock(file, wait: bool) -> bool:
-    """Whether the lock is now ours. Not every network file system has locks: there, nothing counts as stale."""
+    """Returns whether this process got the lock; False on a network file system without locks.
+
+    There no temporary folder counts as stale, so none is removed.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:

@@ -1,24 +1,26 @@
-"""SentencePiece tokenizers, trained or loaded, with the special symbols of all objectives in one layout.
+"""SentencePiece tokenizers, trained or loaded, which have the special tokens of all objectives.
 
 Every tokenizer that lmjax trains begins with the same ids:
 
-| id | piece | |
+| id | token | |
 |---|---|---|
 | 0 | `[PAD]` | padding |
-| 1 | `[UNK]` | a character outside the vocabulary (never seen with byte fallback) |
+| 1 | `[UNK]` | a character outside the vocabulary (never used with byte fallback) |
 | 2, 3 | `<s>`, `</s>` | begin and end of a text |
-| 4, 5, 6 | `[CLS]`, `[SEP]`, `[MASK]` | BERT's symbols |
+| 4, 5, 6 | `[CLS]`, `[SEP]`, `[MASK]` | BERT's special tokens |
 | 7 .. 106 | `<extra_id_0>` .. `<extra_id_99>` | T5's sentinels |
-| 107 | a line feed | text, and always a token of its own |
-| 108 .. 363 | `<0x00>` .. `<0xFF>` | text: the byte fallback, where it is on |
+| 107 | a line feed | text, and always a separate token |
+| 108 .. 363 | `<0x00>` .. `<0xFF>` | text: the byte fallback, if it is on |
 | the rest | learned | text |
 
-The symbols are control symbols, so text that spells "[MASK]" is never read as one. A loaded `.model` keeps its own ids,
-and the symbols that it lacks come after them. (The tokenizer of a checkpoint is read by `fast_tokenizer`, as it is.)
+The special tokens are control symbols of SentencePiece, so the text "[MASK]" is never encoded as the mask token. A
+loaded `.model` keeps its own ids, and the special tokens that it lacks are added after them. (`fast_tokenizer` reads
+the tokenizers of checkpoints, and adds nothing.)
 
-A trained tokenizer with byte fallback gives back exactly the text that it read: nothing is normalised, nothing is put
-in front, no white space is dropped. The exceptions: U+2581, with which SentencePiece itself writes a space, comes back
-as a space; without byte fallback an unknown character is lost; a loaded `.model` normalises as it was trained to.
+A trained tokenizer with byte fallback decodes exactly the text that it encoded: it does not normalise, adds no space
+before a text and removes no white space. There are three exceptions: U+2581, with which SentencePiece represents a
+space, is decoded as a space; without byte fallback an unknown character is lost; and a loaded `.model` normalises text
+as its own settings say.
 """
 
 import hashlib
@@ -47,17 +49,18 @@ PAD, UNK, BOS, EOS, CLS, SEP, MASK = "[PAD]", "[UNK]", "<s>", "</s>", "[CLS]", "
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
 
 _SPACE = "\u2581"
-_TRAINING_THREADS = 4  # fixed: the sums of the EM steps, and so the model, depend on it
-_CHUNK_CHARS = 16_384  # the unit of sampling
+_TRAINING_THREADS = 4  # constant, because the sums of the EM steps, and so the model, depend on it
+_CHUNK_CHARS = 16_384  # the training sample consists of chunks of this size
 _LINE_CHARS = 1_000  # SentencePiece leaves out training lines of more than 4192 bytes
 _SCORE_STEPS = 512
 
 
 class TokenizerConfig(Schema):
-    """Which tokenizer a run uses.
+    """Settings of the tokenizer: which one is loaded, or how one is trained.
 
-    `vocab_size` counts the special symbols, the byte pieces and the learned pieces; with `kind="char"` the characters
-    of the text decide and it is not used. `sample_bytes` bounds the text that training sees, drawn from all documents.
+    `vocab_size` counts the special tokens, the byte tokens and the learned tokens; with `kind="char"` it is not used,
+    because the characters of the text determine the vocabulary. `sample_bytes` limits the text used for training, which
+    is sampled from all documents.
     """
 
     path: str = pydantic.Field(
@@ -74,9 +77,9 @@ class TokenizerConfig(Schema):
 
 
 class Tokenizer(Vocabulary):
-    """A SentencePiece model; `Vocabulary` says what its attributes are.
+    """A SentencePiece tokenizer; `Vocabulary` documents its attributes.
 
-    Picklable: it is rebuilt from the bytes of its model, `proto`.
+    Picklable: only the bytes of its model, `proto`, are pickled.
     """
 
     def __init__(self, proto: bytes):
@@ -98,12 +101,12 @@ class Tokenizer(Vocabulary):
 
     @classmethod
     def load(cls, path: str) -> "Tokenizer":
-        """The tokenizer of a SentencePiece `.model` file, with the special symbols that it lacks after its own pieces.
+        """Returns the tokenizer of a SentencePiece `.model` file, with missing special tokens added after its own ids.
 
-        A damaged file can crash SentencePiece's C++ code, so a process of its own tries the file first.
+        A damaged file can crash SentencePiece's C++ code, so the file is first loaded in another process.
 
         Raises:
-          FlagError: the file is absent, empty, truncated or not a SentencePiece model.
+            FlagError: the file is absent, empty, truncated or not a SentencePiece model.
         """
         try:
             proto = expanded(path).read_bytes()
@@ -123,7 +126,7 @@ class Tokenizer(Vocabulary):
             ) from error
 
     def save(self, path: str) -> None:
-        """Writes the model to `path`; a killed write leaves no half of it there."""
+        """Writes the model to `path`; an interrupted write leaves no partial file."""
         write_whole(pathlib.Path(path), self.proto)
 
     def save_in(self, folder: pathlib.Path) -> None:
@@ -131,10 +134,10 @@ class Tokenizer(Vocabulary):
         self.save(str(folder / "tokenizer.model"))
 
     def _lines(self, text: str) -> list[str]:
-        """What of a text is encoded by itself.
+        """Returns the parts of a text that are encoded separately.
 
-        Where a line feed is a token whatever stands around it, these are the lines: sums of scores then stay small, and
-        so exact, in a unigram model.
+        These are the lines, if a line feed is always a separate token. The sums of scores in a unigram model are then
+        small enough to be exact.
         """
         return [text] if self._line_feed is None else text.split("\n")
 
@@ -151,12 +154,12 @@ class Tokenizer(Vocabulary):
         return found
 
     def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
-        del parts  # a SentencePiece model sees a text as one
+        del parts  # SentencePiece has no pre-tokenizer, so a text has no parts
         encoded = zip(texts, self._encode(texts, threads), strict=True)
         return [self._spelled(text, ids) or self._mapped(text) for text, ids in encoded]
 
     def _mapped(self, text: str) -> Located:
-        """The tokens of a text that they do not spell, with the places that SentencePiece gives."""
+        """Returns the tokens of a text whose bytes differ from the text, located by SentencePiece's offsets."""
         ids: list[int] = []
         starts: list[int] = []
         begin = 0
@@ -172,7 +175,7 @@ class Tokenizer(Vocabulary):
         return Located(np.array(ids, np.int32), places, np.zeros(len(ids), np.bool_))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special symbols leave nothing, bytes that are not UTF-8 become U+FFFD."""
+        """Returns the text of token ids, without special tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._model.decode([int(i) for i in ids])
 
     def __reduce__(self):
@@ -180,13 +183,13 @@ class Tokenizer(Vocabulary):
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer trained on a sample of `texts`; the same texts and config give the same one.
+    """Returns a tokenizer trained on a sample of `texts`; the same texts and config give the same tokenizer.
 
     Unigram models: Kudo 2018, arXiv:1804.10959; BPE: Sennrich et al. 2016, arXiv:1508.07909; both as in SentencePiece.
 
     Raises:
-      DataError: there is no text.
-      FlagError: the vocabulary is too small for the symbols and characters, or larger than the text can fill.
+        DataError: there is no text.
+        FlagError: the vocabulary size is too small for the special tokens and characters, or too large for the text.
     """
     buffer = io.BytesIO()
     lines = [line for text in _sample(texts, config.sample_bytes) for line in _training_lines(text)]
@@ -225,10 +228,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def _with_round_scores(proto: bytes) -> bytes:
-    """The model with its scores in steps of 1/512 nat.
+    """Returns the model with its scores rounded to multiples of 1/512 nat.
 
-    Many ways to cut a run of spaces have the same score. With steps, the sums over a line are exact in float32 as in
-    float64 (up to 32,768 nats), so ties stay ties, and every implementation breaks them alike.
+    Several tokenisations of a sequence of spaces can have the same score. With rounded scores the sum over a line is
+    exact in float32 and float64 (up to 32,768 nats), so equal scores are equal in every implementation, and each makes
+    the same choice between them.
     """
     model = parsed(proto)
     for piece in model.pieces:
@@ -237,7 +241,7 @@ def _with_round_scores(proto: bytes) -> bytes:
 
 
 def _size_error(message: str, config: TokenizerConfig) -> Exception:
-    """SentencePiece's complaint about the size, in the words of the config; anything else as it is."""
+    """Returns an error that names the config field for SentencePiece's message about the size, or a RuntimeError."""
     small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if small:
         return FlagError(
@@ -254,12 +258,13 @@ def _size_error(message: str, config: TokenizerConfig) -> Exception:
 
 
 def _sample(texts: Iterable[str], limit: int) -> list[str]:
-    """Chunks of the texts, in their order: all of them, or a uniform sample of at most `limit` UTF-8 bytes.
+    """Returns chunks of the texts, in order: all of them, or a uniform sample of at most `limit` UTF-8 bytes.
 
-    Each chunk draws a number, and the chunks with the smallest ones stay: one pass over a stream, bounded memory.
+    Each chunk gets a random number, and those with the smallest numbers are the sample. This needs one pass over the
+    stream and bounded memory.
     """
     draw = random_stream(0, "tokenizer")
-    heap, total = [], 0  # the largest draw is at the front
+    heap, total = [], 0  # the chunk with the largest random number is first
     for number, chunk in enumerate(chunk for text in texts for chunk in _chunks(text, _CHUNK_CHARS)):
         size = len(chunk.encode())
         if size > limit:
@@ -273,7 +278,7 @@ def _sample(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def _chunks(text: str, size: int) -> Iterator[str]:
-    """Consecutive parts of `text` of at most `size` characters, cut in front of white space where there is some."""
+    """Yields consecutive parts of `text` of at most `size` characters, split before white space if possible."""
     start = 0
     while len(text) - start > size:
         cuts = (text.rfind(space, start + size // 2, start + size) for space in ("\n", " "))
@@ -285,15 +290,15 @@ def _chunks(text: str, size: int) -> Iterator[str]:
 
 
 def _training_lines(text: str) -> Iterator[str]:
-    # A line feed is a symbol of its own whatever stands around it: training needs none.
+    # Lines without their line feeds, because a line feed is always a separate token and need not be learned.
     return (part for line in text.split("\n") for part in _chunks(line, _LINE_CHARS))
 
 
 def parsed(proto: bytes) -> Any:
-    """The protocol buffer of a SentencePiece model.
+    """Returns the parsed protocol buffer of a SentencePiece model.
 
     Raises:
-      ValueError: the bytes are not a whole model.
+        ValueError: the bytes are not a complete model.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -303,14 +308,14 @@ def parsed(proto: bytes) -> Any:
         model.ParseFromString(proto)
     except DecodeError as error:
         raise ValueError("not a SentencePiece model") from error
-    # The settings stand behind the pieces: a file that was cut between two pieces lacks them.
+    # The settings follow the pieces in the file, so a file that is truncated between two pieces lacks them.
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise ValueError("not a whole SentencePiece model")
     return model
 
 
 def splits_lines(model: Any) -> bool:
-    """Whether a line feed is a token of a parsed model whatever stands around it, and nothing is normalised."""
+    """Returns whether a line feed is always a separate token of a parsed model, and text is not normalised."""
     spec = model.normalizer_spec
     if spec.precompiled_charsmap or spec.add_dummy_prefix or spec.remove_extra_whitespaces:
         return False
@@ -319,7 +324,7 @@ def splits_lines(model: Any) -> bool:
 
 
 def _piece_bytes(model: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
-    """What the token stands for; empty for one that is not text."""
+    """Returns the bytes that the token represents; empty for one that is not text."""
     piece = model.id_to_piece(token)
     if model.is_byte(token):
         return bytes([int(piece[1:-1], 16)])
@@ -329,10 +334,10 @@ def _piece_bytes(model: sentencepiece.SentencePieceProcessor, token: int) -> byt
 
 
 def _with_special_pieces(proto: bytes) -> bytes:
-    """The model with every special symbol in it as a control symbol.
+    """Returns the model with all special tokens, as control symbols.
 
     Raises:
-      ValueError: the bytes are not a whole model.
+        ValueError: the bytes are not a complete model.
     """
     model = parsed(proto)
     known = {piece.piece: piece for piece in model.pieces}
@@ -345,7 +350,7 @@ def _with_special_pieces(proto: bytes) -> bytes:
         wanted.append(getattr(spec, field))
     for symbol in wanted:
         if symbol in known:
-            known[symbol].type = control  # else text could spell it
+            known[symbol].type = control  # otherwise text with the same characters would be encoded as this token
         else:
             model.pieces.add(piece=symbol, score=0.0, type=control)
     return model.SerializeToString(deterministic=True)

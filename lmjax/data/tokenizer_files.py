@@ -24,9 +24,9 @@ def build(folder: pathlib.Path, model: pathlib.Path | None, settings: Mapping[st
     """The `tokenizer.json` that transformers makes of a folder's older files.
 
     Args:
-      folder: holds `vocab.json` and `merges.txt`, or `vocab.txt`, or the SentencePiece `model`.
-      model: the SentencePiece model, if there is one.
-      settings: of `settings_of`.
+        folder: holds `vocab.json` and `merges.txt`, or `vocab.txt`, or the SentencePiece `model`.
+        model: the SentencePiece model, if there is one.
+        settings: of `settings_of`.
     """
     kind, files = settings.get("tokenizer_class", ""), [folder / name for name in ("vocab.json", "merges.txt")]
     if model:

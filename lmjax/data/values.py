@@ -1,10 +1,10 @@
-"""Values beside the tokens of a store, column by column: written document by document, read at random.
+"""Files of a store for the columns that are not tokenised: written document by document, with random access.
 
 | file | dtype | content |
 |---|---|---|
-| NAME.bin | int64, float64 or UTF-8 bytes | the values of all documents, one after the other |
-| NAME_items.bin | int64 `[items + 1]` | where the bytes of each string begin |
-| NAME_lists.bin | int64 `[documents + 1]` | where the items of each document's list begin |
+| NAME.bin | int64, float64 or UTF-8 bytes | the values of all documents, concatenated |
+| NAME_items.bin | int64 `[items + 1]` | of strings: index in NAME.bin of the first byte of each string |
+| NAME_lists.bin | int64 `[documents + 1]` | of lists: index of the first item of each document |
 """
 
 import itertools
@@ -21,16 +21,16 @@ _DTYPES = {"integer": np.dtype(np.int64), "number": np.dtype(np.float64), "strin
 
 
 def _shape(kind: str) -> tuple[np.dtype, bool, bool]:
-    """The dtype of a column's values, whether they are strings, and whether a document has a list of them."""
+    """Returns the dtype of a column's values, whether they are strings, and whether each document has a list."""
     single = kind.removesuffix("s")
     return _DTYPES[single], single == "string", kind != single
 
 
 class ValueWriter:
-    """Appends the values of one column.
+    """Writes the values of one column.
 
     Attributes:
-      files: what is written, by name.
+        files: the files to which it writes, by name.
     """
 
     def __init__(self, name: str, kind: str, opened: Callable[[str], BinaryIO]):
@@ -62,7 +62,7 @@ class ValueWriter:
 
 
 class Values:
-    """The values of one column by the number of the document, mapped from disk when first read."""
+    """The values of one column by the number of the document, memory-mapped at the first access."""
 
     def __init__(self, folder: str, name: str, kind: str):
         self._path = pathlib.Path(folder, name)
@@ -88,10 +88,10 @@ class Values:
 
 
 class RecordWriter:
-    """Writes what records have beside their tokens; nothing where there are no columns.
+    """Writes the columns of records, except the tokens; writes nothing if there are no columns.
 
     Attributes:
-      files: what is written, by name.
+        files: the files to which it writes, by name.
     """
 
     def __init__(self, columns: Sequence[Column], opened: Callable[[str], BinaryIO]):

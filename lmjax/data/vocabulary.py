@@ -1,4 +1,4 @@
-"""What every tokenizer knows of its ids: which are special, which are text, and what each of them stands for."""
+"""The base class of tokenizers: which ids are special, which are text, and the bytes that each id represents."""
 
 import functools
 import pathlib
@@ -11,7 +11,7 @@ from lmjax.data import long_texts
 from lmjax.data.long_texts import Joints, Located
 from lmjax.errors import FlagError
 
-# What each special symbol is called, and an example of it.
+# The name of each special token in messages, and an example of it.
 ROLES = {
     "pad": "padding ([PAD])",
     "unk": "unknown ([UNK])",
@@ -30,24 +30,25 @@ def _role(role: str) -> property:
 class Vocabulary:
     """The ids of a tokenizer; the base class of `Tokenizer` and `FastTokenizer`.
 
-    A special symbol that a tokenizer lacks is an error when it is asked for, not before. Padding alone always has an
-    id: that of the end of a text, of the unknown token, or 0, whichever exists. Any id would do, because segment ids
-    say what is padding and token ids never do.
+    If a tokenizer lacks a special token, reading its id raises FlagError, except for padding. `pad_id` is then the id
+    of the end of a text, or of the unknown token, or 0. Any id is possible, because segment ids mark padding, and token
+    ids are never used for that.
 
     Attributes:
-      vocab_size: number of ids, those without a token among them.
-      pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id: ids of the special symbols.
-      role_ids: role -> id of those special symbols that the tokenizer has.
-      sentinel_ids: int32, of `<extra_id_0>` and on, in this order; an error where there are none.
-      sentinels: frozenset of the same, empty where there are none.
-      special_ids: frozenset of every id that is not text.
-      is_text: `[vocab_size]` bool, whether the token stands for text.
-      text_ids: int32, the ids of all tokens that do.
-      pieces: the bytes that each token stands for, as `token_bytes` counts them.
-      token_bytes: `[vocab_size]` int32, UTF-8 bytes that the token stands for: 0 for a special one, 1 for a byte piece.
-      word_start: `[vocab_size]` bool, whether the token begins a word (or is white space, punctuation or special): a
-        word is such a token and those after it up to the next, for whole-word masking.
-      fingerprint: hex digest of all that decides the ids.
+        vocab_size: number of ids, including ids without a token.
+        pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id: ids of the special tokens.
+        role_ids: role -> id of the special tokens that the tokenizer has.
+        sentinel_ids: int32 `[sentinels]`, ids of `<extra_id_0>`, `<extra_id_1>` ...; FlagError if there are none.
+        sentinels: frozenset of the same ids, empty if there are none.
+        special_ids: frozenset of all ids that are not text.
+        is_text: bool `[vocab_size]`, whether the token is text.
+        text_ids: int32 `[text tokens]`, the ids of all tokens that are text.
+        pieces: the bytes that each token represents; empty for special tokens.
+        token_bytes: int32 `[vocab_size]`, number of UTF-8 bytes that the token represents: 0 for a special token, 1 for
+            a byte token.
+        word_start: bool `[vocab_size]`, whether the token begins a word (or is white space, punctuation or special).
+            For whole-word masking, a word is such a token and the tokens after it up to the next one.
+        fingerprint: hex digest of everything that determines the ids.
     """
 
     fingerprint: str
@@ -62,14 +63,14 @@ class Vocabulary:
         sentinels: Sequence[int],
         continues: Collection[int] = (),
     ):
-        """Fills in every attribute but the fingerprint.
+        """Sets all attributes except the fingerprint.
 
         Args:
-          pieces: what each id stands for; special ones are taken as empty.
-          special: the ids that are not text.
-          roles: ids of those of `ROLES` that the tokenizer has.
-          sentinels: ids of `<extra_id_0>` and on.
-          continues: ids of text that are known to go on with a word, whatever they stand for.
+            pieces: the bytes that each id represents; those of special ids are ignored.
+            special: the ids that are not text.
+            roles: ids of the special tokens that the tokenizer has, by their role in `ROLES`.
+            sentinels: ids of `<extra_id_0>`, `<extra_id_1>` ...
+            continues: ids of text tokens that continue a word, whatever their bytes.
         """
         self.vocab_size = len(pieces)
         self.special_ids = frozenset(special)
@@ -95,7 +96,7 @@ class Vocabulary:
 
     @property
     def sentinel_ids(self) -> np.ndarray:
-        """Returns the ids of the sentinels, int32."""
+        """Returns the ids of the sentinels, int32 `[sentinels]`; raises FlagError if there are none."""
         if not self.sentinels:
             raise FlagError(
                 "tokenizer.path: this tokenizer has no sentinels (<extra_id_0> and on), and the objective needs them; "
@@ -104,22 +105,22 @@ class Vocabulary:
         return self._sentinel_ids
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of `text`; none are put around it."""
+        """Returns the token ids of `text`, without special tokens around it."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """The token ids of each text, of any length, computed by `threads` threads."""
+        """Returns the token ids of each text, of any length, computed by `threads` threads."""
         encoded = iter(self._encode([text for text in texts if not _is_long(text)], threads))
         return [self._located(text, threads).ids.tolist() if _is_long(text) else next(encoded) for text in texts]
 
     def locate_batch(self, texts: Sequence[str], threads: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The token ids of each text, int32, and the character of the text at which each token begins, int64."""
+        """Returns, for each text, int32 token ids and the int64 index of the character at which each token begins."""
         located = iter(self._locate([text for text in texts if not _is_long(text)], threads, parts=False))
         found = (self._located(text, threads) if _is_long(text) else next(located) for text in texts)
         return [(tokens.ids, tokens.starts) for tokens in found]
 
     def _located(self, text: str, threads: int) -> Located:
-        """The tokens of a text that is too long to be encoded at once."""
+        """Returns the tokens of a text that is too long to be encoded at once."""
         return long_texts.encode_long(text, functools.partial(self._locate, threads=threads, parts=True), self._joints)
 
     @functools.cached_property
@@ -127,21 +128,21 @@ class Vocabulary:
         return Joints(self.pieces, self._byte_pairs)
 
     def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """The token ids of each text, encoded at once."""
+        """Returns the token ids of each text, encoded at once."""
         raise NotImplementedError
 
     def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
-        """The tokens of each text, encoded at once.
+        """Returns the tokens of each text, encoded at once.
 
         Args:
-          texts: any.
-          threads: how many compute.
-          parts: whether `Located.parts` is needed; else it may be all False.
+            texts: the texts.
+            threads: number of threads.
+            parts: whether `Located.parts` is needed; otherwise it may be all False.
         """
         raise NotImplementedError
 
     def _spelled(self, text: str, ids: Sequence[int]) -> Located | None:
-        """The tokens of a text, with their places counted by their bytes; None if they do not spell the text."""
+        """Returns the tokens of a text, located by counting their bytes; None if these bytes are not the text's."""
         content = text.encode()
         if b"".join([self.pieces[i] for i in ids]) != content:
             return None
@@ -153,11 +154,11 @@ class Vocabulary:
         return Located(ids, starts, np.zeros(len(ids), np.bool_))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special symbols leave nothing."""
+        """Returns the text of token ids, without special tokens."""
         raise NotImplementedError
 
     def save_in(self, folder: pathlib.Path) -> None:
-        """Writes into `folder` what `load_tokenizer` needs to give back the same tokenizer."""
+        """Writes into `folder` the files from which `load_tokenizer` loads the same tokenizer."""
         raise NotImplementedError
 
 
@@ -166,22 +167,22 @@ def _is_long(text: str) -> bool:
 
 
 def starts_word(piece: bytes) -> bool:
-    """Whether a new word begins at this piece.
+    """Returns whether a token with these bytes begins a word.
 
-    Words are runs of letters, digits and underscores with the white space before them; every other character begins one
-    of its own, and so do ideographs, as BERT's basic tokenizer has it (Devlin et al. 2018, arXiv:1810.04805, A.1). A
-    lone byte is judged by the characters that it can begin.
+    A word is a sequence of letters, digits and underscores with the white space before it. Each other character begins
+    a new word, and so does each ideograph, as in BERT's basic tokenizer (Devlin et al. 2018, arXiv:1810.04805, A.1).
+    For a single byte, the characters that it can begin decide.
     """
     if not piece:
         return True
     first = piece.decode(errors="ignore")[:1]
     if not first:
-        return piece[0] >= 0xE0  # of three or four bytes: ideographs, symbols, emoji
+        return piece[0] >= 0xE0  # begins a character of three or four bytes: ideographs, symbols, emoji
     return not (first.isalnum() or first == "_") or "\u3040" <= first <= "\u9fff" or first >= "\U00020000"
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file; a killed write leaves no half of it there."""
+    """Writes a file under a temporary name and renames it, so that an interrupted write leaves no partial file."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Batches that worker processes make, with a limit to every wait for one."""
+"""Reads the batches of worker processes, with a limit to the time of waiting for each."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lmjax.errors import StuckError, WorkerError
 
 Features = dict[str, np.ndarray]
 
-# The beginning of the names that grain gives its processes.
+# grain gives its processes names that begin with this.
 _NAME = "grain-process-prefetch"
-# Seconds in which grain notices that its processes are gone.
+# Seconds within which grain notices that its processes have ended.
 _NOTICED = 10.0
 
 
 class BoundedReader:
-    """An iterator over another one, read by a thread so that waiting for an element can end.
+    """Reads an iterator in a thread, so that waiting for an element can time out.
 
-    A worker process that is stopped, or that computes for ever, makes grain wait for ever. Here the wait ends after
-    some time, the workers are killed, and the error says what happened.
+    If a worker process is stopped or never finishes a batch, grain waits without a limit. Here the wait ends after
+    `seconds`, the workers are killed, and the error says why.
     """
 
     def __init__(self, iterator: Iterator[Any], seconds: float):
-        """Reads ahead by one element.
+        """Starts the thread, which reads one element ahead.
 
         Args:
-            iterator: of grain, over the batches of its worker processes.
+            iterator: grain's, over the batches of its worker processes.
             seconds: the longest wait for an element.
         """
         self._iterator, self._seconds = iterator, seconds
@@ -45,10 +45,10 @@ class BoundedReader:
         while not self._closed.is_set():
             try:
                 batch = next(self._iterator, None)
-                # What workers send lies in shared memory, which must not outlive them.
+                # Copied, because the arrays of workers are in shared memory, which must not be used after they end.
                 item = batch if batch is None else {name: np.array(value) for name, value in batch.items()}
                 self._put(item, None)
-            except Exception as e:  # handed over to the thread that reads
+            except Exception as e:  # `read` raises it in the caller's thread
                 self._put(None, e)
                 return
             if item is None:
@@ -64,8 +64,8 @@ class BoundedReader:
         """Returns the next batch; None at the end.
 
         Raises:
-            WorkerError: a worker process ended.
-            StuckError: no batch came in time; the workers are killed.
+            WorkerError: a worker process has ended.
+            StuckError: there was no batch within the time limit; the workers have been killed.
         """
         try:
             item, error = self._queue.get(timeout=self._seconds)
@@ -91,7 +91,7 @@ class BoundedReader:
             process.kill()
 
     def close(self) -> None:
-        """Ends the thread; the iterator can be closed then."""
+        """Ends the thread; the iterator can be closed afterwards."""
         self._closed.set()
         self._thread.join(timeout=_NOTICED)
         if self._thread.is_alive():
