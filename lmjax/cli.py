@@ -1,4 +1,4 @@
-"""`lmjax COMMAND --flags`: picks the command, and turns what the user can mend into one message and an exit code."""
+"""`lmjax COMMAND --flags`: runs the command, and turns errors that the user can fix into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def usage() -> str:
 
 
 def run(argv: Sequence[str]) -> object:
-    """Runs a command in this process and returns its result; what a notebook calls.
+    """Returns the result of a command, run in this process; for notebooks.
 
     Args:
         argv: the command and its flags, such as `["train", "--objective=mlm,nsp"]`.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: an error that the user can fix.
     """
     if not argv or argv[0] not in COMMANDS:
         given = argv[0] if argv else ""
@@ -45,14 +45,14 @@ def run(argv: Sequence[str]) -> object:
 
     from lmjax.commands.flags import help_text, parse
 
-    # What a command is told stands apart from what it does, which imports jax: help and a wrong flag need none of it.
+    # A command's flags are in a module of their own that does not import jax, so that --help and a wrong flag are fast.
     told = importlib.import_module(f"lmjax.commands.{command}_flags")
     values, same = told.define(), getattr(told, "SAME", None)
     overrides = parse(values, arguments, same, command=command)
     if values["help"].value:
         print(help_text(values, told.DESCRIPTION))
         return None
-    # Grain and others read absl's global flags, which nobody parses in a notebook.
+    # Grain and other libraries read absl's global flags, which are not parsed in a notebook.
     flags.FLAGS.mark_as_parsed()
     tell()
     with phase("loading jax"):
@@ -75,7 +75,7 @@ def main() -> None:
         print(f"lmjax: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has enough; nothing may be flushed to it on the way out.
+        # The reader of the output, such as `head`, has closed the pipe; Python must not flush to it at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt:

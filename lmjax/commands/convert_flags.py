@@ -23,7 +23,7 @@ Families: {", ".join(sorted(FAMILIES))}.
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     flags.DEFINE_string("from", None, "a folder of Hugging Face, or a name on its hub", flag_values=values)
     define_path(values, "workdir", "with --from, the workdir to make; else the run to write out")

@@ -1,4 +1,4 @@
-"""`lmjax evaluate`: what a trained model makes of texts, of pairs and questions, and of lm-eval's tasks."""
+"""`lmjax evaluate`: scores texts, pairs and questions with a trained model, or runs tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
 
 
 def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path | None]:
-    """Returns the model's place, how texts are scored, and the file of the results, after a look at all flags."""
+    """Checks the flags, and returns where the model is, how texts are scored, and the output file if there is one."""
     place = values[named(values, "evaluate")].value
     if values["harness"].value and values["data"].value:
         raise FlagError("--harness and --data: a task of the harness brings its own data; give one of them")
@@ -74,7 +74,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
 
 
 def _sets(values: flags.FlagValues) -> dict[str, str]:
-    """Returns the paths that --data gives, by name; one without a name is called what it is."""
+    """Returns the paths of --data by name; a path without a name is its own name."""
     found: dict[str, str] = {}
     for spec in values["data"].value:
         name = set_name(spec)
@@ -99,7 +99,7 @@ def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig)
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Returns the metrics of several sets, a row for each, as lines to print; equal columns stand together."""
+    """Returns the metrics of several sets as text, a row for each; adjacent sets with equal columns share a table."""
     lines: list[str] = []
     for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):
         rows = [("", *columns)]

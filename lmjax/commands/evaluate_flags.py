@@ -34,7 +34,7 @@ SWITCHES = ("truncate", "end", "within_word")
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     harness = "tasks of lm-evaluation-harness, joined by commas; in place of --task and --data"
     flags.DEFINE_string("harness", None, harness, flag_values=values)

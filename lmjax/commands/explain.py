@@ -1,4 +1,4 @@
-"""What `lmjax train --help_config` prints: every field with its value, what it may be and what it does."""
+"""What `lmjax train --help_config` prints: every config field with its value, allowed values and description."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Entry(NamedTuple):
     """A field of a config.
 
     Attributes:
-        path: dotted.
-        value: as a flag gives it.
-        allowed: what it may be.
-        description: what it does.
+        path: the dotted path.
+        value: the value as a flag would give it.
+        allowed: the allowed values in words.
+        description: the field's description.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 def entries(config: pydantic.BaseModel, prefix: str = "") -> Iterator[Entry]:
-    """Yields the fields of a config in their order, those of the configs within it at their place."""
+    """Yields the fields of a config in their order, with the fields of a nested config in its place."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, pydantic.BaseModel):
@@ -55,11 +55,11 @@ def entries(config: pydantic.BaseModel, prefix: str = "") -> Iterator[Entry]:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as a flag gives it."""
+    """Returns a value as a flag would give it."""
     if isinstance(value, tuple):
         return ",".join(map(shown, value)) or "none"
     if isinstance(value, pydantic.BaseModel):
-        # A set of data, which a flag gives as NAME=PATH.
+        # A data set: its flag has the form NAME=PATH.
         return "=".join(map(str, value.model_dump().values()))
     if value is None or isinstance(value, bool):
         return str(value).lower()
@@ -67,7 +67,7 @@ def shown(value: Any) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """Returns what a field may be, in words: its choices, its type and its bounds."""
+    """Returns the allowed values of a field in words: its choices, its type and its bounds."""
     return _allowed(field.annotation, field.metadata)
 
 
@@ -94,7 +94,7 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _heading(config: Config, path: str) -> str:
-    """Returns the dotted path of a group, with the first sentence of its class."""
+    """Returns the dotted path of a group with the first line of its class's docstring."""
     if not path:
         return "the run"
     about = (type(operator.attrgetter(path)(config)).__doc__ or "").partition("\n")[0]
@@ -102,10 +102,14 @@ def _heading(config: Config, path: str) -> str:
 
 
 def explain(config: Config, pattern: str = "") -> str:
-    """Returns the fields of a config by group, those in which a word or a regular expression stands.
+    """Returns the fields of a config by group, as text; with `pattern`, only those that contain it.
+
+    Args:
+        config: the config.
+        pattern: a regular expression or a word, searched in path, allowed values and description; empty: all fields.
 
     Raises:
-        FlagError: it stands in none.
+        FlagError: no field contains the pattern.
     """
     try:
         found = re.compile(pattern, re.IGNORECASE)

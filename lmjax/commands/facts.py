@@ -1,7 +1,7 @@
-"""What modules of lmjax say of their choices and fields, read from their source: importing them would import jax.
+"""Names in registries and fields of configs, read from the source of lmjax's modules without importing them.
 
-Importing jax takes seconds, and help and the answer to a typo need none of it. So the names of a registry and the
-fields of a config are read where they stand, as text. `tests/commands/test_facts.py` holds them against the objects.
+Importing those modules would import jax, which takes seconds, and --help and the answer to a mistyped flag need no jax.
+So the source is parsed instead. `tests/commands/test_facts.py` compares the results with the imported objects.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Fact(NamedTuple):
     """A field of a config.
 
     Attributes:
-        default: as it is written in the source; empty: there is none.
-        description: what the field says of itself.
-        choices: the values that it may have, where it is one of a few.
+        default: the default as written in the source; empty: there is none.
+        description: the field's description.
+        choices: the allowed values, if the field is a choice.
     """
 
     default: str
@@ -33,10 +33,10 @@ class Fact(NamedTuple):
 
 
 class _Module:
-    """A module's source: what stands at its top level, and where its imported names come from."""
+    """A module's source: its top-level assignments and classes, and the modules of its imported names."""
 
     def __init__(self, name: str):
-        # By its path: to look for a module, importlib imports the packages around it.
+        # Found by its path, because importlib would import the parent packages to find it.
         place = pathlib.Path(lmjax.__file__).parent.joinpath(*name.split(".")[1:])
         tree = ast.parse((place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text("utf-8"))
         self.package = name.rpartition(".")[0]
@@ -60,10 +60,10 @@ def _module(name: str) -> _Module:
 
 
 def names(module: str, variable: str) -> tuple[str, ...]:
-    """Returns the names that a registry of a module holds, such as `("lmjax.model.presets", "PRESETS")`.
+    """Returns the keys of a registry in a module, such as `PRESETS` in `lmjax.model.presets`.
 
-    The registry may be a dict, dicts joined by `|` or `**`, a function's keywords, or a comprehension over another
-    registry, over the fields of a config, or over classes that carry a `name` and stand in a list of `module.Class`.
+    The registry may be a dict, dicts joined by `|` or `**`, a call with keywords, or a comprehension over another
+    registry, over the fields of a config, or over a list of `module.Class` whose classes have a `name`.
     """
     here = _module(module)
     if variable in here.values:
@@ -72,12 +72,12 @@ def names(module: str, variable: str) -> tuple[str, ...]:
 
 
 def constant(module: str, variable: str) -> Any:
-    """Returns a text or a number that a module defines."""
+    """Returns a constant of a module, a text or a number."""
     return ast.literal_eval(_module(module).values[variable])
 
 
 def _keys(here: _Module, node: ast.expr) -> Iterator[str]:
-    """Yields the keys of an expression that makes a dict."""
+    """Yields the keys of an expression whose value is a dict."""
     match node:
         case ast.Dict():
             for key, value in zip(node.keys, node.values, strict=True):
@@ -104,7 +104,7 @@ def _keys(here: _Module, node: ast.expr) -> Iterator[str]:
 
 
 def _classes(here: _Module, node: ast.DictComp) -> dict[str, tuple[str, dict[str, ast.AnnAssign]]]:
-    """Returns by their `name` the classes of a registry, each as its module and its annotated lines."""
+    """Returns the classes of a registry by their `name`, each as its module and its annotated assignments."""
     found = {}
     for place in ast.literal_eval(here.values[node.generators[0].iter.args[1].id]):
         name, of_class = place.split(".")
@@ -116,9 +116,9 @@ def _classes(here: _Module, node: ast.DictComp) -> dict[str, tuple[str, dict[str
 
 
 def fields(module: str, name: str) -> dict[str, Fact]:
-    """Returns the fields of a config class by dotted path, those of the configs within it included.
+    """Returns the fields of a config class by dotted path, those of nested configs included.
 
-    The class is written as one, or made by pydantic's `create_model` from a base and the classes of a registry.
+    The class is a class statement, or made by pydantic's `create_model` from a base and the classes of a registry.
     """
     here = _module(module)
     if name in here.values:
@@ -126,7 +126,7 @@ def fields(module: str, name: str) -> dict[str, Fact]:
     if name not in here.classes:
         return fields(*here.imports[name])
     found: dict[str, Fact] = {}
-    # As pydantic does: fields of the last base come first.
+    # In pydantic's order: the fields of the last base are first.
     for base in reversed(here.classes[name].bases):
         if base.id != _SCHEMA:
             found |= fields(*_place(here, module, base.id))
@@ -137,7 +137,7 @@ def fields(module: str, name: str) -> dict[str, Fact]:
 
 
 def _made_fields(here: _Module, module: str, made: ast.Call) -> dict[str, Fact]:
-    """Returns the fields of a class that `create_model` makes: the base's, and those of each `config` of a registry."""
+    """Returns the fields of a `create_model` class: those of its base, and of each `config` in a registry."""
     said = {keyword.arg: keyword.value for keyword in made.keywords}
     found = fields(*_place(here, module, said["__base__"].id))
     registry, variable = here.imports[said[None].generators[0].iter.func.value.id]
@@ -149,7 +149,7 @@ def _made_fields(here: _Module, module: str, made: ast.Call) -> dict[str, Fact]:
 
 
 def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
-    """Returns one field by its name, or a config's fields by their paths."""
+    """Returns one field by its name; for a field that holds a config, that config's fields by their paths."""
     if group := _group(here, module, node):
         return {f"{node.target.id}.{path}": fact for path, fact in fields(*group).items()}
     value, description = node.value, ""
@@ -162,9 +162,9 @@ def _field(here: _Module, module: str, node: ast.AnnAssign) -> dict[str, Fact]:
 
 
 def moved(module: str, name: str) -> dict[str, str]:
-    """Returns the dotted paths that fields of a config class had before, each with the one that it has now.
+    """Returns the former dotted paths of a config class's fields, each with the present one.
 
-    What a class computes or `create_model` makes is not in the source: its paths of before are found by their names.
+    Entries of `moved` that are computed, and those of a `create_model` class, are not in the source and are left out.
     """
     here, found = _module(module), {}
     if name not in here.classes:
@@ -179,7 +179,7 @@ def moved(module: str, name: str) -> dict[str, str]:
 
 
 def _group(here: _Module, module: str, node: ast.AnnAssign) -> tuple[str, str] | None:
-    """Returns the module and the name of the config class that a field holds; None: it holds a value."""
+    """Returns the module and the name of the config class that a field holds, or None if it holds a value."""
     for part in ast.walk(node.annotation):
         if isinstance(part, ast.Name) and _is_config(here, module, part.id) and not _is_list(node.annotation):
             return _place(here, module, part.id)
@@ -187,7 +187,7 @@ def _group(here: _Module, module: str, node: ast.AnnAssign) -> tuple[str, str] |
 
 
 def _choices(here: _Module, node: ast.expr) -> Iterator[str]:
-    """Yields the values of a Literal, with those of other Literals and registries in it; none of other annotations."""
+    """Yields the values of a Literal, including Literals and registries in it; of other annotations, nothing."""
     if isinstance(node, ast.Name) and node.id in here.values:
         yield from _choices(here, here.values[node.id])
     elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
@@ -210,7 +210,7 @@ def _is_list(annotation: ast.expr) -> bool:
 
 
 def _is_config(here: _Module, module: str, name: str) -> bool:
-    """Returns whether a name is that of a config class: one whose bases end in Schema."""
+    """Returns whether a name is a config class: a subclass of Schema."""
     module, name = _place(here, module, name) if name in here.classes or name in here.imports else ("", "")
     if not module.startswith("lmjax."):
         return False

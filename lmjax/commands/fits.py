@@ -1,4 +1,4 @@
-"""Whether a run fits into memory: what it needs at the least, of shapes alone, before anything is allocated."""
+"""Whether a run fits into memory: a lower bound computed from shapes, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lmjax.parallel.mesh import batch_shards
 from lmjax.runs.build import checked_mesh, hyperparameters, vocabulary_rows
 from lmjax.training.state import state_maker
 
-# Tokens and targets of a row, int32, stand in every batch.
+# Bytes per position of a batch: every batch has at least tokens and targets, as int32.
 _BYTES_OF_PLACE = 8
-# A worker process that has imported numpy and a tokenizer.
+# Bytes of a worker process that has imported numpy and a tokenizer.
 _BYTES_OF_WORKER = 5 * 10**7
 _SMALLER = (
     "take a smaller --preset or --config.model, fewer or shorter rows (--batch_size, --length, --config.accumulation), "
@@ -26,10 +26,10 @@ _SMALLER = (
 
 
 def sized_model(config: Config) -> LanguageModel:
-    """Returns the model of a config, its token table as large as its tokenizer needs.
+    """Returns the model of a config, with a token table of the size that its tokenizer needs.
 
-    One that is still to be trained has as many ids as the config says; only the characters of kind=char, which follow
-    from the text, are fewer.
+    A tokenizer that is not trained yet is assumed to have as many ids as the config says; with kind=char, where they
+    follow from the characters of the text, there may be fewer.
     """
     path = config.tokenizer.path
     size = vocabulary_rows(config, load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size)
@@ -38,10 +38,10 @@ def sized_model(config: Config) -> LanguageModel:
 
 
 def check_run(config: Config) -> None:
-    """Raises FlagError, with the numbers, where a run cannot fit its devices or its host.
+    """Raises FlagError, with the numbers, if a run cannot fit on its devices or on its host.
 
-    Counted are parameters, the optimizer's state and gradients, each as it is divided over the mesh; of activations
-    only what enters each layer, which the backward pass needs whatever is recomputed; and batches made ahead.
+    It counts parameters, optimizer state and gradients, each as divided over the mesh; of the activations only the
+    input of each layer, which the backward pass needs even with remat; and the batches that are made ahead.
     """
     mesh, memory = checked_mesh(config), device_memory()
     here = mesh.local_mesh.size if memory.shared else 1
@@ -74,12 +74,12 @@ def check_run(config: Config) -> None:
 
 
 def check_shapes(config: ModelConfig, memory: Memory, ways: int = 1) -> None:
-    """Raises FlagError where the parameters alone, split evenly, are too many: to trace such a model takes too long.
+    """Raises FlagError if the parameters alone, split evenly, do not fit: tracing such a model would take too long.
 
     Args:
-        config: of the model.
-        memory: of a device.
-        ways: devices that the parameters may be split over.
+        config: the model's config.
+        memory: the memory of a device.
+        ways: the number of devices that can split the parameters.
     """
     size = config.least_parameters * (2 if config.param_dtype == "bfloat16" else 4)
     names = ("vocab_size", "embed_dim", "num_heads", "mlp_dim", "num_layers")

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and how `--help` and `--config.a.b=value` are read. Imports no jax."""
+"""Flags that several commands share, and the parsing of flags and `--config.a.b=value`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lmjax.commands import facts
 from lmjax.errors import FlagError
 from lmjax.nearest import choose, nearest, nearest_fields
 
-# Flags whose value may be left out; absl knows no such thing.
+# Flags whose value may be left out, which absl itself does not support.
 _OPTIONAL = ("help_config",)
 
 
 class _Choice(flags.ArgumentParser):
-    """One name of several, or several of them joined by commas."""
+    """A parser of one name out of a list, or of several names joined by commas."""
 
     def __init__(self, kind: str, known: Collection[str], *, several: bool = False):
-        # Help shows the names of a choice of one in front; those of several stand in its text.
+        # --help lists these names after the flag; the text of a flag that takes several names lists them itself.
         self.enum_values = [] if several else list(known)
         self._kind, self._known, self._several = kind, list(known), several
         self.syntactic_help = f"{'one or several' if several else 'one'} of {', '.join(known)}"
 
     def parse(self, argument: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """Returns the name, or the names; raises ValueError for one that there is not."""
+        """Returns the name, or the names; raises ValueError for an unknown name."""
         given = argument if isinstance(argument, tuple) else tuple(argument.split(",") if self._several else [argument])
         for name in given:
             if name not in self._known:
@@ -43,7 +43,7 @@ class _Choice(flags.ArgumentParser):
 def define_choice(
     values: flags.FlagValues, name: str, known: Collection[str], text: str, default: str | None = None
 ) -> None:
-    """Defines a flag that takes one of several names; a wrong one is answered with the nearest."""
+    """Defines a flag that takes one of several names; the error for an unknown name suggests the nearest one."""
     flags.DEFINE(_Choice(name, known), name, default, text, values)
 
 
@@ -58,17 +58,17 @@ def define_objective(values: flags.FlagValues) -> None:
 
 
 class _Path(flags.ArgumentParser):
-    """Paths, in which `~` is the home directory: most shells leave it alone behind an equals sign."""
+    """A parser of paths that expands `~`, because most shells do not expand it after an equals sign."""
 
     syntactic_help = "a path"
 
     def parse(self, argument: str) -> str:
-        """Returns the path with the home directory in it."""
+        """Returns the path with `~` expanded."""
         return os.path.expanduser(argument)
 
 
 def define_path(values: flags.FlagValues, name: str, text: str, default: str | None = None) -> None:
-    """Defines a flag that names a file or a folder; where the readers of what is named expand `~`, none is needed."""
+    """Defines a flag that names a file or a folder; not needed for paths that are expanded where they are read."""
     flags.DEFINE(_Path(), name, default, text, values)
 
 
@@ -111,13 +111,13 @@ def define_help(values: flags.FlagValues) -> None:
 
 
 def set_name(spec: str) -> str:
-    """Returns the name in front of a set of data, NAME=PATH; empty: there is none."""
+    """Returns the NAME of a data set NAME=PATH; empty if it has none."""
     name, equals, _ = spec.partition("=")
     return name if equals and re.match(facts.constant("lmjax.data.sources", "SET_NAME"), name) else ""
 
 
 def data_fields(specs: Sequence[str]) -> dict[str, object]:
-    """Returns the fields of the config that --data sets: a path, or named sets."""
+    """Returns the config fields that --data sets: one path, or named data sets."""
     if not specs:
         return {}
     named = [spec for spec in specs if set_name(spec)]
@@ -130,7 +130,7 @@ def data_fields(specs: Sequence[str]) -> dict[str, object]:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns the arguments without `--config.a.b=value`, and those values by dotted path."""
+    """Returns the arguments without the `--config.a.b=value` ones, and the values of these by dotted path."""
     rest, overrides = [], {}
     for argument in argv:
         name = argument.lstrip("-")
@@ -157,12 +157,12 @@ def parse(
     Args:
         values: the command's flags.
         argv: the arguments, without the program and the command.
-        same: the field of the config that each of these flags stands for; None: the command has no config.
-        command: what messages call it.
+        same: the config field that each of these flags sets; None: the command has no config.
+        command: the command's name, for messages.
 
     Raises:
         FlagError: an unknown flag or field, a value of the wrong type, a flag or field given twice, or an argument that
-            is no flag.
+            is not a flag.
     """
     rest, overrides = split_overrides(argv)
     rest = [f"{each}=" if each.startswith("-") and each.lstrip("-") in _OPTIONAL else each for each in rest]
@@ -184,7 +184,7 @@ def parse(
 
 
 def _check_fields(overrides: Mapping[str, str], values: flags.FlagValues) -> None:
-    """Raises FlagError for a field that there is not, or a value that is none of the field's few."""
+    """Raises FlagError for an unknown field, or a value that is not among the field's choices."""
     known = facts.fields(*facts.CONFIG) if overrides else {}
     for path, value in overrides.items():
         if path not in known:
@@ -196,7 +196,7 @@ def _check_fields(overrides: Mapping[str, str], values: flags.FlagValues) -> Non
 
 
 def _check_once(values: flags.FlagValues, overrides: Mapping[str, str], same: Mapping[str, str]) -> None:
-    """Raises FlagError for a flag that is given twice, or beside the field that it stands for."""
+    """Raises FlagError for a flag that is given twice, or together with the field that it sets."""
     for name in values:
         flag = values[name]
         if flag.name == name and flag.present > 1 and not isinstance(flag, flags.MultiFlag):
@@ -209,7 +209,7 @@ def _check_once(values: flags.FlagValues, overrides: Mapping[str, str], same: Ma
 
 
 def _reworded(message: str) -> str:
-    """Returns absl's message about a value in our words."""
+    """Returns absl's message about a value in lmjax's words."""
     message = re.sub(r"invalid literal for int.*", "the value must be an integer", message)
     message = re.sub(r"could not convert string to float.*", "the value must be a number", message)
     message = re.sub(r"^Missing value for flag (--\w+)$", r"\1: give it a value, as \1=VALUE", message)
@@ -217,7 +217,7 @@ def _reworded(message: str) -> str:
 
 
 def _unknown(values: flags.FlagValues, name: str, has_config: bool) -> str:
-    """Returns the answer to a flag that there is not: the nearest flag, or the field of the config that is meant."""
+    """Returns the error message for an unknown flag: it suggests the nearest flag or config field."""
     paths = list(facts.fields(*facts.CONFIG)) if has_config else []
     plain = name.lower().replace("-", "_")
     exact = nearest_fields(plain, paths) if any(plain in (p, p.rpartition(".")[2]) for p in paths) else ""
@@ -228,12 +228,12 @@ def _unknown(values: flags.FlagValues, name: str, has_config: bool) -> str:
 
 
 def _near_flag(name: str, values: flags.FlagValues, cutoff: float) -> str:
-    """Returns "did you mean --FLAG?" for a flag that is at least this similar, or nothing."""
+    """Returns "did you mean --FLAG?" for a flag with at least this similarity, or an empty text."""
     return nearest(name, [n for n in values if len(n) > 1], cutoff).replace("mean ", "mean --")
 
 
 def _no_field(path: str, values: flags.FlagValues, chosen: Collection[str]) -> str:
-    """Returns the answer to a field of the config that there is not; a group of a `chosen` name is meant first."""
+    """Returns the error message for an unknown config field; it prefers fields in a group of a `chosen` name."""
     if now := facts.moved(*facts.CONFIG).get(path):
         return f"--config.{path}: this field is now --config.{now}"
     paths = facts.fields(*facts.CONFIG)
@@ -246,7 +246,7 @@ def _no_field(path: str, values: flags.FlagValues, chosen: Collection[str]) -> s
 
 
 def _no_flag(argument: str, values: flags.FlagValues) -> str:
-    """Returns the answer to an argument that is no flag."""
+    """Returns the error message for an argument that is not a flag."""
     known = {n for n in values if len(n) > 1}
     if argument.partition("=")[0] in known:
         return f"{argument!r} is no flag; write --{argument}"
@@ -255,7 +255,7 @@ def _no_flag(argument: str, values: flags.FlagValues) -> str:
 
 
 def help_text(values: flags.FlagValues, description: str) -> str:
-    """Returns a command's help: its description, and every flag with its choices and its default."""
+    """Returns the help text of a command: its description, and every flag with its choices and its default."""
     lines = [description.strip(), ""]
     for name in sorted(values):
         flag = values[name]

@@ -1,4 +1,4 @@
-"""`lmjax generate`: what a trained model writes behind prompts, and what an encoder puts in the place of masks."""
+"""`lmjax generate`: continues or answers prompts with a trained model, or fills in masks with an encoder."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ from lmjax.phases import phase
 from lmjax.runs.trained import load_model, open_pretrained
 from lmjax.runs.untrained import random_model
 
-# Configs within GenerateConfig.
+# Configs nested in GenerateConfig.
 _PARTS = ("sampling", "processors", "beams")
-# What an encoder, which fills masks, reads of them.
+# The only settings of these for an encoder, which fills masks.
 _OF_MASKS = ("top_k",)
+# Characters of a prompt that are shown above its text.
 _SHOWN = 60
 
 
 def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Filling]]] | None:
-    """Returns what was written behind each prompt, or put into its masks; None after a conversation."""
+    """Returns the texts for each prompt, or the fillings of its masks; None after a conversation."""
     settings = {name: values[name].value for name in (*FIELDS, *LISTS) if values[name].value not in (None, [])}
     place, encoder, defaults = _place(values)
     output = new_file(values["output"].value)
@@ -68,7 +69,7 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
 
 
 def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
-    """Returns the model's name, whether it is an encoder, and how it writes, after a look at its config alone."""
+    """Returns where the model is, whether it is an encoder, and its generation defaults; reads only its config."""
     flag = named(values, "generate", ("model", "workdir", "preset"))
     place, is_preset = values[flag].value, flag == "preset"
     if is_preset != bool(values["tokenizer"].value):
@@ -99,7 +100,7 @@ def _random(values: flags.FlagValues, place: str) -> LoadedModel:
 
 
 def _draft(values: flags.FlagValues) -> LoadedModel | None:
-    """Returns the model that guesses, if there is one."""
+    """Returns the draft model of speculative decoding, or None without --draft."""
     if not values["draft"].value:
         return None
     return load_model(values["draft"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)
@@ -113,7 +114,7 @@ def _integer(name: str, text: str) -> int:
 
 
 def _say(config: GenerateConfig, defaults: GenerationDefaults) -> None:
-    """Tells what the model's own file decides, and what of it cannot be honoured."""
+    """Prints which settings come from the model's own file, and which of that file's are not supported."""
     used = config.model_dump()
     parts = ((used, defaults.whole), *((used[name] or {}, getattr(defaults, name)) for name in _PARTS))
     shown = [f"{name}={value}" for there, own in parts for name, value in own.items() if there.get(name) == value]
@@ -127,10 +128,15 @@ def _say(config: GenerateConfig, defaults: GenerationDefaults) -> None:
 def configure(
     settings: Mapping[str, Any], draft: str | None = None, defaults: GenerationDefaults | None = None
 ) -> GenerateConfig:
-    """Returns the config of flags that were given, as text, and of what the model's own file says beside them.
+    """Returns the generation config: the given flags, and for the others the settings of the model's own file.
+
+    Args:
+        settings: values by flag, as text.
+        draft: the name of the draft model, if there is one.
+        defaults: the settings of the model's own file.
 
     Raises:
-        FlagError: a flag that is none, or a value that does not fit.
+        FlagError: an unknown flag, or an invalid value.
     """
     if unknown := [name for name in settings if name not in (*FIELDS, *LISTS)]:
         hint = nearest(unknown[0], (*FIELDS, *LISTS)) or f"there are {', '.join((*FIELDS, *LISTS))}"
@@ -156,7 +162,7 @@ def configure(
 
 
 def _schema_text(value: str) -> str:
-    """Returns the JSON of a schema that was given as it is, or by the name of its file."""
+    """Returns a schema as JSON, given as JSON or as the name of a file."""
     if value.lstrip()[:1] in ("{", "["):
         return value
     try:
@@ -169,10 +175,10 @@ def _schema_text(value: str) -> str:
 
 
 def _explained(error: ValidationError) -> FlagError:
-    """Returns the first thing that is wrong with a config, by its flag."""
+    """Returns an error about the first invalid field of a config, with the name of its flag."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    # Unions and lists add the member's name and the item's number behind the field's.
+    # pydantic appends the member of a union, or the number of a list's item, to the field's name.
     path = ".".join(str(part) for part in first["loc"])
     flag = next((n for n, p in (FIELDS | LISTS).items() if path == p or path.startswith(f"{p}.")), None)
     if flag is None:
@@ -183,7 +189,7 @@ def _explained(error: ValidationError) -> FlagError:
 def _fill(
     loaded: LoadedModel, prompts: Prompts | None, top_k: int, output: pathlib.Path | None
 ) -> list[list[list[Filling]]] | None:
-    """Returns what an encoder puts into the masks of each prompt, and shows it."""
+    """Returns an encoder's fillings for the masks of each prompt, and prints or saves them."""
 
     def show(text: str, number: int) -> None:
         (found,) = fill_mask(loaded, [text], top_k)
@@ -211,14 +217,14 @@ def _fill(
 
 
 def _filled(mask: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the tokens for one mask with their probabilities; the space before a word is no part of it."""
+    """Returns the tokens for one mask and their probabilities as text, without the space that begins a word."""
     return ", ".join(f"{(each['text'].strip(' ') or each['text'])!r} {each['probability']:.3f}" for each in mask)
 
 
 def _prepared(
     loaded: LoadedModel, draft: LoadedModel | None, settings: Mapping[str, Any]
 ) -> Callable[[str, int], Generation]:
-    """Returns a function that writes behind a prompt, to the terminal, as the settings say; prompt i has seed + i."""
+    """Returns a function that prints the text for a prompt, with these settings; prompt i uses seed + i."""
     config = configure(settings, "the model that was given" if draft else None, loaded.defaults)
 
     def write(prompt: str, number: int) -> Generation:
@@ -236,14 +242,14 @@ def _streamed(
     *,
     echo: bool = False,
 ) -> Generation:
-    """Returns what was written behind a prompt, and shows it as it comes, behind the prompt if that has an `echo`."""
+    """Returns the text for a prompt, and prints it token by token; with `echo`, after the prompt itself."""
     start = time.perf_counter()
     first, found = None, None
     with phase("compiling, and reading the prompt"):
         pieces = stream(loaded, prompt, config, draft=draft, name=name)
         opening = list(itertools.islice(pieces, 1))
     if echo:
-        # Beside the text, not in it: at a terminal both are seen, and a pipe gets what was written alone.
+        # The prompt goes to stderr: a terminal shows both, and a pipe receives only the generated text.
         end = "" if loaded.config.family.continues else "\n"
         print(prompt, end=end, file=sys.stderr, flush=True)
     for piece in itertools.chain(opening, pieces):
@@ -258,7 +264,7 @@ def _streamed(
 
 
 def _report(tokens: int, seconds: float, first: float | None = None) -> None:
-    """Tells how fast texts were written; what was compiled on the way is in it."""
+    """Prints the speed of generation, with the time of compilation included."""
     behind = f", the first after {first:.2f} s" if first is not None else ""
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} a second{behind}", file=sys.stderr)
 
@@ -270,7 +276,7 @@ def _write(
     config: GenerateConfig,
     output: pathlib.Path | None,
 ) -> list[list[Generation]]:
-    """Returns what was written behind each prompt, in their order, and shows or saves it."""
+    """Returns the texts for each prompt, in the order of the prompts, and prints or saves them."""
     several = config.beams is not None and config.beams.num_return > 1
     if len(prompts.texts) == 1 and not several and not output:
         return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0], echo=True)]]
@@ -291,7 +297,7 @@ def _write(
     for prompt, texts in zip(prompts.texts, found, strict=True):
         for each in texts:
             score = f" ({each.score:.3f})" if several else ""
-            # A prompt of several lines is told on one.
+            # A prompt of several lines is shown on one line.
             line = " ".join(prompt.splitlines())
             print(f"== {line if len(line) <= _SHOWN else line[: _SHOWN - 3] + '...'}{score}\n{each.text}")
     return found

@@ -19,7 +19,7 @@ generation_config.json asks for something else.
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
 """
 
-# Flag -> field of GenerateConfig; what is not given is the field's default.
+# Flag -> field of GenerateConfig; a flag that is not given leaves the field's default.
 _SAMPLING = {name: f"sampling.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
 _PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no_repeat_ngram", "min_new_tokens")}
 BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
@@ -31,7 +31,7 @@ LISTS = {"stop": "stop", "stop_id": "stop_ids"}
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     strings = {
         "tokenizer": "with --preset, a .model, a tokenizer.json or a folder with one",
@@ -55,8 +55,8 @@ def define() -> flags.FlagValues:
 
 
 def _described(path: str) -> str:
-    """Returns what --help says of a field of GenerateConfig."""
+    """Returns the --help text of a field of GenerateConfig."""
     default, description, _ = facts.fields("lmjax.inference.generate.generate", "GenerateConfig")[path]
-    # Without --beams there is no BeamConfig.
+    # Without --beams there is no BeamConfig, so the default of its own field does not apply.
     shown = "off" if default == "None" or path == "beams.beams" else default.strip("'")
     return description + ("" if default == "()" else f" (default: {shown})")

@@ -1,4 +1,4 @@
-"""What commands that open a trained model have in common: which one the flags name, and how it is loaded."""
+"""What the commands for trained models have in common: which model the flags name, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
 
 
 def named(values: flags.FlagValues, command: str, names: tuple[str, ...] = ("model", "workdir")) -> str:
-    """Returns the flag that names the model; raises FlagError unless it is exactly one, or a workdir is not there.
+    """Returns which flag names the model; raises FlagError unless exactly one does, or if the workdir does not exist.
 
     Args:
         values: the flags.
-        command: that they are for.
-        names: of the flags that may name one.
+        command: the command's name, for messages.
+        names: the flags that may name a model.
     """
     given = [name for name in names if values[name].value]
     if len(given) != 1:
@@ -36,13 +36,13 @@ def named(values: flags.FlagValues, command: str, names: tuple[str, ...] = ("mod
 
 
 def prepare() -> None:
-    """Settles the host's memory and the cache of programs; before the first array is made."""
+    """Sets up malloc and the cache of compiled programs; must be called before the first array is made."""
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
 
 
 def opened(values: flags.FlagValues, place: str) -> LoadedModel:
-    """Returns the model at a place, opened as the flags of `flags.define_model` say."""
+    """Returns the model in a folder or on the hub, loaded with the flags of `flags.define_model`."""
     opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
     with phase(f"loading {place}"):
         return load_model(place, **opening)

@@ -1,4 +1,4 @@
-"""The name of a run: what it trains, and what differs from the defaults."""
+"""The name of a run: its objectives, and the fields that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lmjax.commands.explain import shown
 from lmjax.config import Config, changed
 
-# Characters: of a name before its digest, and of a value in it. Most file systems take 255 in all.
+# The most characters of a name before its digest, and of a value in it; most file systems allow 255 in total.
 _LONGEST, _VALUE = 100, 24
 
 
@@ -17,9 +17,9 @@ def run_name(beginning: Sequence[str], plain: Config, config: Config) -> str:
     """Returns a name for a workdir: `next_token-num_layers=6-1a2b3c4d`.
 
     Args:
-        beginning: what the run is called before its differences.
-        plain: the config without them.
-        config: the config; its digest ends the name, so that no two configs share a workdir.
+        beginning: the parts of the name before the differing fields.
+        plain: the config without the differing fields.
+        config: the run's config; the name ends with its digest, so that no two configs share a workdir.
     """
     parts = [_plain(each) for each in beginning]
     fields = {path: new for path, (_, new) in changed(plain, config).items()}
@@ -27,7 +27,7 @@ def run_name(beginning: Sequence[str], plain: Config, config: Config) -> str:
     for path, value in fields.items():
         short = path.rpartition(".")[2]
         text = shown(value)
-        # Of a path its end tells it from others.
+        # Of a path, only the last part.
         text = pathlib.PurePath(text).name if "/" in text else text
         part = f"{short if last.count(short) == 1 else path}={_plain(text)[:_VALUE]}"
         if len("-".join([*parts, part])) > _LONGEST:
@@ -38,5 +38,5 @@ def run_name(beginning: Sequence[str], plain: Config, config: Config) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns a text with nothing in it that a shell or a file system reads in a way of its own."""
+    """Returns a text without the characters that have a meaning to a shell or a file system."""
     return re.sub(r"[^A-Za-z0-9_.,+=-]+", "_", text).strip("_")

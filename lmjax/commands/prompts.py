@@ -1,4 +1,4 @@
-"""The prompts of a command, from its flags, a file or a pipe, and the file of its results."""
+"""Reads the prompts of a command from its flags, a file or a pipe, and writes the file of its results."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lmjax.evaluation.records import prompt, read_records
 
 
 class Prompts(NamedTuple):
-    """Prompts, and what messages call each of them."""
+    """Prompts, and their names in messages."""
 
     names: list[str]
     texts: list[str]
 
 
 def read_prompts(given: Sequence[str], path: str | None) -> Prompts | None:
-    """Returns the prompts of --prompt, of the file of --prompts, or of a pipe; None if there is none of these.
+    """Returns the prompts from --prompt, from the file of --prompts, or from a pipe; None without any of these.
 
-    A pipe holds one prompt: all of it, less the last line feed.
+    The whole of a pipe, without the last line feed, is one prompt.
 
     Raises:
-        FlagError: two of these are given, or --prompt is empty.
-        DataError: the file or the pipe cannot be read, holds nothing, or has a bad line.
+        FlagError: --prompt and --prompts are both given, or a prompt is empty.
+        DataError: the file or the pipe cannot be read, is empty, or has an invalid line.
     """
     if given and path:
         raise FlagError(f"--prompt and --prompts={path}: prompts come from one of them; give one")
@@ -53,7 +53,7 @@ def read_prompts(given: Sequence[str], path: str | None) -> Prompts | None:
 
 
 def unspeakable(text: str) -> str:
-    """Returns what is wrong with the characters of a prompt; empty if nothing is."""
+    """Returns what is wrong with the characters of a prompt; empty if all are valid."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -82,7 +82,7 @@ def _text_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def new_file(path: str | None) -> pathlib.Path | None:
-    """Returns the file that --output names, which is not there yet; FlagError if it is, or its folder is not."""
+    """Returns the path of --output; raises FlagError if the file exists or its folder does not."""
     if not path:
         return None
     output = pathlib.Path(path)
@@ -93,7 +93,7 @@ def new_file(path: str | None) -> pathlib.Path | None:
 
 
 def write_records(output: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as JSON lines into a file that must not be there."""
+    """Writes records as JSON lines to a file that must not exist yet."""
     with output.open("x", encoding="utf-8") as file:
         for record in records:
             file.write(strict_json.dumps(record, ensure_ascii=False) + "\n")

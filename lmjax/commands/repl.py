@@ -1,4 +1,4 @@
-"""A conversation with a model at a terminal: each line is a prompt, and settings change between them."""
+"""A conversation with a model at a terminal: each line is a prompt, and settings can be changed between prompts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ HELP = """:set temperature=0.8  changes a flag of this command; :set temperature
 
 
 class Repl:
-    """Reads a prompt, writes the text behind it, and so on.
+    """Reads prompts and prints the text for each of them.
 
     Attributes:
-        settings: what has been set, flag -> text.
+        settings: the current settings, as text by flag.
     """
 
     def __init__(self, settings: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Callable[[str, int], Any]]):
-        """Begins a conversation.
+        """Prepares a conversation.
 
         Args:
             settings: the flags that were given.
-            prepare: from settings to a function that writes the text behind a prompt, given how many came before;
-                raises UserError for settings that do not fit.
+            prepare: from settings to a function that prints the text for a prompt, given the prompt and the number of
+                prompts before it; raises UserError for invalid settings.
         """
         self._count = 0
         self.settings = dict(settings)
@@ -38,10 +38,10 @@ class Repl:
         self._write = prepare(self.settings)
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Goes on until the input ends.
+        """Answers prompts until the input ends.
 
         Args:
-            read: from what to show in front of a line to the line.
+            read: from the text that is shown before a line to the line.
         """
         print(HELP, file=sys.stderr)
         while True:
@@ -79,7 +79,7 @@ class Repl:
             wanted = {k: v for k, v in self.settings.items() if k != key.strip()}
             if value.strip() != "none":
                 wanted[key.strip()] = value.strip()
-            # What does not fit changes nothing.
+            # Invalid settings raise here, and leave the old ones in place.
             self._write = self._prepare(wanted)
             self.settings = wanted
         else:
@@ -88,7 +88,7 @@ class Repl:
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Lets the arrow keys find the lines of former conversations, where there is a readline."""
+    """Lets the arrow keys recall the lines of earlier conversations, where Python has readline."""
     try:
         import readline
     except ImportError:
@@ -102,7 +102,7 @@ def history() -> Iterator[None]:
     try:
         yield
     finally:
-        # A folder that cannot be written to costs the history, and no text.
+        # If the folder cannot be written to, the history is not saved.
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""What `lmjax train` prints before and after."""
+"""What `lmjax train` prints before the first step and after the last."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lmjax.training.metrics import read_lines
 from lmjax.training.stages import Stage
 from lmjax.training.state import TrainState
 
-# Below this share of tokens in rows, a run says that it computes padding.
+# If the share of tokens among the positions of rows is lower than this, a run warns of padding.
 _FULL = 0.7
 
 
 def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
-    """Returns how full the rows of all stages are, and a warning where that is little; else an empty one."""
+    """Returns how full the rows of all stages are, and a warning if some are less full than `_FULL`, else ""."""
     fills = [stage.fill() for stage in stages]
     said = [_percentages(fill) for fill in fills]
     low = [i for i, fill in enumerate(fills) if fill[""] < _FULL]
@@ -41,19 +41,19 @@ def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
 
 
 def _percentages(fill: dict[str, float]) -> str:
-    """Returns the share of all places that hold tokens, and of each side's where there are two."""
+    """Returns the share of positions that hold tokens as text, and the share of each side if there are two."""
     sides = [f"{side} {share:.0%}" for side, share in fill.items() if side]
     return f"{fill['']:.0%}" + (f" ({', '.join(sides)})" if sides else "")
 
 
 def opening_report(run: Run, params: Any, step: int, full: str) -> str:
-    """Returns a line on what is about to be trained.
+    """Returns a line that describes the run before it starts.
 
     Args:
         run: the run.
         params: its parameters, or their shapes.
-        step: from which on.
-        full: how full its rows are, of `fill_report`.
+        step: the step that it starts from.
+        full: how full its rows are, from `fill_report`.
     """
     c = run.config
     tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
@@ -73,7 +73,7 @@ def _evaluations(run: Run) -> list[dict[str, float]]:
 
 
 def _table(run: Run) -> list[str]:
-    """Returns the rows of the table of held-out metrics before and after."""
+    """Returns the lines of a table with the held-out metrics of the first and the last evaluation."""
     evaluations = _evaluations(run)
     before, after = evaluations[0], evaluations[-1]
     labels = {
@@ -98,16 +98,19 @@ def _table(run: Run) -> list[str]:
 
 
 def final_report(run: Run, state: TrainState, ending: str = "") -> str:
-    """Returns the table of held-out losses, a sample, and where to go from here; `ending` says why it ended early.
+    """Returns the table of held-out metrics, a sample, and commands to try next; writes the first two for TensorBoard.
 
-    Table and sample are written for TensorBoard, too.
+    Args:
+        run: the run.
+        state: its last state.
+        ending: why the run ended early; empty: it did not.
     """
     parts = ["", *_table(run)]
     texts = {"held-out": "\n".join(_table(run))}
     if ending:
         parts += ["", ending]
     if jax.process_count() == 1:
-        # Samples come from one device's copy: a row of one cannot be split over a mesh.
+        # The sample is computed on one device, because a batch of one row cannot be split over a mesh.
         loaded = trained_model(run, jax.device_get(state.evaluation_params()))
         sample = showcase(loaded, run.task.sample(run.eval_sets[0].examples.rows.store, run.config.model.max_length))
         if sample:
@@ -127,7 +130,7 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Returns commands worth trying: the model itself and, on the embedded corpus, other families and a longer run."""
+    """Returns commands to try next: generation and, on the embedded corpus, other families and a longer run."""
     config, commands = run.config, []
     embedded = config.data.train == STDLIB and not config.data.mixture
     if run.model.has_vocabulary:

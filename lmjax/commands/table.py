@@ -1,15 +1,15 @@
-"""Tables as lines of text, whose columns are as wide as what stands in them."""
+"""Tables as lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Characters of a column of numbers, so that tables with different numbers look alike.
+# The least width of a column of numbers, so that tables with different numbers look alike.
 _LEAST = 12
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Returns rows as lines: the first column at the left, the others at the right, as wide as their widest cell."""
+    """Returns rows as lines: the first column is aligned left and the others right, each as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""`lmjax tokenizer`: trains a SentencePiece tokenizer alone, and says how well it compresses."""
+"""`lmjax tokenizer`: trains only a SentencePiece tokenizer, and prints how many tokens per byte it makes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SAME = FIELDS | {"data": "data.train"}
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     define_data(values)
     flags.DEFINE_integer("vocab_size", None, "pieces, special ones and bytes included", flag_values=values)
