@@ -69,7 +69,7 @@ class Head(nn.Module):
 
     @classmethod
     def submodel(cls, config: ModelConfig) -> ModelConfig | None:
-        """Returns the config of the head's own language model, for heads with `states` and `logits`; None: no such."""
+        """Returns the config of the head's own language model (`states`, `logits`); None: the head has none."""
         del config
         return None
 

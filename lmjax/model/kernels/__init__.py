@@ -1,12 +1,12 @@
-"""Attention behind one function: `attention` takes every feature, and picks a kernel that has them.
+"""Attention kernels, and the function `attention`, which selects a kernel that has all features of the call.
 
-| kernel | runs on | what it is |
+| kernel | runs on | how it computes |
 |---|---|---|
-| plain | everything | every score in memory; the reference of the tests |
-| blockwise | everything | queries in blocks, recomputed in the backward pass: memory linear in the length |
-| xla | everything | `jax.nn.dot_product_attention` |
+| plain | every platform | all scores in memory; the reference of the tests |
+| blockwise | every platform | queries in blocks, recomputed in the backward pass: memory linear in the length |
+| xla | every platform | `jax.nn.dot_product_attention` |
 | cudnn | NVIDIA GPU | cuDNN's flash attention, in 16 bits |
-| splash | TPU | JAX's Pallas kernel, which skips blocks that the mask hides |
+| splash | TPU | JAX's Pallas kernel, which skips blocks that are masked |
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _ARGUMENTS = {
     "splash": ("mask", "scale", "softcap"),
 }
 
-# What a call may ask for that some kernel lacks, in the words of the error.
+# The features of a call that some kernel lacks, with their description in the error message.
 FEATURES = {
     "bias": "a bias on the scores (by positions)",
     "softcap": "attention.softcap",
@@ -52,15 +52,15 @@ LACKS = {
     ),
 }
 _PLATFORMS = {"cudnn": ("gpu", "cuda"), "splash": ("tpu",)}
-# The first that has all features; `plain` stands before `blockwise` on a CPU for short rows alone.
+# By platform: `auto` takes the first kernel that has all features; on a CPU, short rows use `plain` instead.
 _PREFERRED = {
     "cpu": ("blockwise",),
     "gpu": ("cudnn", "xla", "blockwise"),
     "cuda": ("cudnn", "xla", "blockwise"),
     "tpu": ("splash", "xla", "blockwise"),
 }
-# Queries from which `blockwise` is worth its recomputation on a CPU, for its memory: where it skips keys it is as fast
-# as `plain` from here on, elsewhere up to twice as slow.
+# The numbers of queries from which `auto` uses `blockwise` on a CPU, to save memory: with a mask by which it can skip
+# keys, it is as fast as `plain` from `_LONG_NARROWED` on; without, it can take twice the time.
 _LONG_NARROWED = 1024
 _LONG = 4096
 
@@ -79,24 +79,28 @@ def attention(
     make_rng: Callable[[str], jax.Array] | None = None,
     kernel: str = "auto",
 ) -> jax.Array:
-    """Returns `[batch, queries, heads, head_dim]`: values weighted by a softmax, in float32, of scaled scores.
+    """Returns `[batch, queries, heads, head_dim]`: values weighted by the softmax of scaled scores, in float32.
 
-    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1; with fewer key than query heads, each group of query heads
-    shares one (Ainslie et al. 2023, arXiv:2305.13245, section 2.2). A query that sees no key at all gets zeros, and
-    sends no gradient.
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1. With fewer key heads than query heads, each group of query
+    heads shares a key head (Ainslie et al. 2023, arXiv:2305.13245, section 2.2). For a query whose keys are all masked,
+    output and gradients are zero.
 
     Args:
         query: `[batch, queries, heads, head_dim]`.
         key: `[batch, keys, kv_heads, head_dim]`.
         value: `[batch, keys, kv_heads, head_dim]`.
-        mask: who sees whom.
+        mask: which keys each query may attend to.
         scale: factor on the scores.
-        bias: float32 `[1 or batch, heads, queries, keys]`, added to the scaled and capped scores; None: nothing.
-        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2); None: not.
-        sink_logits: `[heads]`: one more logit in each softmax, that weighs no value (gpt-oss, arXiv:2508.10925).
+        bias: float32 `[1 or batch, heads, queries, keys]`, added to the scaled and capped scores; None: no bias.
+        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2); None: no cap.
+        sink_logits: `[heads]`, an additional logit in each softmax, without a value (gpt-oss, arXiv:2508.10925); None:
+            no such logit.
         dropout_rate: of the probabilities; None: no dropout.
-        make_rng: the calling module's own `make_rng`, for dropout.
-        kernel: of the table above, or auto; FlagError says what an explicit one lacks.
+        make_rng: the `make_rng` of the calling module, for dropout.
+        kernel: a name in the table above, or auto.
+
+    Raises:
+        FlagError: a kernel given by name lacks a feature of this call, or does not run on this platform.
     """
     asked = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
     narrowed = mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
@@ -122,7 +126,7 @@ def features(
     sink_logits: jax.Array | None,
     dropout_rate: jax.Array | None,
 ) -> frozenset[str]:
-    """Returns the `FEATURES` that a call of `attention` with these arguments needs."""
+    """Returns the names in `FEATURES` that a call of `attention` with these arguments needs."""
     queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
     ordered = mask.causal or mask.window is not None
     masked = mask.segmented or mask.prefix is not None or mask.window is not None or bias is not None
@@ -144,14 +148,17 @@ def features(
 
 
 def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narrowed: bool) -> str:
-    """Returns the name of the kernel; raises FlagError where an explicit one cannot do what is asked.
+    """Returns the name of the kernel to use.
 
     Args:
-        kernel: the config's attention.kernel.
-        platform: cpu, gpu, cuda or tpu; another one gets the kernels that run everywhere.
-        asked: of `FEATURES`.
-        queries: in a row.
-        narrowed: whether the mask spares a block some keys, known while compiling.
+        kernel: `attention.kernel` of the config.
+        platform: cpu, gpu, cuda or tpu; any other gets a kernel that runs on every platform.
+        asked: names in `FEATURES` that the call needs.
+        queries: number of queries in a row.
+        narrowed: whether the mask is known, while tracing, to hide some keys from a whole block of queries.
+
+    Raises:
+        FlagError: a kernel given by name lacks a feature, or does not run on this platform.
     """
     if kernel == "auto":
         if platform == "cpu" and queries < (_LONG_NARROWED if narrowed else _LONG):

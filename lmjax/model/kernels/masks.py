@@ -1,4 +1,4 @@
-"""Who sees whom, as a predicate of places and segments: no array of queries by keys stands until a kernel wants one."""
+"""Attention masks, stored as rules on order and segments; an array of queries by keys is made only by kernels."""
 
 import flax.struct
 import jax
@@ -6,31 +6,33 @@ import jax.numpy as jnp
 
 
 def _static(default: bool | int) -> bool | int:
-    """Returns a field that belongs to the type of the mask, not to its data."""
+    """Returns a dataclass field that is static, not part of the pytree's arrays."""
     return flax.struct.field(pytree_node=False, default=default)
 
 
 @flax.struct.dataclass
 class Mask:
-    """The keys that each query sees; `Mask()` hides nothing.
+    """The keys that each query may attend to; `Mask()` masks nothing.
 
-    A token sees its own segment alone, so that packed documents are strangers; padding is segment 0, and sees padding.
-    Order and distance are those of the row, which inside a segment are those of the positions; where keys come from a
-    cache they are those of the positions.
+    A token attends only to its own segment, so packed documents are separate. Padding is segment 0, and attends to
+    padding. Order and distance are computed from indices in the row; inside a segment these equal differences of
+    positions. With keys from a cache, they are computed from positions.
 
     Attributes:
-        causal: a query sees only keys at or before its own place.
-        window: a query sees only keys less than `window` places away (Beltagy et al. 2020, arXiv:2004.05150,
-            section 3.1); an int lets kernels skip what is too far, a traced scalar may differ between scanned layers.
-        sink_tokens: keys whose position in their segment is below it stay visible through the window
+        causal: a query attends only to itself and to earlier keys.
+        window: a query attends only to keys at a distance below `window` (Beltagy et al. 2020, arXiv:2004.05150,
+            section 3.1). With an int, kernels skip keys outside the window; a traced scalar may differ between scanned
+            layers.
+        sink_tokens: keys whose position in their segment is below this number stay visible outside the window
             (Xiao et al. 2024, arXiv:2309.17453, section 3.2).
         query_segments: `[batch, queries]`; None: the whole row is segment 1.
         key_segments: `[batch, keys]`; None: the whole row is segment 1.
-        prefix: bool `[batch, keys]`: keys that a causal mask does not hide (Raffel et al. 2020, arXiv:1910.10683,
-            section 3.2.1); the window and the segments still do.
-        key_positions: `[batch or 1, keys]`, for `sink_tokens` and beside `query_positions`; None: places in the row.
-        query_positions: `[batch or 1, queries]`, where keys come from a cache; None: order is that of the row, which
-            kernels know.
+        prefix: bool `[batch, keys]`, True for keys that `causal` does not mask (Raffel et al. 2020, arXiv:1910.10683,
+            section 3.2.1); window and segments still apply.
+        key_positions: `[batch or 1, keys]`, needed with `sink_tokens` and with `query_positions`; None: indices in the
+            row.
+        query_positions: `[batch or 1, queries]`, needed if keys come from a cache; None: order is by index in the row,
+            which kernels can use while tracing.
     """
 
     causal: bool = _static(False)
@@ -44,12 +46,12 @@ class Mask:
 
     @property
     def segmented(self) -> bool:
-        """Whether tokens of one row may be strangers."""
+        """Whether a row may have several segments."""
         return self.query_segments is not None or self.key_segments is not None
 
     @property
     def cached_positions(self) -> jax.Array | None:
-        """Returns the positions of keys that come from a cache; None: the keys are those of the queries' own row."""
+        """Returns the positions of the keys if they come from a cache, else None."""
         return None if self.query_positions is None else self.key_positions
 
     def segments(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
@@ -61,11 +63,11 @@ class Mask:
         )
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
-        """Returns booleans `[batch or 1, 1, queries, keys]`, True where a query sees a key; None: everywhere."""
+        """Returns bool `[batch or 1, 1, queries, keys]`, True where a query may attend to a key; None: everywhere."""
         return self.part(0, queries, 0, keys)
 
     def part(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array | None:
-        """Returns the piece of `dense` with `queries` rows from `row` on and `keys` columns from `column` on."""
+        """Returns the part of `dense` for `queries` queries from `row` on and `keys` keys from `column` on."""
 
         def along_keys(x: jax.Array) -> jax.Array:
             return jax.lax.slice_in_dim(x, column, column + keys, axis=1)[:, None, None, :]
@@ -93,7 +95,7 @@ class Mask:
         return seen
 
     def _distance(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array:
-        """Returns int32 `[batch or 1, 1, queries, keys]`: how far each key is behind its query."""
+        """Returns int32 `[batch or 1, 1, queries, keys]`: index or position of each query minus that of each key."""
         if self.query_positions is None:
             rows, columns = (start + jnp.arange(n, dtype=jnp.int32) for start, n in ((row, queries), (column, keys)))
             return (rows[:, None] - columns[None])[None, None]
@@ -102,16 +104,17 @@ class Mask:
         return rows[:, None, :, None] - columns[:, None, None, :]
 
     def sighted(self, queries: int, keys: int) -> jax.Array | None:
-        """Returns booleans `[batch or 1, queries]`, True where a query sees any key; None: every query does."""
+        """Returns bool `[batch or 1, queries]`, True where a query may attend to any key; None: all queries may."""
         in_row = self.query_positions is None and queries <= keys
         if not self.segmented and (self.window is None or in_row):
             return None
         return jnp.any(self.dense(queries, keys), axis=(1, 3))
 
     def columns(self, start: int, stop: int, keys: int) -> tuple[int, int]:
-        """Returns (first, end) of the keys that the queries from `start` to `stop` can see; at least one key.
+        """Returns the range (first, end) of keys to which the queries from `start` to `stop` may attend.
 
-        Only what is known while tracing narrows it: causal order, and a window that is an int.
+        It has at least one key. It is narrowed only by what is known while tracing: causal order, and a window that is
+        an int.
         """
         first, end = 0, keys
         if self.query_positions is None:

@@ -1,4 +1,4 @@
-"""Attention by kernels that JAX ships: XLA's and cuDNN's behind one function, and splash attention on TPU."""
+"""Attention by kernels of JAX: `jax.nn.dot_product_attention` (XLA, cuDNN) and splash attention (TPU)."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model.kernels.masks import Mask
 
-_SPLASH_BLOCKS = (512, 256, 128)  # The largest that divides the length; 128 is the width of a TPU's registers.
+# Sizes of a block; the largest that divides the length is used. 128 is the width of a TPU's registers.
+_SPLASH_BLOCKS = (512, 256, 128)
 
 
 def xla(
     query: jax.Array, key: jax.Array, value: jax.Array, *, mask: Mask, bias: jax.Array | None, scale: float
 ) -> jax.Array:
-    """Returns `attention` by `jax.nn.dot_product_attention`, which materialises scores and fuses the rest."""
+    """Returns `attention` by XLA's `jax.nn.dot_product_attention`, which has all scores in memory."""
     return _dot_product_attention(query, key, value, mask, bias, scale, "xla")
 
 
 def cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, *, mask: Mask, bias: jax.Array | None, scale: float
 ) -> jax.Array:
-    """Returns `attention` by cuDNN's flash attention, whose bias has the dtype of the query."""
+    """Returns `attention` by cuDNN's flash attention, which needs a bias of the query's dtype."""
     bias = None if bias is None else bias.astype(query.dtype)
     return _dot_product_attention(query, key, value, mask, bias, scale, "cudnn")
 
@@ -36,7 +37,10 @@ def _dot_product_attention(
     scale: float,
     implementation: str,
 ) -> jax.Array:
-    """Returns `attention`, with causal order and window as flags where they can be: so cuDNN skips what is hidden."""
+    """Returns `attention` by an implementation of `jax.nn.dot_product_attention`.
+
+    Causal order and window are passed as flags where possible, because cuDNN then skips masked keys.
+    """
     lengths = query.shape[1], key.shape[1]
     causal = mask.causal and mask.query_positions is None and mask.prefix is None and lengths[0] == lengths[1]
     windowed = causal and isinstance(mask.window, int) and not mask.sink_tokens
@@ -65,20 +69,20 @@ def splash(
     softcap: float | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Returns `attention` by JAX's splash attention, which skips the blocks that the mask hides.
+    """Returns `attention` by JAX's splash attention, which skips blocks that are masked.
 
-    A Pallas kernel is no operation that XLA could split over a mesh: each device runs it on its own rows and heads.
+    XLA cannot split a Pallas kernel over a mesh, so `shard_map` runs it on each device's rows and heads.
 
     Args:
-        query: of `attention`, as the others; lengths are multiples of 128.
-        key: see there.
-        value: see there.
-        mask: see there.
-        scale: see there.
-        softcap: see there.
-        interpret: run it without a TPU, slowly.
+        query: as for `attention`; the length is a multiple of 128.
+        key: as for `attention`; the length is a multiple of 128.
+        value: as for `attention`.
+        mask: as for `attention`.
+        scale: as for `attention`.
+        softcap: as for `attention`.
+        interpret: run the kernel without a TPU, slowly, for tests.
     """
-    # Here, because Pallas takes a tenth of a second to import, and only a TPU wants it.
+    # Imported here, because importing Pallas takes 0.1 s, and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
 
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
@@ -102,7 +106,7 @@ def splash(
 def _splash_kernel(
     splash_kernels: Any, heads: int, queries: int, keys: int, mask: Mask, softcap: float | None, interpret: bool
 ) -> Any:
-    """Returns the kernel of one row; its segments are its caller's business."""
+    """Returns the kernel of one row; the segments are an argument of its call."""
     shape = (queries, keys)
     if mask.window is not None:
         shown = splash_kernels.LocalMask(shape, (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
@@ -126,6 +130,6 @@ def _splash_kernel(
 
 
 def _hide_blind(y: jax.Array, mask: Mask, queries: int, keys: int) -> jax.Array:
-    """Returns `y` with zeros for queries that see nothing, where these kernels average over what is hidden."""
+    """Returns `y` with zeros for queries whose keys are all masked; these kernels return the mean of masked values."""
     sighted = mask.sighted(queries, keys)
     return y if sighted is None else jnp.where(sighted[:, :, None, None], y, jnp.zeros((), y.dtype))
