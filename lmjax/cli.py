@@ -17,6 +17,7 @@ COMMANDS = {
     "tokenizer": "train a tokenizer alone",
     "convert": "bring Hugging Face checkpoints in, and trained models out",
     "generate": "write behind prompts, answer them, or fill in masks",
+    "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, or run lm-evaluation-harness",
 }
 

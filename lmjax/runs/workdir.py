@@ -180,21 +180,15 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
                 f"--workdir={workdir} exists and holds no run of lmjax (no {CONFIG}); choose another or empty it"
             )
         _compare(workdir, config)
-    made: list[pathlib.Path] = []
     try:
         made = make_folders(workdir)
-        lock = (workdir / _LOCK).open("w")
     except OSError as e:
-        remove_folders(made)
         raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        lock.close()
-        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
-    except OSError:
-        # Not every network file system has locks; one writer is then up to the user.
-        pass
+        lock = lock_workdir(workdir)
+    except FlagError:
+        remove_folders(made)
+        raise
     if not unused:
         return Claim(workdir, lock, [], set(), read_state(workdir) or State("training"))
     _clear(workdir, {_LOCK})
@@ -206,6 +200,23 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
         claim.close()
         raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
     return claim
+
+
+def lock_workdir(workdir: pathlib.Path) -> TextIO:
+    """Returns the locked file of a workdir; raises FlagError if another process has locked it."""
+    try:
+        lock = (workdir / _LOCK).open("w")
+    except OSError as e:
+        raise FlagError(f"--workdir={workdir}: cannot be written to: {e.strerror}; choose another") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.close()
+        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
+    except OSError:
+        # Not every network file system has locks; one writer is then up to the user.
+        pass
+    return lock
 
 
 def _compare(workdir: pathlib.Path, config: Config) -> None:

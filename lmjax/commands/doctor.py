@@ -1,0 +1,26 @@
+"""`lmjax doctor`: what is wrong with a workdir, and what can still be used."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.errors import CheckpointError, FlagError
+from lmjax.runs.doctor import Finding, examine, repair
+from lmjax.runs.trained import local_folder
+
+
+def main(values: flags.FlagValues) -> list[Finding]:
+    """Returns the findings, all of them sound; raises CheckpointError, after they are printed, if one is not."""
+    if not values["workdir"].value:
+        raise FlagError("--workdir: name the run to verify")
+    workdir = local_folder(values["workdir"].value)
+    if values["repair"].value:
+        for line in repair(workdir):
+            print(f"repair: {line}")
+    findings = examine(workdir)
+    for finding in findings:
+        print(f"{'ok   ' if finding.sound else 'WRONG'} {finding.text}")
+    if wrong := [finding for finding in findings if not finding.sound]:
+        remedy = "" if values["repair"].value else "; --repair removes rests and moves damaged checkpoints aside"
+        raise CheckpointError(f"--workdir={workdir}: {len(wrong)} thing(s) are wrong{remedy}")
+    return findings
