@@ -9,7 +9,11 @@ import pathlib
 import tempfile
 
 # Each part of the campaign is a module `campaign_NAME` with `rows(folder, number)`: lines of the table.
-PARTS = {"flips": "bits flipped in a checkpoint"}
+PARTS = {
+    "flips": "bits flipped in a checkpoint",
+    "kills": "kills of a run at any time; from 100 on also five at each of chosen points",
+    "deaths": "processes of a pair killed or stopped",
+}
 
 
 def main() -> None:
