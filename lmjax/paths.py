@@ -1,6 +1,7 @@
 """Paths that users write, folders that are free to be used, and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shlex
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 # What file managers and network file systems leave in any folder.
 _LITTER = (".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
 _LITTER_STARTS = ("._", ".nfs")
+# The largest JSON files and tokenizers that are published have a third of it.
+MOST_BYTES = 100_000_000
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -93,3 +96,17 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         remove_folders(made)
         raise
+
+
+def read_regular(path: pathlib.Path, most: int = MOST_BYTES) -> bytes:
+    """Returns the content of a file that others may have made: one of a bounded size, no pipe and no device.
+
+    Raises:
+        OSError: it cannot be read, or is none such.
+    """
+    if not path.is_dir() and path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
+    with path.open("rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read")
+        return file.read(most)

@@ -182,7 +182,10 @@ def _checked(
     """
     data = parse_object(path, content)
     try:
-        subprocess.run([sys.executable, "-c", _TRIAL], input=content, check=True, capture_output=True, timeout=120)
+        # -P: else Python would import modules of these names from the folder that the command runs in.
+        subprocess.run(
+            [sys.executable, "-P", "-c", _TRIAL], input=content, check=True, capture_output=True, timeout=120
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
         raise FlagError(
@@ -201,6 +204,8 @@ def _checked(
     folder = path if path.is_dir() else path.parent
     beside = [name for name in SIDE_FILES if (settings or names) and (folder / name).exists()]
     kept = {name: read_bounded(folder / name) for name in beside}
+    for name in (n for n in kept if n.endswith(".json")):
+        parse_object(folder / name, kept[name])
     tokenizer = FastTokenizer({TOKENIZER: content, **kept}, names or special_names(data, settings, vocab))
     moved = next((token for token, i in added.items() if tokenizer.token_id(token) != i), None)
     if moved is not None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from lmjax.data.vocabulary import ROLES
 from lmjax.errors import FlagError
+from lmjax.paths import read_regular
 
-_MAX_BYTES = 100_000_000  # the largest published ones have a third of it
 _END = "<|endoftext|>"
 
 
@@ -103,13 +103,7 @@ _TYPES = {
 def read_bounded(path: pathlib.Path) -> bytes:
     """The content of a file of a size that a tokenizer may have."""
     try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise FlagError(
-                f"tokenizer.path: {str(path)!r} has {size:,} bytes, and no tokenizer has more than {_MAX_BYTES:,}; "
-                "name the tokenizer's own file"
-            )
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise FlagError(
             f"tokenizer.path: cannot read {str(path)!r} ({error.strerror}); name a .model, a tokenizer.json or a "

@@ -40,7 +40,7 @@ import sentencepiece
 from lmjax.data.long_texts import Located
 from lmjax.data.vocabulary import Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
-from lmjax.paths import expanded
+from lmjax.paths import expanded, read_regular
 from lmjax.schema import Schema
 from lmjax.streams import random_stream
 
@@ -109,7 +109,7 @@ class Tokenizer(Vocabulary):
             FlagError: the file is absent, empty, truncated or not a SentencePiece model.
         """
         try:
-            proto = expanded(path).read_bytes()
+            proto = read_regular(expanded(path))
         except OSError as error:
             raise FlagError(
                 f"tokenizer.path: cannot read {path!r} ({error.strerror}); name a SentencePiece .model file, or leave "
@@ -363,4 +363,5 @@ _TRIAL = (
 
 
 def _try_in_other_process(proto: bytes) -> None:
-    subprocess.run([sys.executable, "-c", _TRIAL], input=proto, check=True, capture_output=True, timeout=60)
+    # -P: else Python would import modules of these names from the folder that the command runs in.
+    subprocess.run([sys.executable, "-P", "-c", _TRIAL], input=proto, check=True, capture_output=True, timeout=60)

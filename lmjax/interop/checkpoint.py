@@ -15,6 +15,7 @@ import pydantic
 from lmjax.errors import DataError, FlagError
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.fields import Fields
+from lmjax.interop.immaterial import CODE_FIELDS
 from lmjax.interop.shards import Shards, read_json
 from lmjax.interop.table import Family, Row
 from lmjax.model.config import ModelConfig
@@ -107,7 +108,7 @@ def describe(
     if bare and not config.family.vocabulary_heads and not config.head.tied:
         heads = (BARE,)
     # What was accepted is not part of the model that is computed here.
-    values = {k: v for k, v in values.items() if k not in fields.accepted}
+    values = {k: v for k, v in values.items() if k not in fields.accepted | CODE_FIELDS}
     return Description(name, family, config, heads, bare, values, frozenset(fields.accepted))
 
 

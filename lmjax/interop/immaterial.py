@@ -1,5 +1,8 @@
 """The fields of a config.json that no family's weights depend on."""
 
+# What names a model's own code, which lmjax does not run and does not hand on.
+CODE_FIELDS = {"auto_map", "custom_pipelines", "trust_remote_code"}
+
 # What says nothing of the function that the weights compute: provenance, defaults of generation and of reports, which
 # kernel runs, and what programs around transformers left there.
 IMMATERIAL = {

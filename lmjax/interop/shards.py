@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lmjax.errors import DataError
+from lmjax.paths import read_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,7 +48,7 @@ class Header(NamedTuple):
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Returns the object in a JSON file; raises DataError where there is none."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_regular(path))
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
@@ -132,6 +133,8 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
 
 def _opened(file: pathlib.Path) -> safe_open:
     try:
+        if file.exists() and not file.is_file():
+            raise OSError("it is a folder, a pipe or a device")
         return safe_open(file, "numpy")
     except (SafetensorError, OSError) as e:
         if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):

@@ -15,6 +15,7 @@ from lmjax.data.vocabulary import ROLES, write_whole
 from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import spaced
 from lmjax.interop.families import FAMILIES
+from lmjax.interop.immaterial import CODE_FIELDS
 
 CONFIG = "tokenizer_config.json"
 
@@ -69,13 +70,17 @@ def _encoded(value: dict[str, Any]) -> bytes:
 
 def _loaded(tokenizer: FastTokenizer, model_type: str, max_length: int) -> dict[str, bytes]:
     """The files of a loaded tokenizer; its class is filled in where the type of the model would say another one."""
-    config = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    files = tokenizer.files
+    config = json.loads(files.get(CONFIG, b"{}"))
+    if config.keys() & CODE_FIELDS:
+        config = {field: value for field, value in config.items() if field not in CODE_FIELDS}
+        files = {**files, CONFIG: _encoded(config)}
     kind = tokenizer.names.get("tokenizer_class")
     if config.get("tokenizer_class") or (config and kind == CLASS_OF_MODEL.get(model_type)):
-        return tokenizer.files
+        return files
     names = {field: name for field, name in tokenizer.names.items() if field.endswith("_token")}
     config = {**names, "model_max_length": max_length, **config, "tokenizer_class": kind or "PreTrainedTokenizerFast"}
-    return {**tokenizer.files, CONFIG: _encoded(config)}
+    return {**files, CONFIG: _encoded(config)}
 
 
 def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str, Any]:

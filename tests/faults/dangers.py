@@ -167,6 +167,10 @@ class _Finder(ast.NodeVisitor):
             self._add(node, name, "loads native code")
         if name in _SUBPROCESS and not isinstance(first, ast.List):
             self._add(node, name, "give the command as a list that is written out here")
+        if isinstance(first, ast.List):
+            words = {p.value if isinstance(p, ast.Constant) else self._full(p) for p in first.elts}
+            if "sys.executable" in words and not words & {"-P", "-I"}:
+                self._add(node, "sys.executable", "without -P it imports modules from the current folder")
         self.generic_visit(node)
 
 
