@@ -1,4 +1,4 @@
-"""Axis names: one glossary and one rules table for every parameter and activation.
+"""Axis names: one glossary and one table of sharding rules for all parameters and activations.
 
 Parameter axes:
     vocab     tokens of the vocabulary
@@ -27,11 +27,11 @@ Activation axes:
 
 Mesh axes:
     data    replicas: the batch is split, parameters are copied
-    fsdp    the batch is split, and so are parameters and optimizer state (gathered layer by layer as they are needed)
-    expert  the experts of a mixture are split; every device of the axis sees the same rows
+    fsdp    the batch is split, and so are parameters and optimizer state (parameters are gathered layer by layer)
+    expert  the experts of a mixture are split; all devices of the axis have the same rows
     tensor  heads, MLP and vocabulary are split
 
-Linen treats a name that is not in its rules as "not sharded", silently; here such a name is an error.
+A name that is not in the table is an error. Linen alone would silently leave such an axis unsharded.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ _NAMES = frozenset(name for name, _ in RULES)
 
 
 def check(names: Sequence[str | None]) -> tuple[str | None, ...]:
-    """Returns `names` as a tuple; raises ValueError for a name that the glossary lacks."""
+    """Returns `names` as a tuple; raises ValueError for a name that is not in the glossary."""
     for name in names:
         if name is not None and name not in _NAMES:
             raise ValueError(f"unknown axis name {name!r}; lmjax.axes lists: {', '.join(sorted(_NAMES))}")
@@ -82,5 +82,5 @@ def partitioned(init: nn.initializers.Initializer, names: Sequence[str | None]) 
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-    """Returns `x` with its sharding pinned by axis names; the same values, and a no-op outside a mesh."""
+    """Returns `x` with its sharding constrained by axis names; outside a mesh, `x` itself."""
     return nn.with_logical_constraint(x, check(names))

@@ -1,11 +1,11 @@
-"""Errors that end a command with one clear message and an exit code, never a traceback.
+"""Errors that end a command with a message and an exit code, without a traceback.
 
 | code | meaning |
 |---|---|
 | 64 | a bad flag or config value |
 | 65 | bad data |
 | 66 | checkpoints exist and none of them loads |
-| 70 | the run hangs, lost one of its processes, or diverged for good |
+| 70 | the run hangs, lost one of its processes, or diverged and did not recover |
 | 74 | a save failed |
 | 75 | preempted, and saved: run the same command again |
 | 78 | the config does not match the one in the workdir |
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the flag or the file and line, the value, and the remedy."""
+    """An error that the user can correct. The message names the flag or the file and line, the value and the remedy."""
 
     exit_code = 64
 
@@ -28,7 +28,7 @@ class FlagError(UserError):
 
 
 class DataError(UserError):
-    """Input data is absent, empty, truncated or of the wrong kind."""
+    """Input data is missing, empty, truncated or of the wrong kind."""
 
     exit_code = 65
 
@@ -40,13 +40,13 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """Training stopped because update after update was not finite.
+    """Training stopped because too many consecutive updates were not finite.
 
     Attributes:
-        first: the first update that was left out.
-        at: the last one.
-        good: updates of the last good checkpoint before them; 0: there is none.
-        metrics: of the last one, by name.
+        first: step of the first update that was left out.
+        at: step of the last one.
+        good: step of the last good checkpoint before them; 0: there is none.
+        metrics: metrics of the last one, by name.
     """
 
     exit_code = 70
@@ -57,18 +57,18 @@ class DivergedError(UserError):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Returns all but the message, as `__init__` takes it."""
+        """Returns the arguments of `__init__` except the message."""
         return {"first": self.first, "at": self.at, "good": self.good, "metrics": self.metrics}
 
 
 class WorkerError(UserError):
-    """A process that makes batches ended before its time."""
+    """A process that makes batches ended unexpectedly."""
 
     exit_code = 70
 
 
 class StuckError(UserError):
-    """Something that the run waits for does not come: a batch, a step, another process."""
+    """The run waited too long for a batch, a step or another process."""
 
     exit_code = 70
 
@@ -80,7 +80,7 @@ class SaveError(UserError):
 
 
 class PreemptedError(UserError):
-    """The run was asked to stop and has saved its state; the same command resumes it."""
+    """The run received a signal to stop, and has saved its state; the same command resumes it."""
 
     exit_code = 75
 

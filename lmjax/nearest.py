@@ -1,19 +1,20 @@
-"""The nearest of the names that there are, for the answer to one that is not."""
+"""Suggestions of known names that resemble an unknown one, for error messages."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
 
-# Similarity from 0 to 1 above which a name is offered.
+# The least similarity, from 0 to 1, of a suggested name: in general, and to a whole path or a name in another group.
 _CUTOFF = 0.6
 _SAME_KIND = 0.75
-# Fields that are offered at once, names that are listed beside an offer, and letters that tell a part of a name.
+# The most fields in a suggestion; the most names that are listed beside a suggestion; the fewest letters of a name that
+# is suggested for being part of a field's name.
 _MOST, _LISTED, _PART = 4, 12, 4
 
 
 def nearest(name: str, known: Collection[str], cutoff: float = _CUTOFF) -> str:
-    """Returns "did you mean NAME?", or nothing if no known name resembles it; case, `-` and `_` make no difference."""
+    """Returns "did you mean NAME?", or "" if no known name is similar; case is ignored, and `-` equals `_`."""
     plain: dict[str, str] = {}
     for each in known:
         plain.setdefault(_plain(each), each)
@@ -22,7 +23,7 @@ def nearest(name: str, known: Collection[str], cutoff: float = _CUTOFF) -> str:
 
 
 def choose(kind: str, name: str, known: Sequence[str]) -> str:
-    """Returns the answer to a name that is none of `known`: the nearest one, and all that there are if they are few."""
+    """Returns the error message for a name not in `known`: the most similar name, and all names if they are few."""
     hint = nearest(name, known)
     if hint and len(known) > _LISTED:
         return f"no {kind} {name!r}; {hint} (--help lists all {len(known)})"
@@ -30,10 +31,10 @@ def choose(kind: str, name: str, known: Sequence[str]) -> str:
 
 
 def nearest_fields(path: str, known: Collection[str]) -> str:
-    """Returns which fields of a config a wrong dotted path may mean, each with its whole path; or nothing.
+    """Returns "did you mean --config.PATH?" with the config fields that a wrong dotted path may mean, or "".
 
-    In this order: fields of that name in other groups; a similar name in the same group; a similar path; the
-    fields of a group of that name; a similar name, and last one that the given name is a part of, in any group.
+    The first of these that exists: fields of that name in other groups; a similar name in the same group; a similar
+    path; the fields of a group of that name; a similar name in any group; names that contain the given name.
     """
     found = _fields(_plain(path), {_plain(p): p for p in known})
     shown = " or ".join(f"--config.{p}" for p in found[:_MOST])
@@ -41,7 +42,7 @@ def nearest_fields(path: str, known: Collection[str]) -> str:
 
 
 def _fields(path: str, known: dict[str, str]) -> list[str]:
-    """Returns the known paths, of their plain forms, that a plain path may mean."""
+    """Returns the known paths that `path` may mean; `path` and the keys of `known` are in the form of `_plain`."""
     group, _, last = path.rpartition(".")
     names: dict[str, list[str]] = {}
     for plain, whole in known.items():

@@ -1,4 +1,4 @@
-"""Paths that users write, folders that are free to be used, and folders that appear whole or not at all."""
+"""Paths given by users, checks that a folder is free, and folders that are written completely or not at all."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 
-# What file managers and network file systems leave in any folder.
+# Names, and starts of names, of files that file managers and network file systems create in any folder.
 _LITTER = (".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
 _LITTER_STARTS = ("._", ".nfs")
 # The largest JSON files and tokenizers that are published have a third of it.
@@ -16,32 +16,32 @@ MOST_BYTES = 100_000_000
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path with `~` and `~name` as the home directory; a name that no user has is left as it is."""
+    """Returns the path with `~` and `~name` replaced by the home directory; `~name` stays if there is no such user."""
     return pathlib.Path(os.path.expanduser(path))
 
 
 def shell_quoted(path: str | os.PathLike[str]) -> str:
-    """The path as a shell takes it, for commands that are shown to be copied."""
+    """Returns the path quoted for a shell, for commands in messages that the user may copy."""
     return shlex.quote(str(path))
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file of this name is nobody's content."""
+    """Returns whether a file of this name was created by a file manager or a network file system, not by the user."""
     return name in _LITTER or name.startswith(_LITTER_STARTS)
 
 
 def is_free(folder: pathlib.Path) -> bool:
-    """Whether there is no such folder, or it holds nothing; what a file manager leaves there does not count."""
+    """Returns whether the folder does not exist or is empty; files that `is_litter` recognises do not count."""
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and all(is_litter(path.name) for path in folder.iterdir())
 
 
 def make_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders that had to be made so that `folder` is there, the innermost first.
+    """Makes `folder` with its parents, and returns the folders that did not exist before, the innermost first.
 
     Raises:
-      OSError: it cannot be made.
+        OSError: a folder cannot be made.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def make_folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def remove_folders(made: list[pathlib.Path]) -> None:
-    """Removes folders that `make_folders` made, up to the first that is not empty."""
+    """Removes the folders that `make_folders` returned, in order, and stops at the first that is not empty."""
     with contextlib.suppress(OSError):
         for folder in made:
             folder.rmdir()
@@ -80,7 +80,10 @@ def write_durably(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write to, which takes the place of the free `folder` once the context ends without an error."""
+    """Yields a temporary folder to write to, which is renamed to `folder` when the context ends without an error.
+
+    `folder` must be free (`is_free`). After an error, the temporary folder is removed.
+    """
     made = make_folders(folder.parent)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:

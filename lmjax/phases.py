@@ -1,4 +1,4 @@
-"""What a command is doing, told on stderr where it takes longer than a moment; a library that is imported is silent."""
+"""Messages on stderr about what a command is doing, for phases longer than a second; off unless `tell` is called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-# Seconds: until a phase is named, between two signs of life on a terminal, and in a log.
+# Seconds until a phase is first reported, and between two reports: on a terminal, and in a log.
 _MOMENT, _TERMINAL, _LOG = 1.0, 1.0, 30.0
 
 _told = False
@@ -16,17 +16,17 @@ _running: list[str] = []
 
 
 def tell(on: bool = True) -> None:
-    """Has phases told from now on, or no longer."""
+    """Switches the messages on or off."""
     global _told
     _told = on
 
 
 @contextlib.contextmanager
 def phase(what: str) -> Iterator[None]:
-    """Tells what is being done while it is done: `what`, such as "compiling", and for how long.
+    """Reports `what`, such as "compiling", and its duration, while the context runs.
 
-    Of phases within one another the innermost is told. A thread tells it: what takes its time mostly stands in a
-    library, and calls nothing meanwhile.
+    If phases are nested, only the innermost is reported. A thread writes the messages, because the work is mostly one
+    long call of a library.
     """
     if not _told:
         yield
@@ -45,7 +45,7 @@ def phase(what: str) -> Iterator[None]:
 
 
 def _teller(what: str, depth: int, ended: threading.Event) -> None:
-    """Tells a phase until it has ended, while no other is within it."""
+    """Reports a phase until it has ended, except while a nested phase runs."""
     start, said = time.perf_counter(), False
     terminal = sys.stderr is not None and sys.stderr.isatty()
     wait = _MOMENT

@@ -7,15 +7,15 @@ import pydantic
 
 
 class Schema(pydantic.BaseModel):
-    """A small config that stands beside the code that reads it.
+    """A config or a group of fields, defined in the file of the code that reads it.
 
-    Frozen and hashable, so an instance serves as a Flax module attribute and as a static jit argument. An unknown
-    field is an error. Numbers must be finite: no hyperparameter of a run is legitimately NaN or infinite. A field of
-    a group may be given by its dotted path: `{"rope.theta": 1e6}` changes it in the group `rope`.
+    It is frozen and hashable, so an instance can be a Flax module attribute and a static argument of jit. An unknown
+    field is an error. Numbers must be finite, because no hyperparameter may be NaN or infinite. A field of a group may
+    be given by its dotted path: `{"rope.theta": 1e6}` changes `theta` in the group `rope`.
 
     Attributes:
-        moved: paths that fields had before, from this config, to those that they have now, also from this config;
-            "a.b or c.b" where there are several.
+        moved: former dotted paths of fields, and their present paths, both relative to this config; "a.b or c.b" if
+            there are several present paths.
     """
 
     model_config = pydantic.ConfigDict(
@@ -27,7 +27,7 @@ class Schema(pydantic.BaseModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _nested(cls, values: Any) -> Any:
-        """Returns the values with dotted paths put in their groups; raises ValueError for a path of before."""
+        """Returns the values with dotted paths put into their groups; raises ValueError for a former path."""
         if not isinstance(values, Mapping):
             return values
         for path in values:
@@ -42,7 +42,7 @@ class Schema(pydantic.BaseModel):
 
     @classmethod
     def moved_to(cls, path: str) -> str | None:
-        """Returns the dotted path that a field of before has now; None: there was none of this path."""
+        """Returns the present dotted path of a field that had the path `path` before; None: no field had it."""
         if path in cls.moved:
             return cls.moved[path]
         group, _, rest = path.partition(".")
@@ -52,11 +52,11 @@ class Schema(pydantic.BaseModel):
         return None
 
     def with_fields(self, fields: Mapping[str, Any]) -> Self:
-        """Returns a copy with other values, by dotted path; validated as a whole."""
+        """Returns a copy with the values in `fields`, by dotted path; the whole copy is validated."""
         return self.model_validate({**dict(self), **fields})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Returns a copy as `with_fields`: pydantic's own would check neither the names nor the values."""
+        """Returns a copy as `with_fields` does; pydantic's `model_copy` checks neither names nor values."""
         copied = super().model_copy(deep=deep)
         return copied.with_fields(update) if update else copied
 
@@ -66,7 +66,7 @@ class Schema(pydantic.BaseModel):
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns nested dicts as one, by dotted path."""
+    """Returns nested dicts as one dict by dotted path; `prefix` is the path of `values`."""
     if not isinstance(values, dict):
         return {prefix: values}
     return {p: v for k, x in values.items() for p, v in flat(x, f"{prefix}.{k}" if prefix else k).items()}

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: numbers that are not finite, for which JSON has no word, are null."""
+"""JSON that every reader accepts: NaN and infinite numbers, which JSON does not have, are written as null."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def dumps(values: Any, **options: Any) -> str:
-    """The values as JSON; `options` are those of `json.dumps`."""
+    """Returns the values as JSON text; `options` are those of `json.dumps`."""
     return json.dumps(_finite(values), allow_nan=False, **options)
 
 

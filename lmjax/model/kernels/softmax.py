@@ -1,4 +1,4 @@
-"""Attention written out: over whole rows, and in blocks of queries whose scores are never all in memory."""
+"""Attention in plain JAX: with all scores in memory (`plain`), or with those of one block of queries (`blockwise`)."""
 
 import functools
 from collections.abc import Callable
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from lmjax.model.kernels.masks import Mask
 from lmjax.model.layers import dropout
 
-BLOCK = 128  # Queries whose scores stand at once.
-SPANS = 8  # Pieces of a row that are compiled one by one, each with its own range of keys.
+BLOCK = 128  # Queries whose scores are in memory at the same time.
+SPANS = 8  # The most parts of a row that are compiled separately, each with its own range of keys.
 
 
 class Dropout(NamedTuple):
-    """What decides which probabilities are dropped; traced.
+    """The dropout of attention probabilities; a pytree of traced values.
 
     Attributes:
-        rate: None: none are.
-        seed: a random key, or None where `rate` is.
+        rate: None: no dropout.
+        seed: a random key; None if `rate` is None.
     """
 
     rate: jax.Array | None
@@ -35,7 +35,15 @@ class Dropout(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Static numbers of neighbouring blocks: first query, queries of a block, blocks, and the range of their keys."""
+    """Adjacent blocks of a row, as static numbers.
+
+    Attributes:
+        start: the first query.
+        size: queries in a block.
+        count: number of blocks.
+        first: the first key that a query of the span may attend to.
+        end: the end of these keys.
+    """
 
     start: int
     size: int
@@ -45,7 +53,7 @@ class _Span(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is known of a call while tracing: its spans, and what happens to a score."""
+    """The static values of a call: its spans, and the scale and cap of the scores."""
 
     spans: tuple[_Span, ...]
     scale: float
@@ -65,7 +73,7 @@ def plain(
     dropout_rate: jax.Array | None,
     make_rng: Callable[[str], jax.Array] | None,
 ) -> jax.Array:
-    """Returns `attention` with every score of every row in memory at once."""
+    """Returns `attention` with all scores in memory at the same time."""
     drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     seen = mask.dense(query.shape[2], key.shape[2])
@@ -83,9 +91,9 @@ def probabilities(
     softcap: float | None,
     sink_logits: jax.Array | None,
 ) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, keys]`, the weights of `attention`, which takes the same arguments.
+    """Returns float32 `[batch, heads, queries, keys]`, the probabilities of `attention`; arguments as there.
 
-    Those of a query sum to one less the weight of a sink logit, or to zero where the query sees no key.
+    The probabilities of a query sum to 1 minus that of its sink logit, or to 0 if all its keys are masked.
     """
     query, key = (x.swapaxes(1, 2) for x in (query, key))
     scores = _scores(query, key, bias, mask.dense(query.shape[2], key.shape[2]), _Plan((), scale, softcap))
@@ -109,12 +117,12 @@ def blockwise(
     dropout_rate: jax.Array | None,
     make_rng: Callable[[str], jax.Array] | None,
 ) -> jax.Array:
-    """Returns `attention` in blocks of queries, whose scores are computed again in the backward pass.
+    """Returns `attention`, computed in blocks of queries whose scores are computed again in the backward pass.
 
     Memory is linear in the length (Rabe and Staats 2021, arXiv:2112.05682; the backward pass is that of Dao et al.
-    2022, arXiv:2205.14135, appendix B.2), and keys that no query of a block can see cost nothing. A row is cut into at
-    most `SPANS` spans, each with its own static range of keys; a span of many blocks is a loop over them, so that a
-    long row compiles as fast as a short one.
+    2022, arXiv:2205.14135, appendix B.2). A row is cut into about `SPANS` spans, each with its own static range of
+    keys, so that keys masked for all queries of a span cost nothing. The blocks of a span are a loop, so that long
+    rows compile as fast as short ones.
     """
     drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
@@ -123,7 +131,7 @@ def blockwise(
 
 
 def _spans(queries: int, keys: int, mask: Mask) -> tuple[_Span, ...]:
-    """Returns the spans of a row; its last block may be a short one."""
+    """Returns the spans of a row; the last block may be shorter than `BLOCK`, and is then a span by itself."""
     blocks, rest = divmod(queries, BLOCK)
     each = max(1, -(-blocks // SPANS))
     found = [(i * BLOCK, BLOCK, min(each, blocks - i)) for i in range(0, blocks, each)]
@@ -141,12 +149,12 @@ def _blocks(
     sink_logits: jax.Array | None,
     rest: tuple[Mask, Dropout],
 ) -> jax.Array:
-    """Returns `[batch, heads, queries, head_dim]`, from arrays that have heads before length."""
+    """Returns `attention` as `[batch, heads, queries, head_dim]`; in the arguments heads come before length too."""
     return _blocks_forward(plan, query, key, value, bias, sink_logits, rest)[0]
 
 
 def _blocks_forward(plan: _Plan, query: jax.Array, *others: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-    """Returns (`_blocks`, what its gradient needs)."""
+    """Returns the result of `_blocks`, and the residuals for its gradient."""
     key, value, bias, sink_logits, (mask, drop) = others
 
     def block(carry: tuple[jax.Array, ...], span: _Span, row: jax.Array) -> tuple[jax.Array, ...]:
@@ -161,7 +169,7 @@ def _blocks_forward(plan: _Plan, query: jax.Array, *others: Any) -> tuple[jax.Ar
 
 
 def _blocks_backward(plan: _Plan, residuals: tuple[Any, ...], g: jax.Array) -> tuple[Any, ...]:
-    """Returns the gradients of the arguments of `_blocks`, from scores that are computed anew."""
+    """Returns the gradients of the arguments of `_blocks`; the scores are computed again."""
     query, key, value, bias, sink_logits, (mask, drop), y, log_total = residuals
     dtype = log_total.dtype
 
@@ -197,17 +205,15 @@ def _each_block(
     carry: Any,
     after: jax.Array | None = None,
 ) -> Any:
-    """Returns the `carry` after `body(carry, span, row)` of every block, one after the other.
+    """Returns the `carry` after `body(carry, span, row)` of all blocks, run one after the other.
 
-    Blocks that depend on nothing of each other would run side by side, and the scores of all of them stand at once;
-    and XLA would find the scores of the backward pass equal to those of the forward pass, and keep them. So the row of
-    a block is made to depend on what was computed before it (on a CPU an optimization barrier does not hold).
+    `_nought` makes the start of each span depend on the span before it, so that XLA cannot run them at the same time.
 
     Args:
         spans: of the row.
         body: one block.
         carry: arrays.
-        after: what must be there before the first block starts.
+        after: an array that must be computed before the first block starts.
     """
     for span in spans:
         row = span.start + _nought(jax.tree.leaves((carry, after)))
@@ -222,24 +228,31 @@ def _each_block(
 
 @jax.custom_batching.custom_vmap
 def _nought(arrays: list[jax.Array]) -> jax.Array:
-    """Returns int32 0, which XLA cannot know: the smaller of 0 and the bits of a number without its sign."""
+    """Returns int32 0, computed from `arrays` so that XLA does not know that it is 0.
+
+    It is the minimum of 0 and the bits of an absolute value, which as an integer are not negative. Without it, XLA runs
+    independent spans at the same time, with the scores of all of them in memory; and it merges the scores of the
+    backward pass with those of the forward pass, and keeps them in memory between. With jax 0.10.2 on a CPU, the
+    gradient of 1,024 causal positions (4 heads of width 16, float32) needs 6.9 MiB of temporaries; with a constant 0 it
+    needs 20.3 MiB, and with `jax.lax.optimization_barrier` 29.3 MiB. To remove this, set `row` to `span.start` alone.
+    """
     bits = (jax.lax.bitcast_convert_type(jnp.abs(x[(0,) * x.ndim]).astype(jnp.float32), jnp.int32) for x in arrays)
     return functools.reduce(jnp.minimum, bits, jnp.int32(0))
 
 
 @_nought.def_vmap
 def _nought_of_many(size: int, batched: list[list[bool]], arrays: list[jax.Array]) -> tuple[jax.Array, bool]:
-    """Returns one 0 for a population of models: rows of their own would make every slice a gather."""
+    """Returns one 0 for all models of a `vmap`; with one 0 for each, every slice would become a gather."""
     return _nought([x[0] if many else x for x, many in zip(arrays, batched[0], strict=True)]), False
 
 
 def _rows(x: jax.Array, row: jax.Array, size: int) -> jax.Array:
-    """Returns `size` rows of `[batch, heads, rows, ...]` from `row` on."""
+    """Returns `size` rows of `x` `[batch, heads, rows, ...]` from `row` on."""
     return jax.lax.dynamic_slice_in_dim(x, row, size, axis=2)
 
 
 def _add(x: jax.Array, part: jax.Array, row: int | jax.Array, column: int = 0) -> jax.Array:
-    """Returns `x` with `part` added from `row` and `column` on."""
+    """Returns `x` `[batch, heads, rows, columns]` with `part` added from `row` and `column` on."""
     at = tuple(jnp.int32(i) for i in (0, 0, row, column))
     return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, at, part.shape) + part.astype(x.dtype), at)
 
@@ -247,7 +260,7 @@ def _add(x: jax.Array, part: jax.Array, row: int | jax.Array, column: int = 0) -
 def _cut(
     span: _Span, row: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask
 ) -> tuple[Any, ...]:
-    """Returns what a block reads of the queries, keys, values, bias and mask."""
+    """Returns the parts of queries, keys, values, bias and mask that a block reads."""
     keys = slice(span.first, span.end)
     bias = None if bias is None else _rows(bias[..., keys], row, span.size)
     seen = mask.part(row, span.size, span.first, span.end - span.first)
@@ -255,9 +268,9 @@ def _cut(
 
 
 def _scores(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.Array | None, plan: _Plan) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, keys]`: what the softmax takes; the least float where nothing is seen.
+    """Returns the input of the softmax, float32 `[batch, heads, queries, keys]`; masked scores are the least float.
 
-    The query heads that share a key head are so many more queries of that head.
+    Query heads that share a key head are treated as more queries of one head.
     """
     batch, heads, queries, _ = query.shape
     scores = _compare(_grouped(query, key.shape[1]), key).reshape(batch, heads, queries, key.shape[2]) * plan.scale
@@ -273,7 +286,7 @@ def _average(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the values weighted by the softmax, float32, and the logarithm of its denominator, `[..., queries, 1]`.
 
-    The denominator divides the result, which is smaller than the scores: so autodiff reduces nothing of their size.
+    The denominator divides the weighted sum instead of the weights, because that array is smaller than the scores.
     """
     largest = jnp.max(scores, axis=-1, keepdims=True)
     if sink_logits is not None:
@@ -284,55 +297,61 @@ def _average(
     if sink_logits is not None:
         total += jnp.exp(_per_head(sink_logits, scores.dtype) - largest)
     y = _mix(weights, value, drop) / total
-    # A query with nothing to see weighs all keys alike, and would mix in every other document.
+    # A query whose keys are all masked has equal weights for all keys, also of other documents; it gets zeros instead.
     return jnp.where(_blind(largest), 0, y), largest + jnp.log(total)
 
 
 def _blind(largest: jax.Array) -> jax.Array:
-    """Returns True where the largest of a query's scores, or the logarithm of their total, says it sees nothing."""
+    """Returns True where all keys of a query are masked.
+
+    Args:
+        largest: `[batch, heads, queries, 1]`, the largest score, or the logarithm of the softmax's denominator.
+    """
     return largest == jnp.finfo(largest.dtype).min
 
 
 def _per_head(sink_logits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns `[heads]` in the shape of the scores."""
+    """Returns `sink_logits` `[heads]` as `[1, heads, 1, 1]`, to broadcast with scores."""
     return sink_logits.astype(dtype)[None, :, None, None]
 
 
 def _grouped(x: jax.Array, kv_heads: int) -> jax.Array:
-    """Returns `[batch, kv_heads, group * queries, ...]` of `[batch, heads, queries, ...]`."""
+    """Returns `x` `[batch, heads, queries, width]` as `[batch, kv_heads, group * queries, width]`."""
     return x.reshape(x.shape[0], kv_heads, -1, x.shape[3])
 
 
 def _mix(weights: jax.Array, value: jax.Array, drop: Dropout) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, head_dim]`: values times `[batch, heads, queries, keys]`."""
+    """Returns float32 `[batch, heads, queries, head_dim]`: values times weights `[batch, heads, queries, keys]`."""
     batch, heads, queries, _ = weights.shape
     weights = _grouped(drop(weights.astype(value.dtype)), value.shape[1])
     return _combine(weights, value).reshape(batch, heads, queries, value.shape[3])
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the product of operands of one dtype, summed in float32."""
+    """Returns the product of two operands of the same dtype, summed in float32 or wider."""
     return jnp.einsum(equation, x, y, preferred_element_type=_summed_in(x.dtype))
 
 
 def _summed_in(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype of sums of products: float32, or float64 for operands of it."""
+    """Returns the dtype in which products are summed: float64 for operands in float64, else float32."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def _dot_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
     """Returns `[batch, heads, keys, head_dim]`: `weights` transposed, times `x`.
 
-    Computed as its transpose, which on a CPU costs 0.6 of the product with transposed weights.
+    Computed as the transpose of `x` transposed times `weights`, which on a CPU takes 0.6 of the time of the product
+    with transposed weights (jax 0.10.2).
     """
     return _dot("bhqd,bhqk->bhdk", x, weights).swapaxes(2, 3)
 
 
 @jax.custom_vjp
 def _compare(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, keys]`; its gradients round what comes back to the operands' dtype.
+    """Returns float32 `[batch, heads, queries, keys]`, the products of queries and keys.
 
-    As fused kernels do: plain autodiff would multiply float32 gradients with bfloat16 operands, at half the speed.
+    The upstream gradient is rounded to the operands' dtype, as in fused kernels. Autodiff would multiply float32
+    gradients by bfloat16 operands, at half the speed.
     """
     return _dot("bhqd,bhkd->bhqk", query, key)
 
@@ -348,7 +367,7 @@ _compare.defvjp(lambda query, key: (_compare(query, key), (query, key)), _compar
 
 @jax.custom_vjp
 def _combine(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, head_dim]`; its gradients are as those of `_compare`."""
+    """Returns float32 `[batch, heads, queries, head_dim]`; its upstream gradient is rounded as in `_compare`."""
     return _dot("bhqk,bhkd->bhqd", weights, value)
 
 
