@@ -1,13 +1,15 @@
-"""Rows of CSV and TSV, which a fault costs one record and no neighbour.
+"""Reads the rows of CSV and TSV files; after a bad record, the records that follow are still read.
 
-Quotes decide where a record ends, so lines with bad bytes are parsed with the others, and a quote in the wrong place is
-the one fault after which the end of a record is in doubt. Then:
+Quotes determine where a record ends. Lines with bad bytes are therefore parsed like the others, and only after a quote
+in the wrong position is it unclear where the bad record ends. Then:
 
-* If the lines after the record's first one are sound rows, a quote was left open there, and these lines are records.
-* If only the last line begins a sound row, the record was not closed in front of it.
-* Else the record ends where a lenient reader (Python's without `strict`) ends it.
+* If the lines after the record's first line are valid rows, the first line has a quote that was not closed, and the
+  other lines are records.
+* If only the last line begins a valid row, the bad record consists of the lines before it.
+* Otherwise the bad record ends where a lenient reader (Python's without `strict`) ends it.
 
-Right after a bad record a line with an odd number of quotes, which no well quoted row has, belongs to it.
+A line with an odd number of quotes directly after a bad record belongs to that record, because no correctly quoted row
+has an odd number.
 """
 
 import collections
@@ -21,24 +23,24 @@ from lmjax.errors import DataError
 
 _TRIED_LINES = 20
 _WELL_QUOTED = re.compile(r'(?:"(?:[^"]|"")*+"|[^",\n]*+)(?:,(?:"(?:[^"]|"")*+"|[^",\n]*+))*+\n?')
-_BYTES_PER_CHARACTER = 4  # in which Python's reader holds a field
-_NO_LIMIT = 2**31 - 1  # records are bounded as a whole
+_BYTES_PER_CHARACTER = 4  # in the buffer in which Python's reader collects a field
+_NO_LIMIT = 2**31 - 1  # of a field, because the size of a whole record is limited
 
 Row = tuple[int, list[str]]
 
 
 def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, max_bytes: int) -> Iterator[Row]:
-    """The first line and the fields of each sound row, the header first; blank lines are no rows.
+    """Yields the number of the first line and the fields of each valid row, the header first; skips blank lines.
 
     Args:
         path: of the file, for messages.
         lines: all lines of the file.
-        faults: what becomes of bad rows.
-        tabs: whether tabs separate fields and quotes mean nothing, as in TSV.
-        max_bytes: the memory for a record while it is parsed.
+        faults: handles bad rows.
+        tabs: whether tabs separate the fields and quotes have no special meaning, as in TSV.
+        max_bytes: the most memory for parsing one record.
 
     Raises:
-        DataError: the header is bad, or a record is past the bound and what follows cannot be told from it.
+        DataError: the header is bad, or a record is too large and its end cannot be found.
     """
     csv.field_size_limit(_NO_LIMIT)
     source = _Source(lines, max_bytes // _BYTES_PER_CHARACTER)
@@ -68,7 +70,7 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
         if not fault and row and len(row) != width:
             fault = f"{path}:{first}: {len(row)} fields, and the header has {width}; mend the row"
         if not fault and doubt and not tabs and sum(line.text.count('"') for line in source.taken) % 2:
-            continue  # a line with half a pair of quotes belongs to the bad record in front of it
+            continue  # with an odd number of quotes, the lines belong to the bad record before them
         if fault:
             faults.bad(fault)
         elif row:
@@ -77,11 +79,11 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
 
 
 class _Source:
-    """The lines that a reader takes, which can be given back.
+    """The lines of a file as an iterator for a CSV reader; lines can be put back.
 
     Attributes:
-        taken: the lines since the record began.
-        full: whether they are more than a record may have.
+        taken: the lines that were read since the record began.
+        full: whether they are larger than a record may be.
     """
 
     def __init__(self, lines: Iterator[Line], max_bytes: int):
@@ -104,12 +106,12 @@ class _Source:
         return line.text
 
     def give_back(self, lines: list[Line]) -> None:
-        """Makes these the next lines."""
+        """Puts lines back, so that they are read next."""
         self._ahead.extendleft(reversed(lines))
         self.taken.clear()
 
     def drop(self, count: int) -> None:
-        """Takes lines that were given back out again."""
+        """Removes the first `count` of the lines that were put back."""
         for _ in range(count):
             self._ahead.popleft()
 
@@ -121,15 +123,15 @@ def _reader(source: _Source, tabs: bool, *, strict: bool) -> Iterator[list[str]]
 
 def _misquoted(path: str, taken: list[Line], error: csv.Error) -> str:
     first, last = taken[0].number, taken[-1].number
-    said = str(error).split(" - ")[0]  # without advice about Python's `open`
+    said = str(error).split(" - ")[0]  # without the advice about Python's `open`
     until = f" (up to line {last})" if last > first else ""
     return f"{path}:{first}: {said}{until}; close the quotes, quote the field, or double the quotes inside it"
 
 
 def _passes_over(source: _Source, width: int) -> bool:
-    """Whether it can be told where the bad record ends; gives back what of the lines taken is not of it."""
+    """Returns whether the end of the bad record was found; puts back the lines that do not belong to it."""
     taken, full = list(source.taken), source.full
-    # The quote at which the parser stumbled may open a field of the last line.
+    # The quote that caused the error may open a field in the last line.
     stumbled = not full and '"' in taken[-1].text
     for begin in dict.fromkeys((1, len(taken) - 1) if stumbled else (1,)):
         if 0 < begin < len(taken):
@@ -139,14 +141,18 @@ def _passes_over(source: _Source, width: int) -> bool:
             source.drop(len(taken) - begin)
     source.give_back(taken)
     if not full:
-        # A lone carriage return outside quotes ends a record for any reader: what it took is the bad one.
+        # A single carriage return outside quotes ends a record even for the lenient reader, with an error. The lines
+        # that it has taken are then the bad record.
         with contextlib.suppress(csv.Error):
             next(_reader(source, tabs=False, strict=False), None)
     return not (full or source.full)
 
 
 def _sound(source: _Source, count: int, width: int) -> bool:
-    """Whether the next `count` lines, or the first records of them, are well quoted rows of a width; takes none."""
+    """Returns whether the next `count` lines, or the first of them, are correctly quoted rows of `width` fields.
+
+    The lines are put back.
+    """
     rows, tried, sound = _reader(source, tabs=False, strict=True), [], True
     while sound and len(tried) < count and len(tried) < _TRIED_LINES:
         source.taken.clear()

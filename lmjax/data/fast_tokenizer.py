@@ -1,8 +1,8 @@
-"""Tokenizers of Hugging Face checkpoints, loaded as they are: the ids are those of transformers, and none is added.
+"""Tokenizers of Hugging Face checkpoints, with the same ids as in transformers; no id is added.
 
-A folder holds `tokenizer.json`, or older files from which `tokenizer_files` builds one. Everything is data, parsed by
-the tokenizers library: no code of a checkpoint runs. Text that spells a special token is read as that token, as
-transformers reads it; a tokenizer that lmjax trained never does that.
+A folder has `tokenizer.json`, or older files from which `tokenizer_files` builds one. The tokenizers library parses the
+files, and no code of a checkpoint is executed. As in transformers, text with the characters of a special token is
+encoded as that token; a tokenizer that lmjax has trained never does this.
 """
 
 import functools
@@ -27,7 +27,7 @@ from lmjax.errors import FlagError
 from lmjax.paths import expanded
 
 TOKENIZER, SPECIAL = "tokenizer.json", "special_tokens.json"
-# What is kept of a folder, byte for byte, beside the tokenizer.
+# Files next to the tokenizer that are saved with it, unchanged.
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -35,17 +35,17 @@ _SENTINEL = re.compile(r"<extra_id_(\d{1,6})>")
 
 
 class FastTokenizer(Vocabulary):
-    """The tokenizer of a `tokenizer.json`; `Vocabulary` says what its attributes are.
+    """The tokenizer of a `tokenizer.json`; `Vocabulary` documents its attributes.
 
-    Picklable: it is rebuilt from `files` and `names`.
+    Picklable: only `files` and `names` are pickled.
 
-    What a token stands for, by the kind of its tokenizer: a byte-level token, its bytes; a token with U+2581, its text
-    with spaces there; a byte piece, one byte. WordPiece keeps no white space, so its counts are an estimate: a token
-    that begins with a letter or a digit stands for its characters and for one space in front of them, any other (of
-    punctuation, an ideograph, or with "##" in front) for its characters alone.
+    The bytes that a token represents depend on the kind of tokenizer. A byte-level token represents its bytes, a token
+    with U+2581 its text with spaces instead, and a byte token one byte. WordPiece drops white space, so its byte counts
+    are estimates: a token that begins with a letter or a digit represents its characters and one space before them, any
+    other token (punctuation, an ideograph, or a token that begins with "##") its characters alone.
 
     Attributes:
-        files: name -> content; `tokenizer.json`, and those of `SIDE_FILES` that stood beside it.
+        files: name -> content; `tokenizer.json`, and the files of `SIDE_FILES` that were next to it.
         names: `bos_token` and so on -> the token; `extra_special_tokens` -> a list of tokens; `tokenizer_class`.
     """
 
@@ -58,8 +58,8 @@ class FastTokenizer(Vocabulary):
         vocab = fast.get_vocab(with_added_tokens=True)
         named = {role: names[f"{role}_token"] for role in ROLES if names.get(f"{role}_token") in vocab}
         extra = [token for token in names["extra_special_tokens"] if token in vocab]
-        # As in transformers, what is named as special is found in text too. None of these is new: no id is added. What
-        # the file itself says of one stays, such as that a mask takes in the space in front of it.
+        # As in transformers, all named special tokens are matched in text. They are all in the vocabulary, so no id is
+        # added. Those of the file keep its settings, for example that a mask includes the space before it.
         found = {token["content"] for token in content.get("added_tokens") or ()}
         fast.add_special_tokens(sorted({*named.values(), *extra} - found))
         roles = {role: vocab[token] for role, token in named.items()}
@@ -84,32 +84,32 @@ class FastTokenizer(Vocabulary):
         self.fingerprint = digest.hexdigest()
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its text; None if there is no such token."""
+        """Returns the id of a token by its text; None if there is no such token."""
         return self._fast.token_to_id(token)
 
     def template(self) -> tuple[list[int], list[int]]:
-        """The ids that the pipeline puts in front of a text and behind it, where special tokens are asked for."""
+        """Returns the ids that the tokenizer adds before and after a text if called with special tokens."""
         plain, whole = (self._fast.encode("a", add_special_tokens=asked).ids for asked in (False, True))
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         return whole[:start], whole[start + len(plain) :]
 
     def save_in(self, folder: pathlib.Path) -> None:
-        """Writes `tokenizer.json`, the files that stood beside it and `special_tokens.json` into `folder`."""
+        """Writes `tokenizer.json`, the files that were next to it and `special_tokens.json` into `folder`."""
         for name in (n for n in self.files if n != TOKENIZER):
             write_whole(folder / name, self.files[name])
         write_whole(folder / SPECIAL, json.dumps(self.names, indent=1).encode())
-        # Last: where it is, the others are.
+        # This file is written last: if it exists, all others do.
         write_whole(folder / TOKENIZER, self.files[TOKENIZER])
 
     def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """The token ids of each text; by as many threads as the library takes if `threads` is more than 1."""
+        """Returns the token ids of each text; with more than one thread, the library chooses the number of threads."""
         if threads == 1:
             return [self._fast.encode(text, add_special_tokens=False).ids for text in texts]
         return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
         if self._spells and not parts:
-            # Without places the library takes two thirds of the time.
+            # Without offsets the library needs two thirds of the time.
             encoded = zip(texts, self._encode(texts, threads), strict=True)
             return [self._spelled(text, ids) or self._locate([text], 1, parts=True)[0] for text, ids in encoded]
         if threads == 1:
@@ -117,7 +117,7 @@ class FastTokenizer(Vocabulary):
         return [_located(encoding) for encoding in self._fast.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; special symbols leave nothing, and the white space is what the pipeline makes it."""
+        """Returns the text of token ids, without special tokens; the tokenizer's decoder decides the white space."""
         return self._fast.decode([i for i in map(int, ids) if i not in self.special_ids], skip_special_tokens=False)
 
     def __reduce__(self):
@@ -125,13 +125,13 @@ class FastTokenizer(Vocabulary):
 
 
 def load_tokenizer(path: str) -> Tokenizer | FastTokenizer:
-    """The tokenizer of a `.model`, of a `tokenizer.json`, or of a folder: a checkpoint's or a run's.
+    """Returns the tokenizer of a `.model`, of a `tokenizer.json`, or of a folder of a checkpoint or a run.
 
-    A `.model` gets the special symbols that it lacks after its own ids, for training from nothing. The tokenizer of a
-    checkpoint gets none, because its model has no rows for them.
+    The special tokens that a `.model` lacks are added after its own ids, for training a new model. None are added to
+    the tokenizer of a checkpoint, because its model has no embeddings for them.
 
     Raises:
-        FlagError: a file is absent, damaged or of a kind that is not read.
+        FlagError: a file is missing, damaged or of an unknown kind.
     """
     place = expanded(path)
     if place.is_dir():
@@ -152,11 +152,11 @@ def _load_folder(folder: pathlib.Path) -> Tokenizer | FastTokenizer:
 
 
 def _load_json(path: pathlib.Path, *, beside: bool) -> FastTokenizer:
-    """The tokenizer of a `tokenizer.json`, with the files beside it or without."""
+    """Returns the tokenizer of a `tokenizer.json`; with `beside`, the other files in its folder are read too."""
     content = read_bounded(path)
     saved = path.with_name(SPECIAL)
     if beside and saved.exists():
-        # A workdir's: config.json is not a checkpoint's there.
+        # This is the workdir of a run, in which config.json is not that of a checkpoint.
         names = _saved_names(saved)
         return _checked(path, content, {}, names)
     settings = settings_of(path.parent) if beside else {}
@@ -175,10 +175,12 @@ def _saved_names(path: pathlib.Path) -> dict[str, Any]:
 def _checked(
     path: pathlib.Path, content: bytes, settings: Mapping[str, Any], names: Mapping[str, Any] | None = None
 ) -> FastTokenizer:
-    """The tokenizer of the content of a `tokenizer.json`, after a process of its own has survived it.
+    """Returns the tokenizer of the content of a `tokenizer.json`, after loading it in another process.
+
+    The other process protects this one, because a damaged file can crash the library.
 
     Raises:
-        FlagError: it is not a whole tokenizer, or its ids are not what it says.
+        FlagError: it is not a complete tokenizer, or the library gives a token another id than the file.
     """
     data = parse_object(path, content)
     try:
@@ -217,7 +219,7 @@ def _checked(
 
 
 def _located(encoding: tokenizers.Encoding) -> Located:
-    """The tokens of the library's encoding of a text."""
+    """Returns the tokens of a text in an encoding of the library."""
     ids = np.array(encoding.ids, np.int32)
     words = np.array(encoding.word_ids, np.int64)
     starts = np.fromiter((start for start, _ in encoding.offsets), np.int64, count=len(ids))
@@ -232,7 +234,7 @@ _TRIAL = (
 
 
 def _meaning(content: Mapping[str, Any]) -> Any:
-    """The function from a token that is not an added one to the bytes that it stands for."""
+    """Returns the function that maps a token, except added ones, to the bytes that it represents."""
     model = content["model"]
     if '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
         return _byte_level
@@ -249,9 +251,9 @@ def _byte_level(token: str) -> bytes:
 
 @functools.cache
 def _alphabet() -> dict[int, int]:
-    """The byte that each character of a byte-level token stands for, as numbers (Radford et al. 2019, section 2.2).
+    """Returns character code -> byte for the characters of byte-level tokens (Radford et al. 2019, section 2.2).
 
-    A byte that is a visible character of Latin-1 stands for itself; the others are written from U+0100 on.
+    A byte that is a visible character of Latin-1 represents itself; the others have the characters from U+0100 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in visible]

@@ -1,7 +1,8 @@
-"""The objects of a JSON array, one by one; a bad one is found, and passed over, without its neighbours.
+"""Reads the objects of a JSON array one by one; after a bad object, the objects that follow are still read.
 
-Brackets and quotes decide where an object ends. Where they do not match, the next object is taken to begin at the next
-line that begins as the bad one's line does: writers that put each object on lines of its own indent all alike.
+Brackets and quotes determine where an object ends. If they do not match, the next object is assumed to begin at the
+next line with the indentation of the bad object's first line, because programs that write each object on separate lines
+indent all objects equally.
 """
 
 import codecs
@@ -23,9 +24,9 @@ class _Piece(NamedTuple):
     """A line or a part of one.
 
     Attributes:
-        number: of the line.
-        text: with its line feed, if it reaches so far.
-        begins: whether the line begins with it.
+        number: of the line, from 1.
+        text: with the line feed, if it includes the end of the line.
+        begins: whether it is the beginning of the line.
     """
 
     number: int
@@ -34,12 +35,12 @@ class _Piece(NamedTuple):
 
 
 class _Element(NamedTuple):
-    """What stands between two commas of the array.
+    """The text between two commas of the array.
 
     Attributes:
-        pieces: of its text.
-        end: the comma or bracket behind it; empty if it does not end.
-        fault: why it does not end.
+        pieces: the lines, or parts of lines, of the text.
+        end: the comma or bracket after it; empty if its end was not found.
+        fault: why its end was not found, or that it is too long; empty otherwise.
     """
 
     pieces: list[_Piece]
@@ -50,14 +51,14 @@ class _Element(NamedTuple):
 def array_elements(
     path: str, file: BinaryIO, faults: Faults, *, load: Callable[[str], Any], max_bytes: int
 ) -> Iterator[tuple[int, Any]]:
-    """The first line and the value of each sound element of the array that a file holds.
+    """Yields the number of the first line and the value of each valid element of the array in a file.
 
     Args:
         path: of the file, for messages.
-        file: its bytes, of which the first that is not white space is an opening bracket.
-        faults: what becomes of bad elements.
-        load: parses the text of an element; raises ValueError or RecursionError.
-        max_bytes: of an element's text.
+        file: its bytes; the first byte that is not white space is an opening bracket.
+        faults: handles bad elements.
+        load: parses the text of an element; may raise ValueError or RecursionError.
+        max_bytes: the largest size of an element's text.
     """
     source = _Source(file)
     source.pass_opening()
@@ -70,7 +71,7 @@ def array_elements(
             fault = "a NUL byte" if bad[0] == "\0" else f"not UTF-8 (byte 0x{ord(bad[0]) - 0xDC00:02x})"
             number = pieces[0].number + text[: bad.start()].count("\n")
         if not text.strip() and end == "]":
-            break  # the array is empty, or there is a comma behind its last element
+            break  # the array is empty, or there is a comma after its last element
         try:
             value = fault or load(text)
         except (ValueError, RecursionError) as error:
@@ -85,10 +86,10 @@ def array_elements(
 
 
 class _Source:
-    """Text in pieces, which can be given back.
+    """Reads text line by line, or in parts of long lines, which can be put back.
 
     Attributes:
-        number: of the line that is read next.
+        number: of the line that is read next from the file.
     """
 
     def __init__(self, file: BinaryIO):
@@ -98,7 +99,7 @@ class _Source:
         self._ahead: collections.deque[_Piece] = collections.deque()
 
     def take(self) -> _Piece | None:
-        """The next piece; None at the end."""
+        """Returns the next piece; None at the end."""
         if self._ahead:
             return self._ahead.popleft()
         data = self._file.readline(_PIECE_BYTES)
@@ -110,22 +111,22 @@ class _Source:
         return piece
 
     def give_back(self, pieces: list[_Piece]) -> None:
-        """Makes these the next pieces."""
+        """Puts pieces back, so that they are read next."""
         self._ahead.extendleft(piece for piece in reversed(pieces) if piece.text)
 
     def pass_opening(self) -> None:
-        """Takes the bracket that opens the array, and the white space in front of it."""
+        """Reads the bracket that opens the array, and the white space before it."""
         while (piece := self.take()) and not piece.text.strip():
             pass
         self.give_back([piece._replace(text=piece.text[piece.text.index("[") + 1 :], begins=False)])
 
     def next_text(self) -> int | None:
-        """The line of the next piece that is not white space; None if there is none."""
+        """Returns the line number of the next piece that is not white space; None if there is none."""
         return next((piece.number for piece in iter(self.take, None) if piece.text.strip()), None)
 
 
 def _element(source: _Source, max_bytes: int) -> _Element:
-    """The next element; a quote, a bracket or the file that ends too early ends it without an end."""
+    """Returns the next element; its end is "" if a quote or bracket does not match, or the file ends within it."""
     pieces: list[_Piece] = []
     brackets: list[str] = []
     quoted, at, size = False, 0, 0
@@ -149,7 +150,7 @@ def _element(source: _Source, max_bytes: int) -> _Element:
                 source.give_back([piece._replace(text=text[at:], begins=False)])
                 fault = "a line ends within quotes" if sign == "\n" else f"{sign!r} closes nothing"
                 return _Element([*pieces, piece._replace(text=text[:at])], "", fault)
-        at = max(0, at - len(text))  # an escaped character may be the next piece's
+        at = max(0, at - len(text))  # an escaped character may be in the next piece
         pieces.append(piece)
         if size > max_bytes:
             if _next_line(pieces) is not None:
@@ -159,16 +160,16 @@ def _element(source: _Source, max_bytes: int) -> _Element:
 
 
 def _resume(source: _Source, pieces: list[_Piece], end: str) -> str:
-    """What stands behind a bad element, once the source is where the next one begins; empty: there is no more.
+    """Returns the comma or bracket after a bad element, and moves the source there; "" if the file ends.
 
     Args:
-        source: where the bad element was read.
+        source: from which the bad element was read.
         pieces: of the bad element.
-        end: what stands behind it, if its brackets match.
+        end: the comma or bracket after it, if its brackets match.
     """
     begin = _next_line(pieces)
     if begin is not None:
-        # The comma or bracket behind the bad element is behind the last one found in it.
+        # The text read as the bad element includes the elements after it; `end` follows the last of these.
         source.give_back([*pieces[begin:], pieces[-1]._replace(text=end, begins=False)])
         return ","
     if end:
@@ -181,18 +182,18 @@ def _resume(source: _Source, pieces: list[_Piece], end: str) -> str:
 
 
 def _next_line(pieces: list[_Piece]) -> int | None:
-    """Which of the pieces of a bad element is the next element's line; None if none is."""
+    """Returns the index of the piece of a bad element at which the next element begins; None if there is none."""
     first = pieces[_first(pieces)]
     indent = first.text[: len(first.text) - len(first.text.lstrip())] if first.begins else None
     return next((i for i, piece in enumerate(pieces) if piece is not first and _alike(piece, indent)), None)
 
 
 def _first(pieces: list[_Piece]) -> int:
-    """Which of the pieces is the first that is not white space."""
+    """Returns the index of the first piece that is not white space; 0 if there is none."""
     return next((i for i, piece in enumerate(pieces) if piece.text.strip()), 0)
 
 
 def _alike(piece: _Piece, indent: str | None) -> bool:
-    """Whether a line begins with an object, after this white space or, if it is None, after any."""
+    """Returns whether a line begins with `indent`, or any white space if it is None, and then an object."""
     text = piece.text.lstrip()
     return piece.begins and text.startswith("{") and indent in (None, piece.text[: len(piece.text) - len(text)])

@@ -1,19 +1,19 @@
-"""The tokens of a text of any length, in bounded memory: encoded in windows, and the same as if encoded at once.
+"""Encodes a text of any length in bounded memory: in windows, with the same tokens as if encoded at once.
 
-The libraries take some 200 bytes a character, so a text is cut into windows that overlap. Two neighbours are joined
-where it is certain that the whole text has the same tokens:
+The libraries need about 200 bytes per character, so a text is cut into overlapping windows, and the tokens of two
+adjacent windows are joined at a point where the encoding of the whole text is certain to have the same tokens:
 
-1. In the middle half of the overlap both windows have the same tokens at the same places. What the ends of a window
-   spoil (a space put in front, white space removed, a word cut in two) has worn off there.
-2. Within it they are joined at a token that begins a part of what a pre-tokenizer cuts: the model sees every part by
-   itself, and a part depends on the text from its beginning on. Where the pre-tokenizer cuts nothing there, they are
-   joined between two tokens that no token of the vocabulary can bridge: the last byte of one and the first byte of the
-   other stand side by side in none. In BPE any two neighbours will do: a sequence of tokens is the encoding of its text
-   if and only if each two neighbours are that of theirs, because the first merge across a boundary would be made
-   between the two alone as well.
+1. In the middle half of the overlap both windows must have the same tokens at the same characters. The ends of a window
+   can change the tokens next to them (a space is added, white space is removed, a word is cut), but not those there.
+2. There the windows are joined at a token that begins a part made by the pre-tokenizer: the model encodes each part
+   separately, and a part depends only on the text from its beginning on. If the pre-tokenizer makes no cut there, the
+   windows are joined between two tokens that no token of the vocabulary can span: none contains the last byte of the
+   first followed by the first byte of the second. In BPE any two adjacent tokens will do: a sequence of tokens is the
+   encoding of its text if and only if each two adjacent tokens are the encoding of their text, because the first merge
+   across a boundary would also be made in the text of these two tokens alone.
 
-Where there is no such place (a megabyte of one letter), the window on the left becomes twice as long, up to the text's
-end: such a text needs the memory of its encoding.
+If there is no such point (a megabyte of one letter), the left window is made twice as long, up to the end of the text.
+Such a text needs memory for its whole encoding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,12 @@ _GROUP = 16  # windows that are encoded at the same time
 
 
 class Located(NamedTuple):
-    """The tokens of a text and their places in it.
+    """The tokens of a text and where they begin.
 
     Attributes:
-        ids: `[tokens]` int32.
-        starts: `[tokens]` int64, the character at which each token begins; never falls.
-        parts: `[tokens]` bool, whether the token begins a part of what the pre-tokenizer cuts.
+        ids: int32 `[tokens]`.
+        starts: int64 `[tokens]`, the index of the character at which each token begins; never decreasing.
+        parts: bool `[tokens]`, whether the token begins a part made by the pre-tokenizer.
     """
 
     ids: np.ndarray
@@ -40,19 +40,19 @@ class Located(NamedTuple):
     parts: np.ndarray
 
     def part(self, start: int, stop: int | None = None) -> "Located":
-        """The tokens from number `start` up to number `stop`, or to the last."""
+        """Returns the tokens `start` to `stop - 1`, or to the last one."""
         return Located(*(column[start:stop] for column in self))
 
 
 class Joints:
-    """Finds where windows can be joined; the rules are the module's."""
+    """Finds the token at which two windows can be joined; the docstring of this module has the rules."""
 
     def __init__(self, pieces: Sequence[bytes], any_pair: bool):
-        """Takes in a vocabulary.
+        """Prepares the rules for a vocabulary.
 
         Args:
-            pieces: what each id stands for.
-            any_pair: whether two windows may be joined between any two tokens that both of them have, as in BPE.
+            pieces: the bytes that each id represents.
+            any_pair: whether windows may be joined between any two tokens that both have, as in BPE.
         """
         self._any_pair = any_pair
         self._first, self._last = (
@@ -66,13 +66,13 @@ class Joints:
         self._bridged[content[:-1][inside], content[1:][inside]] = True
 
     def between(self, left: Located, right: Located, low: int, high: int) -> tuple[int, int] | None:
-        """The number of the first token behind the joint, in both windows; None if there is no sure place.
+        """Returns the index, in each window, of the first token after the joint; None if there is no safe joint.
 
         Args:
             left: the window that ends in the overlap.
             right: the window that begins in it.
-            low: the character from which on both must have the same tokens.
-            high: the character up to which they must.
+            low: index of the first character at which both must have the same tokens.
+            high: index of the character up to which (exclusive) both must have the same tokens.
         """
         (a, b), (c, d) = (np.searchsorted(window.starts, (low, high)) for window in (left, right))
         if b - a < 2 or b - a != d - c or not _same(left.part(a, b), right.part(c, d)):
@@ -89,17 +89,17 @@ class Joints:
 
 
 def encode_long(text: str, encode: Callable[[list[str]], list[Located]], joints: Joints) -> Located:
-    """The tokens of a text, encoded in windows.
+    """Returns the tokens of a text, encoded in windows.
 
     Args:
         text: of any length.
-        encode: gives the tokens of each of several texts, encoded at once.
+        encode: returns the tokens of each of several texts.
         joints: of the vocabulary.
     """
     done: list[Located] = []
     step = WINDOW - OVERLAP
     windows = _windows(text, encode, step)
-    # `left` takes the place of `many` windows from number `first` on; what is in front of its token `begin` is done.
+    # `left` covers `many` windows from number `first` on; its tokens before index `begin` are already in `done`.
     left, begin, first, many = next(windows), 0, 0, 1
     for number, right in enumerate(windows, 1):
         if number < first + many:
@@ -113,7 +113,7 @@ def encode_long(text: str, encode: Callable[[list[str]], list[Located]], joints:
         many *= 2
         longer = _window(text, encode, first * step, many * step + OVERLAP)
         if begin and not _same(longer.part(begin - 1, begin + 1), left.part(begin - 1, begin + 1)):
-            return encode([text])[0]  # the place at which it was joined is none
+            return encode([text])[0]  # the longer window has other tokens at the last joint, so it was not safe
         left = longer
     done.append(left.part(begin))
     return Located(*map(np.concatenate, zip(*done, strict=True)))

@@ -1,6 +1,7 @@
-"""Which token of a checkpoint's tokenizer is which: what its files say, else what transformers takes for granted.
+"""Finds the special tokens of a checkpoint's tokenizer, from its files or else from the defaults of transformers.
 
-Names are Hugging Face's. Every file is read as data, whole and of a bounded size, or refused by its name.
+Names are those of Hugging Face. Files are read as data only, never executed; one that is too large or damaged is an
+error that names it.
 """
 
 import json
@@ -25,7 +26,7 @@ _GPT2 = _named(bos=_END, eos=_END, unk=_END)
 _LLAMA = _named(unk="<unk>", bos="<s>", eos="</s>")
 _ALBERT = _named(bos="[CLS]", eos="[SEP]", unk="<unk>", sep="[SEP]", pad="<pad>", cls="[CLS]", mask="[MASK]")
 
-# The special tokens of a tokenizer class whose files name none; what their files do name counts before it.
+# The special tokens of each tokenizer class, used where the files of a checkpoint do not name them.
 _CLASSES = {
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": _BERT,
@@ -46,7 +47,7 @@ _CLASSES = {
     "PegasusTokenizer": _named(pad="<pad>", eos="</s>", unk="<unk>", mask="<mask_2>"),
 }
 
-# The class of a model whose tokenizer_config.json names none.
+# The tokenizer class of each model type, used if tokenizer_config.json names no class.
 CLASS_OF_MODEL = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -73,7 +74,7 @@ CLASS_OF_MODEL = {
     "pegasus": "PegasusTokenizer",
 }
 
-# What the tokens of a tokenizer.json that stands alone are usually called.
+# The usual names of the special tokens, for a tokenizer.json without other files.
 _USUAL = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
     "unk": ("[UNK]", "<unk>"),
@@ -101,7 +102,7 @@ _TYPES = {
 
 
 def read_bounded(path: pathlib.Path) -> bytes:
-    """The content of a file of a size that a tokenizer may have."""
+    """Returns the content of a file; raises FlagError if it cannot be read or is too large for a tokenizer."""
     try:
         return read_regular(path)
     except OSError as error:
@@ -112,7 +113,7 @@ def read_bounded(path: pathlib.Path) -> bytes:
 
 
 def parse_object(path: pathlib.Path, content: bytes) -> dict[str, Any]:
-    """The JSON object that is the content of a file."""
+    """Returns the JSON object in the content of a file; raises FlagError if the content is anything else."""
     try:
         found = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
@@ -126,10 +127,13 @@ def parse_object(path: pathlib.Path, content: bytes) -> dict[str, Any]:
 
 
 def settings_of(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint says of its tokenizer, as one `tokenizer_config.json`; empty in a folder that is none.
+    """Returns a checkpoint's settings of its tokenizer, as one `tokenizer_config.json`; empty if it is no checkpoint.
 
-    `special_tokens_map.json` counts only beside an old `tokenizer_config.json`, without `added_tokens_decoder`, as in
-    transformers. A begin-of-text token that has no name is the one with which config.json lets the decoder begin.
+    As in transformers, `special_tokens_map.json` is read only if `tokenizer_config.json` is an old one, without
+    `added_tokens_decoder`. `start_id` is the decoder's start token of config.json, or else its begin-of-text token.
+
+    Raises:
+        FlagError: a file is damaged, or a setting has a wrong type.
     """
 
     def read(name: str) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def settings_of(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def content_of(settings: Mapping[str, Any], field: str, token: Any) -> str | None:
-    """The text of a token, which is given as a string or as an object."""
+    """Returns the text of a token that is given as a string or as an object; raises FlagError for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     if text is not None and not isinstance(text, str):
         raise FlagError(
@@ -167,11 +171,13 @@ def content_of(settings: Mapping[str, Any], field: str, token: Any) -> str | Non
 
 
 def special_names(content: Mapping[str, Any], settings: Mapping[str, Any], vocab: Mapping[str, int]) -> dict[str, Any]:
-    """The names of the special tokens that a tokenizer has: those that the checkpoint gives, else the usual ones.
+    """Returns the names of the special tokens that a tokenizer has, as the checkpoint or else `_USUAL` names them.
+
+    If the checkpoint names no begin-of-text token, it is the token with the id `start_id`.
 
     Args:
-        content: of `tokenizer.json`.
-        settings: of `settings_of`; empty for a `tokenizer.json` alone.
+        content: parsed content of `tokenizer.json`.
+        settings: the result of `settings_of`; empty for a `tokenizer.json` without other files.
         vocab: token -> id.
     """
     model = content["model"]

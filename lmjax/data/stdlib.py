@@ -1,9 +1,10 @@
-"""The embedded corpus: the standard library of the Python that runs it, on every machine and with no download.
+"""The embedded corpus: the standard library of the running Python, which every machine has without a download.
 
-Prose: the language reference (`pydoc_data.topics`, a document a topic) and the docstrings (a document each). Code: the
-modules' sources. Pairs: the source of a function without its docstring -> the first line of its docstring. A text that
-occurs twice is given once. Everything of a module is one group, so that a docstring and the source that holds it are on
-one side of the split. What is left out: tests, bundled packages, generated tables, and modules of this machine alone.
+Prose: the language reference (`pydoc_data.topics`, one document per topic) and the docstrings (one document each).
+Code: the sources of the modules. Pairs: the source of a function without its docstring, and the first line of the
+docstring. A text that occurs twice is included once. All documents of a module are one group, so that a docstring and
+the source that contains it are in the same part of the split. Tests, bundled packages, generated tables and modules
+that depend on the machine are left out.
 """
 
 import ast
@@ -27,15 +28,15 @@ _LEFT_OUT = re.compile(
     r"(^|/)(tests?|idle_test|_bundled|__pycache__|site-packages|dist-packages|lib-dynload|pydoc_data)/"
     r"|^encodings/(?!__init__|aliases|idna|punycode|utf|unicode|raw|undefined)|(^|/)_sysconfig_?data"
 )
-_MIN_CHARS = 40  # a shorter docstring says too little to be a document
+_MIN_CHARS = 40  # a shorter docstring is not used as a document
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def documents(pairs: bool) -> Iterator[Document]:
-    """The documents of the standard library in a fixed order: texts, or pairs.
+    """Yields the documents of the standard library in a fixed order: texts, or pairs.
 
     Raises:
-        DataError: this Python comes without the sources of its library.
+        DataError: this Python is installed without the sources of its library.
     """
     yield from _documents(pairs)
 
@@ -57,7 +58,7 @@ def _documents(pairs: bool) -> tuple[Document, ...]:
 
 
 def fingerprint() -> str:
-    """Hex digest of the Python version and of every text that the corpus is made of."""
+    """Returns a hex digest of the Python version and of all texts of the corpus."""
     digest = hashlib.blake2b(platform.python_version().encode(), digest_size=16)
     for name, text in (*_topics().items(), *_modules()):
         digest.update(hashlib.blake2b(f"{name}\0{text}".encode()).digest())
@@ -72,7 +73,7 @@ def _read(pairs: bool) -> Iterator[Document]:
         group = f"module {name}"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of invalid escapes in old sources
+                warnings.simplefilter("ignore")  # warnings about invalid escapes in old sources
                 tree = ast.parse(source)
         except (SyntaxError, ValueError):
             continue  # a template rather than a module
@@ -86,12 +87,12 @@ def _read(pairs: bool) -> Iterator[Document]:
 def _topics() -> dict[str, str]:
     try:
         return importlib.import_module("pydoc_data.topics").topics
-    except ImportError:  # some distributions strip it
+    except ImportError:  # some distributions leave it out
         return {}
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    """Names, with dots for folders, and sources of the modules that are part of the corpus."""
+    """Yields the dotted name and the source of each module in the corpus."""
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -107,7 +108,7 @@ def _modules() -> Iterator[tuple[str, str]]:
 
 
 def _blocks(tree: ast.Module) -> Iterator[ast.AST]:
-    """The module and everything in it that has a body, in the order of the source."""
+    """Yields the module and all statements in it that have a body, in the order of the source."""
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -124,7 +125,7 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _pairs(source: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Sources of functions without their docstrings, dedented, and the first lines of the docstrings."""
+    """Yields the source of each function without its docstring, dedented, and the first line of the docstring."""
     lines = source.split("\n")
     for node in _blocks(tree):
         if not isinstance(node, _FUNCTIONS) or len(node.body) < 2:

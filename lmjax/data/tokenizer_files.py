@@ -1,4 +1,4 @@
-"""A `tokenizer.json` for a checkpoint that has older files alone: what transformers 5 builds from the same files."""
+"""Builds a `tokenizer.json` for a checkpoint that has only older files, as transformers 5 does from the same files."""
 
 import io
 import pathlib
@@ -21,12 +21,15 @@ _QWEN_SPLIT = (
 
 
 def build(folder: pathlib.Path, model: pathlib.Path | None, settings: Mapping[str, Any]) -> bytes:
-    """The `tokenizer.json` that transformers makes of a folder's older files.
+    """Returns the content of the `tokenizer.json` that transformers makes from a folder's older files.
 
     Args:
-        folder: holds `vocab.json` and `merges.txt`, or `vocab.txt`, or the SentencePiece `model`.
+        folder: has `vocab.json` and `merges.txt`, or `vocab.txt`, or the SentencePiece `model`.
         model: the SentencePiece model, if there is one.
-        settings: of `settings_of`.
+        settings: the result of `settings_of`.
+
+    Raises:
+        FlagError: there are no such files, or no tokenizer can be built from them.
     """
     kind, files = settings.get("tokenizer_class", ""), [folder / name for name in ("vocab.json", "merges.txt")]
     if model:
@@ -55,13 +58,13 @@ def build(folder: pathlib.Path, model: pathlib.Path | None, settings: Mapping[st
 
 
 def _guarded(path: pathlib.Path, settings: Mapping[str, Any], make: Callable[[bytes], Tokenizer]) -> bytes:
-    """The JSON of what `make` builds of a file's content; whatever the library says of it becomes a FlagError."""
+    """Returns the JSON of the tokenizer that `make` builds from a file; an error of the library becomes a FlagError."""
     content = read_bounded(path)
     try:
         return _finished(make(content), settings)
     except FlagError:
         raise
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower class
         raise FlagError(
             f"tokenizer.path: {str(path)!r} and the files beside it make no tokenizer "
             f"({repr(error)[:200]}); copy them again"
@@ -69,7 +72,7 @@ def _guarded(path: pathlib.Path, settings: Mapping[str, Any], make: Callable[[by
 
 
 def _finished(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> bytes:
-    """The JSON of a tokenizer with the checkpoint's added tokens, and with special tokens put around a text."""
+    """Returns the JSON of a tokenizer after adding the checkpoint's tokens and the template of special tokens."""
     size = tokenizer.get_vocab_size()
     for i, token in sorted((int(i), t) for i, t in settings["added_tokens_decoder"].items()):
         flags = {k: v for k, v in token.items() if k != "__type"} if isinstance(token, dict) else {"content": token}
@@ -93,7 +96,7 @@ def _finished(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> bytes:
     return tokenizer.to_str().encode()
 
 
-# The special tokens that a class puts before and after a text.
+# The special tokens that each class adds before and after a text.
 _AROUND = {
     "BertTokenizer": (("cls",), ("sep",)),
     "DistilBertTokenizer": (("cls",), ("sep",)),
@@ -107,7 +110,7 @@ _AROUND = {
 
 
 def _byte_pairs(vocab: Mapping[str, int], merges: bytes, settings: Mapping[str, Any]) -> Tokenizer:
-    """Byte-level BPE, as GPT-2 and RoBERTa have it, or Qwen."""
+    """Returns byte-level BPE, in the form of GPT-2 and RoBERTa or in that of Qwen."""
     lines = [line.rstrip("\r") for line in merges.decode().split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     tokenizer = Tokenizer(models.BPE(vocab, pairs, continuing_subword_prefix="", end_of_word_suffix=""))
@@ -123,7 +126,7 @@ def _byte_pairs(vocab: Mapping[str, int], merges: bytes, settings: Mapping[str, 
 
 
 def _word_pieces(content: bytes, settings: Mapping[str, Any]) -> Tokenizer:
-    """WordPiece with BERT's normaliser (Devlin et al. 2018, arXiv:1810.04805, section 3)."""
+    """Returns WordPiece with BERT's normaliser (Devlin et al. 2018, arXiv:1810.04805, section 3)."""
     vocab = {line.rstrip("\n"): i for i, line in enumerate(io.StringIO(content.decode(), newline=None))}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=content_of(settings, "unk_token", settings["unk_token"])))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -138,7 +141,7 @@ def _word_pieces(content: bytes, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def byte_pair_merges(model: Any) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE model, the best first: every way to put a learned piece together from two."""
+    """Returns the merges of a SentencePiece BPE model, best first: all pairs of learned tokens that form a third."""
     normal = model.SentencePiece.NORMAL
     rank = {p.piece: (-p.score, i) for i, p in enumerate(model.pieces) if p.type == normal}
     pairs = [(rank[p], n, (p[:n], p[n:])) for p in rank for n in range(1, len(p)) if p[:n] in rank and p[n:] in rank]
@@ -146,7 +149,7 @@ def byte_pair_merges(model: Any) -> list[tuple[str, str]]:
 
 
 def _from_pieces(model: Any, settings: Mapping[str, Any], make: Callable[..., Tokenizer]) -> Tokenizer:
-    """The tokenizer that `make` builds, which finds the model's control and user-defined pieces in a text first."""
+    """Returns the tokenizer that `make` builds; it matches the model's control and user-defined tokens first."""
     tokenizer = make(model, settings)
     kind = model.SentencePiece
     tokenizer.add_special_tokens([p.piece for p in model.pieces if p.type == kind.CONTROL])
@@ -156,7 +159,7 @@ def _from_pieces(model: Any, settings: Mapping[str, Any], make: Callable[..., To
 
 
 def _metaspace(tokenizer: Tokenizer, charsmap: bytes, before: Sequence[Any] = ()) -> Tokenizer:
-    """The tokenizer of words, each with U+2581 in front; `before` normalises the text before the model's own map."""
+    """Returns the tokenizer after setting it to words with U+2581 before each; `before` are the first normalisers."""
     own = [normalizers.Precompiled(charsmap)] if charsmap else []
     if before or own:
         tokenizer.normalizer = normalizers.Sequence([*before, *own])
@@ -167,7 +170,7 @@ def _metaspace(tokenizer: Tokenizer, charsmap: bytes, before: Sequence[Any] = ()
 
 
 def _t5(model: Any, settings: Mapping[str, Any]) -> Tokenizer:
-    """T5's sentinels follow the pieces, the last one first."""
+    """Returns T5's tokenizer: the tokens of the model, then the sentinels in descending order."""
     pieces = [(p.piece, p.score) for p in model.pieces]
     pieces += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(settings.get("extra_ids", 100)))]
     tokenizer = Tokenizer(models.Unigram(pieces, model.trainer_spec.unk_id, False))
@@ -187,7 +190,7 @@ def _albert(model: Any, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def _llama(model: Any, settings: Mapping[str, Any]) -> Tokenizer:
-    """BPE over a text whose spaces are U+2581, with one in front: of every part between special tokens if `legacy`."""
+    """Returns BPE with U+2581 for spaces and one before the text; with `legacy` also after each special token."""
     vocab = {p.piece: i for i, p in enumerate(model.pieces)}
     tokenizer = Tokenizer(models.BPE(vocab, byte_pair_merges(model), fuse_unk=True, byte_fallback=True))
     scheme = "never" if settings.get("add_prefix_space") is False else "always" if settings.get("legacy") else "first"
