@@ -1,11 +1,12 @@
-"""Checkpoints in a workdir: asynchronous, each with a manifest, the newest few, the best one and the last good one.
+"""Checkpoints in a workdir: saved asynchronously with a manifest; the newest few, the best and the last good one stay.
 
-A save goes to `checkpoints/N.partial`: orbax writes the arrays, then the manifest is written, all of it is brought onto
-the disk, and only then is the folder renamed to `checkpoints/N`. Whatever interrupts this leaves the checkpoints before
-it whole. A checkpoint that is not kept is renamed to `N.deleting` first, so that no half of it has the name of a step.
+A save writes to `checkpoints/N.partial`: first orbax writes the arrays, then the manifest is written, then all files
+are synced to disk, and only then is the folder renamed to `checkpoints/N`. So an interruption leaves all earlier
+checkpoints complete. A checkpoint is renamed to `N.deleting` before its files are removed, so that no incomplete folder
+has the name of a step.
 
-One save is under way at a time: the next one waits for it. A killed run therefore loses at most the steps since the
-newest checkpoint was due, plus one interval if that checkpoint's save was still under way.
+Only one save runs at a time, and the next one waits for it. A killed run therefore loses at most the steps since the
+newest checkpoint was due, and one more interval if the save of that checkpoint was still running.
 """
 
 from __future__ import annotations
@@ -36,47 +37,48 @@ from lmjax.training import manifest
 PyTree = Any
 _FOLDER = "checkpoints"
 _PARTIAL, _DELETING = ".partial", ".deleting"
-# What a killed save or a killed removal leaves; the last is of orbax, which writes to a folder of its own first.
+# Suffixes of folders that a killed save or removal leaves behind; the last is orbax's own temporary folder.
 _TEMPORARY = (_PARTIAL, _DELETING, ".orbax-checkpoint-tmp")
-# A folder that cannot be made is an error of the save itself, and leaves no coroutine that nothing awaits.
+# Folders are created in the call of the save, so that an error there is raised by that call, and not in a coroutine.
 _FOLDERS_AT_ONCE = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-# Orbax 0.12 lets each replica write a part of an array, and compiles a program for each part of each shape: for arrays
-# under 1 MiB that took most of the first save (156 programs, 4 s of a CPU, of a nano model on 8 devices).
+# Orbax 0.12 lets each replica write a part of an array, and compiles a program for each part of each shape. For arrays
+# below 1 MiB this took most of the first save (of a nano model on 8 CPU devices: 156 programs, 4 s), so one replica
+# writes them whole. To remove this, drop the option from `save` and time the first save again.
 _SMALL_ARRAYS_WHOLE = ocp.options.ArrayOptions(
     saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
 )
 
 
 class CheckpointConfig(Schema):
-    """When checkpoints are written and which are kept."""
+    """When checkpoints are written, and how many stay on disk."""
 
     every: int = Field(500, ge=0, description="steps between checkpoints; 0: at the end only")
     keep: int = Field(2, ge=1, description="newest checkpoints that are kept, beside the best and the last good one")
 
 
 class SavedCheckpoints:
-    """The checkpoints of a workdir, to read: nothing there is changed, also while a run writes to it."""
+    """The checkpoints of a workdir, read-only; safe while a run writes to the workdir."""
 
     def __init__(self, workdir: pathlib.Path):
-        """Takes the workdir; a folder without checkpoints has none."""
+        """Opens a workdir, which may have no checkpoints."""
         self._path = (workdir / _FOLDER).absolute()
         self._unreadable: set[int] = set()
         logging.get_absl_logger().addFilter(_not_from_orbax)
 
     @property
     def steps(self) -> list[int]:
-        """Returns the steps that have a whole checkpoint, in order."""
+        """Returns the steps that have a complete checkpoint, in order."""
         return saved_steps(self._path.parent)
 
     def restore(self, abstract: PyTree, step: int | None = None) -> PyTree | None:
-        """Returns the newest state that can be read, or None if there is no checkpoint at all.
+        """Returns the newest state that can be read, or None if there is no checkpoint.
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
-            step: read this checkpoint and no other.
+            step: the only checkpoint to read; None: the newest.
 
         Raises:
-            CheckpointError: there are checkpoints, and none can be read: a run never starts over in silence.
+            CheckpointError: none of the checkpoints can be read; a run must not start over without a message.
         """
         steps = self.steps
         if step is not None and step not in steps:
@@ -90,7 +92,7 @@ class SavedCheckpoints:
             if failure is None:
                 return state
             if step is None and not self._folder(candidate).exists():
-                # A run that trains there has removed it since, and has a newer one.
+                # The run that trains there has removed it in the meantime, and has a newer one.
                 left = [s for s in saved_steps(self._path.parent) if s not in failures]
                 continue
             left = [s for s in left if s < candidate]
@@ -109,7 +111,7 @@ class SavedCheckpoints:
         return self._path / str(step)
 
     def _read(self, step: int, abstract: PyTree) -> tuple[PyTree | None, str | None]:
-        """Returns the state of a step, or why it cannot be read; all processes come to the same."""
+        """Returns the state of a step, or None and why it cannot be read; all processes agree whether it can."""
         folder, shares = self._folder(step), (jax.process_index(), jax.process_count())
         found, verified = manifest.problems(folder, *shares), manifest.has_manifest(folder)
         if not _all_agree(not found):
@@ -120,7 +122,7 @@ class SavedCheckpoints:
         try:
             state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
         except Exception as e:
-            # Whatever breaks inside a damaged file, the checkpoint before it may still be whole.
+            # A damaged file can raise any error, and the checkpoint before may still be complete.
             failure = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
         if not _all_agree(failure is None):
             return None, failure or "another process could not read it"
@@ -128,19 +130,19 @@ class SavedCheckpoints:
 
 
 class Checkpoints(SavedCheckpoints):
-    """The checkpoints of the one run that writes to a workdir. A context manager: leaving it waits for the last save.
+    """The checkpoints of the one run that writes to a workdir. A context manager that waits for the last save at exit.
 
-    The best one is that with the least held-out loss. Losses are noted by step and not stored beside the arrays: a step
-    that was saved when the run was asked to stop is evaluated only after the run goes on.
+    The best checkpoint is the one with the least held-out loss. Losses are kept by step and not saved with the arrays,
+    because a step that is saved when the run is asked to stop is only evaluated after the run resumes.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, on_saved: Callable[[int], None] | None = None):
-        """Opens `workdir/checkpoints`, and clears away what a killed save has left there.
+        """Opens `workdir/checkpoints`, and removes what a killed save has left there.
 
         Args:
-            workdir: of the run.
-            config: how many are kept.
-            on_saved: called with a step once its checkpoint is on the disk, in the thread that saves.
+            workdir: the run's workdir.
+            config: how many checkpoints stay.
+            on_saved: called with a step once its checkpoint is on disk, in the thread that saves.
 
         Raises:
             SaveError: the folder cannot be written to.
@@ -170,7 +172,7 @@ class Checkpoints(SavedCheckpoints):
         try:
             self.wait()
         except SaveError as e:
-            # An error on the way out must not hide the one that ended the run.
+            # A failed save must not hide the error that ended the run.
             if error is None:
                 raise
             logging.error("%s", e)
@@ -179,12 +181,12 @@ class Checkpoints(SavedCheckpoints):
 
     @property
     def steps(self) -> list[int]:
-        """Returns the steps that have a whole checkpoint, in order."""
+        """Returns the steps that have a complete checkpoint, in order."""
         return list(self._steps)
 
     @property
     def best_step(self) -> int | None:
-        """Returns the step with the least loss among the checkpoints that were evaluated; None: there is none."""
+        """Returns the step with the least loss among the evaluated checkpoints, or None if there is none."""
         return self._best(self._steps)
 
     def _best(self, steps: Iterable[int]) -> int | None:
@@ -192,20 +194,20 @@ class Checkpoints(SavedCheckpoints):
         return min(scored)[1] if scored else None
 
     def evaluated(self, step: int) -> bool:
-        """Returns whether the loss of a step was noted."""
+        """Returns whether the loss of a step is known."""
         return step in self._losses
 
     def note(self, step: int, loss: float) -> None:
-        """Notes the held-out loss of a step, saved or not."""
+        """Records the held-out loss of a step, whether the step is saved or not."""
         self._losses[step] = loss
 
     def save(self, step: int, state: PyTree, *, good: bool = True) -> None:
-        """Starts writing the state; returns once it may be donated again. Waits for the save before it.
+        """Starts to save the state, and returns once its arrays may be donated. Waits for the save before it.
 
         Args:
-            step: the number of the checkpoint; one that exists already is left alone, unless it could not be read.
-            state: the pytree to write.
-            good: whether the run is sound at this step; the last good checkpoint stays, however many follow.
+            step: the number of the checkpoint; one that exists is not written again unless it could not be read.
+            state: the pytree to save.
+            good: whether the latest loss and update are finite; the last good checkpoint stays, however many follow.
 
         Raises:
             SaveError: this checkpoint, or the one before it, cannot be written.
@@ -220,7 +222,7 @@ class Checkpoints(SavedCheckpoints):
                 response = ocp.save_checkpointables_async(partial, {"state": state}, custom_metadata=note)
         except Exception as e:
             raise self._error(step, e) from e
-        # Decided here and not in the thread, so that all processes decide by the same losses.
+        # Which checkpoints stay is decided here and not in the thread, so that all processes use the same losses.
         self._good = self._good | {step} if good else self._good - {step}
         self._unreadable.discard(step)
         kept = self._kept(sorted({*self._steps, step}))
@@ -228,17 +230,17 @@ class Checkpoints(SavedCheckpoints):
         self._saving = step, self._thread.submit(self._commit, step, partial, response, kept, self._number)
 
     def good_step(self, before: int) -> int:
-        """Returns the newest step before `before` that was saved while the run was sound; 0: there is none."""
+        """Returns the newest good checkpoint's step before `before`, or 0 if there is none; waits for the last save."""
         self.wait()
         return max((step for step in self._steps if step in self._good and step < before), default=0)
 
     def check(self) -> None:
-        """Raises SaveError if the save under way has failed; does not wait for it."""
+        """Raises SaveError if the running save has failed; does not wait for it."""
         if self._saving is not None and self._saving[1].done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what is being written is on disk; raises SaveError if it could not be."""
+        """Waits until the running save is on disk; raises SaveError if it failed."""
         if self._saving is None:
             return
         (step, future), self._saving = self._saving, None
@@ -254,9 +256,9 @@ class Checkpoints(SavedCheckpoints):
         return SaveError(f"{message}; make room or mend the disk, then run the command again")
 
     def _kept(self, steps: list[int]) -> set[int]:
-        """Returns which steps stay: the newest, the best, the last good one, and those that could not be read.
+        """Returns the steps that stay: the newest, the best, the last good one, and those that could not be read.
 
-        A step that could not be read does not count as one of the newest, and is left for whoever looks into it.
+        A step that could not be read does not count as one of the newest, and stays so that the user can inspect it.
         """
         whole = [step for step in steps if step not in self._unreadable]
         good = [step for step in whole if step in self._good]
@@ -264,7 +266,7 @@ class Checkpoints(SavedCheckpoints):
         return {*whole[-self._keep :], *good[-1:], *({best} if best is not None else ()), *(set(steps) - set(whole))}
 
     def _commit(self, step: int, partial: pathlib.Path, response: Any, kept: set[int], number: int) -> None:
-        """Waits for orbax, writes the manifest, gives the checkpoint its name, and removes those that are not kept."""
+        """Waits for orbax, writes the manifest, renames the checkpoint, and removes the checkpoints not in `kept`."""
         process, processes = jax.process_index(), jax.process_count()
         response.result()
         manifest.write(partial, process, processes)
@@ -286,7 +288,7 @@ class Checkpoints(SavedCheckpoints):
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps that have a whole checkpoint in a workdir, in order."""
+    """Returns the steps that have a complete checkpoint in a workdir, in order."""
     folder = workdir / _FOLDER
     if not folder.is_dir():
         return []
@@ -299,26 +301,26 @@ def checkpoint_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def temporaries(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns what killed saves and removals have left in a workdir, or what is at work there now."""
+    """Returns the folders that killed saves and removals have left in a workdir, or that running ones use."""
     folder = workdir / _FOLDER
     return sorted(p for p in folder.iterdir() if p.name.endswith(_TEMPORARY)) if folder.is_dir() else []
 
 
 def remove_temporaries(workdir: pathlib.Path) -> None:
-    """Removes what killed saves and removals have left; only for the one process that writes to the workdir."""
+    """Removes the folders that killed saves and removals have left; only for the process that writes to the workdir."""
     for path in temporaries(workdir):
         shutil.rmtree(path)
 
 
 def remove_steps(workdir: pathlib.Path, after: int) -> None:
-    """Removes the checkpoints of later steps than `after`; only for the one process that writes to the workdir."""
+    """Removes the checkpoints of steps after `after`; only for the process that writes to the workdir."""
     for step in saved_steps(workdir):
         if step > after:
             _remove(checkpoint_folder(workdir, step))
 
 
 def _remove(folder: pathlib.Path) -> None:
-    """Removes a checkpoint: at once for whoever lists them, then file by file."""
+    """Removes a checkpoint: renames it first, so that it disappears at once, and then deletes its files."""
     if folder.exists():
         doomed = folder.with_name(f"{folder.name}{_DELETING}")
         folder.rename(doomed)
@@ -326,21 +328,21 @@ def _remove(folder: pathlib.Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the last line of an error: orbax hands on whole tracebacks of its threads as text."""
+    """Returns the last line of an error, because orbax passes on whole tracebacks of its threads as text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _not_from_orbax(record: stdlib_logging.LogRecord) -> bool:
-    """Drops orbax's log: its threads log the whole traceback of an error that is raised here as one message."""
+    """Returns False for orbax's log records: its threads log the traceback of an error that is raised here anyway."""
     return "orbax" not in record.pathname
 
 
 def _all_agree(mine: bool) -> bool:
-    """Returns whether all processes say yes."""
+    """Returns whether `mine` is true in all processes."""
     return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
 def _meet(name: str) -> None:
-    """Waits until all processes are here; in a thread, where no collective of devices may be started."""
+    """Waits until all processes call this with the same name; without collectives, so a thread may call it."""
     if jax.process_count() > 1:
         asyncio.run(ocp.multihost.sync_global_processes(name, operation_id="lmjax"))

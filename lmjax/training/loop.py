@@ -1,4 +1,4 @@
-"""The one training loop: every family, every objective."""
+"""The training loop, the same for every family and every objective."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Loop:
 
     Attributes:
         steps: updates of the whole run; a budget changes it.
-        max_skipped: updates in a row that may be non-finite before the run gives up.
+        max_skipped: the run ends with an error after this many non-finite updates in a row.
         evaluation: when to evaluate.
         checkpoint: when to save.
-        logging: when to write metrics down.
-        hparams: the numbers that ride beside the state.
-        course: the stages: compiled steps, and this process's part of every batch.
-        budget: plans the steps by the clock; None: they are given.
-        stopping: tells when the held-out loss no longer falls.
+        logging: when to write metrics.
+        hparams: the traced hyperparameters.
+        course: the stages, with their compiled steps and this process's part of every batch.
+        budget: plans the number of steps from a time budget; None: the steps are given.
+        stopping: early stopping.
         evaluator: evaluates parameters.
-        checkpoints: where states are saved.
-        writer: where metrics go; None on all processes but the first.
-        stop: notes that the run was asked to stop.
-        timers: where the time went, compilation included.
-        watchdog: ends the process where the run hangs.
-        peak_flops: of all devices together, or None if unknown.
-        progress: whether a progress bar is shown.
+        checkpoints: saves states.
+        writer: writes metrics; None on all processes but the first.
+        stop: records requests to stop.
+        timers: time by purpose, compilation included.
+        watchdog: ends the process if the run hangs.
+        peak_flops: peak FLOP/s of all devices together, or None if unknown.
+        progress: whether to show a progress bar.
     """
 
     steps: int
@@ -77,8 +77,8 @@ class Loop:
         """Returns the last state.
 
         Raises:
-            PreemptedError: asked to stop; the state is saved.
-            DivergedError: too many updates in a row were not finite, or the last ones.
+            PreemptedError: the run was asked to stop; the state is saved.
+            DivergedError: too many updates in a row, or the last one of the run, were not finite.
             SaveError: a checkpoint could not be written.
         """
         number = int(state.step)
@@ -107,7 +107,7 @@ class Loop:
                     raise
                 state, metrics = stage.step(state, batch, self.hparams)
                 if pending is not None:
-                    # The step just started runs while the one before it is read.
+                    # Reads the metrics of the step before while the device computes the step just started.
                     self._report(*pending, clock, bar)
                 pending = (number, metrics | {"flops": stage.flops_per_step})
                 stopping = self.stop.stop_at(number)
@@ -115,7 +115,7 @@ class Loop:
                 evaluating = self._due(number, self.evaluation.every) and not stopping
                 saving = self._due(number, self.checkpoint.every) or stopping
                 if evaluating or saving:
-                    # What a checkpoint follows must be written down before it: a resumed run does not do it again.
+                    # Metrics are written before the checkpoint of their step: a resumed run does not repeat that step.
                     self._report(*pending, clock, bar)
                     pending = None
                 if evaluating:
@@ -132,7 +132,7 @@ class Loop:
         return state
 
     def _stage(self, number: int) -> OpenStage:
-        """Returns the stage of the update after `number` of them; a new one has a speed of its own."""
+        """Returns the stage of update `number + 1`; a new stage starts a new measurement of the speed."""
         changes = self.course.changes(number)
         stage = self.course.at(number)
         if changes and self.budget is not None:
@@ -140,14 +140,14 @@ class Loop:
         return stage
 
     def _plan(self, number: int, stopping: bool, bar: tqdm) -> None:
-        """Plans the rest of a run by the clock when it is time, and before whatever is saved."""
+        """Makes a new plan of a run with a time budget, if one is due or a checkpoint follows."""
         saving = stopping or self._due(number, self.checkpoint.every)
         if self.budget is not None and (saving or self.budget.due(number)):
             self._follow(self.budget.plan(number))
             bar.total = self.steps
 
     def _follow(self, steps: int) -> None:
-        """Makes the run, and its schedule, `steps` long."""
+        """Sets the length of the run and of its schedule to `steps`."""
         self.steps = steps
         total = jax.device_put(np.float32(steps), self.hparams.total_steps.sharding)
         self.hparams = self.hparams.replace(total_steps=total)
@@ -160,15 +160,15 @@ class Loop:
         return number == self.steps or (every > 0 and number % every == 0)
 
     def _catch_up(self, state: TrainState, number: int) -> None:
-        """Makes the evaluation of the step that the run begins at, where one is due and was not written down.
+        """Evaluates the step at which the run starts or resumes, if an evaluation is due and not recorded yet.
 
-        Asked to stop, a run saves its state and leaves the evaluation for later: there may be little time.
+        A run that is asked to stop has little time: it saves its state without the evaluation, which is made here.
         """
         if (number == 0 or self._due(number, self.evaluation.every)) and not self.checkpoints.evaluated(number):
             self._evaluate(state, number)
 
     def _evaluate(self, state: TrainState, number: int) -> None:
-        """Evaluates the state, and notes the first set's loss for stopping and for the best checkpoint."""
+        """Evaluates the state, and records the first set's loss for early stopping and the best checkpoint."""
         params = state.evaluation_params()
         with self.timers.time("evaluation"):
             here = f"a batch of the evaluation at step {number}"
@@ -187,13 +187,13 @@ class Loop:
             self.checkpoints.save(number, state, good=self._sound)
 
     def _save_alone(self, number: int, state: TrainState) -> None:
-        """Saves the state of a run that cannot go on; several processes would have to agree on it, and do not."""
+        """Saves the state of a run that cannot continue; not with several processes, as these must agree to save."""
         if jax.process_count() == 1 and number:
             self._save(number, state)
             self.checkpoints.wait()
 
     def _diverged(self, number: int, in_a_row: int, values: dict[str, Any]) -> DivergedError:
-        """Returns the error of a run that cannot go on at an update, whose metrics are `values`."""
+        """Returns the error for a run that diverged, with the metrics `values` of update `number`."""
         first = number - in_a_row + 1
         return DivergedError(
             f"step {number}: {in_a_row} updates in a row were not finite and were left out, from step {first} on. "
@@ -207,7 +207,7 @@ class Loop:
         )
 
     def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
-        """Shows and writes the metrics of a step that has ended."""
+        """Shows and writes the metrics of a finished step."""
         values: dict[str, Any] = jax.device_get(metrics)
         tokens_seen = read_tokens(values.pop("tokens_seen"))
         in_a_row = int(values.pop("skipped_in_a_row"))
@@ -223,7 +223,7 @@ class Loop:
         self._spikes = spikes
         if in_a_row >= self.max_skipped:
             raise self._diverged(number, in_a_row, values)
-        # The last step is evaluated, also of a run that ends early.
+        # Steps that are evaluated have a line of metrics too; a run always evaluates its last step.
         if number % self.logging.every and not self._due(number, self.evaluation.every):
             return
         speed = clock.read(number)
@@ -244,7 +244,7 @@ class Loop:
 
 
 class _Clock:
-    """Speeds since the last reading, without the time lost to evaluation, checkpoints and compilation."""
+    """Speeds since the last reading, without the time of evaluation, checkpoints and compilation."""
 
     def __init__(self, step: int, timers: Timers, peak_flops: float | None):
         self._timers, self._peak_flops = timers, peak_flops
@@ -255,12 +255,12 @@ class _Clock:
         self._time, self._lost = time.perf_counter(), self._timers.beside_training
 
     def add(self, tokens: int, flops: float) -> None:
-        """Counts the tokens and the model FLOPs of a step."""
+        """Adds the tokens and the model FLOPs of a step."""
         self._tokens += tokens
         self._flops += flops
 
     def read(self, step: int) -> Metrics:
-        """Returns speeds and peak memory, and starts anew."""
+        """Returns speeds and peak memory, and starts the next measurement."""
         lost = self._timers.beside_training - self._lost
         seconds = max(time.perf_counter() - self._time - lost, 1e-9)
         speeds = {

@@ -1,12 +1,13 @@
 """The manifest of a checkpoint: a checksum of every file, written before the commit and verified before a restore.
 
-Neither orbax nor the arrays' file format checks the bytes of an array: without this, one flipped bit is loaded in
-silence. The manifest is a text: a title, then a line `SIZE CRC[,CRC...] PATH` for every file, then `end CRC`, the
-checksum of the lines before it. A large file has one CRC-32 for every 64 MiB, which threads compute in parallel.
+Neither orbax nor the arrays' file format checks the bytes of an array, so that without a manifest a flipped bit would
+be loaded without an error. The manifest is a text: a title, then a line `SIZE CRC[,CRC...] PATH` for every file, then
+`end CRC`, the checksum of the lines before it. A large file has one CRC-32 for every 64 MiB, computed in parallel
+threads.
 
-CRC-32 detects every error of up to 32 neighbouring bits and misses one of 2^32 others. It guards against hardware and
-not against an attacker, who could write another manifest. On a checkpoint of 155 MB, one thread took 0.08 s for
-zlib.crc32, 0.20 s for sha256 and 0.36 s for blake2b, beside 1.4 s for the save.
+CRC-32 detects every error of up to 32 adjacent bits and misses one in 2^32 others. It protects against faults of
+hardware, not against an attacker, who could write another manifest. On a checkpoint of 155 MB, one thread took 0.08 s
+for zlib.crc32, 0.20 s for sha256 and 0.36 s for blake2b; the save took 1.4 s.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lmjax.paths import is_litter, sync_folder, write_durably
 
 NAME = "manifest.txt"
-# Orbax's own file beside the arrays; what is given to it as custom metadata says there that a manifest is owed.
+# Orbax's own file beside the arrays. lmjax stores in its custom metadata that the checkpoint must have a manifest.
 METADATA = "_CHECKPOINT_METADATA"
 _TITLE = "lmjax manifest 1: CRC-32 of every 64 MiB"
 _PIECE = 64 * 2**20
@@ -31,12 +32,12 @@ _THREADS = 8
 
 
 def write(folder: pathlib.Path, process: int = 0, processes: int = 1) -> None:
-    """Writes the part of the manifest of a folder that one process owes, and brings files and part onto the disk.
+    """Writes one process's part of the manifest of a checkpoint, and syncs that part and the files in it to disk.
 
     Args:
-        folder: of the checkpoint, which is complete but for its manifest.
-        process: which process this is; it reads the files that it wrote, which its host still has in memory.
-        processes: how many there are.
+        folder: the checkpoint's folder, complete except for the manifest.
+        process: the number of this process; it reads the files that it wrote, which its host still has in memory.
+        processes: the number of processes.
     """
     own = [path for path in _files(folder) if _owner(path, processes) == process]
     lines = _described(folder, own)
@@ -44,7 +45,7 @@ def write(folder: pathlib.Path, process: int = 0, processes: int = 1) -> None:
 
 
 def merge(folder: pathlib.Path, processes: int = 1) -> None:
-    """Makes the manifest of the parts of all processes, and brings it and the folders' entries onto the disk."""
+    """Makes the manifest from the parts of all processes, and syncs it and the folders' entries to disk."""
     parts = [folder / f"{NAME}.{process}" for process in range(processes)]
     text = "".join([f"{_TITLE}\n", *(part.read_text() for part in parts)])
     write_durably(folder / NAME, text + _end(text))
@@ -56,14 +57,14 @@ def merge(folder: pathlib.Path, processes: int = 1) -> None:
 
 
 def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list[str]:
-    """Returns what is wrong with the files of a checkpoint, each with its name; empty: they are as they were written.
+    """Returns what is wrong with the files of a checkpoint, each with its name; empty if they are as written.
 
-    A checkpoint of a version that wrote no manifest has nothing to compare with, and so no problems.
+    A checkpoint of an earlier version, which wrote no manifest, cannot be verified and so has no problems.
 
     Args:
-        folder: of the checkpoint.
-        process: which process this is; of several, each verifies a part.
-        processes: how many there are.
+        folder: the checkpoint's folder.
+        process: the number of this process; each process verifies a part of the files.
+        processes: the number of processes.
     """
     try:
         text = (folder / NAME).read_bytes().decode()
@@ -94,12 +95,12 @@ def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list
 
 
 def has_manifest(folder: pathlib.Path) -> bool:
-    """Returns whether a checkpoint has a manifest; one of an earlier version has none."""
+    """Returns whether a checkpoint has a manifest; those of earlier versions have none."""
     return (folder / NAME).exists()
 
 
 def noted(folder: pathlib.Path) -> dict[str, object]:
-    """Returns what lmjax noted in a checkpoint as it was saved; empty where nothing was noted or can be read."""
+    """Returns the metadata that lmjax saved in a checkpoint; empty if there is none or it cannot be read."""
     try:
         values = json.loads((folder / METADATA).read_bytes())["custom_metadata"]["lmjax"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -119,19 +120,19 @@ def _without(folder: pathlib.Path) -> list[str]:
 
 
 def _files(folder: pathlib.Path) -> list[str]:
-    """Returns the files of a checkpoint by their path in it, in order."""
+    """Returns the paths of a checkpoint's files relative to its folder, sorted."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not is_litter(path.name))
     return sorted(path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(NAME))
 
 
 def _owner(path: str, processes: int) -> int:
-    """Returns the process that wrote a file; the first one wrote those that name none."""
+    """Returns the process that wrote a file, from the file's name; the first process wrote files that name none."""
     named = re.search(r"process_(\d+)", path)
     return int(named[1]) % processes if named else 0
 
 
 def _described(folder: pathlib.Path, paths: Iterable[str]) -> list[str]:
-    """Returns the line of each file, after its bytes have reached the disk."""
+    """Returns the manifest's line of each file, after the file is synced to disk."""
     sizes = {path: (folder / path).stat().st_size for path in paths}
     pieces = [(path, start) for path, size in sizes.items() for start in range(0, max(size, 1), _PIECE)]
     sums: dict[str, list[str]] = {path: [] for path in sizes}
@@ -145,7 +146,7 @@ def _described(folder: pathlib.Path, paths: Iterable[str]) -> list[str]:
 
 
 def _end(text: str) -> str:
-    """Returns the last line of a manifest, which follows from those before it."""
+    """Returns the last line of a manifest, with the checksum of the lines before it."""
     return f"end {zlib.crc32(text.encode()):08x}\n"
 
 

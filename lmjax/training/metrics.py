@@ -1,4 +1,4 @@
-"""Metrics on their way out: metrics.jsonl and TensorBoard, with the same names; and where the time went."""
+"""Writes metrics to metrics.jsonl and TensorBoard under the same names, reads them, and measures time by purpose."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lmjax.errors import DataError, SaveError
 from lmjax.schema import Schema
 from lmjax.training.board import Board, HyperparameterTable
 
-# In a workdir: a line of numbers for each step that is written down.
+# The file of metrics in a workdir: a line of JSON for each step that is logged.
 METRICS = "metrics.jsonl"
 
 
 class LoggingConfig(Schema):
-    """What is written down, and how often."""
+    """What is logged, and how often."""
 
     every: int = Field(10, ge=1, description="steps between lines of metrics; evaluated steps have one too")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
@@ -34,8 +34,8 @@ class LoggingConfig(Schema):
 class MetricsWriter:
     """Writes one line of numbers per step; a context manager. A number that is not finite is written as null.
 
-    A run that resumes computes the steps after its checkpoint again, bit for bit. Their old lines are taken out first,
-    so that every step stands in the file once; a run that starts over leaves no line.
+    A resumed run computes the steps after its checkpoint again, bit for bit. Their old lines are removed first, so that
+    the file has one line per step; a run that starts at step 0 removes all lines.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class MetricsWriter:
         start_step: int,
         hyperparameters: HyperparameterTable | None = None,
     ):
-        """Opens the files of a run that goes on from a step.
+        """Opens the files of a run that starts or resumes at a step.
 
         Args:
-            workdir: of the run.
+            workdir: the run's workdir.
             config: what is written.
-            start_step: updates behind it.
-            hyperparameters: what TensorBoard lists beside other runs; None: nothing.
+            start_step: updates done so far.
+            hyperparameters: the run's row in TensorBoard's table of hyperparameters; None: it has none.
         """
         self._path = workdir / METRICS
         keep_lines(self._path, start_step)
@@ -67,13 +67,13 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # `write` has said it
+        with contextlib.suppress(OSError):  # `write` has raised it already
             self._file.close()
         if self._board is not None:
             self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes `metrics` as of `step`; raises SaveError where metrics.jsonl, which resuming reads, has no room."""
+        """Writes the metrics of a step; raises SaveError if metrics.jsonl, which a resumed run reads, has no room."""
         try:
             self._file.write(strict_json.dumps({"step": step} | metrics) + "\n")
             self._file.flush()
@@ -87,7 +87,11 @@ class MetricsWriter:
 
 
 def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
-    """Returns the lines of a file of steps that a run from `start_step` has behind it, and takes the others out.
+    """Returns the lines of a file up to `start_step`, and removes the later ones from the file.
+
+    Args:
+        path: a file of JSON lines with a `step`.
+        start_step: the step at which the run starts or resumes; 0 removes all lines.
 
     Raises:
         DataError: a line other than the last is damaged.
@@ -102,7 +106,7 @@ def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
 
 
 def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """Returns the lines of a file of steps, as they are and read; a last line that a kill cut short is left out."""
+    """Returns the lines of a file, each as text and as its values; a last line that is cut short is left out."""
     try:
         texts = path.read_bytes().rstrip().split(b"\n")
     except OSError as e:
@@ -123,7 +127,11 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_lines(workdir: pathlib.Path | str) -> list[dict[str, float]]:
-    """Returns the lines of metrics.jsonl; a number that was not finite is NaN. Raises DataError if there are none."""
+    """Returns the lines of metrics.jsonl, with NaN for a number that was not finite.
+
+    Raises:
+        DataError: the file cannot be read, or a line other than the last is damaged.
+    """
     lines = (values for _, values in _lines(pathlib.Path(workdir) / METRICS))
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
@@ -135,7 +143,7 @@ def read_metrics(workdir: pathlib.Path | str, name: str) -> tuple[list[int], lis
 
 
 class Timers:
-    """Seconds by purpose, and how often: input, evaluation, checkpoint, compilation; the rest is training."""
+    """Seconds and counts by purpose: input, evaluation, checkpoint and compilation; the other time is training."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(("input", "evaluation", "checkpoint", "compilation"), 0.0)
@@ -143,7 +151,7 @@ class Timers:
 
     @property
     def beside_training(self) -> float:
-        """Seconds in which no step was computed."""
+        """Returns the seconds of evaluation, checkpoints and compilation, in which no step was computed."""
         return sum(seconds for purpose, seconds in self.seconds.items() if purpose != "input")
 
     @contextlib.contextmanager
@@ -158,7 +166,7 @@ class Timers:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes in use so far: on the first local device, or by the process where devices do not tell."""
+    """Returns the peak bytes in use on the first local device, or in the process if the device does not report them."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]
@@ -166,5 +174,5 @@ def peak_memory() -> int:
 
 
 def peak_host_memory() -> int:
-    """Returns the most bytes that the process has had in the host's memory, what was mapped from files included."""
+    """Returns the peak bytes of the process in the host's memory, including pages mapped from files."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,8 +1,8 @@
-"""Going back: a run that diverged goes on from its last good checkpoint, past the batches that it diverged on.
+"""Rollbacks: a run that diverged continues from its last good checkpoint and skips the batches it diverged on.
 
-Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, restarted from about 100 steps before a spike of the loss and
-skipped the batches around it, which did not come back. What was gone back over is part of the run: `rollbacks.jsonl`
-in the workdir holds it, and a run that resumes reads it.
+Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, restarted about 100 steps before a spike of the loss and skipped
+the batches around it; the spike did not occur again. `rollbacks.jsonl` in the workdir records every rollback, because
+a resumed run needs them to find its batches.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import NamedTuple
 from lmjax.errors import ConfigMismatchError
 
 _FILE = "rollbacks.jsonl"
-# A run that goes back more often than this has another fault than its batches.
+# The most rollbacks of a run; if it diverges more often, the batches are not the cause.
 MOST = 10
 
 
 class Rollback(NamedTuple):
-    """One return.
+    """One rollback.
 
     Attributes:
-        to: updates of the checkpoint that the run went on from; 0: from its beginning.
-        at: updates that had been tried.
+        to: the step of the checkpoint that the run continued from; 0: its beginning.
+        at: the step at which it diverged.
     """
 
     to: int
@@ -32,10 +32,10 @@ class Rollback(NamedTuple):
 
 
 class Rollbacks:
-    """The returns of a run so far."""
+    """The rollbacks of a run so far."""
 
     def __init__(self, workdir: pathlib.Path):
-        """Reads those of a workdir; raises ConfigMismatchError where the file is damaged."""
+        """Reads the rollbacks of a workdir; raises ConfigMismatchError if their file is damaged."""
         self._path = workdir / _FILE
         self._rollbacks: list[Rollback] = []
         try:
@@ -51,11 +51,11 @@ class Rollbacks:
         return len(self._rollbacks)
 
     def skipped(self, step: int) -> int:
-        """Returns how many batches the updates after `step` of them have been moved on."""
+        """Returns how many batches the updates after `step` skip."""
         return sum(r.at - r.to for r in self._rollbacks if r.to <= step)
 
     def add(self, rollback: Rollback) -> None:
-        """Notes a return, on disk once this returns."""
+        """Adds a rollback and writes it to disk before it returns."""
         self._rollbacks.append(rollback)
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w") as file:

@@ -1,8 +1,7 @@
-"""Stages: a run that begins with smaller batches or shorter rows.
+"""Stages of a run: the first ones can have smaller batches or shorter rows.
 
 Growing batches: Smith et al. 2018, arXiv:1711.00489, section 3; short rows first: Li et al. 2022, arXiv:2108.06084,
-section 4. A stage has its own packing and its own compiled step, and counts its positions in the data from its own
-beginning.
+section 4. Each stage has its own packing and its own compiled step, and its data position starts at 0.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lmjax.streams import random_stream
 
 
 class StagesConfig(Schema):
-    """What comes before the run's own batch size and length: entry i of every tuple holds before step `until[i]`."""
+    """Batch sizes and lengths before the run's own ones: entry i of every tuple applies before step `until[i]`."""
 
     until: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="steps at which the stages end, rising")
     batch_size: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="of each stage; empty: the run's own")
@@ -40,7 +39,12 @@ class StagesConfig(Schema):
         return self
 
     def spans(self, batch_size: int, length: int) -> list[tuple[int, int | None, int, int]]:
-        """Returns (first step, step after the last or None, batch size, length) of every stage; the last is own."""
+        """Returns (first step, step after the last or None, batch size, length) of every stage.
+
+        Args:
+            batch_size: the run's own, which the last stage has.
+            length: the task's own, which the last stage has.
+        """
         begins, ends = (0, *self.until), (*self.until, None)
         sizes, lengths = (
             (*(own or (default,) * len(self.until)), default)
@@ -54,10 +58,10 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        begin: updates before it.
-        end: updates after it, or None: it is the last.
+        begin: number of updates before it.
+        end: number of updates when it ends, or None for the last stage.
         batch_size: rows of a step.
-        seed: of the order of its rows and their corruption.
+        seed: the seed of the order of its rows and of their corruption.
         task: the objectives, at this stage's length.
         examples: its rows.
     """
@@ -70,13 +74,13 @@ class Stage:
     examples: Examples
 
     def local_batch(self) -> dict[str, np.ndarray]:
-        """Returns a batch of this process's size, to compile with."""
+        """Returns a batch with this process's number of rows, for compilation."""
         row = self.examples(0, random_stream(0, "sample batch"))
         rows = self.batch_size // jax.process_count()
         return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
 
     def fill(self, rows: int = 64) -> dict[str, float]:
-        """Returns the share of places that hold a token, of the first `rows` rows, by side; "" is that of all sides."""
+        """Returns the share of positions that hold a token, over the first `rows` rows, by side; "" is all sides."""
         tokens: collections.Counter[str] = collections.Counter()
         places: collections.Counter[str] = collections.Counter()
         for position in range(rows):
@@ -91,13 +95,13 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class OpenStage:
-    """A stage under way.
+    """A stage that is running.
 
     Attributes:
-        end: updates after it, or None.
+        end: number of updates when it ends, or None for the last stage.
         step: the compiled training step.
-        place: puts a batch of this process's rows where the step wants it.
-        batches: this process's part of every batch, from the coming step on.
+        place: from this process's rows of a batch to the array that the step takes.
+        batches: this process's part of every batch, from the next step on.
         flops_per_step: model FLOPs of one step.
     """
 
@@ -109,12 +113,18 @@ class OpenStage:
 
 
 class Course:
-    """The stages of a run one after the other, each opened when it is reached. A context manager."""
+    """The stages of a run, each opened when the run reaches it. A context manager."""
 
     def __init__(
         self, stages: Sequence[Stage], start: Callable[[Stage, int], OpenStage], skipped: Callable[[int], int]
     ):
-        """Takes the stages, what opens one at a step of the run, and how many batches were skipped by a step."""
+        """Makes a course; no stage is open yet.
+
+        Args:
+            stages: the stages in their order.
+            start: opens a stage at a step of the run.
+            skipped: from a step to the number of batches that rollbacks have skipped before it.
+        """
         self._stages, self._start, self._skipped = stages, start, skipped
         self._open: OpenStage | None = None
 
@@ -132,11 +142,11 @@ class Course:
             self._open = None
 
     def changes(self, step: int) -> bool:
-        """Returns whether the update after `step` of them opens a stage."""
+        """Returns whether update `step + 1` opens a stage."""
         return self._open is None or (self._open.end is not None and step >= self._open.end)
 
     def epochs(self, step: int) -> dict[str, float]:
-        """Returns by name how often each set of data has been read through in the first `step` updates."""
+        """Returns the epochs of each data set that the first `step` updates have read, by name."""
         total: dict[str, float] = {}
         for stage in self._stages:
             last = min(step, stage.end or step)
@@ -147,7 +157,7 @@ class Course:
         return total
 
     def at(self, step: int) -> OpenStage:
-        """Returns the stage of the update after `step` of them, opened if need be."""
+        """Returns the stage of update `step + 1`, and opens it if it is not open."""
         if self.changes(step):
             self._close()
             stage = next(s for s in self._stages if s.end is None or step < s.end)

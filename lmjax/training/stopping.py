@@ -14,20 +14,20 @@ from lmjax.training.metrics import read_metrics
 
 
 class EarlyStopping:
-    """Counts the evaluations since the last one that was better (Prechelt 1998, section 2, strips counted alone).
+    """Counts the evaluations since the last improvement, a simple form of the criteria of Prechelt 1998, section 2.
 
-    It is rebuilt from the losses in metrics.jsonl, so a run that resumes stops where it would have stopped.
+    It is rebuilt from the losses in metrics.jsonl, so a resumed run stops at the same step as one without a break.
     """
 
     def __init__(self, config: EvaluationConfig, losses: Iterable[float] = ()):
-        """Takes up where a run with these losses stands."""
+        """Counts the losses of the run so far."""
         self._config = config
         self._best, self._since = math.inf, 0
         for loss in losses:
             self.add(loss)
 
     def add(self, loss: float) -> None:
-        """Notes a held-out loss; one that is not finite is no improvement."""
+        """Adds a held-out loss; a loss that is not finite is not an improvement."""
         if loss < self._best - self._config.min_delta:
             self._best, self._since = loss, 0
         else:
@@ -35,7 +35,7 @@ class EarlyStopping:
 
     @property
     def reached(self) -> bool:
-        """Whether the run ends."""
+        """Returns whether the run ends."""
         return 0 < self._config.patience <= self._since
 
     def __str__(self) -> str:
@@ -48,14 +48,14 @@ class EarlyStopping:
 def resumed(
     config: EvaluationConfig, checkpoints: Checkpoints, workdir: pathlib.Path, name: str, start: int
 ) -> EarlyStopping:
-    """Returns where early stopping stands as a run goes on, and notes with the checkpoints which losses they have.
+    """Returns the early stopping of a run that starts or resumes, and passes the recorded losses to its checkpoints.
 
     Args:
-        config: of the run.
-        checkpoints: of the run.
-        workdir: where its metrics are.
-        name: of the evaluation set whose loss decides.
-        start: updates behind it; 0: the run begins, and has no losses.
+        config: when the run is evaluated and stopped.
+        checkpoints: the run's checkpoints.
+        workdir: the run's workdir, with its metrics.
+        name: the evaluation set whose loss decides.
+        start: updates done so far; 0: the run begins and has no losses.
     """
     written = start and (workdir / "metrics.jsonl").exists()
     steps, losses = read_metrics(workdir, f"eval/{name}/loss") if written else ([], [])
@@ -64,7 +64,7 @@ def resumed(
             "%s: metrics.jsonl has no held-out loss of this run; early stopping and the best checkpoint begin anew",
             workdir,
         )
-    # JSON has no number for a loss that is none.
+    # metrics.jsonl holds null for a loss that is not finite.
     known = {s: math.nan if x is None else x for s, x in zip(steps, losses, strict=True) if s <= start}
     for step, loss in known.items():
         checkpoints.note(step, loss)
