@@ -1,11 +1,12 @@
-"""Hugging Face checkpoints in and out: safetensors, JSON and tokenizers, read as data; no code of a checkpoint runs.
+"""Import and export of Hugging Face checkpoints: safetensors, JSON and tokenizers. No code of a checkpoint is executed.
 
-May be imported: data, model, objectives, inference and parallel. Names of Hugging Face are used here alone.
+This room may import data, model, objectives, inference and parallel. Only this room uses names of Hugging Face.
 
-`checkpoint` reads a folder and checks all names and shapes before any number; `export` writes one; `nearest` says which
-family comes near a config that none can express; `generation` and `tokenizer_export` are for the files beside them.
+`checkpoint` reads a folder and checks all names and shapes before it reads weights; `export` writes one; `nearest`
+finds the family nearest to a config that none can express; `generation` reads generation settings, and
+`tokenizer_export` writes tokenizers.
 
-To add a family: a file in `families/` with a dictionary FAMILIES from `model_type` to a `table.Family` (how config.json
-reads and is written, the rows of tensors, classes with their heads, what is taken for granted of tokenizers), and its
-line in `families/__init__.py`. tests/interop/toy_family.py is the smallest one. Its cases go to tests/interop/cases/.
+To add a family: a file in `families/` with a dictionary FAMILIES from `model_type` to a `table.Family` (functions that
+read and write config.json, the table of tensors, classes with their heads, the form of tokenizers), and its line in
+`families/__init__.py`. The smallest example is tests/interop/toy_family.py. Its cases go to tests/interop/cases/.
 """

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder as a model of ours: its config, its heads, its parameters put on a mesh."""
+"""Reads a Hugging Face checkpoint folder: the model's config, its heads, and its parameters on a mesh."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a config.json says.
+    """The model that a config.json describes.
 
     Attributes:
         model_type: the family's name.
         family: its config and table.
         config: of the model.
-        heads: that the checkpoint has.
-        bare: whether it is of the model without heads.
-        values: all that the file holds, but for what was accepted, with the class by its name of today.
-        accepted: fields that passed because the user said so.
+        heads: of the checkpoint.
+        bare: whether the class is the model without heads.
+        values: all fields of the file except the accepted ones; `architectures` has the class's current name.
+        accepted: fields that passed only because the user listed them.
     """
 
     model_type: str
@@ -51,16 +51,16 @@ class Description:
     accepted: frozenset[str] = frozenset()
 
     def rename(self, tensor: str) -> str:
-        """Returns the name of a tensor of the family's table in the checkpoints that this class writes."""
+        """Returns the name in checkpoints of this class for a tensor of the family's table."""
         return self.family.rename(tensor, bare=self.bare)
 
     def rows(self) -> list[Row]:
-        """Returns the table of this model, layers and experts written out."""
+        """Returns the table of this model, with a row for each layer and a tensor for each expert."""
         return self.family.expand(shapes(self.config, self.heads))
 
 
 def family_of(path: pathlib.Path, values: Mapping[str, Any]) -> tuple[str, Family]:
-    """Returns the family that a config.json names, and its name; raises FlagError if lmjax has none such."""
+    """Returns the name of the family that a config.json names, and the family; raises FlagError if it is unknown."""
     name = values.get("model_type")
     if name not in FAMILIES:
         remedy = "; write there what these weights are" if name is None else ""
@@ -76,14 +76,14 @@ def describe(
     *,
     lenient: bool = False,
 ) -> Description:
-    """Returns what the values of a config.json say.
+    """Returns the model that the values of a config.json describe.
 
     Args:
         path: of the file, for messages.
-        values: what is in it.
-        tensors: names of those beside it; some families' files tell by a tensor whether a model has a part.
-        accept: fields that the user vouches for: what lmjax does not know of them changes no number.
-        lenient: whether a value that lmjax does not implement is read as one that it does.
+        values: of the file.
+        tensors: names of the checkpoint's tensors; in some families only a tensor shows whether a model has a part.
+        accept: unknown fields that pass, because the user states that they change no number of the model.
+        lenient: whether a value that lmjax does not implement is read as one that it implements.
 
     Raises:
         FlagError: a family, a class, a field or a value that lmjax does not implement.
@@ -103,17 +103,17 @@ def describe(
     bare = chosen in family.bare
     heads = family.heads.get(chosen, ())
     if bare and tensors:
-        # Some are published without the pooler that their class has.
+        # Some checkpoints lack the pooler that their class has.
         heads = tuple(head for head in heads if family.has_head(head, tensors))
     if bare and not config.family.vocabulary_heads and not config.head.tied:
         heads = (BARE,)
-    # What was accepted is not part of the model that is computed here.
+    # An export must not write accepted fields, which are not implemented here, or fields that name remote code.
     values = {k: v for k, v in values.items() if k not in fields.accepted | CODE_FIELDS}
     return Description(name, family, config, heads, bare, values, frozenset(fields.accepted))
 
 
 def _class(path: pathlib.Path, named: Any, model_type: str, family: Family) -> str:
-    """Returns the class that `architectures` names, as the family writes it today; raises FlagError for another."""
+    """Returns the current name of the class that `architectures` names; raises FlagError if it is unknown."""
     known = {name.lower(): name for name in (*family.heads, *family.bare)}
     known |= {old.lower(): new for old, new in family.aliases.items()}
     if not isinstance(named, list) or len(named) != 1 or str(named[0]).lower() not in known:
@@ -127,10 +127,10 @@ def _class(path: pathlib.Path, named: Any, model_type: str, family: Family) -> s
 def _described_by_tensors(
     path: pathlib.Path, values: Mapping[str, Any], tensors: Collection[str], accept: Collection[str]
 ) -> Description:
-    """Returns what a config.json says that names no class: of the class that has most of the tensors, if it lacks none.
+    """Returns the model of a config.json without a class: that of the class with most tensors, none of them missing.
 
     Raises:
-        FlagError: there is none, or two read the same tensors as different things.
+        FlagError: there is no such class, or several fine-tuned heads fit the same tensors.
     """
     model_type, family = family_of(path, values)
     found: dict[str, tuple[int, Description]] = {}
@@ -150,36 +150,37 @@ def _described_by_tensors(
 
 
 def shapes(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters by path, layers not stacked."""
+    """Returns the shapes of the parameters by path, with unstacked layers."""
     unrolled = config.model_copy(update={"scan_layers": False})
     return {path: leaf.shape for path, leaf in flat(abstract_params(unrolled, heads)).items()}
 
 
 class Checkpoint:
-    """A checkpoint folder, all of whose names and shapes have been checked; its numbers are still on disk.
+    """A checkpoint folder whose names and shapes have all been checked; its weights are still on disk.
 
     Attributes:
-        description: what its config.json says; parameters are of the dtype of the file.
+        description: the model that config.json describes, with param_dtype from the tensors.
         shards: the tensors.
-        ignored: those of them that are not read: they hold no parameter, or one that the class has no use for.
+        ignored: names of tensors that are not read: they hold no parameter, or one that the class does not use.
     """
 
     def __init__(self, folder: pathlib.Path, accept: Collection[str] = ()):
         """Reads config.json and the headers.
 
         Args:
-            folder: that holds them.
-            accept: fields of config.json that the user vouches for.
+            folder: of the checkpoint.
+            accept: unknown fields of config.json that pass, because the user states that they change no number.
 
         Raises:
-            FlagError: something in config.json that lmjax does not implement, or a field to accept that it does.
-            DataError: a file that cannot be read, or a tensor that is missing, left over, or of another shape.
+            FlagError: config.json has something that lmjax does not implement, or `accept` a field that needs no
+                acceptance.
+            DataError: a file cannot be read, or a tensor is missing, unexpected, or of another shape.
         """
         path = folder / "config.json"
         values = read_json(path)
         self.shards = Shards(folder)
         family = family_of(path, values)[1]
-        # From here on by the names of the table, whichever class the file was written by.
+        # From here on, tensors have the names of the table, whichever class wrote the file.
         self.shards.rename(family.names(self.shards.headers))
         tensors = self.shards.headers.keys()
         make = describe if values.get("architectures") else _described_by_tensors
@@ -200,7 +201,7 @@ class Checkpoint:
         self._copies = self._check_names()
 
     def _check_sizes(self) -> None:
-        """Raises DataError for more layers or experts than the files can hold: tracing those would not end."""
+        """Raises DataError if there are more layers or experts than tensors: tracing such a model might never end."""
         config, held = self.description.config, len(self.shards.headers)
         for size, what in (
             (max(config.num_layers, config.side_layers(True)), "layers"),
@@ -213,14 +214,14 @@ class Checkpoint:
                 )
 
     def _check_names(self) -> dict[str, str]:
-        """Returns the tensors that repeat another, by name; raises DataError for names and shapes that do not fit."""
+        """Returns tensors that copy another one, as {copy: original}; raises DataError for wrong names or shapes."""
         folder, headers = self.shards.folder, self.shards.headers
         wanted: dict[str, tuple[int, ...]] = {}
         for row in self._rows:
             wanted |= zip(row.theirs, row.layout.shapes([self._shapes[p] for p in row.ours]), strict=True)
         family, tied = self.description.family, self.description.config.head.tied
         copies = {a: b for a, b in family.copies.items() if a in headers and a not in wanted and b in wanted}
-        # An output of its own, which the bare model has no use for, is no copy of the table.
+        # An untied output head in a checkpoint of the bare model is ignored, not compared with the embedding table.
         copies = {a: b for a, b in copies.items() if tied or not family.of_a_head(a)}
         left = [n for n in headers if n not in wanted and n not in copies and n not in self._constants]
         self.ignored = sorted(
@@ -245,7 +246,7 @@ class Checkpoint:
         return copies
 
     def _missing(self, missing: Sequence[str], left: Sequence[str]) -> DataError:
-        """Returns the error about tensors that are missing, where others may be left over."""
+        """Returns the error about missing tensors; `left`: unexpected tensors, which may explain it."""
         described, family = self.description, self.description.family
         named = described.values["architectures"][0]
         more = f", and {len(missing) - 1} more" if missing[1:] else ""
@@ -262,16 +263,17 @@ class Checkpoint:
         """Returns the parameters on a mesh, read tensor by tensor.
 
         Args:
-            config: the checkpoint's own, but for what changes no function: scan_layers, param_dtype and such.
-            mesh: where they go, split as the rules of `lmjax.axes` say.
+            config: the checkpoint's own; only fields that do not change the function may differ (scan_layers,
+                param_dtype and the like).
+            mesh: the devices; parameters are sharded by the rules of `lmjax.axes`.
 
         Raises:
-            DataError: a number that is not finite, two copies of a tensor that differ, or a tensor that should hold
-                the values of a formula and does not.
+            DataError: a number is not finite, two copies of a tensor differ, or a tensor does not hold the values of
+                its formula.
         """
         for name, make in self._constants.items():
             right, found = make(config), self.shards.read(name)
-            # The files may be of half precision.
+            # The tolerance allows for files in half precision.
             if right.shape != found.shape or np.abs(right - found.astype(np.float32)).max() > 5e-3:
                 raise DataError(
                     f"{self.shards.folder}: tensor {name!r} {list(found.shape)} does not hold the values that"
@@ -288,12 +290,12 @@ class Checkpoint:
         return jax.tree.unflatten(jax.tree.structure(placed), arrays)
 
     def _array(self, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        """Returns one parameter, of which only the slices that this process's devices hold are made."""
+        """Returns one parameter; only the slices on this process's devices are created."""
         paths = layer_paths(path)
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             if paths is None:
-                # A copy in order, so that what was read is free before the device takes it.
+                # A contiguous copy, so that the tensor read from disk is freed before the transfer to the device.
                 return np.ascontiguousarray(self._read(path)[index], leaf.dtype)
             layers = range(leaf.shape[0])[index[0]]
             size = tuple(len(range(n)[s]) for n, s in zip(leaf.shape[1:], index[1:], strict=True))

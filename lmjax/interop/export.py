@@ -1,4 +1,4 @@
-"""A model of ours as a Hugging Face checkpoint folder: config.json and safetensors."""
+"""Exports a model as a Hugging Face checkpoint folder: config.json and safetensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lmjax.model.parameters import flat
 from lmjax.model.positions import SCHEMES
 from lmjax.paths import is_free, new_folder
 
-# What changes no number that a trained model computes without dropout, or only how fast.
+# Fields that do not change the outputs of a trained model without dropout; some change its speed.
 _NOT_OF_THE_FUNCTION = {
     "initializer",
     "init_std",
@@ -37,7 +37,7 @@ _NOT_OF_THE_FUNCTION = {
     "attention.kernel",
     "head.generator_size",
     "head.labels",
-    # Compared as one value each, below.
+    # `_function` compares each of these groups as one value.
     "rope",
     "relative",
     "moe",
@@ -45,7 +45,7 @@ _NOT_OF_THE_FUNCTION = {
 
 
 def _function(config: ModelConfig) -> dict[str, Any]:
-    """Returns the fields that decide what a model computes, each said in one way."""
+    """Returns the fields that decide what a model computes, in a normal form: equal functions have equal fields."""
     values = {k: v for k, v in config.flat().items() if {k, k.partition(".")[0]}.isdisjoint(_NOT_OF_THE_FUNCTION)}
     values |= {"rope": config.rope.model_dump(), "relative": config.relative}
     values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding.dim": config.table_dim}
@@ -56,7 +56,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     if values["rope"]:
         begins = config.rope.scaling in ("dynamic", "yarn", "llama3")
         values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
-    # Which layers they are, rather than by which rule.
+    # Whether each layer has global attention, instead of the rule that decides it.
     layers = range(max(config.num_layers, config.side_layers(True)))
     values |= {
         "attention.global_every": [config.attention.is_global(i) for i in layers],
@@ -72,7 +72,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
 
 
 def _biases(config: ModelConfig) -> list[str]:
-    """Returns the layers that have a bias in this model, in order."""
+    """Returns the kinds of layers that have a bias in this model, sorted."""
     absent = set() if config.gated_mlp else {"gate"}
     absent |= set() if config.factorised else {"project_in", "project_out"}
     absent |= {"norm"} if config.norm == "rmsnorm" else set()
@@ -82,14 +82,14 @@ def _biases(config: ModelConfig) -> list[str]:
 def describe_as(
     model_type: str, config: ModelConfig, heads: tuple[str, ...], paths: Set[str], known: Mapping[str, Any]
 ) -> Description | list[str]:
-    """Returns the model as a checkpoint of a family, or what of it the family cannot say.
+    """Returns the model as a checkpoint of a family, or a list of what the family cannot express.
 
     Args:
         model_type: the family's name.
         config: of the model.
         heads: of the model.
         paths: of its parameters.
-        known: values of a config.json that are kept where the model does not decide them.
+        known: values of a config.json that are preserved if the model does not determine them.
     """
     classes = _classes(model_type, heads)
     if not classes:
@@ -100,7 +100,7 @@ def describe_as(
 
 
 def _classes(model_type: str, heads: tuple[str, ...]) -> list[str]:
-    """Returns the classes of a family that have these heads."""
+    """Returns the names of a family's classes that have exactly these heads."""
     family = FAMILIES[model_type]
     classes = [name for name, has in family.heads.items() if set(has) == set(heads)]
     return classes + ([name for name in family.bare if name not in classes] if set(heads) <= {BARE} else [])
@@ -116,7 +116,11 @@ def _read_back(
     *,
     lenient: bool = False,
 ) -> Description:
-    """Returns what a class reads in the config.json that its family writes of a model; raises FlagError if nothing."""
+    """Returns the model that a class reads from the config.json that its family writes for a model.
+
+    Raises:
+        FlagError: the class cannot read it.
+    """
     family = FAMILIES[model_type]
     values = dict(known) | family.write(config)
     values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
@@ -129,7 +133,7 @@ def _read_back(
 
 
 def _differences(config: ModelConfig, other: ModelConfig, heads: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-    """Returns the fields in which two models compute something else, with both values."""
+    """Returns the fields in which the functions of two models differ, with both values."""
     ours, theirs = _function(config), _function(other)
     unread = () if any(HEADS[head].fine_tuned for head in heads) else ("head.classifier", "head.pooling")
     return {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k] and k not in unread}
@@ -143,7 +147,7 @@ def _described(
     known: Mapping[str, Any],
     name: str,
 ) -> Description | list[str]:
-    """Returns the model as a checkpoint of a class, or what of it the class cannot say."""
+    """Returns the model as a checkpoint of a class, or a list of what the class cannot express."""
     try:
         found = _read_back(model_type, config, heads, paths, known, name)
     except FlagError as e:
@@ -155,7 +159,7 @@ def _described(
 
 
 def _changes(model_type: str, config: ModelConfig, heads: tuple[str, ...]) -> list[Change]:
-    """Returns what has to change in a model for a family to express it; nothing: no change helps."""
+    """Returns the changes of a model that are needed for a family to express it; empty: no change helps."""
     classes = _classes(model_type, heads)
 
     def compare(now: ModelConfig) -> tuple[set[str], ModelConfig] | None:
@@ -177,10 +181,10 @@ def _changes(model_type: str, config: ModelConfig, heads: tuple[str, ...]) -> li
 def choose_family(
     config: ModelConfig, heads: tuple[str, ...], model_type: str | None, known: Mapping[str, Any]
 ) -> Description:
-    """Returns the model as a checkpoint of the family asked for, or else of the first that can say all of it.
+    """Returns the model as a checkpoint of the requested family, or of the first family that can express it.
 
     Raises:
-        FlagError: none can; names the nearest, and what would have to be otherwise for it.
+        FlagError: no family can; the message names the nearest one and the changes that it needs.
     """
     if model_type is not None and model_type not in FAMILIES:
         raise FlagError(f"--family={model_type}: lmjax implements {', '.join(sorted(FAMILIES))}")
@@ -199,7 +203,7 @@ def choose_family(
 def _no_family(
     config: ModelConfig, heads: tuple[str, ...], model_type: str | None, tried: Mapping[str, list[str]]
 ) -> str:
-    """Returns why no family, or not the one asked for, can express a model, and what the nearest needs."""
+    """Returns the error that no family, or not the requested one, can express a model, with the changes needed."""
     whose = f"--family={model_type}" if model_type else "no family of Hugging Face"
     needed = {name: found for name in tried if (found := _changes(name, config, heads))}
     if not needed:
@@ -215,7 +219,7 @@ def _no_family(
 
 
 def check_free(folder: pathlib.Path) -> None:
-    """Raises FlagError if a folder to be made holds something already, or cannot be made."""
+    """Raises FlagError if the new folder is not empty or cannot be created."""
     if not is_free(folder):
         raise FlagError(f"--to={folder}: exists and is not an empty folder; choose another")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -225,7 +229,7 @@ def check_free(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _told(folder: pathlib.Path) -> Iterator[None]:
-    """Raises SaveError for what the disk refuses."""
+    """Turns an OSError while writing to `folder` into a SaveError."""
     try:
         yield
     except OSError as e:
@@ -243,7 +247,7 @@ def export(
     beside: Callable[[pathlib.Path], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the tensors into a folder that does not exist yet; it appears whole or not at all.
+    """Writes config.json and the tensors into a new folder, which appears only once it is complete.
 
     Args:
         description: from `choose_family`.
@@ -272,7 +276,7 @@ def export(
 
 
 def tensors_of(description: Description, config: ModelConfig, params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of a checkpoint by name; one row's parameters at a time leave the devices."""
+    """Yields the tensors of a checkpoint by name; parameters are fetched from the devices one table row at a time."""
     arrays = {}
     for path, array in flat(params).items():
         stacked = layer_paths(path)

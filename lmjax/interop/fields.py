@@ -1,4 +1,4 @@
-"""The fields of a checkpoint's config.json: each one is read, known not to matter, or refused; none is passed over."""
+"""The fields of a checkpoint's config.json. Each one is read, known to be immaterial, or refused: none is skipped."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lmjax.interop.immaterial import IMMATERIAL
 
 QUANTISATION = ("quantization_config", "quantization")
 _REQUIRED = object()
-# Bounds on what a hostile file can make a reader loop over or multiply.
+# Upper bounds of integers, so that a malicious file cannot cause endless loops or huge products.
 _MOST_LAYERS, _LARGEST = 10_000, 2**40
 
 
 class Fields:
-    """The values of a config.json, handed out once each.
+    """The values of a config.json, which records the fields that were read.
 
     Attributes:
         path: of the file, for messages.
-        tensors: names of those that the checkpoint has, where they tell what its fields do not.
-        accepted: of the fields that the user vouches for, those that would have been refused; whole once all are read.
+        tensors: names of the checkpoint's tensors, for facts that no field contains.
+        accepted: accepted fields that would have been refused; complete once all fields are read.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class Fields:
         accept: Collection[str] = (),
         lenient: bool = False,
     ):
-        """Takes what is in the file.
+        """Stores the values of a file.
 
         Args:
             values: of the file.
             path: of the file.
-            tensors: of the checkpoint.
-            accept: fields that pass though lmjax does not know what they say.
-            lenient: whether a value that lmjax does not implement is read as one that it does, for comparison.
+            tensors: names of the checkpoint's tensors.
+            accept: fields that pass although lmjax does not know their meaning.
+            lenient: whether a value that lmjax does not implement is read as one that it implements, for comparison.
         """
         self._values, self.path, self.tensors = dict(values), path, tensors
         self._accept, self.accepted = accept, set[str]()
@@ -50,10 +50,10 @@ class Fields:
         return self._values.get(name) is not None
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
-        """Returns a value, or where the file has none (or null) the default of transformers, which leaves it out.
+        """Returns a value, or `default` if it is absent or null; transformers leaves out values equal to its default.
 
         Raises:
-            FlagError: the file has none, and nothing is right without it; or it is of another kind than the default.
+            FlagError: the value is absent and there is no default, or its type is not that of the default.
         """
         self._read.add(name)
         value = self._values.get(name)
@@ -86,11 +86,11 @@ class Fields:
         return value if value is None else float(value)
 
     def is_null(self, name: str) -> bool:
-        """Returns whether the file says null, where that is something else than to say nothing."""
+        """Returns whether the file has the field with the value null, as opposed to not having the field."""
         return name in self._values and self._values[name] is None
 
     def choose(self, name: str, choices: Mapping[Any, Any], default: Any = _REQUIRED) -> Any:
-        """Returns what a value stands for; raises FlagError for one that lmjax does not implement."""
+        """Returns the choice for a value; raises FlagError for a value that lmjax does not implement."""
         value = self.take(name, default)
         try:
             return choices[value]
@@ -103,7 +103,7 @@ class Fields:
     def expect(self, **values: Any) -> None:
         """Raises FlagError unless each of these fields is absent, has this value or is accepted.
 
-        lmjax implements no other value, and computes what this one says.
+        lmjax implements only this value, also if another one is accepted.
         """
         for name, value in values.items():
             found = self.take(name, None)
@@ -121,7 +121,7 @@ class Fields:
         self._read.update(names)
 
     def group(self, name: str) -> Fields | None:
-        """Returns the fields of a nested object, or None; whoever asks must see that they are all read."""
+        """Returns the fields of a nested object, or None; the caller must call `finish` on them."""
         self._read.add(name)
         value = self._values.get(name)
         if value is None:
@@ -133,7 +133,7 @@ class Fields:
         return inner
 
     def finish(self) -> None:
-        """Raises FlagError if there is a field that was not read, may matter and is not accepted."""
+        """Raises FlagError if a field was not read, is not known to be immaterial and is not accepted."""
         left = {n for n, v in self._values.items() if n not in self._read | IMMATERIAL and v is not None}
         if names := sorted(left.intersection(QUANTISATION)):
             raise self.error(names[0], "lmjax reads no quantised weights; take the checkpoint before quantisation")
@@ -175,11 +175,11 @@ def rope_fields(
 
     Args:
         fields: of the model.
-        theta: where they do not say.
-        fraction: of a head that rotates, where they do not say; None: in this family it is all of it.
-        length: of rows, where they do not say; None: they must.
+        theta: the default.
+        fraction: the default fraction of a head that rotates; None: in this family whole heads rotate.
+        length: the default length of rows; None: the file must have it.
     """
-    # Both may be there, as in a file that transformers 5 wrote anew; it prefers the older.
+    # Files rewritten by transformers 5 may have both; transformers prefers the older one.
     scaling = fields.group("rope_scaling") or fields.group("rope_parameters")
     fields.skip("rope_parameters", "rope_scaling")
     base = fields.number("rope_theta", theta)
@@ -193,13 +193,13 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
     """Returns the fields of a RopeConfig from one object of rotary parameters.
 
     Args:
-        scaling: the object, all of which is read.
-        theta: where it does not say.
+        scaling: the object; all of its fields are read.
+        theta: the default.
         length: max_position_embeddings.
-        fraction: as of `rope_fields`.
+        fraction: as for `rope_fields`.
     """
     kinds = {name: name for name in ("linear", "dynamic", "yarn", "llama3")} | {"default": "none"}
-    # Files before transformers 4.43 say `type`.
+    # Before transformers 4.43 the field was called `type`.
     kind = scaling.choose("rope_type" if "rope_type" in scaling else "type", kinds, "default")
     scaling.skip("type", "rope_type")
     if fraction is None:
@@ -216,7 +216,7 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
     if kind in ("yarn", "llama3"):
         values["original_length"] = scaling.integer("original_max_position_embeddings", None)
     elif kind == "dynamic":
-        # In transformers the length it starts from is always this one.
+        # In transformers, dynamic scaling always starts from max_position_embeddings.
         scaling.expect(original_max_position_embeddings=length)
     else:
         scaling.skip("original_max_position_embeddings")
@@ -233,24 +233,24 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
 
 
 def rope_json(rope: Any, fraction: bool = False) -> dict[str, Any]:
-    """Returns `rope_theta`, `rope_scaling` and `rope_parameters` of a RopeConfig; the opposite of `rope_fields`.
+    """Returns `rope_theta`, `rope_scaling` and `rope_parameters` of a RopeConfig; the inverse of `rope_fields`.
 
     Args:
         rope: the config.
-        fraction: whether this family says how much of a head rotates.
+        fraction: whether files of this family have the fraction of a head that rotates.
     """
     scaling = scaling_json(rope, fraction)
     parameters = {"rope_theta": rope.theta} | scaling
     return {
         "rope_theta": rope.theta,
-        # As transformers 4 reads it; 5 reads the other.
+        # transformers 4 reads `rope_scaling`, transformers 5 `rope_parameters`.
         "rope_scaling": None if rope.scaling == "none" else parameters,
         "rope_parameters": parameters,
     }
 
 
 def scaling_json(rope: Any, fraction: bool = False) -> dict[str, Any]:
-    """Returns the object that `rope_scaling` reads, but for theta."""
+    """Returns the object that `rope_scaling` reads, without theta."""
     values: dict[str, Any] = {"rope_type": "default" if rope.scaling == "none" else rope.scaling}
     if fraction:
         values["partial_rotary_factor"] = rope.fraction

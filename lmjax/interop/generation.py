@@ -1,7 +1,7 @@
-"""What a checkpoint's generation_config.json says, or for older ones its config.json: how its texts are written.
+"""Generation settings of a checkpoint, from its generation_config.json or, for older ones, from its config.json.
 
-Fields mean what they mean to `generate` of transformers 5. Where both files are there, the second says no more than
-which ids begin and end a text.
+Fields have the meaning that `generate` of transformers 5 gives them. If both files exist, config.json is only used for
+the ids that begin and end a text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.traits import Family
 
 GENERATION = "generation_config.json"
-# Their fields, and ours of a ProcessorConfig, a SamplingConfig and a BeamConfig; with the values that say nothing.
+# Their fields and our fields of ProcessorConfig, SamplingConfig and BeamConfig; _NEUTRAL: the values without effect.
 _PROCESSORS = {"repetition_penalty": "repetition_penalty", "no_repeat_ngram_size": "no_repeat_ngram"}
 _PROCESSORS |= {name: name for name in ("min_length", "min_new_tokens")}
 _SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
@@ -42,11 +42,11 @@ _BEAMS = {
 _NEUTRAL = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
 _NEUTRAL |= {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
 _NEUTRAL |= {"num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1}
-# What transformers draws from where a file asks for draws and names no number.
+# The top_k of transformers if a file turns on sampling without a top_k.
 _TOP_K = 50
-# The length that the first files hold because the config class had it, not because anybody chose it.
+# The default max_length of the config class, which early files contain although nobody chose it.
 _UNCHOSEN = 20
-# Fields that lmjax cannot honour, and the values at which they change nothing.
+# Fields that lmjax does not implement, and the values without effect.
 _FOREIGN: dict[str, tuple[Any, ...]] = {
     "encoder_no_repeat_ngram_size": (0,),
     "encoder_repetition_penalty": (1.0,),
@@ -68,7 +68,7 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
 
 
 def said(folder: pathlib.Path, origin: Mapping[str, Any]) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Returns the file that says how a checkpoint writes, and what it says.
+    """Returns the file with a checkpoint's generation settings, and its values.
 
     Args:
         folder: of the checkpoint.
@@ -87,15 +87,15 @@ def said(folder: pathlib.Path, origin: Mapping[str, Any]) -> tuple[pathlib.Path,
 
 
 def read_defaults(folder: pathlib.Path, origin: Mapping[str, Any], config: ModelConfig) -> GenerationDefaults:
-    """Returns how a checkpoint of Hugging Face writes unless asked otherwise.
+    """Returns the generation settings of a Hugging Face checkpoint; empty for an encoder, which generates no text.
 
     Args:
         folder: of the checkpoint.
         origin: its config.json.
-        config: of the model; an encoder writes nothing.
+        config: of the model.
 
     Raises:
-        DataError: a value of another kind than it has to be.
+        DataError: a value of the wrong type, or one that cannot be used.
     """
     if not config.family.causal:
         return GenerationDefaults()
@@ -129,7 +129,7 @@ def read_defaults(folder: pathlib.Path, origin: Mapping[str, Any], config: Model
 
 
 def _fields(path: pathlib.Path, values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the fields of ours that values say something with; raises DataError for what is no number."""
+    """Returns our fields, for the values that have an effect; raises DataError for a value that is not a number."""
     found = {}
     for theirs, ours in names.items():
         value = values.get(theirs)
@@ -144,7 +144,7 @@ def _fields(path: pathlib.Path, values: Mapping[str, Any], names: Mapping[str, s
 
 
 def _check(path: pathlib.Path, processors: Any, sampling: Any, beams: Any) -> None:
-    """Raises DataError for values that no text could be written with."""
+    """Raises DataError for values that our configs reject."""
     parts = ((ProcessorConfig, processors), (SamplingConfig, {"temperature": 1.0} | sampling), (BeamConfig, beams))
     for part, values in parts:
         try:
@@ -157,11 +157,11 @@ def _check(path: pathlib.Path, processors: Any, sampling: Any, beams: Any) -> No
 
 
 def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Returns how long a text may be, and the strings that end it."""
+    """Returns the fields of GenerateConfig itself: the most new tokens, and the strings that end a text."""
     found: dict[str, Any] = {}
     longest = values.get("max_new_tokens")
     if longest is None and config.family.paired and "max_length" in values:
-        # The first token is what the decoder begins with.
+        # Their length counts the decoder's start id.
         longest = values["max_length"] - 1
     if longest is not None:
         if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
@@ -177,13 +177,13 @@ def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -
 def read_prompts(
     folder: pathlib.Path, origin: Mapping[str, Any], family: Family, tokenizer: Vocabulary
 ) -> PromptFormat:
-    """Returns what a checkpoint of Hugging Face puts around a text, and the ids that it always or never writes.
+    """Returns the prompt format of a Hugging Face checkpoint, with the ids that it forces or bans.
 
     Raises:
-        DataError: an id that is no token's.
+        DataError: an id outside the tokenizer's vocabulary.
     """
     path, values = said(folder, origin)
-    # Either file may say which ids these are.
+    # The ids that begin and end a text may be in either file.
     either = {k: v for k, v in origin.items() if v is not None} | (read_json(path) if path.name == GENERATION else {})
     reader = _ids(folder, values, tokenizer)
     before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
@@ -199,7 +199,7 @@ def read_prompts(
         before=tuple(before),
         after=tuple(after),
         stop=stop,
-        # As in transformers, the end of a text is no bad word.
+        # As in transformers, a stop id is not banned as a bad word.
         never=(*(w[0] for w in words if len(w) == 1 and w[0] not in stop), *reader("suppress_tokens", values)),
         never_first=reader("begin_suppress_tokens", values),
         never_words=tuple(word for word in words if len(word) > 1),
@@ -212,12 +212,12 @@ def read_prompts(
 
 
 def _ids(folder: pathlib.Path, own: Mapping[str, Any], tokenizer: Vocabulary) -> Callable[..., tuple[int, ...]]:
-    """Returns a function that gives the ids of a field, or its default where there is none.
+    """Returns a function that returns the ids of a field, or a default if the field is absent.
 
     Args:
         folder: of the checkpoint, for messages.
-        own: what the file says that says how to write.
-        tokenizer: whose ids they are.
+        own: the generation settings, to name the right file in messages.
+        tokenizer: of the ids.
     """
 
     def ids(name: str, values: Mapping[str, Any], default: tuple[int, ...] = ()) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """The fields of a config.json that no family's weights depend on."""
 
-# What names a model's own code, which lmjax does not run and does not hand on.
+# Fields that name a model's own code, which lmjax neither runs nor exports.
 CODE_FIELDS = {"auto_map", "custom_pipelines", "trust_remote_code"}
 
-# What says nothing of the function that the weights compute: provenance, defaults of generation and of reports, which
-# kernel runs, and what programs around transformers left there.
+# Fields that do not change what the weights compute: provenance, defaults of generation and of reports, the choice of
+# a kernel, and fields left by programs that use transformers.
 IMMATERIAL = {
     "_attn_implementation",
     "_attn_implementation_internal",

@@ -1,7 +1,7 @@
-"""Layouts: how parameters of ours stand in the tensors of a checkpoint, both ways.
+"""Layouts: conversions between lmjax's parameters ("ours") and the tensors of a checkpoint ("theirs").
 
-Ours are kernels `[*inputs, *outputs]`. A layout never computes: it reshapes, transposes, cuts and joins, so that a
-checkpoint that is read and written again is bit-equal.
+Our kernels are `[*inputs, *outputs]`. A layout only reshapes, transposes, splits and joins, without arithmetic, so that
+a checkpoint that is read and written again is equal bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Layout(Protocol):
-    """From some parameters of ours to some tensors of theirs, and back."""
+    """Converts some of our parameters to tensors of a checkpoint, and back."""
 
     def shapes(self, ours: Sequence[Shape]) -> list[Shape]:
         """Returns the shapes of their tensors."""
@@ -31,11 +31,11 @@ class Layout(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-    """A table or a vector as it is; what has several dimensions here, such as a bias by head, may be flat there.
+    """An array with the same order of elements on both sides, such as a table or vector; the shapes may differ.
 
     Attributes:
-        flat: theirs has one dimension.
-        leading: dimensions of size one that theirs begins with.
+        flat: the checkpoint's tensor has one dimension, although ours may have several, such as a bias by head.
+        leading: dimensions of size one at the beginning of the checkpoint's tensor.
     """
 
     flat: bool = False
@@ -56,12 +56,13 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """Kernels of ours in one matrix of theirs, side by side along its outputs. Their biases too: no inputs.
+    """Several of our kernels, joined along their outputs into one matrix of the checkpoint; or their biases.
 
     Attributes:
-        inputs: dimensions of our kernels that are summed over; 0: biases.
-        transposed: theirs is `[outputs, inputs]`, as torch's Linear; off: `[inputs, outputs]`, as GPT-2's Conv1D.
-        by_head: theirs goes through the heads, and in each through the kernels, as GPT-NeoX.
+        inputs: the number of input dimensions of our kernels, which are summed over; 0: biases.
+        transposed: the matrix is `[outputs, inputs]`, as in torch's Linear; off: `[inputs, outputs]`, as in GPT-2's
+            Conv1D.
+        by_head: the outputs are ordered by head and then by kernel, as in GPT-NeoX; off: by kernel.
     """
 
     inputs: int = 1
@@ -104,7 +105,7 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class PerExpert:
-    """A kernel `[experts, inputs, outputs]` of ours, and a matrix for every expert of theirs."""
+    """Our kernel `[experts, inputs, outputs]`, and a matrix of the checkpoint for every expert."""
 
     transposed: bool = True
 

@@ -1,4 +1,4 @@
-"""For a model that no family of Hugging Face can express: the family that needs fewest changes, and the changes."""
+"""The changes of a config that are needed so that a given Hugging Face family can express the model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pydantic
 
 from lmjax.model.config import ModelConfig
 
-# Of the fields that are compared, those that say together which layers see everything.
+# Fields that must change together: these three decide which layers have global attention.
 _TOGETHER = {"attention.global_every": ("attention.window", "attention.global_every", "attention.global_offset")}
-# A change may bring another one with it, as another kind of positions brings its own numbers.
+# Rounds of changes: a change may require another one, such as the parameters of a new position scheme.
 _ROUNDS = 4
 
 
 class Change(NamedTuple):
-    """A field of the model, by its path in ModelConfig, its value, and the one that the family needs."""
+    """The path of a field of ModelConfig, its value, and the value that the family needs."""
 
     path: str
     value: Any
@@ -25,12 +25,12 @@ class Change(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Returns what makes the change on a command line."""
+        """Returns the command-line flag that makes the change."""
         return f"--config.model.{self.path}={_text(self.needed)}"
 
 
 def _text(value: Any) -> str:
-    """Returns a value as `--config.` flags take it."""
+    """Returns a value in the syntax of `--config.` flags."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or "none"
     if value is None or isinstance(value, bool):
@@ -39,12 +39,12 @@ def _text(value: Any) -> str:
 
 
 def changes(config: ModelConfig, compare: Callable[[ModelConfig], tuple[set[str], ModelConfig] | None]) -> list[Change]:
-    """Returns what has to change in a model for a family to express it; nothing: no change helps.
+    """Returns the changes of a model that are needed for a family to express it; empty: no change helps.
 
     Args:
         config: of the model.
-        compare: from a model to the fields in which the family differs, by the names of ModelConfig, and the family's
-            model that is nearest to it; None: the family cannot have it at all.
+        compare: a function from a model to the names of the ModelConfig fields in which the family differs, and the
+            family's nearest model; it returns None if the family cannot express the model in any way.
     """
     now = config
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder: one safetensors file, or several and their index; read and written one by one."""
+"""The tensors of a checkpoint folder, in one safetensors file or several with an index; read and written one by one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
-# What stands in the place of a large file in a clone that was made without Git LFS.
+# The beginning of the small file that a clone without Git LFS has instead of a large one.
 _POINTER = b"version https://git-lfs"
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -30,12 +30,12 @@ _DTYPES = {
 
 
 class Header(NamedTuple):
-    """What a file says of a tensor before its numbers are read.
+    """The metadata of a tensor, known before its values are read.
 
     Attributes:
-        file: that holds it.
-        name: of the tensor in the file.
-        dtype: None: not one of a weight.
+        file: the file that contains it.
+        name: its name in the file.
+        dtype: None: not a floating-point type.
         shape: of the tensor.
     """
 
@@ -46,7 +46,7 @@ class Header(NamedTuple):
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises DataError where there is none."""
+    """Returns the object in a JSON file; raises DataError if the file cannot be read or holds no object."""
     try:
         values = json.loads(read_regular(path))
     except OSError as e:
@@ -59,17 +59,17 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 class Shards:
-    """The tensors of a folder by name. A file is open only while a tensor is read: none stays in memory.
+    """The tensors of a folder by name. A file is only open while a tensor is read, so no tensor stays in memory.
 
     Attributes:
-        headers: dtype (None: not one of a weight), shape and file of every tensor.
+        headers: the metadata of every tensor by name.
     """
 
     def __init__(self, folder: pathlib.Path):
         """Reads the headers.
 
         Raises:
-            DataError: there is no safetensors file, or one is truncated, or none of those that the index names.
+            DataError: there is no safetensors file, or one is truncated, missing, or lacks a tensor of the index.
         """
         self.folder = folder
         self.headers: dict[str, Header] = {}
@@ -85,7 +85,7 @@ class Shards:
         return max(file.stat().st_size for file in {header.file for header in self.headers.values()})
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Calls the tensors as `names` says; each header keeps the name that is in the file."""
+        """Renames the tensors from the keys of `names` to its values; headers keep the names in the files."""
         self.headers = {names[name]: header for name, header in self.headers.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -97,7 +97,7 @@ class Shards:
         header = self.headers[name]
         with _opened(header.file) as file:
             tensor = file.get_tensor(header.name)
-        # The least and the greatest are not finite if any number is not; asking each one would need memory.
+        # If any number is not finite, the minimum or the maximum is not; `isfinite` of all would need more memory.
         if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
             count = tensor.size - np.count_nonzero(np.isfinite(tensor))
             raise DataError(f"{header.file}: tensor {name!r} has {count} numbers that are not finite")
@@ -105,14 +105,14 @@ class Shards:
 
 
 def _modern(name: str) -> str:
-    """Returns the name of today for a tensor of TensorFlow's first BERTs, whose norms have a gamma and a beta."""
+    """Returns the current name of a tensor: norms of the first BERT checkpoints have a gamma and a beta."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         name = name.removesuffix(old) + new if name.endswith(old) else name
     return name
 
 
 def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
-    """Returns the safetensors files of a folder, each with the tensors that the index promises in it."""
+    """Returns the safetensors files of a folder, each with the names of the tensors that the index lists for it."""
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
     index = folder / INDEX
@@ -152,9 +152,9 @@ def _headers(file: pathlib.Path) -> Iterator[tuple[str, Header]]:
 
 
 def write_shards(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int) -> None:
-    """Writes tensors into one file, or where they are more than `shard_bytes`, into several and an index.
+    """Writes tensors into one file, or into several with an index if they have more than `shard_bytes` bytes.
 
-    They are taken one by one, so that no more than a file's worth is in memory.
+    The iterable is consumed lazily, so that at most the tensors of one file are in memory.
     """
     parts: list[tuple[pathlib.Path, list[str]]] = []
     held: dict[str, np.ndarray] = {}

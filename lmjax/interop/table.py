@@ -1,7 +1,7 @@
-"""A family's table of names: which tensors of a checkpoint are which parameters of ours.
+"""A family's table of names: which tensors of a checkpoint hold which of our parameters.
 
-A table is written once, for a layer `{i}` and an expert `{e}`, and names more than a given model has: rows whose
-parameters it lacks fall away. So a family needs no rule about biases, heads or sizes of its own.
+A table is written once, for a layer `{i}` and an expert `{e}`, and covers every model of the family: rows whose
+parameters a model lacks are dropped. So a family needs no rules for biases, heads or sizes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Some parameters of ours, the tensors of theirs that hold them, and how.
+    """Some of our parameters, and the tensors of a checkpoint that hold them.
 
     Attributes:
         ours: paths of the parameters.
         theirs: names of the tensors.
-        layout: how.
-        given: path of a parameter; in models without it, the row falls away.
-        unless: the same in models with it.
+        layout: the conversion between them.
+        given: path of a parameter; models without it do not have this row.
+        unless: path of a parameter; models with it do not have this row.
     """
 
     ours: tuple[str, ...]
@@ -40,22 +40,22 @@ class Row:
     unless: str = ""
 
     def applies(self, layer: int, paths: Container[str]) -> bool:
-        """Returns whether the other parameters of a layer are those that this row is for."""
+        """Returns whether a layer has the parameter `given` and not the parameter `unless`."""
         given, unless = self.given.format(i=layer), self.unless.format(i=layer)
         return (not given or given in paths) and unless not in paths
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerForm:
-    """What transformers takes for granted of the tokenizers of a family.
+    """What transformers assumes about the tokenizers of a family.
 
     Attributes:
-        before: roles of the special tokens in front of a text, in a tokenizer that lmjax trained.
-        after: the same behind a text.
-        types: whether the tokenizer also gives token types.
-        own_pipeline: whether transformers reads the tokenizer as the family's own byte-level BPE, whatever its files
-            say, so that no other can be written for it.
-        kind: the tokenizer class of folders whose files name none; empty: as `lmjax.data.special_tokens` has it.
+        before: roles of the special tokens before a text, for a tokenizer that lmjax trained.
+        after: roles of the special tokens after a text.
+        types: whether the tokenizer also returns token types.
+        own_pipeline: whether transformers ignores the files and always builds the family's own byte-level BPE, so that
+            no other tokenizer can be exported.
+        kind: the tokenizer class of folders whose files name none; empty: the one in `lmjax.data.special_tokens`.
     """
 
     before: tuple[str, ...] = ("bos",)
@@ -76,19 +76,20 @@ class Family:
     """Checkpoints that share a `model_type`.
 
     Attributes:
-        read: from their config.json to the fields of a ModelConfig.
-        write: from a ModelConfig to their config.json; what it cannot say is found by reading it again.
+        read: converts their config.json to the fields of a ModelConfig.
+        write: converts a ModelConfig to their config.json. It need not check that the config can be expressed: export
+            reads the result again and compares.
         table: the rows.
-        heads: by the class named under `architectures`, the heads of ours that such a checkpoint has; the first that
-            has all heads of a model is written.
-        base: what stands before the names of everything but the heads, except in a checkpoint of the bare model.
-        bare: classes of bare models.
-        copies: tensors that some checkpoints repeat, and what they repeat.
-        constants: tensors that checkpoints may hold though they are a function of the config, and the function.
+        heads: the heads of each class that `architectures` may name; export uses the first class with the model's
+            heads.
+        base: the prefix of the names of all tensors outside of heads; a checkpoint of the bare model lacks it.
+        bare: classes of the model without heads.
+        copies: tensors that some checkpoints hold twice, as {copy: original}.
+        constants: tensors that checkpoints may hold although they are a function of the config, and the function.
         ignored: patterns (fnmatch) of tensors that hold no parameter, such as position ids.
-        generation: fields of generation by which texts are written where neither file says them.
-        aliases: classes by the names that they had in transformers before 3, and the names of today.
-        tokenizer: what is taken for granted of its tokenizers.
+        generation: defaults of generation settings that are in neither file.
+        aliases: the current names of classes by their names in transformers before version 3.
+        tokenizer: what transformers assumes about its tokenizers.
     """
 
     read: Callable[[Fields], dict[str, Any]]
@@ -105,15 +106,15 @@ class Family:
     tokenizer: TokenizerForm = DECODER
 
     def rename(self, tensor: str, *, bare: bool) -> str:
-        """Returns the name of a tensor, in a checkpoint of the bare model without the base."""
+        """Returns the name of a tensor; in a checkpoint of the bare model it lacks the prefix `base`."""
         return tensor.removeprefix(self.base) if bare else tensor
 
     def names(self, found: Iterable[str]) -> dict[str, str]:
-        """Returns what this table calls the tensors of a checkpoint, by their names there.
+        """Returns the names of this table by the names of a checkpoint's tensors.
 
-        Files of a model with a head may lack the base, and those of the bare model may have it, as transformers
-        allows: a name that is none of this table's is tried with the base, and without it. Where two tensors would
-        get one name, the one that has it already keeps it.
+        As in transformers, files of a model with a head may lack the prefix `base`, and those of the bare model may
+        have it: a name that is not in this table is tried with the prefix and without it. A name that another tensor of
+        the checkpoint already has is not used.
         """
         found = set(found)
         known = self._pattern.fullmatch
@@ -125,13 +126,13 @@ class Family:
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """Returns what matches the name of any tensor of the table, of any layer and expert."""
+        """Returns a pattern that matches the names of all tensors of the table, for any layer and expert."""
         named = {name for row in self.table for name in row.theirs} | {*self.copies, *self.constants}
         escaped = (re.escape(name).replace(r"\{i\}", r"\d+").replace(r"\{e\}", r"\d+") for name in sorted(named))
         return re.compile("|".join(escaped))
 
     def of_a_head(self, tensor: str) -> bool:
-        """Returns whether a tensor of the table stands behind the hidden states, and in no layer."""
+        """Returns whether a tensor of the table belongs to a head: neither to the layers nor to the embeddings."""
         rows = (row for row in self.table if tensor in row.theirs)
         return any(not row.ours[0].startswith((f"{BACKBONE}/", f"{EMBEDDING}/")) for row in rows)
 
@@ -141,14 +142,14 @@ class Family:
         return any(row.ours[0].startswith(f"{subtree}/") and row.theirs[0] in tensors for row in self.table)
 
     def ends(self, paths: Set[str]) -> set[str]:
-        """Returns the tensors outside of layers that a model with these parameters has."""
+        """Returns the names of the tensors outside of layers, for a model with these parameters."""
         return {name for row in self.table if paths >= set(row.ours) for name in row.theirs}
 
     def expand(self, shapes: Mapping[str, Shape]) -> list[Row]:
-        """Returns the rows of one model, layers and experts written out.
+        """Returns the rows of one model, with a row for each layer and a tensor for each expert.
 
         Args:
-            shapes: of its parameters by path, layers not stacked.
+            shapes: of its parameters by path, with unstacked layers.
         """
         rows = [r for row in self.table for r in _expanded(row, shapes)]
         covered = [path for row in rows for path in row.ours]
@@ -161,7 +162,7 @@ def _expanded(row: Row, shapes: Mapping[str, Shape]) -> Iterable[Row]:
     for layer in range(1 + max(numbers, default=0) if "{i}" in row.ours[0] else 1):
         ours = tuple(path.format(i=layer) for path in row.ours)
         present = [path in shapes for path in ours]
-        # Layers may differ, as those with experts and those without.
+        # Layers may differ: some have experts, others do not.
         if not any(present) or not row.applies(layer, shapes):
             continue
         assert all(present), ours
@@ -172,18 +173,18 @@ def _expanded(row: Row, shapes: Mapping[str, Shape]) -> Iterable[Row]:
 
 
 def tensor(ours: str, theirs: str, **layout: Any) -> tuple[Row, ...]:
-    """Returns the row of one array as it is."""
+    """Returns the row of one array whose elements have the same order on both sides."""
     return (Row((ours,), (theirs,), Same(**layout)),)
 
 
 def linear(ours: str | tuple[str, ...], theirs: str, inputs: int = 1, **layout: Any) -> tuple[Row, ...]:
-    """Returns the rows of one or several Dense layers that are one layer of theirs: kernel and bias.
+    """Returns the rows, kernel and bias, of one or several Dense layers that are one layer in the checkpoint.
 
     Args:
-        ours: paths of the layers.
-        theirs: name of theirs.
-        inputs: dimensions of our kernels that are summed over: 2 for attention's `out`.
-        **layout: as of `layouts.Matrix`.
+        ours: paths of our layers.
+        theirs: name of the checkpoint's layer.
+        inputs: the number of input dimensions of our kernels: 2 for attention's `out`.
+        **layout: as for `layouts.Matrix`.
     """
     paths = (ours,) if isinstance(ours, str) else ours
     return (
@@ -198,13 +199,13 @@ def norm(ours: str, theirs: str) -> tuple[Row, ...]:
 
 
 def attention(ours: str, theirs: str, names: tuple[str, str, str, str], out: str | None = None) -> tuple[Row, ...]:
-    """Returns the rows of an attention whose projections are layers of their own.
+    """Returns the rows of an attention layer with four separate projections.
 
     Args:
         ours: path of the attention.
-        theirs: what their names begin with, a dot included.
-        names: of query, key, value and output.
-        out: what the output's name begins with, if something else.
+        theirs: prefix of the checkpoint's names, with a dot at its end.
+        names: of the query, key, value and output projections.
+        out: prefix of the output projection, if it is another one.
     """
     inner = zip(("query", "key", "value"), names[:3], strict=True)
     return (
@@ -214,5 +215,5 @@ def attention(ours: str, theirs: str, names: tuple[str, str, str, str], out: str
 
 
 def experts(ours: str, theirs: str) -> tuple[Row, ...]:
-    """Returns the row of one projection of all experts; `theirs` holds `{e}`."""
+    """Returns the row of one projection of all experts; `theirs` contains `{e}`."""
     return (Row((f"{ours}/kernel",), (f"{theirs}.weight",), PerExpert()),)

@@ -1,4 +1,4 @@
-"""A tokenizer of ours as the files that `AutoTokenizer.from_pretrained` of transformers reads."""
+"""Exports a tokenizer as the files that `AutoTokenizer.from_pretrained` of transformers reads."""
 
 import json
 import pathlib
@@ -26,26 +26,26 @@ _UNIGRAM, _BPE, _CHAR = 1, 2, 4  # model types of SentencePiece
 def export_tokenizer(
     tokenizer: Tokenizer | FastTokenizer, folder: pathlib.Path, model_type: str, max_length: int
 ) -> None:
-    """Writes `tokenizer.json`, `tokenizer_config.json` and what came with a loaded tokenizer into `folder`.
+    """Writes `tokenizer.json`, `tokenizer_config.json` and the other files of a loaded tokenizer into `folder`.
 
-    A loaded fast tokenizer is written as it came, byte for byte. A SentencePiece model becomes a `tokenizer.json` with
-    the same ids. A text that spells one of its special tokens, such as "[MASK]", is read as that token, as with every
-    published tokenizer and as pipelines need; lmjax's own reads it as text, and so does AutoTokenizer where it is
-    called with `split_special_tokens=True`.
+    The files of a loaded fast tokenizer are copied byte for byte. A SentencePiece model becomes a `tokenizer.json` with
+    the same ids. Text that spells a special token, such as "[MASK]", is then encoded as that token, as in all published
+    tokenizers and as pipelines need. lmjax's tokenizer encodes it as text, and so does AutoTokenizer when called with
+    `split_special_tokens=True`.
 
-    Of a tokenizer that lmjax trained, all ids are the same (a unigram model's in lines of up to 32,768 nats). A loaded
-    `.model` differs in two things that the tokenizers library does otherwise: a unigram model's equally good ways to
-    cut a text (float32 sums here, float64 there: 2 lines in 1,000 of source code, by spaces in another order), and
-    characters that a normaliser maps together with the marks that follow them.
+    For a tokenizer that lmjax trained, all ids are equal (for a unigram model, in lines of up to 32,768 nats). For a
+    loaded `.model`, the tokenizers library differs in two cases: equally good segmentations of a unigram model, because
+    it sums in float64 and SentencePiece in float32 (2 of 1,000 lines of source code, with spaces in another order), and
+    characters that a normaliser maps together with the combining marks after them.
 
     Args:
-      tokenizer: of a run.
-      folder: exists; files of these names in it are replaced.
-      model_type: of config.json; it decides which special tokens stand around a text.
-      max_length: the most tokens that the model takes.
+        tokenizer: of a run.
+        folder: must exist; files of these names in it are replaced.
+        model_type: of config.json; it decides which special tokens are put before and after a text.
+        max_length: the most tokens that the model reads.
 
     Raises:
-      FlagError: transformers would not give this tokenizer's ids for this type of model.
+        FlagError: transformers would not give this tokenizer's ids for this type of model.
     """
     if isinstance(tokenizer, FastTokenizer):
         files = _loaded(tokenizer, model_type, max_length)
@@ -69,7 +69,7 @@ def _encoded(value: dict[str, Any]) -> bytes:
 
 
 def _loaded(tokenizer: FastTokenizer, model_type: str, max_length: int) -> dict[str, bytes]:
-    """The files of a loaded tokenizer; its class is filled in where the type of the model would say another one."""
+    """Returns the files of a loaded tokenizer; its class is added if the model type would imply another one."""
     files = tokenizer.files
     config = json.loads(files.get(CONFIG, b"{}"))
     if config.keys() & CODE_FIELDS:
@@ -87,7 +87,7 @@ def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str,
     pieces = parsed(tokenizer.proto).pieces
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return {
-        # The class that takes tokenizer.json for what it is; every other rebuilds it as its own kind.
+        # This class uses tokenizer.json as it is; all others rebuild the tokenizer as their own kind.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": pieces[getattr(tokenizer, f"{role}_id")].piece for role in ROLES},
         "additional_special_tokens": [pieces[i].piece for i in tokenizer.sentinel_ids.tolist()],
@@ -99,7 +99,7 @@ def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str,
 
 
 def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
-    """The `tokenizer.json` of a SentencePiece model, with the special tokens of `model_type` around a text."""
+    """Returns the `tokenizer.json` of a SentencePiece model, with the special tokens that `model_type` adds."""
     model = parsed(tokenizer.proto)
     kind, spec = model.SentencePiece, model.trainer_spec
     if spec.model_type not in (_UNIGRAM, _BPE, _CHAR) or spec.treat_whitespace_as_suffix:
@@ -114,7 +114,7 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
     fast.normalizer = normalizers.Sequence(steps) if steps else None
     fast.add_special_tokens(
         [
-            # What is masked has its space in front of it, where tokens do: the mask takes it in.
+            # If the tokens of words include the space before them, the mask token does too (lstrip).
             AddedToken(p.piece, special=True, normalized=False, lstrip=i == tokenizer.mask_id and spaced(tokenizer))
             for i, p in enumerate(model.pieces)
             if p.type in _special(kind)
@@ -142,10 +142,10 @@ def _special(kind: Any) -> tuple[int, ...]:
 
 
 def _unigram(model: Any) -> models.Unigram:
-    """The lattice's pieces with their scores (Kudo 2018, arXiv:1804.10959).
+    """Returns the unigram model: the subwords with their scores (Kudo 2018, arXiv:1804.10959).
 
-    The library looks for every piece in a text, special ones and byte pieces too: those get a score that is worse than
-    that of their characters one by one. A user-defined one gets the score that SentencePiece's lattice gives it.
+    The library matches every token of the vocabulary in a text, also special tokens and byte tokens. Those get a score
+    worse than that of their single characters. A user-defined token gets the score that SentencePiece's lattice uses.
     """
     kind = model.SentencePiece
     scores = [p.score for p in model.pieces if p.type == kind.NORMAL]
@@ -161,10 +161,10 @@ def _unigram(model: Any) -> models.Unigram:
 
 
 def _unknown_apart(model: Any) -> pre_tokenizers.PreTokenizer | None:
-    """Cuts a text around characters that no piece holds, where a special piece or a byte piece has one of them.
+    """Returns a pre-tokenizer that isolates characters of no subword, if a special or byte token has such a character.
 
-    Such a character is unknown whatever stands around it, so the cut changes nothing else. Without it the library, to
-    which it is worse than all pieces, would rather take the whole special piece.
+    Such a character is unknown in any context, so the split changes nothing else. Without it, the library would match
+    the whole special token, because its score for unknown characters is even worse.
     """
     kind = model.SentencePiece
     known = (kind.NORMAL, kind.USER_DEFINED)
@@ -176,7 +176,7 @@ def _unknown_apart(model: Any) -> pre_tokenizers.PreTokenizer | None:
 
 
 def _byte_pairs(model: Any) -> models.BPE:
-    """The merges of a BPE model; a character model has none."""
+    """Returns the BPE model with its merges; a character model has no merges."""
     spec = model.trainer_spec
     return models.BPE(
         {p.piece: i for i, p in enumerate(model.pieces)},

@@ -1,7 +1,7 @@
-"""The families of checkpoints by `model_type`: a config and a table of names each.
+"""The families of checkpoints by `model_type`.
 
-A family is one file, with a dictionary FAMILIES, and one line below. Its file says all that differs: how config.json
-reads and is written, the tensors, the classes with their heads, and what is taken for granted of its tokenizers.
+A family is one file with a dictionary FAMILIES, and one line below. The file has everything about the family: functions
+that read and write config.json, the table of tensors, the classes with their heads, and the form of its tokenizers.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register(families: Mapping[str, Family]) -> None:
-    """Makes families known by their `model_type`, and their tokenizers by the classes that they name."""
+    """Adds families to FAMILIES by their `model_type`, and their tokenizer classes to CLASS_OF_MODEL."""
     FAMILIES.update(families)
     CLASS_OF_MODEL.update({name: each.tokenizer.kind for name, each in families.items() if each.tokenizer.kind})
 

@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2020, arXiv:1910.13461) and those of its shape: mBART, Marian and Pegasus.
+"""BART (Lewis et al. 2020, arXiv:1910.13461) and families with the same tensors: mBART, Marian and Pegasus.
 
 mBART: Liu et al. 2020, arXiv:2001.08210; Marian: Junczys-Dowmunt et al. 2018, arXiv:1804.00344; Pegasus: Zhang et al.
 2020, arXiv:1912.08777.
@@ -20,15 +20,15 @@ from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK_NAME
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """What the files do not say because the class does; some say it all the same.
+    """Facts that depend on the class, so that only some files contain them.
 
     Attributes:
         name: of the class.
-        pre_norm: and so a norm at the end of each side.
+        pre_norm: whether norms come before the branches, and one at the end of each side.
         embed_norm: whether the inputs are normalised.
         sinusoidal: whether positions are sines and cosines; off: learned.
-        vocab_size: where a file says nothing.
-        end: the id that ends a text which reaches its limit, where a file says nothing.
+        vocab_size: the default of files without it.
+        end: the default id that is forced at the end of a text that reaches its limit.
     """
 
     name: str
@@ -69,7 +69,7 @@ _KINDS = {
 
 
 def _both(fields: Fields, name: str, default: int) -> int:
-    """Returns a size that the sides have in common; raises FlagError where they differ."""
+    """Returns a size that encoder and decoder have in common; raises FlagError if they differ."""
     one, other = fields.integer(f"encoder_{name}", default), fields.integer(f"decoder_{name}", default)
     if one != other:
         raise fields.error(f"decoder_{name}", f"encoder_{name}={one}, and lmjax's two sides are of one size")
@@ -81,9 +81,9 @@ def read(fields: Fields, *, kind: _Kind) -> dict[str, Any]:
     fields.expect(**kind.json, tie_word_embeddings=True, share_encoder_decoder_embeddings=True)
     vocab_size, layers = fields.integer("vocab_size", kind.vocab_size), fields.integer("encoder_layers", 12)
     fields.expect(num_hidden_layers=layers, decoder_vocab_size=vocab_size)
-    # A norm behind the sum of the embeddings, which transformers 3 had for Blenderbot alone.
+    # A norm after the sum of the embeddings, which transformers 3 had for Blenderbot only.
     fields.expect(do_blenderbot_90_layernorm=False)
-    # Whole layers dropped in training; what transformers does not read; how a model was distilled.
+    # Dropout of whole layers in training, fields that transformers does not read, and facts about distillation.
     fields.skip("encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "extra_pos_embeddings", "add_bias_logits")
     fields.skip("save_step", "replacing_rate", "student_encoder_layers", "student_decoder_layers")
     return {
@@ -97,7 +97,7 @@ def read(fields: Fields, *, kind: _Kind) -> dict[str, Any]:
         "max_length": fields.integer("max_position_embeddings", 1024),
         "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu"),
         "embedding.scale": fields.take("scale_embedding", False),
-        # No field says it: a checkpoint of the bare model has none, nor has one that was written by a model without.
+        # No field contains this: the tensor is absent in checkpoints of the bare model and of models without the bias.
         "head.bias": _BIAS in fields.tensors,
         "dropout.residual": fields.number("dropout", 0.1),
         "dropout.attention": fields.number("attention_dropout", 0.0),
@@ -153,7 +153,7 @@ def _side(side: str) -> tuple[Row, ...]:
 
 
 def _sines(config: ModelConfig) -> np.ndarray:
-    """Returns the table `[positions, width]` that files of sinusoidal models may hold: sines, then cosines."""
+    """Returns the table `[length, embed]` that files of sinusoidal models may hold: sines, then cosines."""
     angles = np.arange(config.max_length)[:, None] / 10_000 ** (np.arange(0, config.embed_dim, 2) / config.embed_dim)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
@@ -178,7 +178,7 @@ def _family(kind: _Kind) -> Family:
             "model.shared.weight",
         ),
         generation={"forced_eos_token_id": kind.end},
-        # Numbers of versions of fairseq.
+        # Version numbers of fairseq.
         ignored=("*coder.version",),
         constants={f"model.{side}.embed_positions.weight": _sines for side in _SIDES} if kind.sinusoidal else {},
     )

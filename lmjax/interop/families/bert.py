@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019, arXiv:1810.04805) and its kin.
+"""BERT (Devlin et al. 2019, arXiv:1810.04805) and related encoders.
 
 RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), ELECTRA (Clark et al. 2020,
 arXiv:2003.10555), ALBERT (Lan et al. 2020, arXiv:1909.11942), DistilBERT (Sanh et al. 2019, arXiv:1910.01108).
@@ -17,8 +17,8 @@ from lmjax.model.parameter_paths import BACKBONE, INPUTS, LAYER, SHARED_LAYER
 
 
 def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
-    """Returns what they all have in common."""
-    # Relative positions, decoders and untied outputs are in transformers' code, and in no published checkpoint.
+    """Returns the fields that all these families have in common."""
+    # transformers also implements relative positions, decoders and untied outputs; no published checkpoint has them.
     fields.expect(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     fields.expect(tie_word_embeddings=True)
     return {
@@ -35,7 +35,7 @@ def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
 
 
 def _shared_json(config: ModelConfig) -> dict[str, Any]:
-    """Returns the opposite of `_shared_fields`."""
+    """Returns fields of config.json; the inverse of `_shared_fields`."""
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length + config.position_offset,
@@ -49,11 +49,11 @@ def read(fields: Fields, **sizes: Any) -> dict[str, Any]:
 
     Args:
         fields: of config.json.
-        **sizes: what files leave out, where it is not BERT's.
+        **sizes: defaults of the family that differ from BERT's.
     """
     shared = _shared_fields(fields, sizes.pop("vocab_size", 30_522))
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "dropout": 0.1, **sizes}
-    # The first Google files describe a pooler that is the same in all of them.
+    # Google's first files describe the pooler, which is the same in all of them.
     fields.skip("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
     fields.skip("pooler_size_per_head", "pooler_type")
     return shared | {
@@ -85,7 +85,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_roberta(fields: Fields, vocab_size: int) -> dict[str, Any]:
-    """Returns the fields of a ModelConfig: positions are counted from the row after that of the padding's id."""
+    """Returns the fields of a ModelConfig; the first position uses the table's row `pad_token_id` + 1."""
     values, pad = read(fields, vocab_size=vocab_size), fields.take("pad_token_id", 1)
     if pad < 0 or values["max_length"] <= pad + 1:
         raise fields.error("pad_token_id", "must be below max_position_embeddings - 1, as positions follow its row")
@@ -100,7 +100,7 @@ def _write_roberta(config: ModelConfig) -> dict[str, Any]:
 
 def _read_electra(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    # Of multiple choice alone, which is not among the classes.
+    # Fields of the multiple-choice class, which lmjax does not implement.
     fields.skip(*(f"summary_{x}" for x in ("type", "use_proj", "activation", "last_dropout")))
     fields.choose("hidden_act", _GELU, "gelu")
     own = {"embedding.dim": fields.integer("embedding_size", 128), "head.classifier": "gelu"}
@@ -110,7 +110,7 @@ def _read_electra(fields: Fields) -> dict[str, Any]:
 def _read_albert(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     fields.expect(num_hidden_groups=1, inner_group_num=1)
-    # Read by no code of transformers.
+    # transformers does not read these.
     fields.skip("net_structure_type", "num_memory_blocks", "gap_size", "down_scale_factor", "classifier_dropout_prob")
     fields.skip("layers_to_keep")
     sizes = {"hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16_384, "vocab_size": 30_000}
@@ -133,7 +133,7 @@ def _write_albert(config: ModelConfig) -> dict[str, Any]:
 
 def _read_distilbert(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    # Sines are only where its table starts; dropout in heads is the fine-tuning's.
+    # Sines only initialise the position table; dropout in heads is an option of fine-tuning.
     fields.skip("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
     fields.expect(tie_weights_=True)
     return _shared_fields(fields) | {
@@ -162,7 +162,7 @@ def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-# Their masked LM's own layer has gelu whatever the model has.
+# The only activation implemented for RoBERTa and ELECTRA: their masked-LM layer always has gelu.
 _GELU = {"gelu": "gelu", "gelu_python": "gelu"}
 
 
@@ -177,7 +177,7 @@ def _inputs(base: str) -> tuple[Row, ...]:
 
 
 def _stack(base: str) -> tuple[Row, ...]:
-    """Returns the rows of the embeddings and the layers, as BERT names them."""
+    """Returns the rows of the embeddings and the layers, with BERT's names."""
     layer = f"{base}.encoder.layer.{{i}}"
     return (
         *_inputs(base),
@@ -190,12 +190,12 @@ def _stack(base: str) -> tuple[Row, ...]:
 
 
 def _masked_lm(dense: str, ended: str, bias: str) -> tuple[Row, ...]:
-    """Returns the rows of the masked LM's layer, its norm and the vocabulary's bias."""
+    """Returns the rows of the masked-LM layer, its norm and the vocabulary bias."""
     return (*linear("transform/dense", dense), *norm("transform/norm", ended), *tensor("output_bias", bias))
 
 
 def _pooled(pooler: str) -> tuple[Row, ...]:
-    """Returns the rows of the heads that read BERT's pooler, and of the labels behind it and of tokens."""
+    """Returns the rows of the heads on BERT's pooler, and of the heads that classify tokens."""
     return (
         *linear("pooler_head/pooler", pooler),
         *linear("next_sentence_head/pooler", pooler),
@@ -206,7 +206,7 @@ def _pooled(pooler: str) -> tuple[Row, ...]:
 
 
 def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
-    """Returns the heads by class that nearly all have."""
+    """Returns the heads of the classes that nearly all these families have."""
     heads = {
         f"{name}ForMaskedLM": ("masked_lm",),
         f"{name}ForSequenceClassification": ("classifier",),
@@ -217,19 +217,19 @@ def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
 
 
 _BERT_ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
-# RoBERTa's and ELECTRA's classifier has a layer of its own.
+# The classifier of RoBERTa and ELECTRA has two layers.
 _TWO_LAYERS = (
     *linear("classifier_head/dense", "classifier.dense"),
     *linear("classifier_head/classifier", "classifier.out_proj"),
 )
 _TOKENS = (*linear("tagger_head/classifier", "classifier"), *linear("span_head/classifier", "qa_outputs"))
-# Position ids; and what a file holds beside the class that it names: most published masked LMs have the pooler and the
-# next-sentence layer that they were trained with.
+# Position ids, and parameters that the class does not use: most published masked LMs still contain the pooler and the
+# next-sentence layer of their pre-training.
 _IGNORED = ("*embeddings.position_ids", "*embeddings.token_type_ids", "*pooler.*")
 
 
 def _roberta(name: str, vocab_size: int) -> Family:
-    """Returns RoBERTa's family under the name of its classes, with the vocabulary of files that leave it out."""
+    """Returns RoBERTa's family with classes that begin with `name`, and the default size of its vocabulary."""
     return Family(
         read=functools.partial(_read_roberta, vocab_size=vocab_size),
         write=_write_roberta,

@@ -1,7 +1,7 @@
-"""Gemma 1, 2 and 3, text (arXiv:2403.08295, arXiv:2408.00118, arXiv:2503.19786).
+"""Gemma 1, 2 and 3, text only (arXiv:2403.08295, arXiv:2408.00118, arXiv:2503.19786).
 
-Embeddings are multiplied by the root of the width, which is rounded to bfloat16 in a bfloat16 model, here as in
-transformers, and is as exact as float32 in a float32 one.
+Embeddings are multiplied by the square root of the width. As in transformers, this factor is rounded to the model's
+dtype: to bfloat16 in a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GEMMA = {"norm_offset": True, "embedding.scale": True}
 
 def read1(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig of Gemma 1."""
-    # The first files say `gelu`, and mean its approximation by tanh.
+    # Early files have `gelu` for its tanh approximation.
     activations = _TANH | {"gelu": "geglu_new"}
     fields.choose("hidden_activation", _TANH | {None: None}, None)
     fields.expect(use_bidirectional_attention=False)
@@ -48,16 +48,16 @@ def write1(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_later(fields: Fields, every: int, attention_cap: float | None, logit_cap: float | None) -> dict[str, Any]:
-    """Returns what Gemma 2 and 3 have in common; all arguments but the fields are what holds where these say nothing.
+    """Returns the fields that Gemma 2 and 3 have in common.
 
     Args:
         fields: of the model.
-        every: the last of so many layers has no window.
-        attention_cap: softcap of the attention scores.
-        logit_cap: softcap of the logits.
+        every: by default, every layer has a window except each `every`-th one.
+        attention_cap: default softcap of the attention scores.
+        logit_cap: default softcap of the logits.
     """
     fields.expect(use_bidirectional_attention=False)
-    # What the first files say again, or of a cache.
+    # Duplicates of other fields in early files, and the kind of the cache.
     fields.skip("hidden_act", "sliding_window_size", "cache_implementation")
     shared = shared_fields(
         fields, kv_heads=4, head_dim=256, tied=True, activation="hidden_activation", activations=_LATER
@@ -84,7 +84,7 @@ def _cap(fields: Fields, name: str, default: float | None) -> float | None:
 
 
 def _write_later(config: ModelConfig) -> dict[str, Any]:
-    """Returns the opposite of `_read_later`."""
+    """Returns fields of config.json; the inverse of `_read_later`."""
     scalar = config.score_scale**-2
     return {
         **shared_json(config, "hidden_activation"),
@@ -93,7 +93,7 @@ def _write_later(config: ModelConfig) -> dict[str, Any]:
         "layer_types": layer_types(config),
         "attn_logit_softcapping": config.attention.softcap,
         "final_logit_softcapping": config.head.softcap,
-        # A whole number, as theirs: a root and a square of it would be off by a last digit.
+        # Their value is an integer: rounding removes the error of taking the root and the square.
         "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-9 * scalar else scalar,
     }
 
@@ -134,7 +134,7 @@ def _ropes(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
         return values(FULL, scaling), values(WINDOW, None)
     full, near = (values(kind, both.group(kind)) for kind in (FULL, WINDOW))
     both.finish()
-    # Transformers 4 reads this one, and transformers 5 adds it to the other.
+    # transformers 4 reads `rope_scaling`; transformers 5 merges it into `rope_parameters`.
     if scaling is not None and values(FULL, scaling) != full:
         raise fields.error("rope_scaling", "is not what rope_parameters says; remove one of them")
     return full, near

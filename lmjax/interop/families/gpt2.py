@@ -14,7 +14,7 @@ def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     width = fields.integer("n_embd", 768)
     fields.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    # How precisely scores are summed up; what transformers reads of no GPT-2: the first GPT's, and a length said twice.
+    # The precision of attention scores, and fields that transformers does not read for GPT-2.
     fields.skip("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens", "afn")
     fields.skip(*(f"summary_{x}" for x in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")))
     return {
@@ -28,7 +28,7 @@ def read(fields: Fields) -> dict[str, Any]:
         "norm_epsilon": fields.take("layer_norm_epsilon", 1e-5),
         "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu_new"),
         "head.tied": fields.take("tie_word_embeddings", True),
-        # One rate here, for the embeddings and for the branches.
+        # lmjax has one rate for embeddings and residual branches.
         "dropout.residual": max(fields.take("resid_pdrop", 0.1), fields.take("embd_pdrop", 0.1)),
         "dropout.attention": fields.take("attn_pdrop", 0.1),
         "initializer": "scaled",
@@ -79,7 +79,7 @@ FAMILIES = {
         base="transformer.",
         bare=("GPT2Model",),
         copies={"lm_head.weight": "transformer.wte.weight"},
-        # Masks that older files carry along.
+        # Attention masks in older files.
         ignored=("*.attn.bias", "*.attn.masked_bias"),
     )
 }

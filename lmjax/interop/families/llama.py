@@ -11,7 +11,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import LAYER, STACK
 
 WINDOW, FULL = "sliding_attention", "full_attention"
-_LENGTH = 2048  # of rows, where a file of Llama's does not say
+_LENGTH = 2048  # the default length of rows in Llama's files
 _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_tanh", "reglu": "relu"}
 
 
@@ -26,17 +26,17 @@ def shared_fields(
     tied: bool = False,
     length: int | None = None,
 ) -> dict[str, Any]:
-    """Returns what the decoders that follow Llama's config.json have in common: all but biases, RoPE and windows.
+    """Returns the fields that decoders with a config.json like Llama's have in common: all but biases, RoPE, windows.
 
     Args:
         fields: of the model.
-        kv_heads: where they do not say; None: as many as query heads.
-        head_dim: where they do not say; None: the share of a head in the width.
-        epsilon: of the norms, where they do not say.
-        activation: the field that names it.
-        activations: what it may be.
-        tied: whether the output is the token table, where they do not say.
-        length: of rows, where they do not say; None: they must.
+        kv_heads: default number of key and value heads; None: as many as query heads.
+        head_dim: default width of a head; None: hidden_size divided by the number of heads.
+        epsilon: default epsilon of the norms.
+        activation: name of the field with the activation.
+        activations: our activation for each possible value.
+        tied: whether the output head is tied to the embedding table by default.
+        length: default length of rows; None: the file must have it.
     """
     length = fields.integer("max_position_embeddings", *([] if length is None else [length]))
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -63,7 +63,7 @@ def shared_fields(
 
 
 def shared_json(config: ModelConfig, activation: str = "hidden_act") -> dict[str, Any]:
-    """Returns the opposite of `shared_fields`."""
+    """Returns fields of config.json; the inverse of `shared_fields`."""
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.embed_dim,
@@ -82,12 +82,12 @@ def shared_json(config: ModelConfig, activation: str = "hidden_act") -> dict[str
 
 
 def attention_biases(fields: Fields) -> dict[str, Any]:
-    """Returns the biases of models that have all of attention's, or none at all."""
+    """Returns the biases of models in which all attention projections have one, or no layer has."""
     return {"biases": ("query", "key", "value", "out") if fields.take("attention_bias", False) else ()}
 
 
 def bias_json(config: ModelConfig) -> dict[str, Any]:
-    """Returns the opposite of `attention_biases`."""
+    """Returns fields of config.json; the inverse of `attention_biases`."""
     return {"attention_bias": "query" in config.biases}
 
 
@@ -96,8 +96,8 @@ def window_fields(fields: Fields, window: int | None, default: Sequence[str]) ->
 
     Args:
         fields: of the model.
-        window: tokens that a layer with a window sees, its own included; None: there is no such layer.
-        default: the types where the file does not say.
+        window: keys that a query attends to in a layer with a window, its own included; None: no layer has a window.
+        default: the types if the file has none.
     """
     types = fields.take("layer_types", list(default))
     if len(types) != len(default) or not all(kind in (WINDOW, FULL) for kind in types):
@@ -114,12 +114,15 @@ def window_fields(fields: Fields, window: int | None, default: Sequence[str]) ->
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-    """Returns the opposite of `window_fields`."""
+    """Returns the `layer_types` of a model; the inverse of `window_fields`."""
     return [FULL if config.attention.is_global(i) else WINDOW for i in range(config.num_layers)]
 
 
 def period(chosen: Sequence[bool]) -> tuple[int, int] | None:
-    """Returns the least n and an offset for which it is every n-th layer that is chosen; (0, 0): none is."""
+    """Returns the least n and the offset such that exactly every n-th layer is chosen.
+
+    (0, 0): no layer is chosen; None: the chosen layers are not periodic.
+    """
     if not any(chosen):
         return 0, 0
     offset = list(chosen).index(True)
@@ -133,10 +136,10 @@ def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     biases = attention_biases(fields)["biases"]
     biases += ("up", "gate", "down") if fields.take("mlp_bias", False) else ()
-    # How products were cut up, and whether a converted file was: torch's sums in another order, the same function.
+    # pretraining_tp only changes the order of sums in matrix products; is_llama_config marks converted files.
     fields.skip("pretraining_tp", "is_llama_config")
     fields.expect(rope_interleaved=False)
-    # The first files call it so; transformers reads it under no name but the other.
+    # Early files also have the length under this name, which transformers does not read.
     fields.expect(max_sequence_length=fields.integer("max_position_embeddings", _LENGTH))
     return shared_fields(fields, length=_LENGTH) | {"biases": biases, "rope": rope_fields(fields, length=_LENGTH)}
 
@@ -172,7 +175,7 @@ TABLE: tuple[Row, ...] = (
 
 
 def family(name: str, **others: Any) -> Family:
-    """Returns a family of decoders whose classes are called `name` and whose names are Llama's but for `others`."""
+    """Returns a family of decoders with class names that begin with `name`; `others` replace Llama's fields."""
     values: dict[str, Any] = {
         "read": read,
         "write": write,

@@ -36,7 +36,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 def read_moe(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig with experts."""
     fields.expect(router_jitter_noise=0.0)
-    fields.skip("output_router_logits")  # which of its outputs transformers returns
+    fields.skip("output_router_logits")  # selects outputs of transformers
     moe = {
         "num_experts": fields.integer("num_local_experts", 8),
         "top_k": fields.integer("num_experts_per_tok", 2),

@@ -14,7 +14,7 @@ _ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu", "geglu_new": "gelu_pytorch_ta
 
 
 def _windows(fields: Fields) -> dict[str, Any]:
-    """Returns the fields about windows: `local_attention` counts half of its tokens to each side."""
+    """Returns the fields about windows; in `local_attention`, half of the tokens are on each side of the query."""
     side = fields.integer("local_attention", 128) // 2
     every = fields.integer("global_attn_every_n_layers", 3)
     default = [WINDOW if i % every else FULL for i in range(fields.integer("num_hidden_layers", 22))]
@@ -22,12 +22,12 @@ def _windows(fields: Fields) -> dict[str, Any]:
 
 
 def _rope(fields: Fields, *, windows: bool) -> dict[str, Any]:
-    """Returns the fields of a RopeConfig, from `rope_parameters` by kind of layer or from the bases alone."""
+    """Returns the fields of a RopeConfig, from `rope_parameters` for each kind of layer or from the two bases."""
     fields.expect(rope_scaling=None)
     kinds = fields.group("rope_parameters")
     bases = []
     for kind, old, default in ((FULL, "global_rope_theta", 160_000.0), (WINDOW, "local_rope_theta", 10_000.0)):
-        # Null is said of the second alone, and is the first.
+        # The second base may be null, and then equals the first.
         base = bases[0] if bases and fields.is_null(old) else fields.number(old, default)
         if kinds is not None and (own := kinds.group(kind)) is not None:
             own.expect(rope_type="default")
@@ -40,14 +40,14 @@ def _rope(fields: Fields, *, windows: bool) -> dict[str, Any]:
 
 
 def _biases(fields: Fields) -> tuple[str, ...]:
-    """Returns the layers with a bias."""
+    """Returns the kinds of layers with a bias."""
     named = {
         "attention_bias": ("query", "key", "value", "out"),
         "mlp_bias": ("up", "gate", "down"),
         "norm_bias": ("norm",),
     }
     biases = tuple(layer for field, layers in named.items() if fields.take(field, False) for layer in layers)
-    # Here the heads' layers have a bias where any layer has one.
+    # In lmjax, the layers of heads have a bias if any other layer has one.
     fields.choose("classifier_bias", {bool(biases): True}, False)
     return biases
 
@@ -56,10 +56,10 @@ def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     activation = fields.take("hidden_activation", "gelu")
     windows = _windows(fields)
-    # Which kernels run, and what a trainer leaves out; the start's cut is not of the function.
+    # The choice of kernels, options of a trainer, and the truncation of the initial weights.
     fields.skip("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "initializer_cutoff_factor")
     fields.skip("sparse_prediction", "sparse_pred_ignore_index")
-    # Left over from BERT in the published files; transformers reads norm_eps and has rotary positions.
+    # Fields of BERT that remain in the published files; transformers reads norm_eps and uses rotary positions.
     fields.skip("layer_norm_eps", "position_embedding_type")
     fields.choose("classifier_activation", {activation: activation}, "gelu")
     return windows | {

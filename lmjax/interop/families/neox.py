@@ -13,7 +13,7 @@ from lmjax.model.parameter_paths import LAYER, STACK
 def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     theta, fraction = fields.number("rotary_emb_base", 10_000.0), fields.number("rotary_pct", 0.25)
-    # Some files repeat them under the names of other families.
+    # Some files also have both values under the names of other families.
     fields.expect(rope_theta=theta, partial_rotary_factor=fraction)
     fields.skip("attention_probs_dropout_prob", "hidden_dropout_prob")  # read by no version of transformers
     attention = ("query", "key", "value", "out") if fields.take("attention_bias", True) else ()
@@ -84,7 +84,7 @@ FAMILIES = {
         base="gpt_neox.",
         bare=("GPTNeoXModel",),
         copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
-        # Masks and wavelengths that older files carry along.
+        # Attention masks and rotary frequencies in older files.
         ignored=("*.attention.bias", "*.attention.masked_bias", "*rotary_emb*.inv_freq"),
     )
 }

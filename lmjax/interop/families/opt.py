@@ -13,9 +13,9 @@ from lmjax.model.parameter_paths import INPUTS, LAYER, STACK
 def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
     width = fields.integer("hidden_size")
-    # 350m alone has another width for the tokens, and adds positions behind its projection.
+    # Only opt-350m has token embeddings of another width; it adds positions after their projection.
     fields.expect(word_embed_proj_dim=width, _remove_final_layer_norm=False, layerdrop=0.0)
-    # Galactica's files say what every OPT has.
+    # Galactica's files have these fields; the values are those of every OPT.
     fields.expect(learned_embeddings=True, scale_embeddings=False)
     fields.skip("activation_dropout", "output_projection")  # read by no version of transformers
     linears = ("query", "key", "value", "out", "up", "down") if fields.take("enable_bias", True) else ()
@@ -84,7 +84,7 @@ FAMILIES = {
         base="model.",
         bare=("OPTModel",),
         copies={"lm_head.weight": f"{_DECODER}.embed_tokens.weight"},
-        # The number of a version of fairseq.
+        # A version number of fairseq.
         ignored=("*decoder.version",),
     )
 }

@@ -22,7 +22,7 @@ def read(fields: Fields) -> dict[str, Any]:
         "attention.window": None if fields.is_null("sliding_window") else fields.integer("sliding_window", None),
         "biases": (),
         "rope": rope,
-        # One rate here, for the embeddings and for the branches.
+        # lmjax has one rate for embeddings and residual branches.
         "dropout.residual": max(fields.number("resid_pdrop", 0.0), fields.number("embd_pdrop", 0.0)),
     }
 

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5 (Qwen team 2024, arXiv:2407.10671, 2412.15115), Qwen 3 and its experts (2025, arXiv:2505.09388)."""
+"""Qwen 2 and 2.5 (Qwen team 2024, arXiv:2407.10671, 2412.15115), Qwen 3 and Qwen 3 MoE (2025, arXiv:2505.09388)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from lmjax.model.parameter_paths import LAYER
 
 
 def _windows(fields: Fields) -> dict[str, Any]:
-    """Returns the fields about windows: by default in the layers from `max_window_layers` on, if at all."""
+    """Returns the fields about windows; by default, layers from `max_window_layers` on have one if it is turned on."""
     layers, first = fields.integer("num_hidden_layers"), fields.take("max_window_layers", 28)
     window = _window(fields)
     return window_fields(fields, window, [FULL if window is None or i < first else WINDOW for i in range(layers)])
 
 
 def _window(fields: Fields) -> int | None:
-    """Returns the window, which counts only if another field says so."""
+    """Returns the window, or None unless `use_sliding_window` turns it on."""
     window = None if fields.is_null("sliding_window") else fields.integer("sliding_window", 4096)
     return window if fields.take("use_sliding_window", False) else None
 
@@ -68,7 +68,7 @@ def write3(config: ModelConfig) -> dict[str, Any]:
 def read3_moe(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig of Qwen 3 with experts."""
     own = {"attention.qk_norm": "head", "attention.window": _window(fields), "rope": rope_fields(fields)}
-    fields.skip("max_window_layers")  # there, a window is in all layers
+    fields.skip("max_window_layers")  # in this family, all layers have the window
     return shared_fields(fields, kv_heads=4) | own | attention_biases(fields) | _experts(fields)
 
 
@@ -78,12 +78,12 @@ def _experts(fields: Fields) -> dict[str, Any]:
     dense = fields.take("mlp_only_layers", [])
     if not all(isinstance(i, int) for i in dense):
         raise fields.error("mlp_only_layers", "must be the numbers of layers")
-    fields.skip("output_router_logits")  # which of its outputs transformers returns
+    fields.skip("output_router_logits")  # selects outputs of transformers
     every, offset = period([i not in dense and (i + 1) % step == 0 for i in range(layers)]) or (-1, 0)
     if every < 0:
         raise fields.error("mlp_only_layers", "lmjax implements experts in every n-th layer, and here it is not so")
     moe = {
-        # As newer and older files call it.
+        # The name in newer files, then that in older ones.
         "num_experts": fields.integer("num_local_experts", fields.integer("num_experts", 128)),
         "top_k": fields.integer("num_experts_per_tok", 8),
         "mlp_dim": fields.integer("moe_intermediate_size", 768),
@@ -131,7 +131,7 @@ _EXPERTS = (
 )
 
 FAMILIES = {
-    # transformers 5 reads every tokenizer of a Qwen 2 as Qwen's own.
+    # transformers 5 builds Qwen's own byte-level BPE for every Qwen 2 folder, whatever its files contain.
     "qwen2": family("Qwen2", read=read2, write=write2, tokenizer=TokenizerForm(own_pipeline=True)),
     "qwen3": family("Qwen3", read=read3, write=write3, table=(*TABLE, *_HEAD_NORMS)),
     "qwen3_moe": family("Qwen3Moe", read=read3_moe, write=write3_moe, table=(*TABLE, *_HEAD_NORMS, *_EXPERTS)),

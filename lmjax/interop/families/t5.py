@@ -1,6 +1,6 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1 and Flan-T5, mT5 (Xue et al. 2021, arXiv:2010.11934) and UMT5.
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), T5 v1.1, Flan-T5, mT5 (Xue et al. 2021, arXiv:2010.11934) and UMT5.
 
-UMT5 (Chung et al. 2023, arXiv:2304.09151) has a table of relative positions for every layer.
+UMT5 (Chung et al. 2023, arXiv:2304.09151) has a table of relative position biases in every layer.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from lmjax.interop.table import PAIRED, Family, Row, attention, linear, norm, te
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import BACKBONE, ITH_LAYER, STACK, STACK_NAME
 
-# `feed_forward_proj`, in which `gated-gelu` means the approximation by tanh and `gelu` does not.
+# Values of `feed_forward_proj`: `gated-gelu` is the tanh approximation of gelu, `gelu` is exact.
 _MLPS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new", "silu": "silu"}
 _MLPS |= {"gated-gelu": "geglu_new", "gated-silu": "swiglu", "gated-relu": "reglu"}
 _NAMES = {ours: theirs for theirs, ours in _MLPS.items()}
 
 
 def _derived(feed: str) -> dict[str, Any]:
-    """Returns the fields that transformers derives from `feed_forward_proj`, and some files hold."""
+    """Returns the fields that transformers derives from `feed_forward_proj`; some files contain them."""
     act = "gelu_new" if feed == "gated-gelu" else feed.split("-")[-1]
     return {"is_gated_act": feed.startswith("gated-"), "dense_act_fn": act}
 
 
 def _ends(fields: Fields, model_type: str) -> dict[str, bool]:
-    """Returns whether the output is the token table, and whether tied logits are scaled.
+    """Returns whether the output head is tied to the embedding table, and whether tied logits are scaled.
 
-    transformers 4 writes whether they are tied, and scales them if so. transformers 5 writes that they are tied,
-    whatever the weights are, and of T5 and UMT5 beside it whether logits are scaled; its mT5 never scales them. There
-    the presence of the output in the file tells. (UMT5 says so since 5.24.)
+    transformers 4 writes `tie_word_embeddings` and scales the logits if it is True. transformers 5 always writes True;
+    T5 and UMT5 (since 5.24) also have `scale_decoder_outputs`, and mT5 never scales. If the logits are not scaled, the
+    head is tied unless the checkpoint has a tensor for it.
     """
     said = fields.take("tie_word_embeddings", True)
     scale = model_type != "mt5" and fields.take("scale_decoder_outputs", said)
@@ -59,7 +59,7 @@ def read(fields: Fields, *, model_type: str) -> dict[str, Any]:
         "mlp_dim": fields.integer("d_ff", 2048 if old else 1024),
         "num_layers": layers,
         "num_heads": fields.integer("num_heads", 8 if old else 6),
-        # No part of the model is as long as the rows; the first files name the length of pre-training.
+        # No parameter depends on the length of rows; early files give the length of pre-training.
         "max_length": fields.integer("n_positions", 512),
         "norm": "rmsnorm",
         "norm_epsilon": fields.number("layer_norm_epsilon", 1e-6),
@@ -149,7 +149,7 @@ def _family(model_type: str, name: str) -> Family:
         copies=dict.fromkeys(
             ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
         ),
-        # The first T5 files have a table that no model used.
+        # The first T5 files have this unused table.
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
         bare=(f"{name}Model",),
         tokenizer=PAIRED,
