@@ -1,6 +1,6 @@
 """lmjax: encoder, decoder and encoder-decoder language models in JAX, from one block and one loop.
 
-What a script or a notebook needs stands here. It is loaded when it is first named, so `import lmjax` takes no time:
+This is the public API for scripts and notebooks. Each name is loaded at its first use, so `import lmjax` is fast:
 
     config = lmjax.resolve(objective=("next_token",), overrides={"model.num_layers": "4"})
     lmjax.train(config, pathlib.Path("runs/mine"))

@@ -17,8 +17,8 @@ def plot_metric(runs: Mapping[str, str | pathlib.Path], names: tuple[str, ...] =
 
     Args:
         runs: workdirs by label.
-        names: metrics as `metrics.jsonl` names them, such as "train/loss" or "eval/heldout/loss"; a run without a
-            metric has no line for it.
+        names: names of metrics in `metrics.jsonl`, such as "train/loss" or "eval/heldout/loss"; a run without a metric
+            has no line for it.
     """
     import matplotlib.pyplot as plt
 

@@ -1,10 +1,10 @@
 """Evaluation: the metrics of a trained model on texts, pairs and questions, and on tasks of lm-evaluation-harness.
 
-`tasks.evaluate` takes a file or a list; `lmjax evaluate` calls it. `records` says what a task needs of a record
-with named fields, and `harness` lends a model to lm-eval (extra `harness`, imported when it is used).
+`tasks.evaluate` takes a file or a list; `lmjax evaluate` calls it. `records` parses the records of each task, and
+`harness` is the adapter to lm-eval (extra `harness`, imported only when it is used).
 
-May be imported: data, inference, and what stands below.
+This room may import data, inference, and the layers below them.
 
-To add a task: what it reads of a record in `records`, a function from data to metrics in `tasks.TASKS`, and what it
-means in commands/evaluate_flags.py.
+To add a task: a parser of its records in `records`, a function from data to metrics in `tasks.TASKS`, and its
+description in commands/evaluate_flags.py.
 """

@@ -1,6 +1,6 @@
-"""A loaded model as lm-evaluation-harness sees one (Gao et al. 2021; package lm-eval, extra `harness`).
+"""Adapter from a loaded model to lm-evaluation-harness (Gao et al. 2021; package lm-eval, extra `harness`).
 
-The one module that needs the package: import it where lm-eval is wanted, and nowhere else.
+Only this module imports the package, so it must not be imported at the top of another one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from lmjax.inference.score.score import rolling, score
 from lmjax.inference.score.texts import Item, Reader, ScoreConfig
 from lmjax.nearest import nearest
 
-# What lm-eval's own models write at most where a task does not say.
+# The default max_gen_toks of lm-eval's own models.
 _WRITTEN = 256
-# Settings of a task's generation_kwargs and the fields of the same meaning; the first matter only to what is drawn.
+# Settings of a task's generation_kwargs, and our fields; those of _SAMPLING have an effect only if tokens are sampled.
 _SAMPLING = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "typical_p")}
 _PROCESSORS = {"repetition_penalty": "repetition_penalty", "no_repeat_ngram_size": "no_repeat_ngram"}
 
 
 class HarnessModel(LM):
-    """A model of any family for `lm_eval.simple_evaluate(model=...)`; encoders score and do not write.
+    """A model of any family for `lm_eval.simple_evaluate(model=...)`; encoders can score, but not generate.
 
-    Contexts that are too long lose their beginning, as with lm-eval's own models; what the model was trained to see in
-    front of a text stays.
+    A context that is too long is truncated at its beginning, as in lm-eval's own models. The ids that the prompt format
+    puts before a text are kept.
     """
 
     def __init__(self, loaded: LoadedModel, config: ScoreConfig):
@@ -45,22 +45,25 @@ class HarnessModel(LM):
         self.config = config.model_copy(update={"truncate": True})
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Returns (log-likelihood, whether greedy) of each (context, continuation); an encoder's are pseudo ones."""
+        """Returns (log-likelihood, whether greedy) of each (context, continuation).
+
+        For an encoder these are pseudo-log-likelihoods.
+        """
         found = score(self.loaded, [Item(*request.args) for request in requests], self.config)
         if apart := sum(s.apart for s in found):
-            # lm-eval would score the tail of these: its own numbers may be kinder.
+            # lm-eval would score only a part of these continuations, so its own numbers may be better.
             print(f"{apart} of {len(found)} continuations are encoded apart from their contexts", file=sys.stderr)
         return [(s.log_likelihood, s.greedy) for s in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Returns the log-likelihood of each text, in windows where it is long."""
+        """Returns the log-likelihood of each text; long texts are scored in windows."""
         return [
             s.log_likelihood
             for s in rolling(self.loaded, [text for (text,) in (r.args for r in requests)], self.config)
         ]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Returns what is written behind each context, up to the first of the task's stop strings."""
+        """Returns the text generated for each context, up to the first of the task's stop strings."""
         if not self.loaded.config.family.causal:
             raise FlagError("an encoder writes no text; choose tasks that score (loglikelihood, multiple_choice)")
         written: list[str] = [""] * len(requests)
@@ -74,7 +77,7 @@ class HarnessModel(LM):
         return written
 
     def _prompt(self, context: str, count: int) -> list[int]:
-        """Returns the ids of a context with what stands around it, without its beginning where there is no room."""
+        """Returns the ids of a context in the prompt format, truncated at its beginning if it is too long."""
         loaded, reader = self.loaded, Reader.of(self.loaded, self.config)
         ids = loaded.tokenizer.encode(context)
         written = 0 if loaded.config.family.paired else count
@@ -83,7 +86,7 @@ class HarnessModel(LM):
 
 
 def generate_config(settings: Mapping[str, Any]) -> GenerateConfig:
-    """Returns what a task's generation_kwargs ask for; raises FlagError for a setting that has no counterpart."""
+    """Returns the config for a task's generation_kwargs; raises FlagError for a setting that has no counterpart."""
     settings = dict(settings)
     stop = settings.pop("until", None) or ()
     limits = [settings.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
@@ -94,7 +97,7 @@ def generate_config(settings: Mapping[str, Any]) -> GenerateConfig:
         known = ", ".join(("until", "max_gen_toks", "do_sample", *_SAMPLING, *_PROCESSORS))
         raise FlagError(f"generation_kwargs: {', '.join(sorted(unknown))}: no counterpart here; there are {known}")
     given = {name: value for name, value in settings.items() if value is not None and (draws or name in _PROCESSORS)}
-    # Drawing at no temperature is transformers' drawing at 1.
+    # As in transformers, sampling without a given temperature uses 1.
     sampling = ({"temperature": 1.0} if draws else {}) | {n: x for n, x in given.items() if n in _SAMPLING}
     try:
         return GenerateConfig(
@@ -121,13 +124,13 @@ def run_tasks(
 
     Args:
         loaded: the model.
-        names: of tasks or of groups of them.
-        config: how texts are scored.
-        include_path: a folder of tasks (YAML); only these are known then, and nothing is looked for elsewhere.
+        names: of tasks or of groups of tasks.
+        config: settings of scoring.
+        include_path: a folder of tasks (YAML); if it is given, only its tasks are known.
         limit: examples of each task; None: all.
 
     Raises:
-        FlagError: a task that is not there.
+        FlagError: an unknown task, or a folder that does not exist.
     """
     if include_path is not None and not pathlib.Path(include_path).is_dir():
         raise FlagError(f"--include_path={include_path}: there is no such folder; name one with tasks in YAML")

@@ -1,4 +1,4 @@
-"""What a task needs of records with named fields; every fault is named by file and line."""
+"""Parsers for the records of each task; every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lmjax.inference.score.score import Question
 
 
 def read_records(path: str) -> Iterator[tuple[str, Fields]]:
-    """Yields where each record of a file stands, and its fields; an empty file holds none.
+    """Yields the location (file and line) and the fields of each record of a file; an empty file has none.
 
     Raises:
-        DataError: the file cannot be read, or a record is none.
+        DataError: the file cannot be read, or a record is malformed.
     """
     if not has_fields(path):
         raise DataError(f"{path}: not a file of records; name a .jsonl, .json, .csv or .tsv file (also .gz)")
@@ -25,10 +25,10 @@ def read_records(path: str) -> Iterator[tuple[str, Fields]]:
 
 
 def read_task(spec: str, parse: Callable[[str, Fields], Any]) -> tuple[list[str], list[Any]]:
-    """Returns where the records of a file or a glob of files stand, and what `parse` makes of each.
+    """Returns the locations of the records of a file or a glob of files, and the results of `parse` for them.
 
     Raises:
-        DataError: there is no file, no record in it, or a bad one.
+        DataError: there is no file or no record, or a record is malformed.
     """
     names, found = [], []
     for path in find_files(spec):
@@ -41,7 +41,7 @@ def read_task(spec: str, parse: Callable[[str, Fields], Any]) -> tuple[list[str]
 
 
 def _text(where: str, fields: Fields, name: str, needed: str, empty: bool = False) -> str:
-    """Returns a field that is a text."""
+    """Returns the text of a field; raises DataError if it is empty, unless `empty` allows that."""
     value = text_of(where, fields, name, needed)
     if not value.strip() and not empty:
         raise DataError(f"{where}: {name!r} is empty; {needed}")
@@ -60,13 +60,13 @@ def minimal_pair(where: str, fields: Fields) -> tuple[str, str]:
 
 
 def source_target(where: str, fields: Fields, names: FieldNames = USUAL_NAMES) -> tuple[str, str]:
-    """Returns the texts of a record that `names` calls source and target."""
+    """Returns the source and the target of a record, whose fields have the names given by `names`."""
     source, target = (_text(where, fields, name, names.need(pairs=True)) for name in (names.source, names.target))
     return source, target
 
 
 def question(where: str, fields: Fields) -> Question:
-    """Returns the `context`, the `choices` (a list; in CSV as JSON) and the `answer`, a number from 0, of a record."""
+    """Returns the `context`, the `choices` (a list; in CSV as JSON) and the `answer` (an index from 0) of a record."""
     needed = "a question needs context, choices (a list) and answer (the number of the right one, from 0)"
     context = _text(where, fields, "context", needed, empty=True)
     choices, answer = (_as_json(where, fields, name, needed) for name in ("choices", "answer"))
@@ -78,7 +78,7 @@ def question(where: str, fields: Fields) -> Question:
 
 
 def _as_json(where: str, fields: Fields, name: str, needed: str) -> Any:
-    """Returns a field that is no text; of CSV, where all are, what it says as JSON."""
+    """Returns the value of a field; a text, as all fields of CSV are, is parsed as JSON."""
     value = field_of(where, fields, name, needed)
     if not isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""What a trained model makes of texts, of pairs and of questions: one function, from a file or a list to metrics."""
+"""One function that evaluates a model on texts, pairs or questions, from a file or a list to metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Metrics = dict[str, float]
 
 
 class Data(NamedTuple):
-    """What messages call each text or record of a set, and what it holds."""
+    """The records (or texts) of a data set, and the name of each in error messages."""
 
     names: list[str]
     records: list[Any]
@@ -39,13 +39,13 @@ def evaluate(
     Args:
         loaded: the model.
         data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
-            (context, choices, number of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`.
-        config: how texts are scored.
+            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`.
+        config: settings of scoring.
         task: perplexity, minimal_pairs, multiple_choice or pairs.
-        fields: of files, what the fields of texts and of pairs are called.
+        fields: the names of the fields of texts and pairs, for files.
 
     Raises:
-        FlagError: no such task, a model that predicts no tokens, or a text that it cannot score.
+        FlagError: an unknown task, a model that predicts no tokens, or a text that it cannot score.
         DataError: the data cannot be read; the message names file and line.
     """
     check_arguments(loaded, config, ScoreConfig)
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def checked(task: str) -> str:
-    """Returns the name of a task; raises FlagError if there is none such."""
+    """Returns the name of a task; raises FlagError if it is unknown."""
     if task not in TASKS:
         hint = nearest(str(task), TASKS)
         raise FlagError(f"task={task!r}: no such task; {hint}{' ' if hint else ''}there are {', '.join(TASKS)}")
@@ -69,12 +69,12 @@ def checked(task: str) -> str:
 
 
 def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
-    """Returns what a task needs of a file or a glob of files.
+    """Returns the data of a task, read from a file or a glob of files.
 
     Args:
         task: perplexity, minimal_pairs, multiple_choice or pairs.
-        path: or glob.
-        names: of the fields of texts and of pairs.
+        path: of a file, or a glob.
+        names: of the fields of texts and pairs.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
@@ -107,7 +107,7 @@ def _multiple_choice(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Me
 
 
 def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
-    """Returns the `summary` of targets given their sources, and the share that greedy decoding writes."""
+    """Returns the `summary` of targets given their sources, and the share that greedy decoding would generate."""
     items = [Item(*pair) for pair in _tuples(data, 2, "a source and a target")]
     scores = score(loaded, items, config, data.names)
     counts = {"pairs": len(scores), "apart": sum(s.apart for s in scores)}
@@ -123,7 +123,7 @@ TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {
 
 
 def _tuples(data: Data, count: int, what: str) -> list[Sequence[Any]]:
-    """Returns the records of a set; raises FlagError for one that is not of `count` values."""
+    """Returns the records of a data set; raises FlagError for a record that does not have `count` values."""
     for name, found in zip(*data, strict=True):
         if not isinstance(found, tuple | list) or len(found) != count:
             raise FlagError(f"{name}: {str(found)[:80]!r} is not {what}; give {count} values")

@@ -28,8 +28,9 @@ def export_tokenizer(
 ) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and the other files of a loaded tokenizer into `folder`.
 
-    The files of a loaded fast tokenizer are copied byte for byte. A SentencePiece model becomes a `tokenizer.json` with
-    the same ids. Text that spells a special token, such as "[MASK]", is then encoded as that token, as in all published
+    The files of a loaded fast tokenizer are copied byte for byte; only tokenizer_config.json may change, as fields that
+    name remote code are removed and a missing class is added. A SentencePiece model becomes a `tokenizer.json` with the
+    same ids. Text that spells a special token, such as "[MASK]", is then encoded as that token, as in all published
     tokenizers and as pipelines need. lmjax's tokenizer encodes it as text, and so does AutoTokenizer when called with
     `split_special_tokens=True`.
 
