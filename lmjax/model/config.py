@@ -251,18 +251,6 @@ class ModelConfig(Schema):
         """Every position scheme of the model."""
         return (self.scheme(False), self.scheme(True), self.cross_scheme)
 
-    def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
-        """Returns whether a layer has no window; traced if the layer's number is."""
-        if self.attention_window is None or not self.global_every:
-            return self.attention_window is None
-        return layer % self.global_every == self.global_offset
-
-    def has_experts(self, layer: int | jax.Array) -> bool:
-        """Returns whether a layer has experts in place of the MLP; a traced layer is like every other."""
-        if not self.moe.num_experts or self.moe.every == 1:
-            return self.moe.num_experts > 0
-        return layer % self.moe.every == self.moe.offset
-
     def residual_init_scale(self, layer: int | jax.Array) -> float | jax.Array:
         """Returns the factor on a layer's initial kernels that write to the residual stream.
 
