@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.kernels.masks import Mask
+from lmjax.model.kernels.xla_workarounds import unknown_zero
 from lmjax.model.layers import dropout
 
 BLOCK = 128  # Queries whose scores are in memory at the same time.
@@ -207,7 +208,7 @@ def _each_block(
 ) -> Any:
     """Returns the `carry` after `body(carry, span, row)` of all blocks, run one after the other.
 
-    `_nought` makes the start of each span depend on the span before it, so that XLA cannot run them at the same time.
+    `unknown_zero` makes each span depend on the one before it, so that XLA cannot run them at the same time.
 
     Args:
         spans: of the row.
@@ -216,7 +217,7 @@ def _each_block(
         after: an array that must be computed before the first block starts.
     """
     for span in spans:
-        row = span.start + _nought(jax.tree.leaves((carry, after)))
+        row = span.start + unknown_zero(jax.tree.leaves((carry, after)))
         if span.count == 1:
             carry = body(carry, span, row)
         else:
@@ -224,26 +225,6 @@ def _each_block(
                 0, span.count, lambda i, carry, span=span, row=row: body(carry, span, row + i * span.size), carry
             )
     return carry
-
-
-@jax.custom_batching.custom_vmap
-def _nought(arrays: list[jax.Array]) -> jax.Array:
-    """Returns int32 0, computed from `arrays` so that XLA does not know that it is 0.
-
-    It is the minimum of 0 and the bits of an absolute value, which as an integer are not negative. Without it, XLA runs
-    independent spans at the same time, with the scores of all of them in memory; and it merges the scores of the
-    backward pass with those of the forward pass, and keeps them in memory between. With jax 0.10.2 on a CPU, the
-    gradient of 1,024 causal positions (4 heads of width 16, float32) needs 6.9 MiB of temporaries; with a constant 0 it
-    needs 20.3 MiB, and with `jax.lax.optimization_barrier` 29.3 MiB. To remove this, set `row` to `span.start` alone.
-    """
-    bits = (jax.lax.bitcast_convert_type(jnp.abs(x[(0,) * x.ndim]).astype(jnp.float32), jnp.int32) for x in arrays)
-    return functools.reduce(jnp.minimum, bits, jnp.int32(0))
-
-
-@_nought.def_vmap
-def _nought_of_many(size: int, batched: list[list[bool]], arrays: list[jax.Array]) -> tuple[jax.Array, bool]:
-    """Returns one 0 for all models of a `vmap`; with one 0 for each, every slice would become a gather."""
-    return _nought([x[0] if many else x for x, many in zip(arrays, batched[0], strict=True)]), False
 
 
 def _rows(x: jax.Array, row: jax.Array, size: int) -> jax.Array:
