@@ -14,13 +14,11 @@ Every tokenizer that lmjax trains begins with the same ids:
 | the rest | learned | text |
 
 The special tokens are control symbols of SentencePiece, so the text "[MASK]" is never encoded as the mask token. A
-loaded `.model` keeps its own ids, and the special tokens that it lacks are added after them. (`fast_tokenizer` reads
-the tokenizers of checkpoints, and adds nothing.)
+loaded `.model` has its own ids, and the special tokens that it lacks are added after them.
 
 A trained tokenizer with byte fallback decodes exactly the text that it encoded: it does not normalise, adds no space
-before a text and removes no white space. There are three exceptions: U+2581, with which SentencePiece represents a
-space, is decoded as a space; without byte fallback an unknown character is lost; and a loaded `.model` normalises text
-as its own settings say.
+before a text and removes no white space. U+2581 is an exception: SentencePiece represents a space by it, so it is
+decoded as a space. Without byte fallback unknown characters are lost, and a loaded `.model` may normalise the text.
 """
 
 import hashlib
@@ -56,12 +54,7 @@ _SCORE_STEPS = 512
 
 
 class TokenizerConfig(Schema):
-    """Settings of the tokenizer: which one is loaded, or how one is trained.
-
-    `vocab_size` counts the special tokens, the byte tokens and the learned tokens; with `kind="char"` it is not used,
-    because the characters of the text determine the vocabulary. `sample_bytes` limits the text used for training, which
-    is sampled from all documents.
-    """
+    """Settings of the tokenizer: which one is loaded, or how one is trained."""
 
     path: str = pydantic.Field(
         "", description="a .model, a tokenizer.json or a folder with one to load; empty: one is trained"
