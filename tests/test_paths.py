@@ -98,7 +98,9 @@ def test_a_cache_that_is_a_file_is_one_error(by, below, tmp_path, monkeypatch):
         given = [f"--config.data.cache_dir={place}"] if by == "field" else []
         if given and argv[0] != "train":
             continue
-        with pytest.raises(FlagError, match=rf"{name}: '{place}' cannot be a folder, for '{tmp_path}/file' is a file"):
+        with pytest.raises(
+            FlagError, match=rf"{name}: '{place}' cannot be a folder, because '{tmp_path}/file' is a file"
+        ):
             run([*argv, *given])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -84,7 +84,8 @@ def read_columns(
 
     def check(where: str, there: Sequence[str]) -> None:
         if missing := [name for name in needed if name not in there]:
-            raise DataError(f"{where}: no {missing[0]!r}, but {', '.join(there)[:200] or 'no field'}; {need}")
+            fields = ", ".join(there)[:200] or "(none)"
+            raise DataError(f"{where}: no {missing[0]!r} among the fields {fields}; {need}")
         if repeated := [name for name in names.values() if there.count(name) > 1]:
             raise DataError(f"{where}: {there.count(repeated[0])} columns are called {repeated[0]!r}; rename one")
 

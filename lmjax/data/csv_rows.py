@@ -55,7 +55,7 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
             if width is None:
                 raise DataError(message) from error
             if not _passes_over(source, width):
-                raise DataError(f"{message}; the rest of the file cannot be told from it") from error
+                raise DataError(f"{message}; the end of the record cannot be found") from error
             faults.bad(message)
             doubt = True
             continue
@@ -68,7 +68,7 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
         if width is None and row:
             width = len(row)
         if not fault and row and len(row) != width:
-            fault = f"{path}:{first}: {len(row)} fields, and the header has {width}; mend the row"
+            fault = f"{path}:{first}: {len(row)} fields, but the header has {width}; correct the row"
         if not fault and doubt and not tabs and sum(line.text.count('"') for line in source.taken) % 2:
             continue  # with an odd number of quotes, the lines belong to the bad record before them
         if fault:

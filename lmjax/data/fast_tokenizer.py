@@ -168,7 +168,7 @@ def _saved_names(path: pathlib.Path) -> dict[str, Any]:
     extra = names.get("extra_special_tokens")
     single = [v for k, v in names.items() if k != "extra_special_tokens"]
     if not isinstance(extra, list) or not all(isinstance(text, str) for text in [*extra, *single]):
-        raise FlagError(f"tokenizer.path: {str(path)!r} names no special tokens; take the workdir's own again")
+        raise FlagError(f"tokenizer.path: {str(path)!r} does not name special tokens; copy it from the workdir again")
     return names
 
 
@@ -200,9 +200,7 @@ def _checked(
     vocab |= added
     largest = max(vocab.values(), default=-1)
     if not 0 <= largest < 2 * len(vocab) + _HOLES:
-        raise FlagError(
-            f"tokenizer.path: {str(path)!r} holds {len(vocab)} tokens and ids up to {largest}; save it again"
-        )
+        raise FlagError(f"tokenizer.path: {str(path)!r} has {len(vocab)} tokens but ids up to {largest}; save it again")
     folder = path if path.is_dir() else path.parent
     beside = [name for name in SIDE_FILES if (settings or names) and (folder / name).exists()]
     kept = {name: read_bounded(folder / name) for name in beside}

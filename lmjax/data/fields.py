@@ -49,7 +49,7 @@ def text_of(where: str, fields: Fields, name: str, need: str) -> str:
     """Returns the value of a field that occurs once and is a string, which may be empty; otherwise raises DataError."""
     value = field_of(where, fields, name, need)
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name!r} is no string but {str(value)[:40]!r}; {need}")
+        raise DataError(f"{where}: {name!r} is {str(value)[:40]!r}, not a string; {need}")
     check_text(where, name, value)
     return value
 

@@ -79,10 +79,10 @@ def array_elements(
         if not fault:
             yield number, value
             continue
-        faults.bad(f"{path}:{number}: {fault}; mend this element of the array")
+        faults.bad(f"{path}:{number}: {fault}; correct this element of the array")
         end = _resume(source, pieces, end)
     if end and (number := source.next_text()):
-        faults.bad(f"{path}:{number}: text behind the end of the array; a .json file holds one array, or lines")
+        faults.bad(f"{path}:{number}: text after the end of the array; a .json file holds one array, or lines")
 
 
 class _Source:
@@ -148,7 +148,7 @@ def _element(source: _Source, max_bytes: int) -> _Element:
                 return _Element([*pieces, piece._replace(text=text[: at - 1])], sign, fault)
             elif sign == "\n" or (sign != "," and _OPENED_BY[sign] != (brackets.pop() if brackets else "")):
                 source.give_back([piece._replace(text=text[at:], begins=False)])
-                fault = "a line ends within quotes" if sign == "\n" else f"{sign!r} closes nothing"
+                fault = "a line ends within quotes" if sign == "\n" else f"{sign!r} without its opening bracket"
                 return _Element([*pieces, piece._replace(text=text[:at])], "", fault)
         at = max(0, at - len(text))  # an escaped character may be in the next piece
         pieces.append(piece)

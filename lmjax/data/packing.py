@@ -71,7 +71,7 @@ def pack(
     if len(costs) and (costs.min() < 1 or costs.max() > capacity):
         worst = costs.argmax() if costs.max() > capacity else costs.argmin()
         raise FlagError(
-            f"packing: a piece of {sizes[worst]} tokens takes {costs[worst]} places, and a row has 1 to {capacity}; "
+            f"packing: a piece of {sizes[worst]} tokens takes {costs[worst]} positions, and must take 1 to {capacity}; "
             "give longer rows or shorter pieces"
         )
     rng = random_stream(seed, "packing")

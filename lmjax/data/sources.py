@@ -99,11 +99,11 @@ class DataConfig(Schema):
         for kind, sets in (("evaluation", self.eval), ("training", self.mixture)):
             names = [item.name for item in sets]
             if len(names) != len(set(names)):
-                raise ValueError(f"two {kind} sets have one name: {names}")
+                raise ValueError(f"two {kind} sets have the same name: {names}")
         if len(self.weights) not in (0, len(self.mixture)):
             raise ValueError(
-                f"data.weights={','.join(map(str, self.weights))} are {len(self.weights)}, and the mixture has "
-                f"{len(self.mixture)} sets; give one for each, or none"
+                f"data.weights={','.join(map(str, self.weights))} has the length {len(self.weights)}, but the mixture "
+                f"has {len(self.mixture)} sets; give one weight for each set, or none"
             )
         return self
 
@@ -122,7 +122,7 @@ class DataConfig(Schema):
             there = os.path.dirname(there)
         if not os.path.isdir(there):
             name = "data.cache_dir" if self.cache_dir else "LMJAX_CACHE" if given else "the cache"
-            raise FlagError(f"{name}: {path!r} cannot be a folder, for {there!r} is a file; name a folder")
+            raise FlagError(f"{name}: {path!r} cannot be a folder, because {there!r} is a file; name a folder")
         return path
 
     @property

@@ -60,7 +60,7 @@ class Store:
         self.path = path
         meta = _read_meta(pathlib.Path(path))
         if meta is None:
-            raise DataError(f"{path}: not a whole token store; remove it, and it is built anew")
+            raise DataError(f"{path}: not a whole token store; remove it, and it is built again")
         self.num_documents: int = meta["num_documents"]
         self.num_tokens: int = meta["num_tokens"]
         self.num_bytes: int = meta["num_bytes"]

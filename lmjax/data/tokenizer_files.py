@@ -66,7 +66,7 @@ def _guarded(path: pathlib.Path, settings: Mapping[str, Any], make: Callable[[by
         raise
     except Exception as error:  # the library raises no narrower class
         raise FlagError(
-            f"tokenizer.path: {str(path)!r} and the files beside it make no tokenizer "
+            f"tokenizer.path: no tokenizer can be built from {str(path)!r} and the files next to it "
             f"({repr(error)[:200]}); copy them again"
         ) from error
 

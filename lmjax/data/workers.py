@@ -79,8 +79,8 @@ class BoundedReader:
             ) from None
         if isinstance(error, RuntimeError) and "Worker process" in str(error):
             raise WorkerError(
-                f"a data worker ended: {error}\nExit code -9 is a kill, mostly for want of memory: run the same "
-                "command again, with fewer --config.data.workers or a smaller --config.data.prefetch"
+                f"a data worker ended: {error}\nExit code -9 means that it was killed, usually because memory ran out: "
+                "run the same command again, with fewer --config.data.workers or a smaller --config.data.prefetch"
             ) from error
         if error is not None:
             raise error

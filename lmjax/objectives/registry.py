@@ -74,7 +74,7 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
         for other in types[number + 1 :]:
             if set(one.heads) & set(other.heads):
                 raise FlagError(
-                    f"{flag}: {one.name} and {other.name} share a head and mean different things by it; leave one out"
+                    f"{flag}: {one.name} and {other.name} train the same head on different labels; leave one out"
                 )
     if not _common(types):
         families = "; ".join(f"{t.name} needs {' or '.join(t.architectures)}" for t in types)
@@ -82,7 +82,7 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
     places = {t.predicts_at: t.name for t in types if t.shares_logits}
     if len(places) > 1:
         said = "; ".join(f"{name} predicts at {at or 'all positions'}" for at, name in places.items())
-        raise FlagError(f"{flag}: one pass over the vocabulary serves all, and {said}; train one of them")
+        raise FlagError(f"{flag}: all must predict at the same positions, but {said}; train one of them")
     return types
 
 

@@ -121,12 +121,12 @@ def test_fields_of_other_names_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [
-        ("minimal_pairs", {"bad": None}, "'bad' is no string but 'None'; a minimal pair needs good and bad"),
+        ("minimal_pairs", {"bad": None}, "'bad' is 'None', not a string; a minimal pair needs good and bad"),
         ("minimal_pairs", {"good": " "}, "'good' is empty"),
         ("multiple_choice", {"answer": 2}, "'answer' is '2', and there are 2 choices"),
         ("multiple_choice", {"answer": "b"}, "'answer' is 'b', which is not JSON"),
         ("multiple_choice", {"choices": ["x"]}, "not a list of two or more texts"),
-        ("pairs", {"target": 3}, "'target' is no string but '3'; a pair needs source and target"),
+        ("pairs", {"target": 3}, "'target' is '3', not a string; a pair needs source and target"),
     ],
 )
 def test_a_bad_record_is_named_by_file_and_line(task, change, message, tmp_path):
@@ -145,7 +145,7 @@ def test_files_that_are_no_records(tmp_path):
     for name, message in {
         "a.jsonl": ":2: a JSON list",
         "b.jsonl": ":1: not UTF-8",
-        "c.csv": ":2: 1 fields, and the header has 2",
+        "c.csv": ":2: 1 fields, but the header has 2",
         "d.jsonl": ":1: not JSON",
         "e.txt": ": not a file of records",
         "f.jsonl": "' holds no records",

@@ -167,7 +167,7 @@ def test_a_place_that_is_none_and_a_preset_without_a_tokenizer(no_compilation):
         ("a.txt", b"fine\n\nfine\n", r"a\.txt:2: an empty prompt"),
         ("a.txt", b"fine\n\xff\n", r"a\.txt:2: not UTF-8"),
         ("a.txt", b"fine\na\x00b\n", r"a\.txt:2: a NUL"),
-        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', r"a\.jsonl:2: 'prompt' is no string but '3'"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', r"a\.jsonl:2: 'prompt' is '3', not a string"),
         ("a.jsonl", b'{"prompt": "a"}\n{"text": "a"}\n', r"a\.jsonl:2: no 'prompt'"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", b'{"prompt": "\\ud800"}\n', r"a\.jsonl:1: .*surrogate"),

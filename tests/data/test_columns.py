@@ -121,8 +121,8 @@ def test_a_store_of_running_text_is_what_it_was(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "lable": "y"}\n', ":2: no 'label', but text, lable; a"),
-        ("a.tsv", "text\tlable\na\tx\n", ":1: no 'label', but text, lable; a record needs text and label"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "lable": "y"}\n', ":2: no 'label' among"),
+        ("a.tsv", "text\tlable\na\tx\n", ":1: no 'label' among the fields text, lable; a record needs text and label"),
         ("a.csv", "text,label,label\na,x,y\n", ":1: 2 columns are called 'label'"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}\n', r":1: 'label' is \"\['x'\]\", and must be a string or a whole"),
         ("a.jsonl", '{"text": 3, "label": "x"}\n', ":1: 'text' is '3', and must be a string"),

@@ -83,7 +83,7 @@ def test_the_first_rows_are_no_special_ones():
 
 
 def test_a_piece_that_fits_no_row_is_refused():
-    with pytest.raises(FlagError, match=r"a piece of 9 tokens takes 11 places, and a row has 1 to 10"):
+    with pytest.raises(FlagError, match=r"a piece of 9 tokens takes 11 positions, and must take 1 to 10"):
         pack(np.array([3, 9]), max_piece=9, cost=lambda x: x + 2, capacity=10)
 
 

@@ -74,12 +74,12 @@ FAULTS = [
     ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: not JSON"),
     ("a.jsonl", '{"text": "a"}\n["b"]\n', r"a\.jsonl:2: a JSON list, not an object"),
     ("a.jsonl", '{"txt": "a"}\n', r"a\.jsonl:1: no 'text'; a record needs text, or source and target"),
-    ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: 'text' is no string but '3'"),
+    ("a.jsonl", '{"text": 3}\n', r"a\.jsonl:1: 'text' is '3', not a string"),
     ("a.jsonl", '{"source": "a"}\n', r"a\.jsonl:1: no 'target'"),
     ("a.jsonl", '{"source": "a", "target": " "}\n', r"a\.jsonl:1: 'target' is empty"),
     ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl:1: 'text' holds half a surrogate"),
     ("a.csv", "id,body\n1,x\n", r"a\.csv:1: the header \['id', 'body'\] has no 'text'"),
-    ("a.tsv", "text\tid\na\n", r"a\.tsv:2: 1 fields, and the header has 2"),
+    ("a.tsv", "text\tid\na\n", r"a\.tsv:2: 1 fields, but the header has 2"),
     ("a.csv", 'text\n"a\nb\n', r"a\.csv:2: unexpected end of data"),
 ]
 

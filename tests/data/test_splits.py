@@ -118,8 +118,11 @@ def test_mixtures_that_cannot_be_had_are_refused(write):
     with pytest.raises(FlagError, match=r"data\.eval: 'x' reads .*one\.txt.* and so does data\.mixture"):
         open_splits(DataConfig(mixture=(f"a={one}",), eval=(f"x={one}",)), pairs=False)
     for fields, message in (
-        ({"mixture": ("a=x", "a=y")}, "two training sets have one name"),
-        ({"mixture": ("a=x", "b=y"), "weights": (1,)}, "data.weights=1.0 are 1, and the mixture has 2 sets; give one"),
+        ({"mixture": ("a=x", "a=y")}, "two training sets have the same name"),
+        (
+            {"mixture": ("a=x", "b=y"), "weights": (1,)},
+            "data.weights=1.0 has the length 1, but the mixture has 2 sets; give one",
+        ),
         ({"mixture": ("x.txt",)}, "a set is written NAME=PATH"),
         ({"mixture": ("a=x",), "weights": (-1,)}, "greater than or equal to 0"),
     ):

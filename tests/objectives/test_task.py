@@ -230,7 +230,7 @@ def test_loss_weights_are_those_of_the_chosen_objectives():
         ("mlm,next_token", "no family trains all of these: mlm needs encoder; next_token needs decoder; leave one out"),
         ("infilling,next_token", "no family trains all of these"),
         ("seq2seq,span_corruption", "seq2seq reads pairs and span_corruption reads running text; train one of them"),
-        ("mlm,nsp,sop", "nsp and sop share a head and mean different things by it; leave one out"),
+        ("mlm,nsp,sop", "nsp and sop train the same head on different labels; leave one out"),
         ("mlm,nsp,mlm", "give one or several of next_token, .*, each once"),
         ("", "no objective ''"),
     ],

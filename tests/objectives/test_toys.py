@@ -197,7 +197,9 @@ def test_a_missing_label_is_named_with_its_line(labels, tiny, tmp_path, kind, li
     path = written(tmp_path, kind, records)
     with pytest.raises(DataError) as error:
         build(tiny("labels", data__train=path), tmp_path / "run")
-    assert str(error.value) == (f"{path}:{line}: no 'label', but text, gold; a record needs text and label and score")
+    assert str(error.value) == (
+        f"{path}:{line}: no 'label' among the fields text, gold; a record needs text and label and score"
+    )
 
 
 def test_what_reads_records_is_not_mixed_with_running_text(labels):
