@@ -1,4 +1,4 @@
-"""ModelConfig: every choice that makes one published model differ from another, as one frozen value."""
+"""ModelConfig: all choices by which published models differ, in one frozen config."""
 
 import math
 from collections.abc import Mapping
@@ -142,7 +142,7 @@ class ModelConfig(Schema):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        """Raises ValueError, with the fields, their values and the remedy, for sizes and choices that do not fit."""
+        """Raises ValueError, with the fields, their values and the remedy, for fields that contradict each other."""
         for broken, message in problems(self):
             if broken:
                 raise ValueError(message)
@@ -155,55 +155,56 @@ class ModelConfig(Schema):
 
     @property
     def kv_heads(self) -> int:
-        """Key and value heads."""
+        """The number of key and value heads."""
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def width_of_head(self) -> int:
-        """Width of one head."""
+        """The width of one head."""
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def rotated_dim(self) -> int:
-        """Dimensions of a head that rotate."""
+        """The number of dimensions of a head that are rotated."""
         return int(self.width_of_head * self.rope.fraction)
 
     @property
     def score_scale(self) -> float:
-        """Factor on the attention scores."""
+        """The factor on the attention scores."""
         return self.width_of_head**-0.5 if self.attention.scale is None else self.attention.scale
 
     @property
     def table_dim(self) -> int:
-        """Width of the embedding tables."""
+        """The width of the embedding tables."""
         return self.embed_dim if self.embedding.dim is None else self.embedding.dim
 
     @property
     def factorised(self) -> bool:
-        """Whether the embeddings have a width of their own, and projections to and from the model's."""
+        """Whether the embedding tables have another width than the model, and are projected to and from it."""
         return self.table_dim != self.embed_dim
 
     @property
     def gated_mlp(self) -> bool:
-        """Whether the MLP has a gate beside its activation."""
+        """Whether the MLP is gated."""
         return self.mlp in GATED_MLPS
 
     @property
     def pre_norm(self) -> bool:
-        """Whether a branch reads its input through a norm."""
+        """Whether a branch has a norm before it."""
         return self.norm_position in ("pre", "sandwich")
 
     @property
     def final_norm(self) -> bool:
-        """Whether a stack ends with a norm: where its residual stream is not normalised already."""
+        """Whether a stack ends with a norm: if its residual stream is not normalised already."""
         return self.norm_position not in ("post", "none")
 
     @property
     def embedding_std(self) -> float:
-        """Standard deviation of the embedding tables at the start.
+        """The standard deviation of the initial embedding tables.
 
-        `fan_in` gives tokens unit variance where they enter the stack, and gives a tied table that scales nothing on
-        its way out logits of unit variance instead; `xavier`, which is for layers, goes with the latter.
+        With `fan_in`, embeddings have unit variance at the input of the stack. But if the table is tied and its logits
+        are not scaled (`head.scale`), its deviation is `table_dim**-0.5`, so that the logits have unit variance.
+        `xavier`, which defines kernels only, uses the latter for all tables.
         """
         if self.initializer not in ("fan_in", "xavier"):
             return self.init_std
@@ -212,14 +213,17 @@ class ModelConfig(Schema):
 
     @property
     def query_init_scale(self) -> float:
-        """Factor on the initial query kernel: T5 puts there the 1/sqrt(head_dim) that its scores lack."""
+        """The factor on the initial query kernel; with `fan_in` it is head_dim**-0.5 / score_scale.
+
+        T5 does not scale its scores, and has the factor head_dim**-0.5 in the initial query kernel instead.
+        """
         return self.width_of_head**-0.5 / self.score_scale if self.initializer == "fan_in" else 1.0
 
     @property
     def least_parameters(self) -> int:
-        """Parameters that there are at the least: tables, queries and outputs, and two matrices of each MLP.
+        """A lower bound of the number of parameters: tables, query and output kernels, and two matrices of each MLP.
 
-        What takes no tracing to know tells a size that no machine holds before anything of that size is made.
+        It needs no tracing, so that a model that fits on no machine is refused before any array is made.
         """
         rows = self.vocab_size + self.embedding.types + (self.max_length if self.scheme(False).table else 0)
         sides = [self.side_layers(side.causal) for side in self.family.sides]
@@ -230,11 +234,11 @@ class ModelConfig(Schema):
         return rows * self.table_dim + layers * attention + 2 * self.embed_dim * hidden
 
     def side_layers(self, decoder: bool) -> int:
-        """Returns the layers of the encoder or the decoder."""
+        """Returns the number of layers of the encoder or the decoder."""
         return self.num_decoder_layers if decoder and self.num_decoder_layers is not None else self.num_layers
 
     def side_positions(self, decoder: bool) -> str:
-        """Returns how the order of tokens enters the encoder or the decoder."""
+        """Returns the name of the position scheme of the encoder or the decoder."""
         return self.decoder_positions if decoder and self.decoder_positions is not None else self.positions
 
     def scheme(self, decoder: bool) -> Scheme:
@@ -248,11 +252,11 @@ class ModelConfig(Schema):
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
-        """Every position scheme of the model."""
+        """The position schemes of encoder, decoder and cross-attention."""
         return (self.scheme(False), self.scheme(True), self.cross_scheme)
 
     def residual_init_scale(self, layer: int | jax.Array) -> float | jax.Array:
-        """Returns the factor on a layer's initial kernels that write to the residual stream.
+        """Returns the factor on the initial kernels of a layer whose outputs are added to the residual stream.
 
         `scaled`: Radford et al. 2019, section 2.3; `depth_scaled`: Zhang et al. 2019, arXiv:1908.11365, section 4.1.
         """
@@ -261,13 +265,13 @@ class ModelConfig(Schema):
         return (2 * self.num_layers) ** -0.5 if self.initializer == "scaled" else 1.0
 
     def generator(self) -> "ModelConfig":
-        """Returns the generator that goes with a replaced-token head: as deep, narrower, the same embedding tables.
+        """Returns the config of ELECTRA's generator: narrower, with as many layers and the same embedding tables.
 
-        Clark et al. 2020, arXiv:2003.10555, sections 3.2 and 3.3. It is dense, and its output is its token table.
+        Clark et al. 2020, arXiv:2003.10555, sections 3.2 and 3.3. It has no experts, and its output table is tied.
         """
         size, heads = self.head.generator_size, max(1, round(self.num_heads * self.head.generator_size))
         fields: dict[str, Any] = {
-            # Even heads, so that rotary positions fit them too.
+            # Heads have an even width, which rotary positions need.
             "embed_dim": 2 * heads * max(1, round(self.embed_dim * size / (2 * heads))),
             "num_heads": heads,
             "num_kv_heads": None if self.num_kv_heads is None else math.gcd(heads, max(1, round(self.kv_heads * size))),

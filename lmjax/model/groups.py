@@ -1,4 +1,4 @@
-"""The groups of ModelConfig's fields, each with the rules that need nothing outside it."""
+"""The groups of ModelConfig's fields, each with the rules about its own fields."""
 
 from typing import Literal, Self
 
@@ -12,7 +12,7 @@ from lmjax.schema import Schema
 
 
 class AttentionConfig(Schema):
-    """How queries and keys are compared, and which of them see each other."""
+    """How attention scores are computed, and which keys a query may attend to."""
 
     kernel: Literal["auto", "plain", "xla", "cudnn", "splash", "blockwise"] = Field(
         "auto", description="How attention is computed; auto: by backend, length and what is asked of it."
@@ -37,7 +37,7 @@ class AttentionConfig(Schema):
     )
 
     def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
-        """Returns whether a layer has no window; traced if the layer's number is."""
+        """Returns whether a layer has no window; a traced bool if `layer` is traced and layers differ."""
         if self.window is None or not self.global_every:
             return self.window is None
         return layer % self.global_every == self.global_offset
@@ -58,7 +58,7 @@ class AttentionConfig(Schema):
 
 
 class RopeConfig(Schema):
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864), and their reach beyond the length trained at."""
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), and their scaling to longer rows."""
 
     theta: float = Field(10_000.0, gt=0, description="Base of the wavelengths.")
     local_theta: float | None = Field(
@@ -129,11 +129,11 @@ class MoEConfig(Schema):
     )
 
     def loss_weights(self) -> dict[str, float]:
-        """Returns the weight in the loss of each of the router's losses; none without experts."""
+        """Returns the weight of each of the router's losses, by name; empty without experts."""
         return {"router_balance": self.balance_weight, "router_z": self.z_weight} if self.num_experts else {}
 
     def has_experts(self, layer: int | jax.Array) -> bool:
-        """Returns whether a layer has experts in place of the MLP; a traced layer is like every other."""
+        """Returns whether a layer has experts in place of the MLP; it can be traced only if all layers are alike."""
         if not self.num_experts or self.every == 1:
             return self.num_experts > 0
         return layer % self.every == self.offset
@@ -155,7 +155,7 @@ class MoEConfig(Schema):
 
 
 class EmbeddingConfig(Schema):
-    """What tokens are turned into before the first layer."""
+    """The input embeddings."""
 
     dim: int | None = Field(
         None, gt=0, description="Width of the embedding tables where it is not embed_dim (ALBERT, arXiv:1909.11942)."
@@ -168,7 +168,7 @@ class EmbeddingConfig(Schema):
 
 
 class HeadConfig(Schema):
-    """What is computed from the last layer: the vocabulary's logits and the classes of texts and tokens."""
+    """What is computed from the hidden states: logits of the vocabulary, and class logits of rows and tokens."""
 
     tied: bool = Field(True, description="The token table is also the output projection.")
     scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
@@ -201,10 +201,9 @@ class HeadConfig(Schema):
 
 @flax.struct.dataclass
 class DropoutRates:
-    """The dropout rates of one call, as traced data: a changed rate compiles nothing anew.
+    """The dropout rates of one call. They are traced, so that a changed rate needs no new compilation.
 
-    Each is a float32 scalar, or None where the config's rate is 0, which compiles that dropout out. `DropoutRates()`
-    is the deterministic model.
+    Each is a float32 scalar, or None for no dropout, which is compiled out. `DropoutRates()` has no dropout at all.
     """
 
     residual: jax.Array | None = None
@@ -215,7 +214,7 @@ class DropoutRates:
 
 
 class DropoutConfig(Schema):
-    """Dropout (Srivastava et al. 2014), by the place that it falls on; 0: none."""
+    """Rates of dropout (Srivastava et al. 2014), by what is dropped; 0: no dropout."""
 
     residual: float = Field(0.0, ge=0, lt=1, description="On the input embeddings and on each residual branch.")
     attention: float = Field(0.0, ge=0, lt=1, description="On the attention probabilities.")
@@ -229,5 +228,5 @@ class DropoutConfig(Schema):
     )
 
     def rates(self) -> DropoutRates:
-        """Returns the rates as float32 scalars, None where a rate is 0: what a training step traces."""
+        """Returns the rates as float32 scalars, None where a rate is 0, as an argument of the training step."""
         return DropoutRates(**{name: np.float32(rate) if rate else None for name, rate in self})
