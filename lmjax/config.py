@@ -1,8 +1,8 @@
-"""Config: everything that makes a run what it is, composed of the small configs that stand beside their readers.
+"""Config: everything that determines a run, composed of small configs, each defined beside the code that reads it.
 
 A config is resolved once, in this order: an experiment file or the defaults of the objective; then the flags that name
-a choice (`--objective`, `--architecture`, `--preset`, ...); then every `--config.a.b=value`. The whole is validated
-once, so a combination that cannot work is refused before anything is built.
+a choice (`--objective`, `--architecture`, `--preset`, ...); then every `--config.a.b=value`. It is validated once as a
+whole, so a combination that cannot work is an error before anything is built.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Config(Schema):
         return self
 
     def digest(self) -> str:
-        """Returns eight hex digits that tell this config from others."""
+        """Returns eight hex digits that identify this config."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
     def to_json(self) -> str:
@@ -164,13 +164,13 @@ def resolve(
         experiment: `FILE.py` or `FILE.py:variant`; None: the defaults of the objective.
         objective: replaces the objectives.
         architecture: replaces the family; None: it follows from the objective.
-        preset: replaces the whole model, by name; the rows of its token table are those that the tokenizer needs.
+        preset: replaces the whole model by a preset's name; its token table has the rows that the tokenizer needs.
         model: replaces the whole model.
-        overrides: values by dotted path, as text, from `--config.a.b=value`.
-        fields: values by dotted path, already typed, from other flags.
+        overrides: values by dotted path as text, from `--config.a.b=value`.
+        fields: typed values by dotted path, from other flags.
 
     Raises:
-        FlagError: a name, a type, a value or a combination that cannot work.
+        FlagError: an unknown name, a wrong type, or a value or a combination that cannot work.
     """
     if isinstance(objective, str):
         raise FlagError(f"objective={objective!r} is one text; give a tuple of names: {tuple(objective.split(','))}")
@@ -183,7 +183,7 @@ def resolve(
     if preset is not None:
         if preset not in PRESETS:
             raise FlagError(f"--preset={preset}: {choose('preset', preset, list(PRESETS))}")
-        # Its published tokenizer is not at hand: rows that no token has would cost memory and time.
+        # The preset's published tokenizer is not available here, and rows without a token would cost memory and time.
         model = PRESETS[preset].with_fields({"vocab_size": 0})
     if model is not None:
         values["model"] = model.model_dump()
@@ -199,7 +199,7 @@ def resolve(
 
 
 def replace(config: Config, fields: Mapping[str, Any]) -> Config:
-    """Returns the config with other values, typed, by dotted path; validated as a whole, as a command line's is."""
+    """Returns the config with other typed values by dotted path, validated as a whole like that of a command line."""
     values = config.model_dump()
     for path, value in fields.items():
         _assign(values, path, value)
@@ -207,10 +207,13 @@ def replace(config: Config, fields: Mapping[str, Any]) -> Config:
 
 
 def load_experiment(spec: str) -> Config:
-    """Returns what `get_config` of an experiment file gives. The file is Python: it runs, so it must be trusted.
+    """Returns the config from `get_config` of an experiment file. The file is Python and is run, so trust it first.
 
     Args:
-        spec: `FILE.py`, or `FILE.py:variant`, whose variant becomes the argument of `get_config`.
+        spec: `FILE.py`, or `FILE.py:variant`, where the variant is the argument of `get_config`.
+
+    Raises:
+        FlagError: there is no such file or variant, or `get_config` returns no Config.
     """
     name, _, variant = spec.partition(":")
     path = expanded(name)
@@ -234,7 +237,7 @@ def load_experiment(spec: str) -> Config:
 
 
 def changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns the values of every field that differs, the old and the new, by dotted path."""
+    """Returns the old and the new value of every field that differs, by dotted path."""
     left, right = old.flat(), new.flat()
     return {p: (left.get(p), right.get(p)) for p in left | right if left.get(p) != right.get(p)}
 
@@ -256,7 +259,7 @@ def _validated(values: dict) -> Config:
 
 
 def _parent(values: dict, path: str) -> tuple[dict, str]:
-    """Returns the dict that holds the last name of a dotted path, and that name; raises FlagError for a wrong name."""
+    """Returns the dict with the last name of a dotted path, and that name; raises FlagError for an unknown name."""
     if now := Config.moved_to(path):
         raise FlagError(f"--config.{path}: this field is now --config.{now}")
     *groups, last = path.split(".")
@@ -277,7 +280,7 @@ def _assign(values: dict, path: str, value: Any) -> None:
 
 
 def _parsed(values: dict, path: str, text: str) -> Any:
-    """Returns the text of a flag as what pydantic can validate: lists split at commas, `none` as None or no list."""
+    """Returns a flag's text in a form for pydantic: lists are split at commas, `none` is None or an empty list."""
     parent, name = _parent(values, path)
     if isinstance(parent[name], dict):
         raise FlagError(f"--config.{path}={text}: {name} is a group; set one of {', '.join(sorted(parent[name]))}")
@@ -287,7 +290,7 @@ def _parsed(values: dict, path: str, text: str) -> Any:
 
 
 def _optional(path: str) -> bool:
-    """Returns whether a field may be None; elsewhere `none` may be one of its choices."""
+    """Returns whether a field may be None; for other fields `none` may be one of the choices."""
     schema: Any = Config
     *groups, last = path.split(".")
     for name in groups:
@@ -296,7 +299,7 @@ def _optional(path: str) -> bool:
 
 
 def _explain(error: pydantic.ValidationError) -> str:
-    """Returns pydantic's complaints, each as flag, what is wrong, and the value."""
+    """Returns pydantic's errors as lines, each with the flag, the value and what is wrong."""
     lines = []
     for e in error.errors():
         path = ".".join(str(part) for part in e["loc"])
@@ -310,5 +313,5 @@ def _explain(error: pydantic.ValidationError) -> str:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values as JSON, in one piece or not at all."""
+    """Writes values as JSON; if it is interrupted, the old file stays complete."""
     write_durably(path, values if isinstance(values, str) else strict_json.dumps(values, indent=2) + "\n")

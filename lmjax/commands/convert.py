@@ -1,4 +1,4 @@
-"""`lmjax convert`: Hugging Face checkpoints in and out."""
+"""`lmjax convert`: reads and writes Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lmjax.training.metrics import peak_host_memory
 
 
 def main(values: flags.FlagValues) -> pathlib.Path:
-    """Returns the workdir or folder that was made."""
+    """Returns the new workdir or folder."""
     given = {name: values[name].value for name in ("from", "workdir", "to") if values[name].value}
     if len(given) != 2:
         raise FlagError(
@@ -56,7 +56,7 @@ def main(values: flags.FlagValues) -> pathlib.Path:
 
 
 def _described(source: Pretrained, params: Any) -> dict[str, str]:
-    """Returns what the report says of a model."""
+    """Returns the lines of the report that describe a model."""
     config = source.config
     heads = f", with {', '.join(source.heads)}" if source.heads else ""
     dtypes = sorted({str(x.dtype) for x in jax.tree.leaves(params)})
@@ -68,7 +68,7 @@ def _described(source: Pretrained, params: Any) -> dict[str, str]:
 
 
 def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
-    """Makes a workdir of a checkpoint; returns the lines of the report."""
+    """Makes a workdir from a Hugging Face checkpoint, and returns the lines of the report."""
     if not source.origin:
         raise FlagError(f"--from={source.folder}: is a workdir already; write it out with --workdir and --to")
     if not is_unused(workdir):
@@ -92,7 +92,7 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _config(source: Pretrained) -> Config:
-    """Returns the config of a workdir in which nothing has been trained yet."""
+    """Returns the config of a workdir that holds a converted checkpoint."""
     length = min(128, source.config.max_length)
     base = default_config((source.objective,), source.config.architecture)
     return replace(
@@ -107,12 +107,12 @@ def _config(source: Pretrained) -> Config:
 
 
 def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
-    """Writes a checkpoint of Hugging Face; returns the lines of the report."""
-    # Before the parameters are read, which may take minutes.
+    """Writes a Hugging Face checkpoint, and returns the lines of the report."""
+    # Checked before the parameters are read, which may take minutes.
     check_free(folder)
     if not math.isfinite(shard_gb := values["shard_gb"].value):
         raise FlagError(f"--shard_gb={shard_gb}: is no size; give gigabytes, such as 5")
-    # No class of theirs has beside others what is there to train with.
+    # Heads for training only are left out, because no class of transformers has them beside other heads.
     heads = tuple(head for head in source.heads if not HEADS[head].in_training_only)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
     tokenizer = load_tokenizer(str(source.folder))

@@ -1,4 +1,4 @@
-"""`lmjax train`: flags, the run from its first to its last line, and the table at the end."""
+"""`lmjax train`: resolves the config from the flags, trains, and prints the last report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lmjax.training.state import TrainState
 
 
 def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
-    """Returns NAME=PATH flags as fields of the config; a bare path is named "eval"."""
+    """Returns the values of --eval_data as fields of the config; a path without a name gets the name "eval"."""
     sets = []
     for spec in specs:
         name, equals, path = spec.partition("=")
@@ -49,7 +49,7 @@ def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Config, str]:
-    """Returns the config of the flags, and the name of its run."""
+    """Returns the config that the flags describe, and the name of its run."""
     fields: dict[str, Any] = {path: values[name].value for name, path in FIELDS.items()}
     fields = {path: value for path, value in fields.items() if value is not None}
     fields |= data_fields(values["data"].value)
@@ -83,7 +83,7 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
     try:
         plain = resolve(**choices, fields=origin)
     except FlagError:
-        # The choices need the other flags to fit together.
+        # The choices alone are not a valid config without the other flags.
         plain = config
     beginning = [
         *([pathlib.Path(values["config"].value).name.replace(".py", "")] if values["config"].value else []),
@@ -95,7 +95,7 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
-    """Returns the workdir of the run that the flags ask for, once it is trained."""
+    """Returns the workdir after training the run that the flags describe; None if only its config was printed."""
     config, name = _resolve(values, overrides)
     if values["help_config"].value is not None:
         print(explain(config, values["help_config"].value))
@@ -130,10 +130,10 @@ def _announce(run: Run, params: Any, step: int, *, progress: bool) -> None:
 
 
 def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True) -> pathlib.Path:
-    """Returns the workdir, after training there from its newest checkpoint, or from nothing, to the last step.
+    """Returns the workdir after training to the last step, from its newest checkpoint or from the beginning.
 
     Raises:
-        UserError: what the user can mend; `exit_code` says which kind.
+        UserError: an error that the user can fix; its `exit_code` tells the kind.
     """
     if not isinstance(config, Config):
         raise FlagError(f"config is {str(config)[:80]!r}, a {type(config).__name__}; give what lmjax.resolve() returns")
@@ -142,7 +142,7 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
     first = jax.process_index() == 0
     with claim_workdir(workdir, config) if first else contextlib.nullcontext() as claim:
         if jax.process_count() > 1:
-            # What an earlier command left there may be read only once it was cleared away.
+            # The other processes may read the workdir only after process 0 removed what an earlier command left there.
             multihost_utils.sync_global_devices("the workdir is claimed")
         cache_compilations(config.data.cache_path)
         with phase("preparing data and model"):
@@ -163,7 +163,7 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
 
 
 def _report(run: Run, state: TrainState, ending: str) -> None:
-    """Prints what the run came to; what interrupts that finds the run complete."""
+    """Prints the last report; an interrupt here leaves the run complete."""
     try:
         with phase("writing the last report"):
             report = final_report(run, state, ending)

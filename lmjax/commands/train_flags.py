@@ -44,7 +44,7 @@ FIELDS = {
     "schedule": "optimizer.schedule",
     "parallel": "parallel.kind",
 }
-# Flags that set a field in a way of their own.
+# All flags that set a field, including those that do more than store a value.
 SAME = FIELDS | {
     "objective": "task.objective",
     "architecture": "model.architecture",
@@ -56,7 +56,7 @@ SAME = FIELDS | {
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     define_objective(values)
     define_data(values)

@@ -1,8 +1,8 @@
-"""A run, from its config to its end, and a model that a run or a Hugging Face folder left.
+"""Runs, from the config to the last step, and the trained models of workdirs and Hugging Face folders.
 
-- `build.py`: config -> tokenizer, stores, model, state, step; `fit.py`: from the first step to the last.
-- `workdir.py`: a run's folder: its lock, its identity, its environment and its name.
-- `trained.py`: opens the model of a run or of a Hugging Face folder; `untrained.py`: makes one from nothing.
+- `build.py`: config -> tokenizer, stores, stages, model, mesh; `fit.py`: state, compiled steps and the training loop.
+- `workdir.py`: a run's folder: its lock, its config and its state; `diverged.py`: the rollback of a diverged run.
+- `trained.py`: opens the model of a run or of a Hugging Face folder; `untrained.py`: makes one with random weights.
 
 May import everything below it: config, training, parallel, inference, interop, objectives, data, model. Only
 commands, sweep, serve, experiments and the public API import it.

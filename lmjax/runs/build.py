@@ -1,4 +1,4 @@
-"""A run: what a config and a workdir become once data, tokenizer, model and mesh are built from them."""
+"""Builds a run from a config and a workdir: data, tokenizer, model and mesh."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage
 
-# Rows of the token table come in multiples of this: they divide over a mesh, and fill matrix units.
+# The number of rows of the token table is a multiple of this, so that a mesh divides it and it fills matrix units.
 VOCAB_MULTIPLE = 64
 
-# In a workdir: what decides the data that it is trained on.
+# The file in a workdir that identifies the data of the run.
 IDENTITY = "data.json"
 
 
@@ -56,10 +56,10 @@ class Run:
     """The parts of a run.
 
     Attributes:
-        config: the config, vocabulary size filled in.
-        workdir: where everything is written.
+        config: the config with the vocabulary size filled in.
+        workdir: the folder that everything is written to.
         tokenizer: the run's own tokenizer.
-        stages: what is trained on, in this order: rows, their number in a step, the objectives.
+        stages: the stages in their order, each with its rows, batch size and objectives.
         eval_sets: named evaluation sets.
         model: the Flax module.
         mesh: the devices.
@@ -75,34 +75,34 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """Returns the objectives, at the run's own length."""
+        """Returns the objectives at the length of the last stage, the run's own."""
         return self.stages[-1].task
 
     @property
     def train_examples(self) -> Examples:
-        """Returns the rows to train on, at the run's own length."""
+        """Returns the training rows at the length of the last stage, the run's own."""
         return self.stages[-1].examples
 
     @property
     def hparams(self) -> Hyperparameters:
-        """Returns the numbers that ride beside the state, copied to every device."""
+        """Returns the traced hyperparameters, copied to every device."""
         replicated = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         return jax.device_put(hyperparameters(self.config), replicated)
 
     def token_bytes(self) -> np.ndarray:
-        """Returns `[vocab]` int32, UTF-8 bytes of every token; 0 where the model has more rows than the tokenizer."""
+        """Returns the UTF-8 bytes of every token, int32 `[vocab]`; 0 for rows of the model without a token."""
         padding = self.config.model.vocab_size - self.tokenizer.vocab_size
         return np.pad(self.tokenizer.token_bytes, (0, padding))
 
     def flops_per_step(self, stage: Stage) -> float:
-        """Returns the model FLOPs of one step; the vocabulary projection counts at the predicted positions."""
+        """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions."""
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
         return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
 
 
 def hyperparameters(config: Config) -> Hyperparameters:
-    """Returns the numbers that ride beside the state of a run."""
+    """Returns the traced hyperparameters of a run."""
     return Hyperparameters.build(
         config.optimizer,
         steps=config.steps,
@@ -113,7 +113,7 @@ def hyperparameters(config: Config) -> Hyperparameters:
 
 
 def checked_mesh(config: Config) -> jax.sharding.Mesh:
-    """Returns the mesh of a config; raises FlagError where devices, batch or model do not divide over it."""
+    """Returns the mesh of a config; raises FlagError if devices, batch or model do not divide over it."""
     pmap.check(config.parallel)
     mesh = make_mesh(config.parallel)
     model_config = config.model
@@ -135,15 +135,15 @@ def checked_mesh(config: Config) -> jax.sharding.Mesh:
 
 
 def build(config: Config, workdir: pathlib.Path) -> Run:
-    """Returns the parts of a run: data tokenised, model and mesh checked, nothing compiled yet.
+    """Returns the parts of a run: tokenises the data and checks model and mesh, but compiles nothing.
 
     Raises:
         FlagError: sizes that do not fit the devices or the tokenizer.
         DataError: data that cannot be read.
-        ConfigMismatchError: the data is not what the workdir was trained on.
+        ConfigMismatchError: the workdir was trained on other data.
     """
     mesh = checked_mesh(config)
-    # All objectives of a run read the same.
+    # All objectives of a run read the same columns.
     objective = objective_types(config.task.objective)[0]
     pairs, columns = objective.wants_pairs, objective.columns
     train, evals = open_splits(config.data, pairs=pairs, columns=columns)
@@ -155,7 +155,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     _check_identity(workdir, whole_identity)
 
     def store(documents: Any, name: str, part_of: str | None = None) -> Store:
-        # A set of a mixture is the same store whatever it is mixed with.
+        # The store of a data set depends only on this set, so that other mixtures with it can reuse the store.
         own = {"train": prints[part_of]} if part_of in prints else {}
         parts = identity | own | {"set": name}
         with phase(f"tokenizing the documents of {name}"):
@@ -187,7 +187,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         model=LanguageModel(config.model, task.heads),
         mesh=mesh,
     )
-    # Last, so that what fails before, or is killed, leaves nothing that another run would take for its own.
+    # Written last, so that a failed or killed build leaves nothing that another run would use as its own.
     if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_in(workdir)
@@ -196,7 +196,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
 
 
 def _identity(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[str, Any]:
-    """Returns what decides the documents, given the fingerprints of the training sets."""
+    """Returns everything that determines the documents, given the fingerprints of the training sets."""
     return {
         "train": prints if config.data.mixture else prints["train"],
         "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
@@ -209,19 +209,19 @@ def _identity(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[st
 
 
 def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
-    """Returns the stages of a run, each with its own rows in an order of its own; mostly there is one.
+    """Returns the stages of a run, each with its own rows and its own order; most runs have one stage.
 
     Args:
-        config: the config.
+        config: the run's config.
         tokenizer: the run's tokenizer.
-        examples: from a task and a seed to the rows to train on.
+        examples: from a task and a seed to the training rows.
     """
     stages = []
     spans = config.stages.spans(config.batch_size, config.task.length)
     for number, (begin, end, batch_size, length) in enumerate(spans):
         task_config = config.task.with_fields({"length": length})
         task = Task.build(task_config, tokenizer, config.model.architecture)
-        # The last stage's order is that of a run without stages; no other repeats it.
+        # The last stage has the seed of a run without stages, and so the same order; each other stage has its own seed.
         left = len(spans) - 1 - number
         seed = subseed(config.seed, "stage", left) if left else config.seed
         stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
@@ -231,7 +231,7 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
 def _tokenizer(
     config: Config, workdir: pathlib.Path, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
 ) -> Vocabulary:
-    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training parts."""
+    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training data."""
     for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
         if own.exists():
             try:
@@ -246,7 +246,7 @@ def _tokenizer(
 def _trained_tokenizer(
     config: Config, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
 ) -> Tokenizer:
-    """Returns a tokenizer trained on the training parts, or the one that an earlier run trained on the same."""
+    """Returns a tokenizer trained on the training data, or that of an earlier run with the same data and config."""
     key = json.dumps([identity, config.tokenizer.model_dump()], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
@@ -263,7 +263,7 @@ def _trained_tokenizer(
 
 
 def vocabulary_rows(config: Config, num_ids: int) -> int:
-    """Returns the rows of the token table: the config's, or if it has none, what a tokenizer of `num_ids` needs."""
+    """Returns the rows of the token table: the config's, or, if that is 0, those that `num_ids` ids need."""
     return config.model.vocab_size or -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
@@ -278,7 +278,7 @@ def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
 
 
 def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
-    """Raises ConfigMismatchError if the workdir was trained on something else, or does not say any more on what."""
+    """Raises ConfigMismatchError if the workdir was trained on other data, or its record of the data is unreadable."""
     path = workdir / IDENTITY
     if not path.exists():
         if saved_steps(workdir):
@@ -293,7 +293,7 @@ def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
         raise ConfigMismatchError(
             f"{e}, or train in another --workdir, from this one with --init_from={shell_quoted(workdir)}"
         ) from e
-    # As JSON has it: lists for tuples.
+    # JSON turns tuples into lists, so the identity is converted before the comparison.
     here = json.loads(json.dumps(identity))
     if changed := [name for name in known | here if known.get(name) != here.get(name)]:
         raise ConfigMismatchError(
@@ -303,7 +303,7 @@ def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what a result depends on beside the config: versions, devices, the command, the commit."""
+    """Returns what a result depends on besides the config: versions, devices, the command, the commit."""
     root = pathlib.Path(__file__).parents[2]
     commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "numpy")

@@ -1,4 +1,4 @@
-"""What a run that diverged leaves and does: a file that names the batches, and the return to a good checkpoint."""
+"""What happens after a run diverged: a file lists the rows of its last batches, and the workdir can be rolled back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lmjax.training.metrics import METRICS, keep_lines
 from lmjax.training.rollback import MOST, Rollback, Rollbacks
 
 _FILE = "divergence.json"
-# Rows that are written down, and characters of each.
+# The most rows in the file, and characters of each row's text.
 _ROWS, _SHOWN = 64, 200
 
 
 def note(run: Run, rollbacks: Rollbacks, error: DivergedError) -> pathlib.Path:
-    """Returns the file that says where a run diverged, and on which rows of which sets; the first process writes it."""
+    """Returns the path of a file that says at which steps and on which rows a run diverged; process 0 writes it."""
     path = run.workdir / _FILE
     if jax.process_index() == 0:
         rows = itertools.chain.from_iterable(_rows(run, rollbacks, step) for step in range(error.first, error.at + 1))
@@ -42,7 +42,7 @@ def note(run: Run, rollbacks: Rollbacks, error: DivergedError) -> pathlib.Path:
 
 
 def _rows(run: Run, rollbacks: Rollbacks, step: int) -> Any:
-    """Yields the rows of the batch of an update, with the beginning of their texts."""
+    """Yields the rows of the batch of update `step`, each with the beginning of its text."""
     stage = next(s for s in run.stages if s.end is None or step <= s.end)
     first = (step - 1 - stage.begin + rollbacks.skipped(step - 1)) * stage.batch_size
     for position in range(first, first + stage.batch_size):
@@ -56,12 +56,13 @@ def _rows(run: Run, rollbacks: Rollbacks, step: int) -> Any:
 
 
 def go_back(run: Run, rollbacks: Rollbacks, error: DivergedError) -> None:
-    """Makes the workdir that of a run at its last good checkpoint, which moves on past the batches it diverged on.
+    """Rolls the workdir back to its last good checkpoint, and records that the run skips the batches it diverged on.
 
-    Checkpoints and lines after it go first: a run that is killed in between meets the same divergence, and goes back.
+    Later checkpoints and metrics are removed before the rollback is recorded. So a run that is killed in between
+    diverges again at the same step and rolls back then.
 
     Raises:
-        DivergedError: it has gone back too often.
+        DivergedError: the run has rolled back too often.
     """
     if len(rollbacks) >= MOST:
         raise DivergedError(

@@ -1,4 +1,4 @@
-"""What `lmjax train` does between its first line and its last: state, stages, loop."""
+"""Trains a built run: restores or makes the state, compiles the stages' steps, and runs the loop."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def fit(
     progress: bool,
     announce: Callable[[Run, Any, int], None] | None = None,
 ) -> tuple[TrainState, str]:
-    """Returns the state after the last step, and why the run ended early, or nothing.
+    """Returns the state after the last step, and why the run ended early, or "".
 
     Args:
-        run: its parts.
-        claim: on its workdir, which is told how far the run has come; None: another process holds it.
-        progress: whether a progress bar is shown.
-        announce: called before anything is compiled, with the run, the shapes of its parameters, and the step that it
-            goes on from.
+        run: the parts of the run.
+        claim: the claim on its workdir, which records the run's progress; None: another process has it.
+        progress: whether to show a progress bar.
+        announce: called before anything is compiled, with the run, the shapes of its parameters, and the step at which
+            it starts or resumes.
     """
     while True:
         rollbacks = Rollbacks(run.workdir)
@@ -76,7 +76,7 @@ def _fit(
     progress: bool,
     announce: Callable[[Run, Any, int], None] | None,
 ) -> tuple[TrainState, str]:
-    """Returns what `fit` does, or raises DivergedError; `rollbacks` are those so far."""
+    """Returns what `fit` returns, or raises DivergedError; `rollbacks` are the run's rollbacks so far."""
     config, mesh, hparams = run.config, run.mesh, run.hparams
     timers = Timers()
     budget = config.minutes and Budget(
@@ -89,7 +89,7 @@ def _fit(
     with (
         _layout(run),
         Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
-        # Asked to stop while it compiles, a run makes its next step, saves, and leaves.
+        # Entered before compilation: a run that is asked to stop while it compiles makes one more step and saves it.
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
     ):
@@ -102,7 +102,7 @@ def _fit(
         ):
             restored = checkpoints.restore(abstract)
             check_nothing_lost(run.workdir, None if restored is None else int(restored.step))
-            # A new state is computed while the first step is compiled: nobody waits for it here.
+            # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
             state = make_state(_given(run)) if restored is None else restored
         start = 0 if restored is None else int(restored.step)
         _warn_of_warmup(config)
@@ -117,7 +117,7 @@ def _fit(
 
         with Course(run.stages, start_stage, rollbacks.skipped) as course, _writer(run, start) as writer:
             stopping = resumed(config.evaluation, checkpoints, run.workdir, run.eval_sets[0].name, start)
-            # What the first update needs is compiled before the first evaluation: a mistake shows at once.
+            # The first training step is compiled before the first evaluation, so that errors in it appear early.
             if start < config.steps or budget:
                 course.at(start)
             if claim is not None:
@@ -145,7 +145,7 @@ def _fit(
 
 
 def _warn_of_warmup(config: Config) -> None:
-    """Warns of a warm-up that does not end before the run does; a time budget's steps are not known yet."""
+    """Warns of a warm-up that is not shorter than the run, unless a time budget decides the number of steps."""
     optimizer, warmup = config.optimizer, config.optimizer.warmup(config.steps)
     if warmup >= config.steps > 1 and config.minutes is None:
         logging.warning(
@@ -157,10 +157,10 @@ def _warn_of_warmup(config: Config) -> None:
 
 
 def _given(run: Run) -> dict[str, Any] | None:
-    """Returns the parameters, by the part of the model, that the config says to start from; None: it names none.
+    """Returns the parameters of `init_from` by part of the model, or None if the config names no model to start from.
 
     Raises:
-        FlagError: they are another model's.
+        FlagError: their shapes are not those of this model.
     """
     if not run.config.init_from:
         return None
@@ -182,7 +182,7 @@ def _given(run: Run) -> dict[str, Any] | None:
 
 
 def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:
-    """Returns the context in which axis names mean mesh axes; under pmap they mean nothing."""
+    """Returns the context in which axis names are mapped to mesh axes; with pmap they are not mapped."""
     context = contextlib.ExitStack()
     if run.config.parallel.kind == "mesh":
         context.enter_context(jax.set_mesh(run.mesh))
@@ -191,7 +191,7 @@ def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:
 
 
 def _open_stage(run: Run, stage: Stage, step: int, skipped: int, abstract: TrainState, hparams: Any) -> OpenStage:
-    """Returns a stage from a step of the run on, compiled; `skipped` batches were left out before."""
+    """Returns a stage with its compiled step, to run from `step` on; rollbacks skipped `skipped` batches before."""
     config, mesh = run.config, run.mesh
     if config.parallel.kind == "pmap":
         train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
@@ -233,7 +233,7 @@ def _evaluator(run: Run) -> Evaluator:
 
 
 def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
-    """Returns the writer of metrics in the first process, and nothing in the others."""
+    """Returns the writer of metrics in the first process, and None in the others, as a context manager."""
     if jax.process_index():
         return contextlib.nullcontext()
     names = [f"eval/{evaluated.name}/loss" for evaluated in run.eval_sets]

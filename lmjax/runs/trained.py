@@ -1,4 +1,4 @@
-"""A trained model that lies in a folder, of a run or of Hugging Face, opened in one way."""
+"""Opens a trained model from a workdir, a Hugging Face folder or the hub, all in the same way."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ from lmjax.training.state import state_maker
 
 PyTree = Any
 
-# In a workdir: the config.json of the Hugging Face checkpoint that it was converted from.
+# The file in a workdir with the config.json of the Hugging Face checkpoint that it was converted from.
 ORIGIN = "huggingface.json"
-# A field that it has there: the heads that were found in the checkpoint, some of which its own fields do not tell.
+# A field that lmjax adds there: the heads of the checkpoint, not all of which follow from its other fields.
 HEADS_FIELD = "lmjax_heads"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model that somebody has trained.
+    """A trained model, opened; its parameters are not read yet.
 
     Attributes:
-        folder: where it lies.
-        config: the architecture, parameters in the dtype that they are stored in.
-        heads: the heads whose parameters are there.
-        params: from a config, which may differ in how layers lie and in dtype, and a mesh, to the parameters.
-        origin: its config.json of Hugging Face, if it has one.
-        prompts: what stands around a text in its rows, given its tokenizer.
-        largest_file: bytes of the largest file that parameters are read from, where that bounds the host's memory.
+        folder: its folder.
+        config: the architecture, with the parameter dtype of the stored parameters.
+        heads: the heads whose parameters are in the folder.
+        params: reads the parameters, given a mesh and a config, which may differ in `scan_layers` and in dtype.
+        origin: its Hugging Face config.json; empty: it has none.
+        prompts: from its tokenizer to the special tokens around a text.
+        largest_file: bytes of the largest parameter file, which bounds the host memory for reading; None: not known.
         ignored: tensors of the folder that are not read.
-        defaults: how it writes unless asked otherwise.
+        defaults: its generation settings, used where no flag sets another.
     """
 
     folder: pathlib.Path
@@ -71,22 +71,22 @@ class Pretrained:
 
     @property
     def objective(self) -> str:
-        """Returns the objective that a model of this family is trained on unless one is named."""
+        """Returns the default objective of the model's family."""
         return usual_objective(self.config.architecture)
 
 
 def open_pretrained(
     place: str | os.PathLike[str], step: int | None = None, accept_fields: Sequence[str] = ()
 ) -> Pretrained:
-    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub; its names and shapes are checked.
+    """Returns the model in a workdir, in a Hugging Face folder, or on the hub; checks names and shapes of its tensors.
 
     Args:
-        place: the folder; a name that is no folder here is looked for on the hub, if huggingface_hub is installed.
-        step: of a workdir's checkpoint; None: the newest.
-        accept_fields: of a config.json of Hugging Face, those that lmjax does not know and the user vouches for.
+        place: the folder; a name that is not a folder is looked up on the hub, if huggingface_hub is installed.
+        step: the checkpoint of a workdir; None: the newest.
+        accept_fields: unknown fields of a Hugging Face config.json that the user declares harmless.
 
     Raises:
-        FlagError: there is nothing of the kind, or it needs something that lmjax does not implement.
+        FlagError: there is no such model, or it needs something that lmjax does not implement.
         DataError: a file that cannot be read, or tensors that do not fit the config.
     """
     if not isinstance(place, str | os.PathLike):
@@ -126,17 +126,17 @@ def load_model(
     tensor: int = 1,
     accept_fields: Sequence[str] = (),
 ) -> LoadedModel:
-    """Returns the model in a workdir, in a folder of Hugging Face, or on its hub, ready to write and to score.
+    """Returns the model in a workdir, in a Hugging Face folder, or on the hub, ready to generate and to score.
 
     Args:
         place: as for `open_pretrained`.
-        step: of a workdir's checkpoint; None: the newest.
-        dtype: of parameters and compute; None: that of the model's compute.
-        tensor: devices that split heads, MLPs and the vocabulary; the others are left alone.
+        step: the checkpoint of a workdir; None: the newest.
+        dtype: the dtype of parameters and compute; None: the model's compute dtype.
+        tensor: the number of devices that split heads, MLPs and the vocabulary; the other devices are not used.
         accept_fields: as for `open_pretrained`.
 
     Raises:
-        FlagError: there is nothing of the kind, or `tensor` does not divide it.
+        FlagError: there is no such model, or `tensor` does not divide its sizes.
         DataError: a file that cannot be read.
     """
     opened = open_pretrained(place, step, accept_fields)
@@ -150,11 +150,11 @@ def load_model(
 
 
 def check_parameters(place: str, params: PyTree) -> None:
-    """Raises FlagError, with the numbers, where the parameters of a model do not fit its devices.
+    """Raises FlagError, with the numbers, if the parameters of a model do not fit its devices.
 
     Args:
-        place: what messages call the model.
-        params: their shapes, dtypes and shardings.
+        place: the model's name in messages.
+        params: shapes, dtypes and shardings of the parameters.
     """
     memory = device_memory()
     remedy = "give --dtype=bfloat16, more devices with --tensor, or a smaller model"
@@ -162,11 +162,11 @@ def check_parameters(place: str, params: PyTree) -> None:
 
 
 def trained_model(run: Run, params: PyTree) -> LoadedModel:
-    """Returns the model of a run that is at hand, ready to write and to score, on one device.
+    """Returns the model of a run in this process, on one device, ready to generate and to score.
 
     Args:
-        run: its parts.
-        params: of its model, on the host.
+        run: the run.
+        params: the parameters of its model, on the host.
     """
     config = run.config.model.with_fields({"scan_layers": False, "remat": "none"})
     mesh = inference_mesh(config, 1)
@@ -178,10 +178,10 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
 
 
 def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
-    """Returns the config that a model writes and scores with, in `dtype`; None: that of its compute."""
+    """Returns the config of a model for generation and scoring, in `dtype`; None: the model's compute dtype."""
     dtype = dtype or config.dtype
-    # Unrolled: a scan would copy the cache of all layers at every token.
-    # Nothing is recomputed, for there is no backward pass.
+    # Layers are unrolled, because a scan would copy the cache of all layers at every token. Remat is off, because
+    # there is no backward pass.
     changes = {"scan_layers": False, "remat": "none", "dtype": dtype, "param_dtype": dtype}
     try:
         return config.with_fields(changes)
@@ -197,7 +197,7 @@ def assemble(
     prompts: PromptFormat,
     mesh: jax.sharding.Mesh,
 ) -> LoadedModel:
-    """Returns a loaded model that never writes an id which its tokenizer does not know."""
+    """Returns a loaded model that never generates an id which its tokenizer does not have."""
     unknown = range(tokenizer.vocab_size, config.vocab_size)
     prompts = dataclasses.replace(prompts, never=(*prompts.never, *unknown))
     return LoadedModel(LanguageModel(config, present), params, tokenizer, prompts, mesh)
@@ -216,7 +216,7 @@ def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
 
 
 def local_folder(place: str) -> pathlib.Path:
-    """Returns the folder that a name means here; raises FlagError, with the nearest run, where there is none."""
+    """Returns a folder by its name; raises FlagError, which suggests the nearest run, if it does not exist."""
     folder = pathlib.Path(place).expanduser()
     if not folder.is_dir():
         raise FlagError(f"{place}: there is no such folder; {_nearest_run(folder)}")
@@ -224,7 +224,7 @@ def local_folder(place: str) -> pathlib.Path:
 
 
 def _nearest_run(folder: pathlib.Path) -> str:
-    """Returns which run, or folder with a model, beside a folder that is not there may be meant, or those that are."""
+    """Returns a hint for a folder that does not exist: the run or model folder with the nearest name, or all names."""
     places = {p.parent for parent in (folder.parent, pathlib.Path("runs")) for p in parent.glob("*/config.json")}
     known = sorted(map(str, places))
     same = [p for p in known if pathlib.Path(p).name == folder.name]
@@ -233,9 +233,9 @@ def _nearest_run(folder: pathlib.Path) -> str:
 
 
 def _from_hub(name: str) -> pathlib.Path:
-    """Returns the folder into which a checkpoint of the hub was downloaded: its tensors, JSON and tokenizer alone."""
+    """Returns the folder to which a checkpoint of the hub was downloaded: only tensors, JSON and tokenizer files."""
     beside = pathlib.Path(name).parent
-    # The hub's names are OWNER/NAME or NAME; a folder that is here makes the first a path.
+    # The hub's names are OWNER/NAME or NAME; if OWNER is a folder here, the name is a path.
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or (beside.name and beside.is_dir()):
         return local_folder(name)
     hint = _nearest_run(pathlib.Path(name))
@@ -250,7 +250,7 @@ def _from_hub(name: str) -> pathlib.Path:
         patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as e:
-        # Whatever the library or the network raises: the user named something that cannot be had.
+        # Any error of the library or the network becomes one message, because the checkpoint cannot be downloaded.
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise FlagError(f"{name}: no such folder here ({hint}), and the hub gives none: {reason}") from e
 
@@ -258,7 +258,7 @@ def _from_hub(name: str) -> pathlib.Path:
 def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:
     """Returns the model of a run, or of a converted checkpoint."""
     if not config.model.vocab_size:
-        # The rows of the token table follow from the tokenizer.
+        # The config leaves the number of rows of the token table to the tokenizer.
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
         config = config.with_fields({"model": config.model.with_fields({"vocab_size": rows})})
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
@@ -289,7 +289,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
 def _trained(
     checkpoints: SavedCheckpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
-    """Returns the parameters that a run evaluates: averaged, where it averages them."""
+    """Returns the parameters that a run evaluates: the averaged ones, if it averages them."""
     model = LanguageModel(config.model, present)
     _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
     return checkpoints.restore(abstract, step).evaluation_params()
@@ -304,7 +304,7 @@ def _converted(
 
 
 def storage_mesh(config: ModelConfig, heads: tuple[str, ...]) -> jax.sharding.Mesh:
-    """Returns a mesh of all devices that splits the parameters over as many of them as all their widths allow."""
+    """Returns a mesh of all devices that splits the parameters over as many devices as divide all their widths."""
     boxed, count = abstract_params(config, heads), len(jax.devices())
     for ways in (n for n in range(count, 1, -1) if count % n == 0):
         mesh = make_mesh(ParallelConfig(fsdp=ways))

@@ -1,4 +1,4 @@
-"""A model of published size with random weights: what a shape costs, before anybody has trained it."""
+"""A model with random weights, to measure the cost of an architecture before it is trained."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from lmjax.streams import prng_key
 def random_model(
     config: ModelConfig, tokenizer: Vocabulary, seed: int = 0, *, dtype: str | None = None, tensor: int = 1
 ) -> LoadedModel:
-    """Returns a model with random weights, ready to write and to score.
+    """Returns a model with random weights, ready to generate and to score.
 
     Args:
         config: the architecture.
-        tokenizer: with no more ids than the model has rows.
-        seed: of the weights.
-        dtype: of parameters and compute; None: that of the model's compute.
-        tensor: devices that split it.
+        tokenizer: a tokenizer with no more ids than the model has rows.
+        seed: the seed of the weights.
+        dtype: the dtype of parameters and compute; None: the config's compute dtype.
+        tensor: the number of devices that split the model.
+
+    Raises:
+        FlagError: the tokenizer has too many ids, `tensor` does not fit, or the model does not fit its devices.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise FlagError(
@@ -48,7 +51,7 @@ def random_model(
 
 
 def _prompts(config: ModelConfig, tokenizer: Vocabulary) -> PromptFormat:
-    """Returns what stands around a text, of the special tokens that the tokenizer has."""
+    """Returns which special tokens of the tokenizer are put around a text, and which ones end it."""
 
     def ids(role: str) -> tuple[int, ...]:
         return (tokenizer.role_ids[role],) if role in tokenizer.role_ids else ()
