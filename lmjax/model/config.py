@@ -62,83 +62,87 @@ class ModelConfig(Schema):
         "layer_drop_rate": "dropout.layer",
     }
 
-    architecture: Literal[*FAMILIES] = Field(description="Which family is built.")
-    vocab_size: int = Field(ge=0, description="Rows of the token table; 0 in a run's config: what its tokenizer needs.")
+    architecture: Literal[*FAMILIES] = Field(description="Family of the model.")
+    vocab_size: int = Field(ge=0, description="Rows of the token table; 0 in a run's config: as its tokenizer needs.")
     embed_dim: int = Field(gt=0, description="Width of the residual stream.")
     num_heads: int = Field(gt=0, description="Query heads.")
     num_kv_heads: int | None = Field(None, gt=0, description="Key and value heads; None: as many as query heads.")
     head_dim: int | None = Field(None, gt=0, description="Width of one head; None: embed_dim / num_heads.")
     mlp_dim: int = Field(gt=0, description="Width of the MLP's hidden layer.")
     num_layers: int = Field(
-        gt=0, description="Layers of the encoder or decoder (of the encoder, where there are both)."
+        gt=0, description="Layers of the encoder or decoder (of the encoder, if the model has both)."
     )
     num_decoder_layers: int | None = Field(
         None, gt=0, description="Layers of an encoder-decoder's decoder; None: num_layers."
     )
-    share_layers: bool = Field(False, description="One layer's parameters for all of a stack, as ALBERT.")
-    max_length: int = Field(gt=0, description="Tokens in the longest row; the rows of a learned position table.")
+    share_layers: bool = Field(False, description="All layers of a stack have the same parameters, as ALBERT.")
+    max_length: int = Field(gt=0, description="The most tokens of a row; rows of a learned position table.")
 
     block: Literal["sequential", "parallel", "parallel_shared"] = Field(
         "sequential",
-        description="parallel: attention and MLP read one input, each through its norm, as GPT-NeoX;"
-        " parallel_shared: through one norm, as GPT-J and PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2).",
+        description="parallel: attention and MLP have the same input, each with its norm, as GPT-NeoX;"
+        " parallel_shared: with one norm, as GPT-J and PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 2).",
     )
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="Kind of every normalisation.")
     norm_position: Literal["pre", "post", "sandwich", "output", "none"] = Field(
         "pre",
         description="pre: x + f(norm(x)); post: norm(x + f(x)), as BERT; sandwich: x + norm(f(norm(x))), as Gemma 2;"
-        " output: x + norm(f(x)), as OLMo 2. All but post and none end a stack with a norm.",
+        " output: x + norm(f(x)), as OLMo 2. A stack ends with a norm, except with post and none.",
     )
     first_norm: bool = Field(
-        True, description="Off: the first attention reads what embedding.norm gave, as ModernBERT."
+        True,
+        description="Off: no norm before the first attention, as ModernBERT, which has embedding.norm.",
     )
     norm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance before the square root.")
     norm_scale: bool = Field(True, description="Normalisations have a learned scale.")
-    norm_offset: bool = Field(False, description="The learned scale is 1 + w and w starts at 0, as Gemma.")
+    norm_offset: bool = Field(False, description="The learned scale is 1 + w, and w starts at 0, as Gemma.")
     biases: tuple[Bias, ...] = Field(
         ("query", "key", "value", "out", "up", "gate", "down", "norm", "project_in", "project_out"),
-        description="Layers with a bias; the heads' own layers have one where this is not empty.",
+        description="Layers with a bias; layers of heads have one if this is not empty.",
     )
     mlp: Literal["relu", "relu2", "gelu", "gelu_new", "silu", "geglu", "geglu_new", "swiglu", "reglu"] = Field(
         "gelu_new",
-        description="Activation; `_new`: GELU by tanh; relu2: its square (So et al. 2021, arXiv:2109.08668); geglu,"
-        " geglu_new (T5 v1.1), swiglu and reglu are gated (Shazeer 2020, arXiv:2002.05202).",
+        description="Activation; `_new`: GELU approximated by tanh; relu2: square of relu (So et al. 2021,"
+        " arXiv:2109.08668); geglu, geglu_new (T5 v1.1), swiglu and reglu are gated (Shazeer 2020, arXiv:2002.05202).",
     )
 
     positions: Positions = Field(
         "learned",
-        description="How the order of tokens enters; relative: T5's bias on the attention scores; alibi: a fixed one,"
-        " linear in the distance (Press et al. 2022, arXiv:2108.12409).",
+        description="Position scheme; relative: T5's learned bias on the attention scores; alibi: a fixed bias, linear"
+        " in the distance (Press et al. 2022, arXiv:2108.12409).",
     )
-    decoder_positions: Positions | None = Field(None, description="Of an encoder-decoder's decoder; None: positions.")
+    decoder_positions: Positions | None = Field(
+        None, description="Position scheme of an encoder-decoder's decoder; None: that in positions."
+    )
     cross_positions: Literal[*ACROSS] = Field(
-        "none", description="In cross-attention, between the positions of the two sides."
+        "none", description="Position scheme of cross-attention, between positions of decoder and encoder."
     )
-    sinusoidal_halves: bool = Field(False, description="Sines before all cosines, as Marian; off: in turn.")
-    position_offset: int = Field(0, ge=0, description="Unused rows that start a learned table: 2 in RoBERTa and BART.")
+    sinusoidal_halves: bool = Field(False, description="All sines before all cosines, as Marian; off: alternating.")
+    position_offset: int = Field(0, ge=0, description="Unused first rows of a learned table: 2 in RoBERTa and BART.")
 
     initializer: Literal["normal", "truncated_normal", "scaled", "depth_scaled", "fan_in", "xavier"] = Field(
         "normal",
-        description="normal: std init_std; truncated_normal: cut at two of them, as BERT; scaled: also divides what"
-        " writes to the residual stream by sqrt(2 num_layers), as GPT-2; depth_scaled: layer i's by sqrt(2 (i + 1));"
-        " fan_in: std fan_in**-0.5 and unit embeddings, as T5; xavier: uniform (Glorot and Bengio 2010).",
+        description="normal: std init_std; truncated_normal: cut at two std, as BERT; scaled: normal, and kernels that"
+        " add to the residual stream are divided by sqrt(2 num_layers), as GPT-2; depth_scaled: those of layer i are"
+        " divided by sqrt(2 (i + 1)); fan_in: std fan_in**-0.5, and embeddings of std 1, as T5; xavier: uniform (Glorot"
+        " and Bengio 2010).",
     )
     init_std: float = Field(0.02, gt=0, description="Deviation of the (truncated) normal and scaled initializers.")
 
-    scan_layers: bool = Field(True, description="Compile one layer and scan over it; off: every layer in turn.")
+    scan_layers: bool = Field(True, description="Compile one layer and scan over it; off: compile every layer.")
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="What the backward pass recomputes: nothing; all but matrix products; whole layers."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Compute and activations.")
-    param_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Parameters.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of activations and products.")
+    param_dtype: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of parameters.")
 
-    attention: AttentionConfig = Field(AttentionConfig(), description="How queries and keys are compared.")
+    attention: AttentionConfig = Field(AttentionConfig(), description="Attention scores and masks.")
     rope: RopeConfig = Field(RopeConfig(), description="Rotary positions.")
     relative: RelativeConfig = Field(RelativeConfig(), description="Relative positions.")
     moe: MoEConfig = Field(MoEConfig(), description="A mixture of experts in place of the MLP.")
     embedding: EmbeddingConfig = Field(EmbeddingConfig(), description="Input embeddings.")
-    head: HeadConfig = Field(HeadConfig(), description="Logits of the vocabulary and of classes.")
-    dropout: DropoutConfig = Field(DropoutConfig(), description="Rates of dropout.")
+    head: HeadConfig = Field(HeadConfig(), description="Vocabulary logits and class logits.")
+    dropout: DropoutConfig = Field(DropoutConfig(), description="Dropout rates.")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,18 +15,23 @@ class AttentionConfig(Schema):
     """How attention scores are computed, and which keys a query may attend to."""
 
     kernel: Literal["auto", "plain", "xla", "cudnn", "splash", "blockwise"] = Field(
-        "auto", description="How attention is computed; auto: by backend, length and what is asked of it."
+        "auto", description="How attention is computed; auto: chosen by backend, length and the features in use."
     )
     scale: float | None = Field(None, gt=0, description="Factor on the scores; None: head_dim**-0.5; T5: 1.")
     window: int | None = Field(
-        None, gt=0, description="A token sees those less than this far away (Beltagy et al. 2020, arXiv:2004.05150)."
+        None,
+        gt=0,
+        description="Queries attend to keys at a distance below this (Beltagy et al. 2020, arXiv:2004.05150).",
     )
     global_every: int = Field(0, ge=0, description="Layers i with i % global_every == global_offset have no window.")
-    global_offset: int = Field(0, ge=0, description="See global_every: 2 and 1 in Gemma 2, 6 and 5 in Gemma 3.")
+    global_offset: int = Field(0, ge=0, description="As in global_every. Gemma 2: every 2, offset 1; Gemma 3: 6 and 5.")
     sink_tokens: int = Field(
-        0, ge=0, description="First tokens that windows do not hide (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
+        0, ge=0, description="First tokens that windows do not mask (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
     )
-    sink_logits: bool = Field(False, description="A learned logit per head beside the keys', as gpt-oss, 2508.10925.")
+    sink_logits: bool = Field(
+        False,
+        description="A learned logit per head in each softmax, without a key, as gpt-oss (arXiv:2508.10925).",
+    )
     softcap: float | None = Field(
         None, gt=0, description="Scores are cap * tanh(scores / cap) (Gemma 2, arXiv:2408.00118, section 2)."
     )
@@ -62,20 +67,28 @@ class RopeConfig(Schema):
 
     theta: float = Field(10_000.0, gt=0, description="Base of the wavelengths.")
     local_theta: float | None = Field(
-        None, gt=0, description="Base, unscaled, in the layers with a window, as Gemma 3; None: as all others."
+        None, gt=0, description="Base in layers with a window, where nothing is scaled, as Gemma 3; None: as in others."
     )
-    fraction: float = Field(1.0, gt=0, le=1, description="Share of each head that rotates: its first dimensions.")
+    fraction: float = Field(1.0, gt=0, le=1, description="Fraction of each head that is rotated: its first dimensions.")
     scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = Field(
         "none",
         description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); dynamic: a base that grows with"
         " the row; yarn: Peng et al. 2023, arXiv:2309.00071; llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
     )
-    factor: float = Field(1.0, ge=1, description="How many times the original length is reached; read with a scaling.")
-    original_length: int | None = Field(None, gt=0, description="Tokens the scaling starts from; None: max_length.")
-    low_frequency: float = Field(1.0, gt=0, description="llama3: fewer turns in the original length are slowed fully.")
-    high_frequency: float = Field(4.0, gt=0, description="llama3: more turns in the original length are left alone.")
-    beta_fast: float = Field(32.0, gt=0, description="yarn: more turns in the original length are left alone.")
-    beta_slow: float = Field(1.0, gt=0, description="yarn: fewer turns in the original length are slowed fully.")
+    factor: float = Field(1.0, ge=1, description="Factor on the original length; used with a scaling.")
+    original_length: int | None = Field(None, gt=0, description="Tokens of a row without scaling; None: max_length.")
+    low_frequency: float = Field(
+        1.0, gt=0, description="llama3: frequencies with fewer turns in the original length are divided by factor."
+    )
+    high_frequency: float = Field(
+        4.0, gt=0, description="llama3: frequencies with more turns in the original length are not changed."
+    )
+    beta_fast: float = Field(
+        32.0, gt=0, description="yarn: frequencies with more turns in the original length are not changed."
+    )
+    beta_slow: float = Field(
+        1.0, gt=0, description="yarn: frequencies with fewer turns in the original length are divided by factor."
+    )
     attention_factor: float | None = Field(
         None, gt=0, description="yarn: factor on sines and cosines; None: 0.1 ln(factor) + 1."
     )
@@ -91,8 +104,8 @@ class RelativeConfig(Schema):
     """T5's bias on attention scores by distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1)."""
 
     buckets: int = Field(32, ge=4, multiple_of=2, description="Rows of the relative-position table.")
-    max_distance: int = Field(128, gt=0, description="Distance from which all relative positions are one.")
-    per_layer: bool = Field(False, description="A table for every layer; off: the layers of a stack share one, as T5.")
+    max_distance: int = Field(128, gt=0, description="Distance from which all distances share one bucket.")
+    per_layer: bool = Field(False, description="A table in each layer; off: the layers of a stack share one, as T5.")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -107,12 +120,12 @@ class RelativeConfig(Schema):
 class MoEConfig(Schema):
     """A mixture of experts in place of the MLP (Shazeer et al. 2017, arXiv:1701.06538, section 2)."""
 
-    num_experts: int = Field(0, ge=0, description="MLPs to choose from; 0: one dense MLP.")
+    num_experts: int = Field(0, ge=0, description="Experts of a layer; 0: one dense MLP.")
     top_k: int = Field(2, gt=0, description="Experts that each token passes through.")
     mlp_dim: int | None = Field(None, gt=0, description="Width of an expert's hidden layer; None: the model's mlp_dim.")
-    every: int = Field(1, gt=0, description="Layers i with i % every == offset have experts, the others a dense MLP.")
-    offset: int = Field(0, ge=0, description="See every.")
-    normalize: bool = Field(True, description="The gates of the chosen experts add up to one, as in Mixtral.")
+    every: int = Field(1, gt=0, description="Layers i with i % every == offset have experts; others have a dense MLP.")
+    offset: int = Field(0, ge=0, description="The first layer with experts; see every.")
+    normalize: bool = Field(True, description="The gates of the chosen experts sum to 1, as in Mixtral.")
     balance_weight: float = Field(
         0.01,
         ge=0,
@@ -124,8 +137,8 @@ class MoEConfig(Schema):
     )
     dispatch: Literal["auto", "dense", "ragged"] = Field(
         "auto",
-        description="ragged: tokens sorted by expert, none dropped; dense: every expert sees every token, which a mesh"
-        " can split; auto: dense where the mesh has an expert axis.",
+        description="ragged: tokens are sorted by expert; dense: every expert is computed for every token, which a mesh"
+        " can split; auto: dense if the mesh has an expert axis. None of them drops tokens.",
     )
 
     def loss_weights(self) -> dict[str, float]:
@@ -158,12 +171,12 @@ class EmbeddingConfig(Schema):
     """The input embeddings."""
 
     dim: int | None = Field(
-        None, gt=0, description="Width of the embedding tables where it is not embed_dim (ALBERT, arXiv:1909.11942)."
+        None, gt=0, description="Width of the embedding tables; None: embed_dim (ALBERT, arXiv:1909.11942)."
     )
     types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
     norm: bool = Field(False, description="Normalise the sum of the input embeddings, as BERT does.")
     scale: bool = Field(
-        False, description="Multiply token embeddings by the root of their width, as Vaswani et al. do."
+        False, description="Multiply token embeddings by the square root of their width, as Vaswani et al. 2017."
     )
 
 
@@ -171,25 +184,24 @@ class HeadConfig(Schema):
     """What is computed from the hidden states: logits of the vocabulary, and class logits of rows and tokens."""
 
     tied: bool = Field(True, description="The token table is also the output projection.")
-    scale: bool = Field(False, description="Divide tied logits by the root of the table's width, as T5 does.")
-    softcap: float | None = Field(
-        None, gt=0, description="The vocabulary's logits are cap * tanh(logits / cap), as Gemma 2."
-    )
-    bias: bool = Field(False, description="A bias for every token's logit.")
+    scale: bool = Field(False, description="Divide tied logits by the square root of the table's width, as T5.")
+    softcap: float | None = Field(None, gt=0, description="Vocabulary logits are cap * tanh(logits / cap), as Gemma 2.")
+    bias: bool = Field(False, description="A bias for each logit of the vocabulary.")
     transform: bool = Field(
         False, description="Dense, activation and norm between an encoder and its masked-LM logits, as in BERT."
     )
     labels: int = Field(2, gt=0, description="Classes of a classifier or a tagger.")
     classifier: Literal["tanh", "relu", "gelu", "transform"] = Field(
         "tanh",
-        description="An encoder's classifier is Dense, this, Dense: relu in DistilBERT, gelu in ELECTRA; transform: the"
-        " masked LM's activation and norm, and in taggers and spans too, as ModernBERT (arXiv:2412.13663).",
+        description="An encoder's classifier is Dense, this activation, Dense: relu in DistilBERT, gelu in ELECTRA;"
+        " transform: the masked-LM head's activation and norm, also in taggers and spans, as ModernBERT"
+        " (arXiv:2412.13663).",
     )
     pooling: Literal["first", "mean"] = Field(
-        "first", description="What an encoder's classifier reads of a row: [CLS], or a mean."
+        "first", description="Input of an encoder's classifier: the first position ([CLS]), or the mean of the row."
     )
     generator_size: float = Field(
-        0.25, gt=0, le=1, description="Width of ELECTRA's generator over the model's; read with replaced tokens."
+        0.25, gt=0, le=1, description="Width of ELECTRA's generator divided by the model's; used with replaced tokens."
     )
 
     @pydantic.model_validator(mode="after")
@@ -224,7 +236,8 @@ class DropoutConfig(Schema):
         0.0,
         ge=0,
         lt=1,
-        description="Stochastic depth (Huang et al. 2016, arXiv:1603.09382): branches of whole rows, more with depth.",
+        description="Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops a branch for whole rows, at a rate"
+        " that grows linearly with depth to this one.",
     )
 
     def rates(self) -> DropoutRates:
