@@ -11,7 +11,7 @@ from collections.abc import Iterator
 # Names, and starts of names, of files that file managers and network file systems create in any folder.
 _LITTER = (".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
 _LITTER_STARTS = ("._", ".nfs")
-# The largest JSON files and tokenizers that are published have a third of it.
+# The most bytes of a file that is read whole: three times the largest published JSON files and tokenizers.
 MOST_BYTES = 100_000_000
 
 
@@ -56,7 +56,7 @@ def remove_folders(made: list[pathlib.Path]) -> None:
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Brings the entries of a folder, such as a file renamed in it, onto the disk."""
+    """Syncs the entries of a folder to disk, so that a file renamed in it keeps its new name after a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,7 +68,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:
-    """Writes a file in one piece or not at all; once this returns, it is on the disk."""
+    """Writes a file and syncs it to disk; if it is interrupted, the old file stays complete."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
         file.write(text)
@@ -102,10 +102,10 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_regular(path: pathlib.Path, most: int = MOST_BYTES) -> bytes:
-    """Returns the content of a file that others may have made: one of a bounded size, no pipe and no device.
+    """Returns the content of a file from an untrusted source: it must be a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it cannot be read, or is none such.
+        OSError: the file cannot be read, is too large, or is a pipe or a device.
     """
     if not path.is_dir() and path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is a pipe or a device")

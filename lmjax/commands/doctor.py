@@ -1,4 +1,4 @@
-"""`lmjax doctor`: what is wrong with a workdir, and what can still be used."""
+"""`lmjax doctor`: reports what is wrong with a workdir and what can still be used, and repairs it if asked to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmjax.runs.trained import local_folder
 
 
 def main(values: flags.FlagValues) -> list[Finding]:
-    """Returns the findings, all of them sound; raises CheckpointError, after they are printed, if one is not."""
+    """Returns the findings if all are sound; prints them, and raises CheckpointError if one is not."""
     if not values["workdir"].value:
         raise FlagError("--workdir: name the run to verify")
     workdir = local_folder(values["workdir"].value)

@@ -16,7 +16,7 @@ what can still be used. Changes nothing without --repair. Exits with 66 if somet
 
 
 def define() -> flags.FlagValues:
-    """Returns the flags of the command, none of them parsed yet."""
+    """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     define_path(values, "workdir", "the run to verify")
     flags.DEFINE_boolean(

@@ -1,4 +1,4 @@
-"""What is wrong with a workdir, what of it can still be used, and the part of the repair that loses nothing."""
+"""Finds what is wrong with a workdir and which checkpoints are usable, and repairs what it can without loss."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Finding(NamedTuple):
     """One line of the report.
 
     Attributes:
-        sound: whether all is well with it.
-        text: what it is, and what is wrong.
+        sound: whether the examined thing is as it should be.
+        text: what was examined, and what is wrong with it.
     """
 
     sound: bool
@@ -33,13 +33,13 @@ class Finding(NamedTuple):
 
 
 def damaged_steps(workdir: pathlib.Path) -> dict[int, list[str]]:
-    """Returns the steps whose checkpoint is damaged, each with what is wrong with its files."""
+    """Returns the steps whose checkpoint is damaged, each with the problems of its files."""
     found = {step: manifest.problems(checkpoint_folder(workdir, step)) for step in saved_steps(workdir)}
     return {step: problems for step, problems in found.items() if problems}
 
 
 def examine(workdir: pathlib.Path) -> list[Finding]:
-    """Returns what there is to say of a workdir: its files, checkpoints, data and versions. Changes nothing."""
+    """Returns findings about the files, checkpoints, data and versions of a workdir; changes nothing."""
     findings = []
 
     def check(name: str, read: object) -> object:
@@ -103,10 +103,13 @@ def _data(workdir: pathlib.Path, config: Config) -> list[Finding]:
 
 
 def repair(workdir: pathlib.Path) -> list[str]:
-    """Returns what was done: the rests of killed saves removed, damaged checkpoints and states set aside.
+    """Removes what killed saves have left, moves damaged checkpoints aside and rewrites a damaged state.json.
+
+    Returns:
+        A line for each thing that was done.
 
     Raises:
-        FlagError: a process writes to the workdir.
+        FlagError: another process writes to the workdir, or an earlier damaged checkpoint is in the way.
     """
     done = []
     with lock_workdir(workdir):

@@ -1,13 +1,13 @@
-"""A workdir while a command writes to it: one writer, one config, and nothing left of a command that failed.
+"""A workdir that a command writes to: it has one writer and one config, and a command that fails early leaves nothing.
 
-`state.json` says how far the folder has come. It is written before anything else, so that a command that was killed at
-any moment can be given again.
+`state.json` records the stage of the workdir. It is written before anything else, so that the same command can be run
+again after a kill at any time.
 
-| stage | what is there | what the next command does |
+| stage | content of the workdir | what the next command does |
 |---|---|---|
-| building | config.json, perhaps a tokenizer; no step was made | starts anew, with any config |
-| training | metrics, and checkpoints from the first save on | goes on, if the config is the same |
-| done | all that the command was to make | the same; with more steps, it goes on |
+| building | config.json, perhaps a tokenizer; no step was made | starts over, with any config |
+| training | metrics, and checkpoints from the first save on | resumes, if the config is the same |
+| done | the complete result of the command | resumes, if the config is the same or has more steps |
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from lmjax.config import Config, changed, from_json, write_json
 from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.paths import is_free, is_litter, make_folders, remove_folders
 
-# What makes a folder a run.
+# The file that every workdir has.
 CONFIG = "config.json"
 STATE = "state.json"
 _LOCK = ".lock"
-# What a command that was killed in its first moments leaves alone.
+# The only files of a workdir whose command was killed at its very start.
 _EARLY = (_LOCK, f"{STATE}.tmp")
 
-# What may differ when a workdir is used again: how long a run goes on and what is written down. It changes no step
-# but through the schedule, which ends with the run.
+# Fields that may differ when a workdir is used again: the length of the run, and what is logged and saved. They affect
+# the steps only through the schedule, which ends with the run.
 MAY_CHANGE = (
     "steps",
     "minutes",
@@ -50,17 +50,17 @@ MAY_CHANGE = (
     "data.prefetch",
     "data.cache_dir",
 )
-# What computes the same numbers in another order. It may differ too, and the run says so.
+# Fields that change only the order of the arithmetic. They may differ too, with a warning.
 ROUNDING = ("accumulation", "parallel.", "model.attention.kernel", "model.remat", "model.moe.dispatch")
 Stage = Literal["building", "training", "done"]
 
 
 class State(NamedTuple):
-    """How far a workdir has come.
+    """The content of state.json.
 
     Attributes:
-        stage: as in the table above.
-        saved: the step of the newest checkpoint that was written; None: none was yet, or an earlier version wrote it.
+        stage: one of the table above.
+        saved: the step of the newest checkpoint; None: there is none yet, or an earlier version wrote it.
     """
 
     stage: Stage
@@ -68,10 +68,10 @@ class State(NamedTuple):
 
 
 def read_state(workdir: pathlib.Path) -> State | None:
-    """Returns how far a workdir has come; None: it is no run, or one of a version that did not say.
+    """Returns the state of a workdir, or None if it has no state.json, as in runs of an earlier version.
 
     Raises:
-        DataError: its state.json cannot be read.
+        DataError: its state.json is damaged.
     """
     path = workdir / STATE
     try:
@@ -89,18 +89,26 @@ def read_state(workdir: pathlib.Path) -> State | None:
 
 
 def write_state(workdir: pathlib.Path, state: State) -> None:
-    """Writes how far a workdir has come."""
+    """Writes the state of a workdir."""
     write_json(workdir / STATE, {"lmjax": __version__, **state._asdict()})
 
 
 class Claim:
-    """The right to write to a workdir, until it is closed or the process ends. A context manager.
+    """The exclusive right to write to a workdir, until the claim is closed or the process ends. A context manager.
 
-    If its holder ends while the workdir is still being built, nothing that it wrote there stays.
+    If it is closed in the stage "building", everything that was written to the workdir is removed.
     """
 
     def __init__(self, workdir: pathlib.Path, lock: TextIO, made: list[pathlib.Path], before: set[str], state: State):
-        """Takes the locked file, the folders made for it, the names that were there before, and the state."""
+        """Makes a claim; use `claim_workdir`.
+
+        Args:
+            workdir: the workdir.
+            lock: its locked file.
+            made: the folders that were made for it.
+            before: the names of files that were in it before.
+            state: its state.
+        """
         self._workdir, self._lock, self._made, self._before, self._state = workdir, lock, made, before, state
 
     def __enter__(self) -> Claim:
@@ -112,15 +120,15 @@ class Claim:
         self.close()
 
     def begun(self) -> None:
-        """Notes that the run's first step comes now: from here on, the workdir belongs to this config."""
+        """Records that the first step starts; from now on the workdir belongs to this config."""
         self._note(State("training", self._state.saved))
 
     def saved(self, step: int | None) -> None:
-        """Notes the newest checkpoint that is on the disk, or that a run goes back to; None: it goes back to step 0."""
+        """Records the newest checkpoint, or the one that the run rolls back to; None: it rolls back to step 0."""
         self._note(State(self._state.stage, step))
 
     def done(self) -> None:
-        """Notes that the command has made all that it was to make."""
+        """Records that the command has completed its work."""
         self._note(State("done", self._state.saved))
 
     def _note(self, state: State) -> None:
@@ -131,7 +139,7 @@ class Claim:
             raise SaveError(f"{self._workdir / STATE}: could not be saved: {e.strerror}; make room") from e
 
     def close(self) -> None:
-        """Frees the workdir."""
+        """Releases the workdir, and clears it if it is still in the stage "building"."""
         if self._state.stage == "building":
             _clear(self._workdir, self._before)
             remove_folders(self._made)
@@ -139,9 +147,9 @@ class Claim:
 
 
 def _clear(workdir: pathlib.Path, spared: set[str]) -> None:
-    """Removes what a command wrote into a workdir before it came to anything."""
+    """Removes everything from a workdir except the names in `spared`."""
     with contextlib.suppress(OSError):
-        # The state last: what is killed here can be taken over again.
+        # The state is removed last, so that after a kill here the next command can still clear the workdir.
         for path in sorted(workdir.iterdir(), key=lambda path: path.name in (STATE, _LOCK)):
             if path.name in spared or is_litter(path.name):
                 continue
@@ -152,7 +160,7 @@ def _clear(workdir: pathlib.Path, spared: set[str]) -> None:
 
 
 def is_unused(workdir: pathlib.Path) -> bool:
-    """Whether a new run can begin there: it is free, or holds no more than a command that was killed early has left."""
+    """Returns whether a new run can use the workdir: it is free, or holds only what an early kill has left."""
     if is_free(workdir):
         return True
     if not workdir.is_dir():
@@ -164,13 +172,13 @@ def is_unused(workdir: pathlib.Path) -> bool:
 
 
 def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
-    """Returns the claim on a workdir, made if need be; it is free again when the process ends.
+    """Returns a claim on a workdir, which is made if it does not exist. The claim ends with the process at the latest.
 
-    A new workdir has its config.json from here on: a command that is killed later can be given again.
+    This writes the config.json of a new workdir, so that the command can be run again if it is killed later.
 
     Raises:
-        FlagError: another process writes there, or it is no run's workdir.
-        ConfigMismatchError: it belongs to a run with another config.
+        FlagError: another process writes there, or the folder is not a run's workdir.
+        ConfigMismatchError: the workdir belongs to a run with another config.
         DataError: its config.json or state.json cannot be read.
     """
     unused = is_unused(workdir)
@@ -214,13 +222,13 @@ def lock_workdir(workdir: pathlib.Path) -> TextIO:
         lock.close()
         raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
     except OSError:
-        # Not every network file system has locks; one writer is then up to the user.
+        # Some network file systems have no locks; the user must then make sure that there is only one writer.
         pass
     return lock
 
 
 def _compare(workdir: pathlib.Path, config: Config) -> None:
-    """Tells what changed since a run began; raises ConfigMismatchError for what would make it another run."""
+    """Warns of changed fields that only change rounding; raises ConfigMismatchError for other changed fields."""
     fields = changed(_without_paths(from_json(workdir / CONFIG)), _without_paths(config))
     fields = {path: values for path, values in fields.items() if not path.startswith(MAY_CHANGE)}
     lines = {path: f"{path}: {there!r} there, {here!r} here" for path, (there, here) in fields.items()}
@@ -238,7 +246,7 @@ def _compare(workdir: pathlib.Path, config: Config) -> None:
 
 
 def _without_paths(config: Config) -> Config:
-    """Returns a config without the paths of data that is compared by its content, which is in data.json."""
+    """Returns a config without the paths of data and tokenizer, which are compared by content (see data.json)."""
     data = config.data
     names = {
         field: tuple(item.model_copy(update={"path": "by content"}) for item in getattr(data, field))
@@ -250,14 +258,14 @@ def _without_paths(config: Config) -> Config:
 
 
 def check_nothing_lost(workdir: pathlib.Path, start: int | None) -> None:
-    """Tells of checkpoints that a run has written and that are gone.
+    """Warns if the newest checkpoint that the run has saved is missing.
 
     Args:
-        workdir: of the run.
+        workdir: the run's workdir.
         start: the step that was restored; None: there is no checkpoint.
 
     Raises:
-        CheckpointError: all are gone: the run does not start over in silence, nor remove what it has written down.
+        CheckpointError: all checkpoints are missing; the run must not start over and remove its metrics unnoticed.
     """
     state = read_state(workdir)
     saved = state and state.saved
