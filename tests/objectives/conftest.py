@@ -1,4 +1,4 @@
-"""What the tests of the objectives share: a tokenizer of single characters, stores of given texts, and tasks."""
+"""Fixtures for the tests of objectives: a tokenizer of single characters, stores of given texts, and tasks."""
 
 import dataclasses
 import hashlib
@@ -21,13 +21,13 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Every character is a token, so texts in the tests are read off the arrays."""
+    """Every character is a token, so the arrays in the tests can be compared with texts."""
     return train_tokenizer([f"{LETTERS} ."] * 2, TokenizerConfig(kind="char", byte_fallback=False))
 
 
 @pytest.fixture(scope="session")
 def ids(tokenizer):
-    """Returns a function from names of special symbols and strings of text to one list of ids."""
+    """Returns a function from names of special tokens and strings of text to one list of ids."""
     special = {
         "PAD": tokenizer.pad_id,
         "BOS": tokenizer.bos_id,
@@ -102,12 +102,12 @@ def corpus(sentences, make_store):
 
 @dataclasses.dataclass(kw_only=True)
 class ToyForward(Forward):
-    """Outputs by name, arrays or functions of their argument, and the names of those that were asked for.
+    """Outputs by name, arrays or functions of their argument, and the names of those that were used.
 
     Attributes:
-        outputs: "states", "logits", and those of heads; those of a submodel begin with its name.
-        calls: name and argument of each output that was asked for.
-        within: what stands before the names.
+        outputs: "states", "logits", and those of heads; the names of a submodel's outputs begin with its name.
+        calls: name and argument of each output that was used.
+        within: the prefix of the names.
     """
 
     outputs: dict
@@ -140,7 +140,7 @@ def forward_of():
 
 @pytest.fixture(scope="session")
 def toy_forward(tokenizer, forward_of):
-    """Returns a function from a batch to the outputs of a model that sees each token alone, quick to run."""
+    """Returns a function from a batch to the outputs of a model without attention, which is fast."""
     rng = np.random.default_rng(0)
     table, head, pair, yes = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -166,5 +166,5 @@ def toy_forward(tokenizer, forward_of):
 
 @pytest.fixture(scope="session")
 def within():
-    """Returns whether `count` of `total` agrees with probability `p`, to 5 standard deviations of the binomial."""
+    """Returns whether `count` of `total` is within 5 standard deviations of the binomial distribution with `p`."""
     return lambda count, total, p: abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p))

@@ -1,4 +1,4 @@
-"""Denoisers: UL2's seven, equally often, each with its mode token, its rate and its spans, and no text lost."""
+"""Denoisers: UL2's seven in equal shares, each with its mode token, its rate and its spans; no token is lost."""
 
 import numpy as np
 import pydantic
@@ -15,7 +15,7 @@ def task(request, make_task):
 
 
 def sides(task, f, segment):
-    """Returns the source and the target of a segment, each with its EOS, and what is seen in both directions."""
+    """Returns the source and the target of a segment, each with its EOS, and the bidirectional tokens."""
     if task.objectives[0].architecture == "encoder_decoder":
         target = f["targets"][(f["decoder_segment_ids"] == segment) & (f["weights"] > 0)]
         return f["encoder_tokens"][f["encoder_segment_ids"] == segment].tolist(), target.tolist()
@@ -28,7 +28,7 @@ def sides(task, f, segment):
 
 
 def restored(source, target, sentinels, eos):
-    """Returns the text that source and target give together, and the number of cut-out tokens and spans."""
+    """Returns the text restored from source and target, and the number of cut-out tokens and spans."""
     assert source[-1] == target[-1] == eos
     source, target = source[1:-1], target[:-1]
     if not set(source) & sentinels:
@@ -65,7 +65,7 @@ def test_nothing_is_lost_and_every_denoiser_keeps_its_rate(task, corpus, tokeniz
         assert abs(cut / total - config.noise_densities[number]) < 0.03
         mean = config.mean_span_lengths[number]
         if mean in (3, 8):
-            # Texts that a row holds are short: few have spans of the whole mean length.
+            # The texts of a row are short, so few have spans as long as the mean length.
             assert 0.6 * mean < cut / spans < 1.4 * mean
 
 
@@ -78,7 +78,7 @@ def test_the_sequential_denoiser_predicts_the_end(make_store, make_task, ids, to
 
 
 def test_costs_are_the_real_lengths(task):
-    """A cost below the real length overflows a row; one above it wastes room."""
+    """A cost below the real length would overflow a row; one above it would waste positions."""
     objective = task.objectives[0]
     rng = np.random.default_rng(0)
     for denoiser in objective.denoisers:

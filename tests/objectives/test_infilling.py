@@ -1,4 +1,4 @@
-"""Text infilling: one mask for a span of any length, BART's rates, and the whole text as the target."""
+"""Text infilling: one mask for a span of any length, the rates of BART, and the whole text as the target."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ MASK = 7
 
 
 def matches(source, text):
-    """Whether masks can stand for spans of the text, possibly empty, so that the source becomes the text."""
+    """Returns whether the source becomes the text if each mask is replaced by a span, which may be empty."""
     parts = [[]]
     for token in source:
         if token == MASK:
@@ -20,7 +20,7 @@ def matches(source, text):
     if text[:place] != parts[0]:
         return False
     for part in parts[1:]:
-        # Tokens of the text are all different here: what follows a mask stands at one place.
+        # All tokens of the text differ here, so the token after a mask has one position in the text.
         if part:
             start = text.index(part[0]) if part[0] in text else -1
             if start < place or text[start : start + len(part)] != part:
@@ -39,11 +39,11 @@ def test_a_source_is_its_text_with_holes_and_never_longer(rate, mean):
         assert matches(source, text.tolist())
         assert len(source) <= n
         assert MASK in source
-        assert sum(t != MASK for t in source) == n - max(1, round(n * rate)), "not as many were taken out as were asked"
+        assert sum(t != MASK for t in source) == n - max(1, round(n * rate)), "too many or too few removed"
 
 
 def test_rates_are_those_of_the_paper():
-    """30 % of the tokens go, in spans of 3 on average, of which one in twenty is empty."""
+    """30 % of the tokens are removed, in spans of 3 on average, and one span in twenty is empty."""
     rng = np.random.default_rng(0)
     lengths = np.concatenate([span_lengths(300, 3.0, rng) for _ in range(400)])
     assert abs(lengths.mean() - 3) < 0.05
@@ -58,7 +58,7 @@ def test_lengths_add_up_and_empty_spans_are_bounded():
         for mean in (0.1, 3.0):
             lengths = span_lengths(count, mean, rng)
             assert lengths.sum() == count
-            assert len(lengths) <= count, "a source would outgrow its text"
+            assert len(lengths) <= count, "the source is longer than its text"
 
 
 def test_every_place_is_taken_out_alike(rng_of):
@@ -68,7 +68,7 @@ def test_every_place_is_taken_out_alike(rng_of):
         times[np.setdiff1d(np.arange(100, 100 + n), source) - 100] += 1
     rates = times / 4000
     assert abs(rates.mean() - 0.3) < 1e-6
-    # A span cannot begin before the text does, so near its two ends a token is taken out less often.
+    # No span begins before the text, so tokens near its two ends are removed less often.
     assert rates[6:-6].min() > 0.27
     assert rates[6:-6].max() < 0.36
 
@@ -108,4 +108,4 @@ def test_shuffled_sentences_stay_whole(make_store, make_task, tokenizer, rng_of)
         order = [c for c, before in zip(letters, [" ", *letters], strict=False) if c in "abcd" and c != before]
         orders.add("".join(dict.fromkeys(order)))
         assert [c for c in "abcd" if letters.count(c) < 3] == [], "more than one token is gone"
-    assert len(orders) == 24, "some orders never come"
+    assert len(orders) == 24, "some orders of the sentences never occur"

@@ -1,4 +1,4 @@
-"""Loss sums and their gradients against numpy in float64: chunks, weights and padding change nothing else."""
+"""Loss sums and their gradients, compared with numpy in float64, with chunks, weights and padding."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_chunks_bound_the_logits_that_exist(case):
         return h @ kernel
 
     jax.eval_shape(lambda: vocab_loss(hidden, head, targets, weights, chunk=4))
-    assert set(seen) == {(BATCH, 4, EMBED)}, "the head saw more positions at once than a chunk"
+    assert set(seen) == {(BATCH, 4, EMBED)}, "the head got more positions at once than a chunk has"
 
 
 @jax.jit
@@ -130,7 +130,7 @@ def test_rows_of_padding_add_nothing(case):
 
 @pytest.mark.parametrize("shape", [(VOCAB,), (7, VOCAB), (2, 3, VOCAB)])
 def test_a_prediction_is_correct_where_the_target_is_the_argmax(shape):
-    """Ties too, of which coarse logits have many: a model that tells nothing apart is not right everywhere."""
+    """With ties, which coarse logits often have: a model with equal logits must not count as correct everywhere."""
     coarse = np.random.default_rng(4).integers(0, 3, shape).astype(np.float32)
     for logits in (coarse, np.zeros(shape, np.float32), np.full(shape, -np.inf, np.float32)):
         for target in range(VOCAB):
@@ -143,7 +143,7 @@ def test_a_prediction_is_correct_where_the_target_is_the_argmax(shape):
 
 @pytest.mark.parametrize("chunk", [0, 4])
 def test_rows_that_no_token_has_get_no_share_of_a_smoothed_target(case, chunk):
-    """The gradient of the smoothing alone, at the logits: what softmax gives less what the target asks for."""
+    """The gradient of label smoothing alone at the logits is the softmax minus the smoothed target."""
     hidden, kernel, targets, weights = case
     s, ids = 0.2, VOCAB - 3
     targets = targets % ids
@@ -161,7 +161,7 @@ def test_rows_that_no_token_has_get_no_share_of_a_smoothed_target(case, chunk):
 
 @pytest.mark.parametrize("chunk", [0, 4])
 def test_parts_have_the_sums_that_each_has_alone(case, chunk):
-    """Objectives that are mixed share one pass over the logits."""
+    """Mixed objectives share one pass over the logits."""
     hidden, kernel, targets, weights = case
     shares = np.random.default_rng(2).integers(0, 3, weights.shape)
     parts = np.stack([weights * (shares == i) for i in range(3)], axis=-1)

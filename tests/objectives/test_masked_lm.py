@@ -1,4 +1,4 @@
-"""Masked LM: the rates of the paper, whole words, and predictions that stand where the loss looks for them."""
+"""Masked LM: the rates of the paper, whole words, and predictions at the positions that the loss reads."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ LENGTH = 64
 
 
 def original(f):
-    """Returns the row as it was before masking."""
+    """Returns the row before masking."""
     tokens, count = f["tokens"].copy(), int(f["weights"].sum())
     tokens[f["prediction_positions"][:count]] = f["targets"][:count]
     return tokens
@@ -30,7 +30,7 @@ def test_features_by_hand(make_store, make_task, ids):
     assert original(f).tolist() == [*row, *ids("PAD", "PAD")]
     assert f["positions"].tolist() == [*range(len(first) + 2), *range(len(second) + 2), 0, 0]
     assert f["segment_ids"].tolist() == [1] * (len(first) + 2) + [2] * (len(second) + 2) + [0, 0]
-    # 6 text tokens at a rate of 0.99 are 5 or 6 predictions; with this generator 6, of the 12 that a row has room for.
+    # 6 text tokens at a rate of 0.99 give 5 or 6 predictions, with this generator 6; a row can have 12.
     at = [i for i, token in enumerate(row) if token not in ids("CLS", "SEP")]
     assert f["weights"].tolist() == [1] * 6 + [0] * 6
     assert f["prediction_positions"].tolist() == at + [0] * 6
@@ -57,7 +57,7 @@ def test_document_of_one_token(make_store, make_task, ids, rng_of):
         f = examples(0, rng_of(0, epoch=i))
         assert original(f).tolist() == ids("CLS", "a", "SEP") + ids("PAD") * 5
         counts.append(f["weights"].sum())
-    assert 0.07 < np.mean(counts) < 0.23, "on short rows the rate is 15 % only if it is rounded at random"
+    assert 0.07 < np.mean(counts) < 0.23, "without random rounding the rate on short rows is not 15 %"
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,14 @@ def test_rates_over_many_examples(many, tokenizer, ids, within):
     after = np.concatenate([masked[at] for _, masked, at in found])
     total = len(before)
     assert within(total, text, 0.15)
-    # Of 28 letters a random one is the original in one draw of 28, or so: text_ids has every character once.
+    # A random letter equals the original in about one of 28 draws, because text_ids has every character once.
     same_by_chance = 1 / len(tokenizer.text_ids)
     assert within((after == ids("MASK")[0]).sum(), total, 0.8)
     assert within((after == before).sum(), total, 0.1 + 0.1 * same_by_chance)
     replaced = after[(after != ids("MASK")[0]) & (after != before)]
     assert within(len(replaced), total, 0.1 * (1 - same_by_chance))
-    assert tokenizer.is_text[replaced].all(), "a special symbol was put in"
-    assert set(replaced) == set(tokenizer.text_ids), "some tokens are never put in"
+    assert tokenizer.is_text[replaced].all(), "a token was replaced by a special token"
+    assert set(replaced) == set(tokenizer.text_ids), "some tokens are never used as random replacements"
 
 
 def test_every_place_is_predicted_and_only_text_is(many, tokenizer):
@@ -94,7 +94,7 @@ def test_every_place_is_predicted_and_only_text_is(many, tokenizer):
     times = np.zeros(LENGTH)
     for row, masked, at in found:
         assert (np.diff(at) > 0).all(), "a position is predicted twice"
-        assert tokenizer.is_text[row[at]].all(), "a special symbol is predicted"
+        assert tokenizer.is_text[row[at]].all(), "a special token is predicted"
         others = np.ones(LENGTH, bool)
         others[at] = False
         np.testing.assert_array_equal(masked[others], row[others])
@@ -142,14 +142,14 @@ def test_whole_words_are_masked_or_left(corpus, make_task, tokenizer, rng_of):
         at = np.zeros(256, bool)
         at[f["prediction_positions"][f["weights"] > 0]] = True
         for word in words[index]:
-            assert at[word].all() == at[word].any(), "a word is masked in part"
+            assert at[word].all() == at[word].any(), "a word is only partly masked"
             hits[len(word)] += at[word[0]]
             totals[len(word)] += 1
         assert at.sum() == f["weights"].sum() <= len(f["weights"]), "a position is predicted twice"
         predicted += at.sum()
         text += sum(map(len, words[index]))
     assert 0.145 < predicted / text < 0.151
-    # Short words fill up what long ones leave (as in BERT's release), but words of every length are drawn.
+    # Short words are drawn more often (as in BERT's release), but words of every length are drawn.
     rates = hits[totals > 500] / totals[totals > 500]
     assert len(rates) >= 8
     assert rates.min() > 0.1
@@ -157,7 +157,7 @@ def test_whole_words_are_masked_or_left(corpus, make_task, tokenizer, rng_of):
 
 
 def test_whole_words_do_not_run_across_documents(make_store, make_task, ids, rng_of):
-    """Two documents of letters alone meet in a row: [SEP] and [CLS] part their words."""
+    """Two documents without spaces share a row: [SEP] and [CLS] must separate their words."""
     config = MaskedLMConfig(whole_word=True, mask_rate=0.6, replace_by_mask=1, replace_by_random=0)
     examples = make_task("mlm", "encoder", length=10, mlm=config).examples(make_store([("abc",), ("xyz",)]), 0)
     seen = {tuple(examples(0, rng_of(0, e))["targets"].tolist()[:3]) for e in range(50)}

@@ -1,4 +1,4 @@
-"""Next sentence: labels that are true, pairs in balance, a seam that stays, and no length that gives the label away."""
+"""Next sentence: labels are true and balanced, B is not cut at its start, and lengths do not reveal the label."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ LENGTH = 64
 
 
 def parts(f, tokenizer):
-    """Returns the texts of A and B; checks everything around them."""
+    """Returns the texts of A and B; checks all other tokens and features."""
     length = int((f["segment_ids"] > 0).sum())
     types = f["type_ids"][:length].tolist()
     in_a = types.index(1)
@@ -28,7 +28,7 @@ def parts(f, tokenizer):
 
 
 def test_runs_of_sentences_by_hand(make_store):
-    """4, 3, 3, 2, 9, 2, 1 tokens within 10 are [4 3 3], [2 9] for want of a shorter run, [2 1]; one alone is none."""
+    """Budget 10: 4, 3, 3, 2, 9, 2, 1 tokens make [4 3 3], [2 9] (at least two), [2 1]; one sentence makes no group."""
     store = make_store([("aaaa", "bbb", "ccc", "dd", "eeeeeeeee", "ff", "g"), ("alone",), ("x", "y", "z")])
     assert sentence_groups(store, 10).tolist() == [[0, 0, 3], [0, 3, 5], [0, 5, 7], [2, 0, 3]]
 
@@ -84,12 +84,12 @@ def test_truncated_pairs_are_as_long_as_they_can_be(many):
     assert max(len(a) + len(b) for _, a, b, _ in many) == room
     for document, a, b, _ in many:
         if len(a) + len(b) < room:
-            assert a.startswith(" "), "A was cut although there was room"
-            assert b.endswith("."), f"B was cut although there was room (document {document})"
+            assert a.startswith(" "), "A was truncated although it fits"
+            assert b.endswith("."), f"B was truncated although it fits (document {document})"
 
 
 def test_lengths_do_not_give_the_label_away(make_store, make_task, rng_of):
-    """The best rule over (length of both, length of B) that half of the pairs teach, tried on the other half."""
+    """Fits the best rule over (length of both, length of B) on half of the pairs, and tests it on the other half."""
     rng = np.random.default_rng(0)
     documents = [tuple(c * n + "." for n in rng.integers(3, 16, 150)) for c in "abcdefghij"]
     examples = make_task("nsp", "encoder", length=LENGTH).examples(make_store(documents), 0)
@@ -103,7 +103,7 @@ def test_lengths_do_not_give_the_label_away(make_store, make_task, rng_of):
 
 
 def test_boilerplate_is_never_called_random(make_store, make_task, tokenizer, rng_of):
-    """Two documents begin alike and differ late: cut to the row, the other's text may be the true continuation."""
+    """Two documents with the same beginning: truncated to a row, text of the other can equal the true continuation."""
     head = " one two three four five six seven."
     documents = [(" licence.", head + f" {c * 9}.", f" {c * 5}.") for c in "xyz"]
     documents.append((" quite", " another", " text."))
@@ -116,7 +116,7 @@ def test_boilerplate_is_never_called_random(make_store, make_task, tokenizer, rn
 
 
 def test_one_large_document_beside_a_small_one(make_store, make_task, tokenizer, rng_of):
-    """The other document is found however rare its sentences are."""
+    """The other document is found even if its sentences are rare."""
     large = tuple(f" {c}{d}{e}." for c in "abcdefghij" for d in "abcdefghij" for e in "abcdefghij")
     examples = make_task("nsp", "encoder", length=8, nsp=NextSentenceConfig(random_rate=1)).examples(
         make_store([large, (" zz.", " yy.")]), 0
@@ -150,7 +150,7 @@ def test_documents_that_are_all_alike(make_store, make_task, rng_of):
 
 
 def test_masking_leaves_the_pair_as_it_is(corpus, make_task, rng_of, tokenizer):
-    """With mlm,nsp the pair is made first, by the same draws, and both sides are masked."""
+    """With mlm,nsp the pair is made first, with the same random numbers, and both texts are masked."""
     pair = make_task("nsp", "encoder", length=LENGTH).examples(corpus, 0)
     both = make_task("nsp,mlm", "encoder", length=LENGTH).examples(corpus, 0)
     assert [o.name for o in both.task.objectives] == ["mlm", "nsp"]
@@ -172,7 +172,7 @@ def test_loss_is_that_of_the_pairs(make_task, forward_of):
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], np.float32)
     batch = {
         "next_sentence_labels": np.array([0, 0, 0], np.int32),
-        "next_sentence_weights": np.array([1, 1, 0], np.float32),  # the last is a row of padding
+        "next_sentence_weights": np.array([1, 1, 0], np.float32),  # the last row is padding
     }
     sums = jax.jit(lambda x: task.losses(forward_of(batch, states=x, next_sentence=lambda h: h), batch)["nsp"])(logits)
     np.testing.assert_allclose(sums.loss, np.log1p(np.exp(-2)) + np.log1p(np.exp(1)), rtol=1e-6)

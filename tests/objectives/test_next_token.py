@@ -1,4 +1,4 @@
-"""Next-token windows: every token and every end is predicted once, from what really stands before it."""
+"""Next-token windows: each token and each EOS is predicted once, from the tokens that really precede it."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_short_documents_share_a_row(make_store, make_task, ids):
 
 
 def test_long_document_goes_on_from_its_own_last_token(make_store, make_task, ids):
-    # 17 tokens and EOS are 18 targets: 8 + 8 + 2.
+    # 17 tokens and EOS give 18 targets: 8 + 8 + 2.
     examples = make_task("next_token", "decoder", length=8).examples(make_store([("abcdefghijklmnopq",)]), 0)
     assert sorted(windows(examples)) == sorted(
         [
@@ -56,7 +56,7 @@ def test_document_of_one_token(make_store, make_task, ids):
 
 
 def test_every_token_and_every_end_is_a_target_exactly_once(corpus, make_task, ids):
-    """Each target is traced back to its place by the plan; so a token predicted twice or never is found."""
+    """The plan gives the position of each target in its document, so a token predicted twice or never is found."""
     examples = make_task("next_token", "decoder", length=48).examples(corpus, 3)
     times = [np.zeros(n + 1, int) for n in corpus.lengths]
     for i in range(len(examples)):

@@ -1,4 +1,4 @@
-"""Prefix LM: the beginning is seen and not predicted, the rest is predicted and not seen, split anywhere."""
+"""Prefix LM: the prefix is not predicted, all tokens after it are, and a text may be split anywhere."""
 
 import numpy as np
 import pytest
@@ -18,10 +18,10 @@ def splits(f):
 
 
 def test_the_prefix_is_the_beginning_and_everything_after_it_is_predicted(corpus, make_task, rng_of):
-    """The last token of the prefix predicts the first one behind it; no token that is seen is predicted."""
+    """The last token of the prefix predicts the first one after it; no token of the prefix is predicted."""
     examples = make_task("prefix_lm", "decoder", length=LENGTH).examples(corpus, 0)
     for i in range(0, len(examples), 7):
-        # The windows without a prefix are the next-token objective's.
+        # Except for the prefix, the windows are those of the next-token objective.
         f, window = examples(i, rng_of(i)), Windows.features(examples.rows, i, rng_of(i))
         for name in ("tokens", "targets", "positions", "segment_ids"):
             np.testing.assert_array_equal(f[name], window[name])
@@ -59,7 +59,7 @@ def test_features_for_an_encoder_decoder(make_store, make_task, ids, rng_of):
 
 @pytest.mark.parametrize("target_length", [8, 16, 48, 64])
 def test_both_sides_together_are_the_text_and_fit_their_rows(target_length, corpus, make_task, tokenizer, rng_of):
-    """Over an epoch every token is on one side or the other, once; a cost below the real length overflows a row."""
+    """In an epoch each token is once in a source or a target; a cost below the real length would overflow a row."""
     examples = make_task("prefix_lm", "encoder_decoder", length=48, target_length=target_length).examples(corpus, 0)
     times = [np.zeros(n, int) for n in corpus.lengths]
     filled = []

@@ -1,4 +1,4 @@
-"""Prompts: what writing and scoring give a model is the row that its objective trained it on, field for field."""
+"""Prompts: generation and scoring give a model the same rows as training, in every field."""
 
 import types
 
@@ -19,7 +19,7 @@ LENGTH = 24
 
 
 def loaded_model(name, architecture, tokenizer) -> LoadedModel:
-    """Returns a model that is never run: what it would read is looked at."""
+    """Returns a model that is never run, because only its inputs are tested."""
     sizes = {"vocab_size": tokenizer.vocab_size, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8, "num_layers": 1}
     config = ModelConfig(architecture=architecture, max_length=LENGTH, **sizes)
     model = types.SimpleNamespace(config=config, has_vocabulary=True)
@@ -28,7 +28,7 @@ def loaded_model(name, architecture, tokenizer) -> LoadedModel:
 
 
 def trained_row(name, architecture, make_task, make_store, seed):
-    """Returns a row with one text, the denoiser's that continues a text where there are several, and its two sides."""
+    """Returns a row with one text, its source, tokens and targets; of UL2's denoisers, that of mode S."""
     task = make_task(name, architecture, length=LENGTH, target_length=LENGTH)
     pairs = OBJECTIVES[name].wants_pairs
     store = make_store([("abcdefg", "hijk")] if pairs else [("abcdefghijk",)], pairs)
@@ -43,15 +43,15 @@ def trained_row(name, architecture, make_task, make_store, seed):
 
 @pytest.mark.parametrize(("name", "architecture"), WRITING)
 def test_scoring_reads_the_rows_of_training(name, architecture, make_task, make_store, tokenizer):
-    """Tokens, targets and what sees what: the fields of one are those of the other."""
+    """Tokens, targets and attention: all fields of scoring equal those of training."""
     loaded = loaded_model(name, architecture, tokenizer)
     form, reader = loaded.prompts, Reader.of(loaded, ScoreConfig())
     for seed in range(5):
         f, source, _, targets = trained_row(name, architecture, make_task, make_store, seed)
         context = source[len(form.before) : len(source) - len(form.after)]
-        assert form.around(context) == source, "what stands around a source is not what the objective puts there"
+        assert form.around(context) == source, "the tokens around a source are not those of the objective"
         spans = {tokenizer.mask_id, *tokenizer.sentinel_ids[:-3].tolist()}
-        assert not set(context) & (tokenizer.special_ids - spans), "more stands around a source than the format says"
+        assert not set(context) & (tokenizer.special_ids - spans), "more tokens around a source than in the format"
         (piece,) = reader.pieces(Encoded(context, targets))
         for field, array in _fields(loaded, [piece], (LENGTH, LENGTH)).items():
             np.testing.assert_array_equal(array, f[field], err_msg=field)
@@ -64,13 +64,13 @@ def test_scoring_reads_the_rows_of_training(name, architecture, make_task, make_
 
 @pytest.mark.parametrize(("name", "architecture"), WRITING)
 def test_writing_begins_with_the_rows_of_training(name, architecture, make_task, make_store, tokenizer, monkeypatch):
-    """The prompt is the row up to the token that predicts the first target, and all of it is seen if it was."""
+    """The prompt is the row up to the token that predicts the first target, with the same prefix as in training."""
     loaded, seen = loaded_model(name, architecture, tokenizer), []
     monkeypatch.setattr(
         "lmjax.inference.generate.decode.prefill", lambda _, fields, **__: (seen.append(fields), (None, None))[1]
     )
     f, source, tokens, targets = trained_row(name, architecture, make_task, make_store, 0)
-    # A decoder that predicts all of a text goes on from any part of it.
+    # A decoder that predicts whole texts can continue after any part of one.
     context = source[len(loaded.prompts.before) : len(source) - len(loaded.prompts.after)] or targets[:3]
     requests = make_requests(loaded, [context_ids := loaded.prompts.around(context)], [0], 2, ["it"])
     if not set(context) & tokenizer.special_ids:

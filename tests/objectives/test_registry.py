@@ -1,4 +1,4 @@
-"""Facts about an objective stand in its own file: no other module knows it by name."""
+"""The facts of an objective are in its own file, so no other module contains its name."""
 
 import ast
 import pathlib
@@ -15,7 +15,7 @@ OWN = {name: ROOT.joinpath(*o.__module__.split(".")[1:]).with_suffix(".py") for 
 
 
 def named(source: str) -> set[str]:
-    """Returns the objectives that some string of a module names: whole, or joined by commas as a flag joins them."""
+    """Returns the objectives that a string in a module names, alone or joined by commas as in the flag."""
     strings = (n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
     return {part for text in strings for part in text.split(",")} & OBJECTIVES.keys()
 
@@ -52,7 +52,7 @@ def test_default_runs_are_those_that_the_objective_declares():
 
 
 def test_predictions_at_different_positions_are_refused(monkeypatch):
-    """One pass over the logits serves all objectives of a mixture; it would take the positions of the first."""
+    """All objectives of a mixture share one pass over the logits, which uses the positions of the first."""
     monkeypatch.setattr(OBJECTIVES["prefix_lm"], "predicts_at", "prediction_positions")
     with pytest.raises(FlagError, match="prefix_lm predicts at prediction_positions; train one of them"):
         objective_types(("next_token", "prefix_lm"))

@@ -1,4 +1,4 @@
-"""Replaced-token detection: what the generator put in is what is told apart, at every token, with no gradient back."""
+"""Replaced-token detection: every token is classified, and the generator gets no gradient from the discriminator."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ VOCAB = 12
 
 
 def batch_of():
-    """One row of six tokens, two of them masked, with room for a third prediction; and a row of padding."""
+    """Returns a row of six tokens, two of them masked, and one unused prediction; and a row of padding."""
     return {
         "tokens": jnp.array([[1, 9, 3, 9, 5, 6, 0, 0], [0] * 8]),
         "segment_ids": jnp.array([[1] * 6 + [0, 0], [0] * 8]),
@@ -24,7 +24,7 @@ def batch_of():
 
 
 def run(make_task, forward_of, guesses, **fields):
-    """Returns the sums, and the tokens that the discriminator saw, for a generator that is sure of its guesses."""
+    """Returns the sums, and the tokens that the discriminator reads, for a generator that predicts `guesses`."""
     batch, seen = batch_of(), []
     logits = 50.0 * jax.nn.one_hot(jnp.array(guesses), VOCAB)
 
@@ -37,7 +37,7 @@ def run(make_task, forward_of, guesses, **fields):
         states=states,
         generator_states=lambda b: jnp.zeros((2, 8, 3)),
         generator_logits=lambda h: logits[:, : h.shape[1]],
-        # Says "replaced" of token 7 alone.
+        # Predicts "replaced" for token 7 alone.
         replaced_token=lambda h: jnp.where(h[..., 0] == 7, 2.0, -1.0),
     )
     task = make_task("rtd", "encoder", length=8, rtd={"mask_rate": 0.3}, **fields)
@@ -45,7 +45,7 @@ def run(make_task, forward_of, guesses, **fields):
 
 
 def test_guesses_are_put_in_and_told_apart(make_task, forward_of):
-    """The first guess hits, so its token counts as original; the second is 7, which the discriminator knows."""
+    """The first guess is correct, so it counts as original; the second is 7, which the discriminator detects."""
     sums, seen, weights = run(make_task, forward_of, [[2, 7, 11], [3, 3, 3]])
     assert [t.tolist() for t in seen] == [[[1, 2, 3, 7, 5, 6, 0, 0], [0] * 8]]
     found = sums["rtd"]
@@ -64,7 +64,7 @@ def test_a_missed_replacement_is_wrong(make_task, forward_of):
 
 
 def test_room_for_predictions_that_a_row_lacks_leaves_its_first_token(make_task, forward_of):
-    """Their position is 0; what the generator says there must not be put in."""
+    """An unused prediction has position 0, and the token there must not be replaced."""
     _, seen, _ = run(make_task, forward_of, [[2, 4, 11], [11, 11, 11]])
     assert seen[0][:, 0].tolist() == [1, 0]
 
@@ -85,7 +85,7 @@ def toy(make_task, toy_forward, corpus, rng_of, tokenizer):
 
 def test_every_mask_is_filled_in_and_every_token_judged(toy, tokenizer):
     task, batch, forward = toy()
-    assert (batch["tokens"] == tokenizer.mask_id).sum() == batch["weights"].sum(), "the generator sees the originals"
+    assert (batch["tokens"] == tokenizer.mask_id).sum() == batch["weights"].sum(), "the generator reads originals"
     sums = task.losses(forward, batch)
     (seen,) = (x["tokens"] for name, x in forward.calls if name == "states")
     changed = np.asarray(seen != batch["tokens"])
@@ -96,7 +96,7 @@ def test_every_mask_is_filled_in_and_every_token_judged(toy, tokenizer):
 
 
 def test_draws_follow_the_generator(make_task, forward_of):
-    """Tokens are drawn by their probability, not picked: else the discriminator would see one guess for ever."""
+    """Tokens are sampled by their probability; with the argmax the discriminator would always read the same token."""
     task = make_task("rtd", "encoder", length=8)
     p = np.array([0.5, 0.3, 0.2])
     hidden = jnp.zeros((1, 4000, 1))
@@ -110,7 +110,7 @@ def test_draws_follow_the_generator(make_task, forward_of):
 
 @pytest.mark.parametrize("chunk", [0, 100])
 def test_rows_that_fill_up_the_vocabulary_are_never_drawn(make_task, forward_of, tokenizer, chunk):
-    """They stand in no text: the discriminator would tell them at a glance."""
+    """No text has the ids of vocabulary padding, so the discriminator would detect them at once."""
     (objective,) = make_task("rtd", "encoder", length=8, vocab_chunk=chunk).objectives
     padding = jnp.arange(tokenizer.vocab_size + 5) >= tokenizer.vocab_size
     generator = forward_of({}, logits=lambda h: jnp.broadcast_to(20.0 * padding, (*h.shape[:2], len(padding))))

@@ -1,4 +1,4 @@
-"""The arrays of packed rows: pieces keep their own positions and segments, and only targets carry weight."""
+"""The arrays of packed rows: each piece has its own positions and segment id, and only targets have weight."""
 
 import numpy as np
 import pytest

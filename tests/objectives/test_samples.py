@@ -1,4 +1,4 @@
-"""What each objective shows of a trained model: what the model is given, and how what it writes is read."""
+"""Samples of each objective: the input for the model, and the printed form of its output."""
 
 import pytest
 
@@ -32,10 +32,10 @@ def test_a_text_is_continued(show, tokenizer, objective, architecture):
 
 @pytest.mark.parametrize("objective", ["mlm", "mlm,nsp", "nsp,mlm"])
 def test_masks_are_filled_in(show, tokenizer, objective):
-    """Whichever is named first: the next-sentence objective has nothing to show."""
+    """In any order of the names, because the next-sentence objective has no sample."""
     sample = show(objective, "encoder")
     assert sample.shown == "a held-out text:\n  | abc[MASK]efgh i[MASK]klmnop[MASK] qrstu[MASK]wx yza[MASK]"
-    assert sample.count == 0, "nothing is written"
+    assert sample.count == 0, "a masked LM generates no text"
     assert [i for i, t in enumerate(sample.ids) if t == tokenizer.mask_id] == [3, 10, 17, 24, 31]
     assert sample.answer(tokenizer.encode("djxvb")) == (
         "masked -> filled in: 'd' -> 'd', 'j' -> 'j', '.' -> 'x', 'v' -> 'v', 'b' -> 'b'"
@@ -54,7 +54,7 @@ def test_spans_are_restored(show, tokenizer, ids, architecture):
     assert spans.count("-> None") == sample.shown.count("<") == 2
     assert "<0> 'xy'" not in spans
     assert sample.answer(ids("S0", "xy", "S1", "z", "EOS")).count("-> 'xy', <1>") == 1
-    assert not {tokenizer.eos_id} & set(sample.ids), "the prompt format adds the end"
+    assert not {tokenizer.eos_id} & set(sample.ids), "the prompt format adds EOS, so the sample must not"
 
 
 def test_holes_are_written_over(show, tokenizer):

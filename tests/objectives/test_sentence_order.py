@@ -1,4 +1,4 @@
-"""Sentence order: labels that are true, both in balance, and nothing but the order that gives them away."""
+"""Sentence order: labels are true and balanced, and only the order of the parts reveals them."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_labels_are_true(many):
     for text, a, b, label in many:
         first, second = (b, a) if label else (a, b)
         assert first in text
-        # Sentences of the corpus are all different, so a text stands at one place.
+        # All sentences of the corpus differ, so a text occurs at one position only.
         assert text.index(second) >= text.index(first) + len(first)
         if len(first) + len(second) + 3 < LENGTH:
             assert first + second in text, "the parts are not consecutive"
@@ -62,7 +62,7 @@ def test_labels_are_in_balance(many, within):
 
 
 def test_cut_parts_do_not_give_the_label_away(make_store, make_task, tokenizer, rng_of):
-    """Two sentences that a row cannot hold are cut at the same places whichever comes first."""
+    """Two sentences that are too long for a row are cut at the same positions in both orders."""
     up, down = "abcdefghijklmnopqrstuvwxyz" * 4, "zyxwvutsrqponmlkjihgfedcba" * 4
     documents = [(up, down), (up, "ddd"), ("eee", down)]
     found = {}

@@ -1,11 +1,11 @@
-"""Sequence to sequence: the target is predicted from the whole source, and long sides are cut at their ends only."""
+"""Sequence to sequence: the target is predicted from the source, and long texts are truncated at their ends."""
 
 import numpy as np
 import pytest
 
 from lmjax.errors import DataError
 
-RNG = None  # nothing is drawn
+RNG = None  # the objective uses no random numbers
 
 
 def row_of(examples, i=0):
@@ -55,7 +55,7 @@ def test_empty_target_is_an_end_alone(make_store, make_task, ids):
 def test_long_sides_are_cut_at_their_ends(
     architecture, target_length, source_kept, target_kept, make_store, make_task, ids
 ):
-    """A side that is too long keeps its beginning and gets its EOS; in a decoder they share the row."""
+    """Only the beginning of a text that is too long remains, with EOS; in a decoder both texts share the row."""
     source, target = "abcdefghijklm" * 9, "nopqrstuvwxyz" * 9
     task = make_task("seq2seq", architecture, length=12, target_length=target_length)
     f = row_of(task.examples(make_store([(source, target)], pairs=True), 0))
@@ -71,7 +71,7 @@ def test_long_sides_are_cut_at_their_ends(
 
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
 def test_every_pair_is_in_one_row_and_its_sides_meet(architecture, make_store, make_task, tokenizer):
-    """In packed rows each target stands in the segment of its own source."""
+    """In packed rows each target has the segment id of its own source."""
     rng = np.random.default_rng(0)
 
     def word():

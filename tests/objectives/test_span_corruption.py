@@ -1,4 +1,4 @@
-"""Span corruption: nothing of the text is lost, lengths are known beforehand, rates are those of the paper."""
+"""Span corruption: no token is lost, lengths are known before spans are drawn, rates are those of the paper."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ EOS = 3
 
 
 def spans_of(side, known=KNOWN):
-    """Returns what follows each sentinel, by sentinel; what stands before the first one is under None."""
+    """Returns the tokens after each sentinel, by sentinel; those before the first one have the key None."""
     found, key = {None: []}, None
     for token in np.asarray(side).tolist():
         if token in known:
@@ -31,26 +31,26 @@ def spans_of(side, known=KNOWN):
 
 
 def restored(source, target):
-    """Returns the text that source and target give together."""
+    """Returns the text restored from source and target."""
     assert source[-1] == target[-1] == EOS
     cut, kept = spans_of(target[:-1]), spans_of(source[:-1])
     assert not cut.pop(None), "the target begins with text"
     text = kept.pop(None)
-    assert list(cut) == list(kept) == SENTINELS[: len(cut)].tolist(), "sentinels out of order, or not the same"
+    assert list(cut) == list(kept) == SENTINELS[: len(cut)].tolist(), "sentinels out of order, or not equal"
     for sentinel, after in kept.items():
         text += cut[sentinel] + after
     return text
 
 
 def test_examples_by_hand(rng_of):
-    """Of two tokens either is cut; of three, too; and of short texts it is not always the end."""
+    """Of two tokens either is cut out, and in a short text the span may be anywhere, not only at its end."""
     found = set()
     for i in range(50):
         source, target = corrupt(np.array([8, 9]), SENTINELS, EOS, SpanCorruptionConfig(), rng_of(i))
         found.add((tuple(source.tolist()), tuple(target.tolist())))
     assert found == {((8, 1000, EOS), (1000, 9, EOS)), ((1000, 9, EOS), (1000, 8, EOS))}
     starts = [corrupt(np.arange(20), SENTINELS, EOS, SpanCorruptionConfig(), rng_of(i))[1][1] for i in range(500)]
-    assert set(starts) == set(range(18)), "the one span of three tokens does not lie anywhere"
+    assert set(starts) == set(range(18)), "the single span of three tokens has not all positions"
 
 
 def test_single_token_is_cut_out():
@@ -62,7 +62,7 @@ def test_single_token_is_cut_out():
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
 def test_features_by_hand(architecture, make_store, make_task, ids):
     task = make_task("span_corruption", architecture, length=8, target_length=8)
-    # One of the two tokens is cut; this generator cuts the first.
+    # One of the two tokens is cut out; with this random generator, the first.
     f = task.examples(make_store([("ab",)]), 0)(0, np.random.default_rng(1))
     f = {name: array.tolist() for name, array in f.items()}
     if architecture == "encoder_decoder":
@@ -97,7 +97,7 @@ def test_source_and_target_restore_the_text(config):
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_cost_is_the_real_length(config, architecture, make_task, tokenizer):
-    """A cost below the real length overflows a row; one above it wastes room."""
+    """A cost below the real length would overflow a row; one above it would waste positions."""
     length, target_length = 4000, 1000
     task = make_task(
         "span_corruption", architecture, length=length, target_length=target_length, span_corruption=config
@@ -109,7 +109,7 @@ def test_cost_is_the_real_length(config, architecture, make_task, tokenizer):
     for n in [*range(1, 40), *rng.integers(40, 3001, 60)]:
         spans = noise_counts(np.array([n]), config)[1][0]
         if spans > len(tokenizer.sentinel_ids):
-            assert costs[n - 1] > length, "a piece with more spans than there are sentinels was let in"
+            assert costs[n - 1] > length, "a piece with more spans than sentinels was accepted"
             continue
         source, target = corrupt(np.arange(n), SENTINELS, EOS, config, rng)
         both = len(source) + len(target)
@@ -122,21 +122,21 @@ def test_counts_agree_with_their_definition(config):
     lengths = np.arange(1, 3001)
     noise, spans = noise_counts(lengths, config)
     assert (noise >= 1).all()
-    assert (noise[1:] < lengths[1:]).all(), "everything was cut out"
+    assert (noise[1:] < lengths[1:]).all(), "all tokens of a text were cut out"
     assert ((spans >= 1) & (spans <= noise)).all(), "an empty span"
-    assert (spans <= np.maximum(lengths - noise, 1)).all(), "two spans touch"
+    assert (spans <= np.maximum(lengths - noise, 1)).all(), "two spans are adjacent"
     np.testing.assert_array_less(np.abs(noise - lengths * config.noise_density)[lengths > 100], 0.51)
 
 
 def test_counts_of_a_row_of_t5():
-    """T5 pretrains on rows of 512: 568 tokens become 512 and 114 with EOS (the release's own figures)."""
+    """T5 is pretrained on rows of 512: 568 tokens become 512 and 114 with EOS (numbers of the T5 release)."""
     noise, spans = noise_counts(np.array([568]), SpanCorruptionConfig())
     assert 568 - noise[0] + spans[0] + 1 == 512
     assert noise[0] + spans[0] + 1 == 114
 
 
 def test_rates_over_many_examples(rng_of):
-    """15 % of the tokens are cut, in spans of 3 on average, and no place inside the text is preferred."""
+    """15 % of the tokens are cut out, in spans of 3 on average, equally often at all positions inside the text."""
     config, n, examples = SpanCorruptionConfig(), 100, 10_000
     cut, sizes = np.zeros(n), []
     for i in range(examples):
@@ -147,7 +147,7 @@ def test_rates_over_many_examples(rng_of):
     assert cut.sum() == 0.15 * n * examples
     assert np.mean(sizes) == 3.0
     assert len(set(sizes)) == 11, "all lengths from 1 to 15 - 4 occur"
-    # A span cannot begin before the text does, so only near the two ends is a token cut less often.
+    # No span begins before the text, so only tokens near its two ends are cut out less often.
     rates = cut / examples
     assert rates[10:90].min() > 0.14
     assert rates[10:90].max() < 0.18
@@ -163,7 +163,7 @@ def test_partitions_are_equally_likely(rng_of, within):
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
 def test_every_document_is_read_whole(architecture, config, corpus, make_task, tokenizer, rng_of):
-    """Over an epoch the restored pieces are all the tokens of all documents, each once."""
+    """The restored pieces of one epoch have each token of each document once."""
     task = make_task(
         "span_corruption", architecture, length=64, target_length=32 if config == CONFIGS[0] else 64,
         span_corruption=config,
@@ -218,7 +218,7 @@ def test_t5s_own_row_of_512_has_114_targets():
 
 @pytest.mark.parametrize("length", [64, 200, 512])
 def test_rows_of_any_length_are_well_filled_on_both_sides(length, make_store, make_task, rng_of):
-    """Long texts; at 512 a decoder's row of 48 left the encoder's 42 % full."""
+    """With long texts; if the decoder's row had 48 tokens, the encoder's row of 512 would be only 42 % full."""
     examples = make_task("span_corruption", "encoder_decoder", length=length).examples(
         make_store([("abcdef" * 999,)]), 0
     )

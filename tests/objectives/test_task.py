@@ -1,4 +1,4 @@
-"""What holds for every objective in every family that can train it, and which combinations are refused."""
+"""Properties of every objective in every family that can train it, and combinations that are refused."""
 
 import functools
 import itertools
@@ -36,7 +36,7 @@ every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
 @pytest.fixture(scope="module")
 def small(sentences, make_store):
-    """A store of running text and one of pairs, both with documents of one token and one that is long."""
+    """Returns a store of running text and one of pairs, both with documents of one token and a long document."""
     text = [*sentences[:12], ("a",), ("b", "c"), ("abcdefgh" * 30,)]
     pairs = [(d[0], d[1]) for d in sentences[:30]] + [("a", "b"), ("", "b"), ("a" * 200, "b"), ("a", "b" * 200)]
     return {False: make_store(text), True: make_store(pairs, pairs=True)}
@@ -78,8 +78,8 @@ def test_features_keep_to_the_contract(case, tokenizer, rng_of):
             tokens, positions, segments = (f[f"{prefix}{n}"] for n in ("tokens", "positions", "segment_ids"))
             assert tokens.shape == positions.shape == segments.shape == (length,)
             filled = int((segments > 0).sum())
-            assert filled, "an empty row"
-            assert not segments[filled:].any(), "padding within a row"
+            assert filled, "a row is empty"
+            assert not segments[filled:].any(), "there is padding between tokens of a row"
             assert not tokens[filled:].any() or tokenizer.pad_id
             assert (np.diff(segments[:filled]) >= 0).all()
             for s in range(1, segments.max() + 1):
@@ -139,7 +139,7 @@ def padded_batch(examples, rng_of):
 
 @every_case
 def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer, rng_of):
-    """The loss of a random model is about log(classes), and it has a gradient; padding rows may hold anything."""
+    """The loss of a random model is about log(classes) and has a gradient; tokens in padding rows do not change it."""
     _, architecture, examples = case
     task = examples.task
     model, params = tiny_model(architecture, task.heads, tokenizer.vocab_size)
@@ -180,7 +180,7 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
 
 @every_case
 def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
-    """Accumulation and the mesh divide the work; what rtd draws depends on the batch, and its own sum on that."""
+    """For accumulation and the mesh. The discriminator's sum is excepted: it depends on tokens sampled per batch."""
     _, _, examples = case
     task = examples.task
     batch = padded_batch(examples, rng_of)
@@ -195,7 +195,7 @@ def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
                 np.testing.assert_allclose(a, b, rtol=1e-5)
         assert halves[0][1][name] + halves[1][1][name] == whole[1][name] == expected.weight
     for name, (_, weights) in whole[2].items():
-        assert weights.sum() == whole[1][name], "perplexity and bytes are those of other targets than the loss"
+        assert weights.sum() == whole[1][name], "perplexity and bits per byte use other targets than the loss"
     assert set(whole[2]) == set(whole[0]) - set(BINARY)
 
 
@@ -327,7 +327,7 @@ def test_a_mixture_computes_its_logits_once(mixed, rng_of, toy_forward):
 
 
 def test_features_of_different_sizes_share_the_larger_one(make_task, small, rng_of):
-    """Two mask rates, of mlm and rtd: a row with room for fewer predictions is filled up with none."""
+    """With different mask rates of mlm and rtd, the row with fewer predictions is padded."""
     task = make_task("mlm,rtd", "encoder", length=LENGTH, mlm={"mask_rate": 0.1}, rtd={"mask_rate": 0.4})
     examples = task.examples(small[False], 0)
     f = examples(0, rng_of(0))

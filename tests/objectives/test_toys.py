@@ -1,4 +1,4 @@
-"""An objective is added by its own file and one line: here a toy, and one that reads labels beside its texts."""
+"""An objective is added by its own file and one line: here a toy, and one that reads texts with labels."""
 
 import csv
 import dataclasses
@@ -34,7 +34,7 @@ class MirrorConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MirroredPieces(PackedPieces, Rows):
-    """Packed pieces, each followed by itself from its end to its beginning."""
+    """Packed pieces, each followed by the same tokens in reverse order."""
 
     objective: "Mirror"
 
@@ -45,7 +45,7 @@ class MirroredPieces(PackedPieces, Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Mirror(TokenPrediction):
-    """Predicts a text from its end to its beginning."""
+    """Predicts the tokens of a text in reverse order."""
 
     config: MirrorConfig
     name: ClassVar[str] = "mirror"
@@ -64,7 +64,7 @@ class Mirror(TokenPrediction):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledTexts(Rows):
-    """One record a row: its text, and behind it the token of its label."""
+    """Rows with one record each: its text, then the token of its label."""
 
     store: object
     objective: "Labels"
@@ -81,7 +81,7 @@ class LabelledTexts(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class Labels(Mirror):
-    """Predicts the label of a text, behind it."""
+    """Predicts the label of a text after the text."""
 
     config: ObjectiveConfig
     name: ClassVar[str] = "labels"
@@ -158,7 +158,7 @@ def test_what_a_test_registers_is_gone_behind_it(tiny):
 
 @pytest.mark.parametrize("kind", ["jsonl", "tsv"])
 def test_labels_travel_with_their_texts(labels, tiny, tmp_path, kind):
-    """From a file of either format through the split, the store and the shuffle into the batches of a step."""
+    """Labels pass from a file of either format through split, store and shuffling to the batch with their text."""
     config = tiny("labels", data__train=written(tmp_path, kind))
     run = build(config, tmp_path / "run")
     known = {record["text"]: record for record in RECORDS}
@@ -184,7 +184,7 @@ def test_an_objective_with_labels_trains_and_is_evaluated(labels, tiny, tmp_path
     lines = read_lines(lmjax.train(config, tmp_path / "run", progress=False))
     assert 0 <= lines[-1]["eval/heldout/labels/accuracy"] <= 1
     again = lmjax.train(config.model_copy(update={"steps": 3}), tmp_path / "run", progress=False)
-    assert read_lines(again)[-1]["step"] == 3, "the workdir does not know its own data again"
+    assert read_lines(again)[-1]["step"] == 3, "the workdir does not recognise its own data"
 
 
 @pytest.mark.parametrize(
