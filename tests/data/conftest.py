@@ -1,4 +1,4 @@
-"""What the tests of the data layer share: a text of many scripts and a small tokenizer trained on it."""
+"""Fixtures for the tests of data: a text in many scripts and a small tokenizer trained on it."""
 
 import gzip
 
@@ -20,7 +20,7 @@ def text() -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """430 ids: unigram with byte fallback."""
+    """Returns a unigram tokenizer of 430 ids with byte fallback."""
     return train_tokenizer([TEXT] * 20, TokenizerConfig(vocab_size=430))
 
 

@@ -1,4 +1,4 @@
-"""Named columns from a file through a store: every value comes back with its document, and what lacks one is named."""
+"""Named columns: each value is read from the store with its document, and errors name a missing column."""
 
 import json
 import pathlib
@@ -52,7 +52,7 @@ def jsonl(records) -> str:
 
 @pytest.fixture
 def store(write, tokenizer, tmp_path, monkeypatch):
-    """A store of RECORDS that is written in many small batches."""
+    """Returns a store of RECORDS that is written in many small batches."""
     monkeypatch.setattr("lmjax.data.store._BATCH_CHARS", 60)
     return store_of(write("a.jsonl", jsonl(RECORDS)), tokenizer, tmp_path / "cache", ALL)
 
@@ -65,7 +65,7 @@ def test_every_column_comes_back_with_its_document(store, tokenizer):
     for i, record in enumerate(RECORDS):
         assert [tokenizer.decode(ids) for ids in store.texts(i, "words")] == record["words"]
         assert [tokenizer.decode(ids) for ids in store.texts(i, "text")] == [record["text"]]
-        assert [len(ids) for ids in store.texts(i, "note")] == [0], "a text that may be missing is empty"
+        assert [len(ids) for ids in store.texts(i, "note")] == [0], "an optional text that is missing must be empty"
         assert store.value(i, "label") == LABELS[str(record["label"])]
         assert store.value(i, "score") == record["score"]
         assert store.value(i, "tags") == tuple(record["tags"])
@@ -89,7 +89,7 @@ def test_a_table_holds_the_same_as_json(write, tokenizer, tmp_path):
 
 
 def test_a_document_without_tokens_takes_its_values_with_it(tokenizer, tmp_path):
-    """A store has no document without tokens; the values behind its own must not move up to others."""
+    """A store leaves out documents without tokens, and must leave out their values too."""
     texts = {"A": "a", "B": "", "C": "c"}
     documents = [Document((text,), "", counts=(1,), values=(label,)) for label, text in texts.items()]
     store = build_store(
@@ -108,7 +108,7 @@ def test_columns_decide_which_store_it_is(write, tokenizer, tmp_path):
 
 
 def test_a_store_of_running_text_is_what_it_was(tokenizer, tmp_path):
-    """Its fingerprint and its files know nothing of columns, so the stores of before are found again."""
+    """Columns do not change the fingerprint and files of a store of running text, so older stores are still found."""
     documents = [Document(("One.", " Two."), "")]
     store = build_store(lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=str(tmp_path))
     meta = json.loads(pathlib.Path(store.path, "meta.json").read_text())

@@ -1,4 +1,4 @@
-"""Tokenizers of checkpoints: the library's ids, no id more, special tokens by their names, and no file that harms."""
+"""Tokenizers of checkpoints: the library's ids and no others, special tokens by name, and safe reading of bad files."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ LOSSLESS = ("gpt2", "llama3", "metaspace_bytes")
 
 
 def untrained(kind: str) -> tuple[Tokenizer, trainers.Trainer]:
-    """A pipeline of `kind` and what trains it."""
+    """Returns an untrained tokenizer of `kind` and its trainer."""
     if kind in ("gpt2", "llama3"):
         fast, decoder = Tokenizer(models.BPE()), decoders.ByteLevel()
         split = [pre_tokenizers.Split(Regex(LLAMA3), "isolated")] if kind == "llama3" else []
@@ -62,11 +62,11 @@ def trained(kind: str) -> Tokenizer:
     if kind != "metaspace_bytes":
         fast.train_from_iterator(lines, trainer)
         return fast
-    # As in SentencePiece, no piece goes beyond a word, but at use a text is one run.
+    # As in SentencePiece, no token is longer than a word, but encoding does not split a text into words.
     fast.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     fast.train_from_iterator(lines, trainer)
     content = json.loads(fast.to_str())
-    # The trainer takes every first token for a special one; a byte piece is text.
+    # The trainer makes its first tokens special ones, but byte tokens are text.
     content["pre_tokenizer"] = None
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in BYTE_PIECES]
     return Tokenizer.from_str(json.dumps(content))
@@ -74,7 +74,7 @@ def trained(kind: str) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Kind -> a folder with its tokenizer.json alone."""
+    """Returns kind -> a folder that has only its tokenizer.json."""
     found = {}
     for kind in ("gpt2", "llama3", "wordpiece", "unigram", "metaspace_bytes"):
         found[kind] = tmp_path_factory.mktemp(kind)
@@ -90,7 +90,7 @@ def t5() -> bytes:
 
 
 def copied(source: pathlib.Path, target: pathlib.Path, **files: object) -> pathlib.Path:
-    """A copy of a folder, with JSON files beside what it holds."""
+    """Returns a copy of a folder with more JSON files."""
     target.mkdir(exist_ok=True)
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
@@ -107,7 +107,7 @@ def test_the_ids_are_those_of_the_library(folders, kind):
     expected = [theirs.encode(text, add_special_tokens=False).ids for text in texts]
     assert [ours.encode(text) for text in texts] == expected
     assert ours.encode_batch(texts, threads=2) == expected
-    assert ours.vocab_size == theirs.get_vocab_size(), "an id more than the model has rows for"
+    assert ours.vocab_size == theirs.get_vocab_size(), "an id for which the model has no embedding"
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -139,7 +139,7 @@ def test_words_begin_where_they_do_in_every_pipeline(folders, kind):
     ids = tokenizer.encode(" the argparse module, deprecated")
     starts = np.flatnonzero(tokenizer.word_start[ids]).tolist()
     words = [tokenizer.decode(ids[a:b]).strip() for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)]
-    # A unigram model may take a space, or a comma with a space, for a piece of its own.
+    # In a unigram model a space, or a comma with a space, can be a separate token.
     assert "".join(words) == "theargparsemodule,deprecated"
     assert {"argparse", "module", "deprecated"} <= set(words)
     assert tokenizer.word_start[sorted(tokenizer.special_ids)].all()
@@ -167,10 +167,10 @@ def test_which_token_is_which_comes_from_the_files(folders, tmp_path):
     mapped = load(special_tokens_map={"bos_token": "</s>", "cls_token": "<s>", "pad_token": "not there"})
     assert (mapped.bos_id, mapped.cls_id, mapped.pad_id) == (2, 1, 1)
     newer = load(tokenizer_config={"bos_token": "<s>", "eos_token": None, "added_tokens_decoder": {}})
-    assert (newer.bos_id, newer.pad_id) == (1, 0), "special_tokens_map.json counts only beside an old config"
+    assert (newer.bos_id, newer.pad_id) == (1, 0), "special_tokens_map.json must be read only with an old config"
     more = load(tokenizer_config={"extra_special_tokens": ["de"], "added_tokens_decoder": {}})
     special = more.encode("def")[0]
-    assert not more.is_text[special], "a token that is named as special is found in text, as transformers finds it"
+    assert not more.is_text[special], "a named special token must be matched in text, as in transformers"
     assert special not in newer.encode("def")
 
 
@@ -207,7 +207,7 @@ def test_a_saved_and_a_pickled_tokenizer_are_the_same_bit_for_bit(folders, tmp_p
     workdir = tmp_path / "workdir"
     workdir.mkdir()
     tokenizer.save_in(workdir)
-    # A workdir has a config.json of its own.
+    # The config.json of a workdir is not that of a checkpoint.
     (workdir / "config.json").write_text('{"model": {}, "tokenizer": {}}')
     paths = (workdir, workdir / "tokenizer.json")
     for copy in (*(load_tokenizer(str(path)) for path in paths), pickle.loads(pickle.dumps(tokenizer))):
@@ -233,7 +233,7 @@ def test_only_a_bare_model_gets_the_symbols_that_it_lacks(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     checkpoint = load_tokenizer(str(tmp_path))
     assert isinstance(checkpoint, FastTokenizer)
-    assert checkpoint.vocab_size == size, "the checkpoint's model has no row for another id"
+    assert checkpoint.vocab_size == size, "the checkpoint's model has no embedding for another id"
 
 
 def test_older_files_make_the_tokenizer_that_tokenizer_json_holds(folders, tmp_path):
@@ -251,7 +251,7 @@ def test_older_files_make_the_tokenizer_that_tokenizer_json_holds(folders, tmp_p
 
 
 def damaged(content: bytes, how: str) -> bytes:
-    """A tokenizer.json that is not whole, or that claims what cannot be."""
+    """Returns a tokenizer.json that is incomplete or inconsistent."""
     data = json.loads(content)
     if how == "deep":
         return b'{"model":' * 100_000

@@ -1,4 +1,4 @@
-"""The tokens of a text are its tokenizer's for the whole of it: in a store, in windows, whatever joins or begins it."""
+"""Long texts: a store and encoding in windows give the same tokens as encoding the whole text at once."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ WORDS = ("The", "king", "isn't", "def", "return", "x1", "Straße", "快速", "�
 
 
 def library(pre_tokenizer) -> Library:
-    """A BPE tokenizer of the library with a pre-tokenizer."""
+    """Returns a BPE tokenizer of the library with a pre-tokenizer."""
     fast, levels = Library(models.BPE()), isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
     fast.pre_tokenizer = pre_tokenizer
     fast.decoder = decoders.ByteLevel() if levels else decoders.Metaspace()
@@ -41,7 +41,7 @@ def library(pre_tokenizer) -> Library:
 
 @pytest.fixture(scope="module")
 def of_kind():
-    """A function from a kind to its tokenizer."""
+    """Returns a function from a kind to its tokenizer."""
     kept: dict[str, Vocabulary] = {}
 
     def give(kind: str) -> Vocabulary:
@@ -62,7 +62,7 @@ def of_kind():
 
 
 def at_once(tokenizer: Vocabulary, text: str) -> list[int]:
-    """The ids that the library itself gives a text."""
+    """Returns the ids of a text, encoded at once by the library."""
     if isinstance(tokenizer, FastTokenizer):
         content = json.loads(tokenizer.files[TOKENIZER])
         return Library.from_str(json.dumps(content)).encode(text, add_special_tokens=False).ids
@@ -70,7 +70,7 @@ def at_once(tokenizer: Vocabulary, text: str) -> list[int]:
 
 
 def odd_text(seed: int, pieces: int) -> str:
-    """Words of many scripts between every kind of white space, with lines of code among them."""
+    """Returns words of many scripts, separated by all kinds of white space, and lines of code."""
     rng, lines = random.Random(seed), library_lines(200)
     parts = itertools.chain.from_iterable((rng.choice(WORDS), rng.choice(BLANKS)) for _ in range(pieces))
     return "".join(part if rng.random() < 0.95 else part + rng.choice(lines) + "\n" for part in parts)
@@ -86,7 +86,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_holds_the_tokens_of_whole_texts(kind, of_kind, tmp_path):
-    """Encoded sentence by sentence, Llama 3's pattern and a space in front of each text gave others."""
+    """Encoding each sentence separately gives other tokens with Llama 3's pattern, or with a space before each text."""
     tokenizer = of_kind(kind)
     texts = [text for text in TEXTS if at_once(tokenizer, text)]
     documents = [Document(split_sentences(text), "") for text in texts]
@@ -96,7 +96,7 @@ def test_a_store_holds_the_tokens_of_whole_texts(kind, of_kind, tmp_path):
         found = store.document(i).tolist()
         assert found == tokenizer.encode(text) == at_once(tokenizer, text), text[:40]
         assert tokenizer.decode(found) == tokenizer.decode(at_once(tokenizer, text))
-        # A sentence begins at the first token that begins in it, or behind.
+        # The first token of a sentence is the first one that begins in it, or after it.
         (ids, starts), *_ = tokenizer.locate_batch([text])
         assert ids.tolist() == found
         offsets = np.cumsum([len(sentence) for sentence in documents[i].segments])[:-1]
@@ -113,11 +113,11 @@ def small_windows(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_text_has_the_tokens_that_it_has_at_once(kind, of_kind, small_windows):
-    """Parts of a fixed length gave others once a part."""
+    """Encoding parts of a fixed length separately gives other tokens where they meet."""
     tokenizer = of_kind(kind)
     texts = [odd_text(seed, 1500) for seed in range(3)]
     texts += ["\n".join(library_lines(400)), "a" * 5000 + " b", " " * 3000 + "x.\n" * 900, "快速的棕色" * 900]
-    # Runs whose tokens stand at other places if they begin elsewhere, as they do in a window.
+    # Sequences of one character, whose tokens depend on where a window begins.
     texts += [start + run * 3000 + "end" for start in ("x", "xyz", "xyz12") for run in " -=#"]
     for text in texts:
         assert len(text) > 2 * long_texts.WINDOW
@@ -130,7 +130,7 @@ def test_a_long_text_has_the_tokens_that_it_has_at_once(kind, of_kind, small_win
 
 
 def test_the_texts_would_show_parts_of_a_fixed_length(of_kind):
-    """The control of the test above: these texts have other tokens in parts, of all kinds but characters."""
+    """Control of the test above: in parts of a fixed length, most kinds of tokenizers give this text other tokens."""
     text = odd_text(0, 1500)
     parts = [text[start : start + 1024] for start in range(0, len(text), 1024)]
     joined = {kind: [i for part in parts for i in at_once(of_kind(kind), part)] for kind in KINDS}
@@ -139,7 +139,7 @@ def test_the_texts_would_show_parts_of_a_fixed_length(of_kind):
 
 
 def test_a_megabyte_is_encoded_as_it_is_at_once(of_kind):
-    """In windows as long as they are at use, of which there are several."""
+    """With windows of the real length, of which there are several."""
     tokenizer = of_kind("llama3")
     text = odd_text(1, 100_000)
     assert len(text) > 3 * long_texts.WINDOW

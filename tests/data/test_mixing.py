@@ -1,4 +1,4 @@
-"""Mixtures: rates that hold in every block, every row once an epoch, any place found without what is before it."""
+"""Mixtures: exact rates in every block, each row once per epoch, and any position computed without those before it."""
 
 import collections
 import itertools
@@ -58,7 +58,7 @@ def test_a_source_is_read_once_an_epoch_in_an_order_of_its_own(mixture):
         last = max(epoch for s, epoch in read if s == source)
         for epoch in range(last):
             assert sorted(read[source, epoch]) == [*range(first[source], first[source + 1])]
-        assert len({tuple(read[source, epoch]) for epoch in range(last)}) > 1, f"{size} rows always in one order"
+        assert len({tuple(read[source, epoch]) for epoch in range(last)}) > 1, f"{size} rows in one order"
 
 
 def test_a_place_does_not_depend_on_what_was_asked_before(mixture):
@@ -69,7 +69,7 @@ def test_a_place_does_not_depend_on_what_was_asked_before(mixture):
 
 
 def test_one_source_comes_in_the_order_that_it_has_alone():
-    """Without a mixture, every epoch has each row once, in an order of its own."""
+    """With one source, each epoch has each row once, in a new order."""
     alone = Mixture((7,), (0.3,))
     expected = [(e, int(row)) for e in range(4) for row in random_stream(9, "order", 0, e).permutation(7)]
     assert [alone.row(g, seed=9) for g in range(28)] == expected
@@ -86,7 +86,7 @@ def test_evaluation_spreads_every_source_over_the_whole(mixture):
     assert sorted(mixture.spread.tolist()) == [*range(sum(SIZES))]
     for source in range(3):
         places = [i for i, row in enumerate(mixture.spread.tolist()) if source_of(row) == source]
-        assert np.diff(mixture.spread[places]).min() == 1, "a source out of its order"
+        assert np.diff(mixture.spread[places]).min() == 1, "the rows of a source are not in order"
         assert np.diff(places).max() <= 2 * sum(SIZES) / SIZES[source]
 
 
@@ -96,7 +96,7 @@ def test_quantised_rates_keep_every_source_and_are_near(rates):
     counts = np.array(quantised(rates, 4096))
     assert (counts >= 1).all(), "a source is never read"
     shares = np.array(rates) / sum(rates)
-    # A share that is raised to its one place takes from the others.
+    # A share that is raised to one slot lowers the others.
     assert np.abs(counts / counts.sum() - shares).max() < (len(rates) + 1) / 4096
 
 

@@ -1,4 +1,4 @@
-"""Plans: every token in exactly one piece, no row too full, rows nearly full, the same plan for the same seed."""
+"""Plans: each token in exactly one piece, no row too full, rows nearly full, the same plan for the same seed."""
 
 import time
 
@@ -16,7 +16,7 @@ def plain(lengths):
 
 
 def covered(plan, lengths):
-    """How often each token of each document is in a piece."""
+    """Returns, for each token of each document, the number of pieces that contain it."""
     counts = [np.zeros(length, int) for length in lengths]
     for i in range(len(plan)):
         for document, start, length in zip(*plan.row(i), strict=True):
@@ -36,10 +36,10 @@ def covered(plan, lengths):
 def test_every_token_is_in_one_piece_and_no_row_overflows(lengths, max_piece, extra, room, seed):
     capacity = max_piece + extra + room
     plan = pack(np.array(lengths, int), max_piece=max_piece, cost=lambda x: x + extra, capacity=capacity, seed=seed)
-    assert (covered(plan, lengths) == 1).all(), "a token is lost or seen twice an epoch"
+    assert (covered(plan, lengths) == 1).all(), "a token is lost, or occurs twice in an epoch"
     for i in range(len(plan)):
         sizes = plan.row(i)[2]
-        assert len(sizes) > 0, "a row of padding"
+        assert len(sizes) > 0, "a row has only padding"
         assert sizes.max() <= max_piece
         assert (sizes + extra).sum() <= capacity
 
@@ -52,7 +52,7 @@ def test_long_documents_are_cut_into_windows_and_a_remainder():
 
 
 def test_pieces_go_to_the_fullest_row_with_room():
-    # By size: 6 | 5 | 4 joins 6 | 3 joins 5 (2 left) | 2 joins 5 and 3. First fit in the given order would need 3 rows.
+    # By size: 6 | 5 | 4 with 6 | 3 with 5 (2 free) | 2 with 5 and 3. First fit in the given order would need 3 rows.
     plan = pack(np.array([2, 6, 3, 5, 4]), max_piece=10, cost=plain, capacity=10)
     assert sorted(sorted(plan.row(i)[2].tolist()) for i in range(len(plan))) == [[2, 3, 5], [4, 6]]
 

@@ -1,4 +1,4 @@
-"""Batches: a function of the step alone, whatever the number of hosts, workers, and restarts."""
+"""Batches: they depend on the step alone, not on the number of hosts, workers and restarts."""
 
 import multiprocessing
 import os
@@ -33,8 +33,8 @@ def equal(left, right):
 def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
     rows = np.concatenate([batch["row"] for batch in take(batches(make_example, ROWS, seed=1, batch_size=5), 23)])
     epochs = rows.reshape(5, ROWS)
-    assert (np.sort(epochs) == np.arange(ROWS)).all(), "a row is left out or comes twice in an epoch"
-    assert len({tuple(epoch) for epoch in epochs}) == 5, "two epochs have one order"
+    assert (np.sort(epochs) == np.arange(ROWS)).all(), "a row is missing, or occurs twice in an epoch"
+    assert len({tuple(epoch) for epoch in epochs}) == 5, "two epochs have the same order"
 
 
 def test_noise_differs_between_epochs_and_seeds_and_not_between_runs():
@@ -75,7 +75,7 @@ def test_worker_processes_change_nothing():
 
 
 class Trouble:
-    """Makes examples until row 9, where its process comes to a bad end."""
+    """Makes examples until row 9, at which its worker process fails."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -100,12 +100,12 @@ class Trouble:
     ],
 )
 def test_a_worker_that(kind, error, message):
-    """What goes wrong in a worker comes out in bounded time, after the batches that were whole."""
+    """A failure in a worker is raised within a limited time, after the batches made before it."""
     start, whole, seconds = time.monotonic(), [], 6 if error is StuckError else 60
     iterator = batches(Trouble(kind), ROWS, seed=0, batch_size=4, shuffle=False, workers=1, timeout=seconds)
     with iterator, pytest.raises(error, match=message):
         whole.extend(batch["row"].tolist() for batch in iterator)
-    # Of those that were made, some may not have been sent yet.
+    # Some of the batches made may not have been sent yet.
     assert whole == [[0, 1, 2, 3], [4, 5, 6, 7]][: len(whole)]
     assert time.monotonic() - start < 40
     assert not multiprocessing.active_children()

@@ -1,4 +1,4 @@
-"""A fault costs one record: its neighbours survive whole, in every format, gzipped or not; it is named by its line."""
+"""One bad record leaves the others unchanged, in every format, gzipped or not; its error names the line."""
 
 import csv
 import gzip
@@ -17,8 +17,8 @@ from lmjax.data.files import Faults, read_lines
 from lmjax.data.records import read_records
 from lmjax.errors import DataError
 
-# Texts as each format writes them; the third is the one that becomes bad. Each has commas, quotes and several lines
-# where the format can hold them.
+# The texts that each format writes; the third becomes bad. They have commas, quotes and several lines if the format
+# allows these.
 TEXTS = ["first", 'one, two\nthree "four"', 'bad, "x"\nMARK\nend, of it', 'next, "a"\nb', "last"]
 
 
@@ -57,7 +57,7 @@ WRITERS = {
 
 
 def damaged(content: bytes, fault: str) -> bytes:
-    """Returns the content with a fault at the mark, which is in the third text."""
+    """Returns the content with a fault at MARK, which is in the third text."""
     return {
         "byte": lambda: content.replace(b"MARK", b"M\xffRK"),
         "nul": lambda: content.replace(b"MARK", b"M\x00RK"),
@@ -90,7 +90,7 @@ def test_a_fault_costs_one_record_and_no_neighbour(name, fault, packed, tmp_path
         return
     assert found == [*texts[:2], *texts[3:]]
     assert faults._count == 1
-    # What is too long is an object of an array, or else a line.
+    # In an array the object is too long, otherwise the line.
     at = (
         content.rindex(b"{", 0, content.index(b"MARK"))
         if fault == "long" and "[" in content.decode()[:1]
@@ -114,7 +114,7 @@ def test_of_a_truncated_gzip_file_the_whole_records_stay(name, tmp_path):
     assert (faults._count, "the gzip file is truncated" in faults.first) == (1, True)
 
 
-# Of a record each: the damage of one line, which the format itself shows.
+# Replacements that damage one record, so that the format itself is invalid there.
 BROKEN = {
     "a.jsonl": [
         ('"text": "bad', '"text": bad'),
@@ -237,7 +237,7 @@ ELEMENTS = st.lists(st.dictionaries(st.text("ab\"", max_size=2), st.recursive(
 @settings(deadline=None)
 @given(ELEMENTS, st.sampled_from([None, 1, 4]), st.integers(1, 9))
 def test_elements_of_an_array_are_those_that_json_reads(elements, indent, piece):
-    """Pieces of any length: what is cut apart is a string, an escape or a number too."""
+    """With parts of any length, so that strings, escapes and numbers are cut too."""
     content = json.dumps(elements, indent=indent, ensure_ascii=False).encode()
     with mock.patch.object(json_arrays, "_PIECE_BYTES", piece):
         found = list(

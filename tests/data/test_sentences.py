@@ -1,4 +1,4 @@
-"""Sentence boundaries: real ones, none invented inside wrapped prose, and never a lost character."""
+"""Sentence boundaries: real ones are found, none inside wrapped prose, and no character is lost."""
 
 import time
 
@@ -40,7 +40,7 @@ def test_sentences_are_those_that_a_reader_sees(text, sentences):
 def test_joined_sentences_are_the_text(text):
     sentences = split_sentences(text)
     assert "".join(sentences) == text
-    assert all(sentence.strip() for sentence in sentences) or len(sentences) == 1, "a sentence of white space"
+    assert all(sentence.strip() for sentence in sentences) or len(sentences) == 1, "a sentence is only white space"
 
 
 @pytest.mark.parametrize("unit", [".", ". ", ". (", "\n", " ", "a", '."', ".)", "!?\n", "A. ", "\n \t"])

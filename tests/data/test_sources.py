@@ -1,4 +1,4 @@
-"""Documents: the same from every format, faults named by file and line, nothing held out is trained on."""
+"""Documents: the same from every format, and errors name file and line."""
 
 import gzip
 import json
@@ -133,7 +133,7 @@ def test_a_line_past_the_bound_is_refused_without_being_read(write):
         texts(path, max_bytes=100_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5_000_000, "the line was held in memory whole"
+    assert peak < 5_000_000, "the whole line was in memory"
     with pytest.raises(DataError, match=r"a\.txt:\d+: a text of more than 100000 bytes"):
         texts(write("a.txt", "line\n" * 30_000), documents="files", max_bytes=100_000)
 
@@ -243,7 +243,7 @@ def test_what_is_not_utf8_text_at_all_is_told_once(write):
 def test_carriage_returns_are_line_ends_where_there_are_no_others(write, name):
     assert texts(write(name, "one\rtwo\r\rthree\r")) == ["one\ntwo", "three"]
     assert texts(write(name, "10 %\r20 %\nend\n")) == ["10 %\r20 %\nend"]
-    # Where the head ends in the middle of a line end.
+    # The head of the file ends between the two characters of a CRLF.
     assert texts(write(name, "x" * (2**16 - 1) + "\r\n\r\nthree")) == ["x" * (2**16 - 1), "three"]
 
 
@@ -262,7 +262,7 @@ def test_documents_are_what_is_asked_for(write, tmp_path):
 
 
 def test_reading_otherwise_is_another_corpus():
-    """So a store of other documents is not taken for this one's; what is usual leaves old stores their names."""
+    """Other settings of reading give another store; the default ones do not change the names of older stores."""
     assert DataConfig().reading == {}
     assert DataConfig(documents="lines", text_field="t").reading == {"documents": "lines", "text_field": "t"}
 
@@ -300,4 +300,4 @@ def test_memory_follows_the_bound_and_not_the_file(write, name, unit, documents,
     argv = [sys.executable, "-c", MEASURE, path, documents, str(2**20)]
     found, bad, grown = map(int, subprocess.run(argv, capture_output=True, check=True, text=True).stdout.split())
     assert (found, bad) == counts
-    assert grown < 16 * 2**20, "the file was held in memory"
+    assert grown < 16 * 2**20, "the whole file was in memory"

@@ -1,4 +1,4 @@
-"""The split: nothing held out is trained on, it is the same everywhere, and an empty side is told at once."""
+"""The split: no held-out text is trained on, it is the same on every machine, and an empty part is an early error."""
 
 import json
 
@@ -22,7 +22,7 @@ def one_training_set(config, *, pairs):
 
 @pytest.fixture
 def corpus(write):
-    # Every text comes twice: the two must be on one side.
+    # Each text occurs twice, and both copies must be in the same part.
     return write("corpus.jsonl", json_lines({"text": f"This is text {i % 1000}."} for i in range(2000)))
 
 
@@ -30,7 +30,7 @@ def test_held_out_texts_are_never_trained_on(corpus):
     train, evals = one_training_set(DataConfig(train=corpus, held_out=0.1), pairs=False)
     training, held_out = [d.text for d in train()], [d.text for d in evals["heldout"]()]
     assert len(training) + len(held_out) == 2000
-    assert not set(training) & set(held_out), "the evaluation would reward memory"
+    assert not set(training) & set(held_out), "held-out texts are trained on"
     assert 0.06 < len(held_out) / 2000 < 0.14
     assert [d.text for d in train()] == training, "a second reading differs"
 
@@ -39,7 +39,7 @@ def test_the_split_is_the_same_on_every_machine(corpus):
     _, evals = open_splits(DataConfig(train=corpus, held_out=0.01), pairs=False)
     numbers = sorted({int(d.text[13:-1]) for d in evals["heldout"]()})
     golden = [99, 134, 231, 426, 492, 529, 675, 728, 763, 788, 896]
-    assert numbers == golden, "the split moved: every recorded held-out loss is of other text"
+    assert numbers == golden, "the split changed: recorded held-out losses are of other texts"
 
 
 def test_white_space_around_a_text_does_not_part_it_from_its_duplicate(write):
@@ -88,7 +88,7 @@ def test_splits_that_cannot_be_had_are_refused(write, corpus):
 
 @pytest.fixture
 def mixture(write):
-    """Two sets of 400 texts; every tenth text is in both."""
+    """Returns two sets of 400 texts; every tenth text is in both."""
     texts = {name: [f"text {i} of {'both' if i % 10 == 0 else name}." for i in range(400)] for name in ("a", "b")}
     paths = {name: write(f"{name}.jsonl", json_lines({"text": t} for t in found)) for name, found in texts.items()}
     return DataConfig(mixture=tuple(f"{name}={path}" for name, path in paths.items()), held_out=0.3)
@@ -100,11 +100,13 @@ def test_each_set_of_a_mixture_is_held_out_under_its_own_name(mixture):
     training, held_out = ({name: {d.text for d in read()} for name, read in side.items()} for side in (train, evals))
     for name in ("a", "b"):
         assert len(training[name]) + len(held_out[name]) == 400
-    assert not (training["a"] | training["b"]) & (held_out["a"] | held_out["b"]), "a text of both sets is on both sides"
+    assert not (training["a"] | training["b"]) & (held_out["a"] | held_out["b"]), (
+        "a text of both sets is trained on and held out"
+    )
 
 
 def test_a_set_is_split_alike_alone_and_in_a_mixture(mixture):
-    """So its tokenised store, and its held-out loss, are the same whatever it is mixed with."""
+    """Its tokenised store and its held-out loss then do not depend on the sets it is mixed with."""
     alone, evals = one_training_set(DataConfig(train=mixture.mixture[0].path, held_out=0.3), pairs=False)
     train, mixed = open_splits(mixture, pairs=False)
     assert [d.text for d in alone()] == [d.text for d in train["a"]()]
@@ -131,7 +133,7 @@ def test_mixtures_that_cannot_be_had_are_refused(write):
 
 
 def test_an_empty_side_is_told_before_any_document_is_given(write):
-    """Whichever side, and whichever set, is read first: what comes before it would be tokenised for nothing."""
+    """In any order of reading, because otherwise the sets before the empty one would be tokenised first."""
     one, more = (
         write("one.txt", "One text\nof lines."),
         write("more.jsonl", json_lines([{"text": str(i)} for i in range(99)])),

@@ -1,4 +1,4 @@
-"""The embedded corpus: real prose, code and pairs of this Python, without what would leak or repeat."""
+"""The embedded corpus: prose, code and pairs of this Python, without duplicates and without leaks over the split."""
 
 import ast
 import collections
@@ -13,7 +13,7 @@ from lmjax.errors import DataError
 
 @pytest.fixture
 def few(monkeypatch):
-    """A corpus of a few modules, so that a test need not parse the whole library."""
+    """Returns a corpus of a few modules, because parsing the whole library is slow."""
     names = {"textwrap", "json.decoder", "json.encoder", "heapq", "bisect"}
     modules = [(name, source) for name, source in stdlib._modules() if name in names]
     monkeypatch.setattr(stdlib, "_modules", lambda: iter(modules))
@@ -28,7 +28,7 @@ def test_the_library_gives_prose_code_and_no_tests():
     assert len(set(names)) == len(names)
     parts = {part for name in names for part in name.split(".")}
     assert not parts & {"test", "tests", "idle_test", "site-packages", "pydoc_data", "_bundled"}
-    assert not any("sysconfigdata" in name for name in names), "holds the paths of this machine"
+    assert not any("sysconfigdata" in name for name in names), "the corpus has paths of this machine"
     assert {"argparse", "asyncio.tasks", "textwrap"} <= set(names)
     assert len(stdlib._topics()) > 50
 
@@ -36,13 +36,13 @@ def test_the_library_gives_prose_code_and_no_tests():
 def test_documents_are_exact_texts_with_real_sentences(few):
     documents = list(stdlib.documents(pairs=False))
     texts = [document.text for document in documents]
-    assert set(few.values()) <= set(texts), "a module's source is not whole"
+    assert set(few.values()) <= set(texts), "a module's source is incomplete"
     wrap = next(
         document for document in documents if document.text.startswith("Wrap a single paragraph of text, returning")
     )
     assert wrap.segments[0] == "Wrap a single paragraph of text, returning a list of wrapped lines."
     assert wrap.group == "module textwrap"
-    assert max(collections.Counter(texts).values()) == 1, "a text that comes twice could straddle the split"
+    assert max(collections.Counter(texts).values()) == 1, "a text that occurs twice could be in both parts of the split"
 
 
 def test_pairs_are_sources_without_their_docstrings(few):
@@ -53,7 +53,7 @@ def test_pairs_are_sources_without_their_docstrings(few):
     for source, target in pairs:
         assert target == target.strip() != ""
         assert "\n" not in target
-        assert target not in source, "the source gives its target away"
+        assert target not in source, "the source contains its target"
         node = ast.parse(source).body[0]
         assert ast.get_docstring(node) is None
 
@@ -70,7 +70,7 @@ def test_a_docstring_and_the_source_that_holds_it_are_on_one_side(few):
 def test_texts_and_pairs_hold_out_the_same_modules(few):
     sides = [open_splits(DataConfig(held_out=0.4), pairs=pairs) for pairs in (False, True)]
     trained = {d.group for d in sides[0].train["train"]()}
-    assert not trained & {d.group for d in sides[1].evals["heldout"]()}, "a tokenizer of texts saw held-out pairs"
+    assert not trained & {d.group for d in sides[1].evals["heldout"]()}, "the tokenizer was trained on held-out pairs"
 
 
 def test_the_fingerprint_follows_the_texts(few, monkeypatch):

@@ -1,4 +1,4 @@
-"""Stores: exact texts and sentences, reuse only of what is whole, and no harm from killed or simultaneous builders."""
+"""Stores: exact texts and sentences, reuse of complete stores only, and killed or simultaneous builders."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_documents_and_sentences_come_back_exactly(documents, tokenizer, tmp_pat
         assert tokenizer.decode(tokens) == document.text
         assert (bounds[0], bounds[-1]) == (0, store.lengths[i])
         pieces = [tokenizer.decode(tokens[a:b]) for a, b in itertools.pairwise(bounds)]
-        assert pieces == list(document.segments), "a sentence boundary is in the wrong place"
+        assert pieces == list(document.segments), "a sentence boundary is at the wrong position"
         assert np.array_equal(store.tokens(i, 1, len(tokens) - 1), tokens[1:])
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_store_is_built_anew(documents, tokenizer, tmp_path, name, dam
 
 
 def start(tokenizer, folder):
-    """A builder that stops in the middle until it gets a line."""
+    """Starts a builder that stops in the middle until it reads a line."""
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.model"))
     command = [sys.executable, "-c", BUILDER, str(folder / "tokenizer.model"), str(folder / "cache")]

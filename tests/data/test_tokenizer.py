@@ -1,4 +1,4 @@
-"""Tokens: nothing of a text is lost, no text spells a special symbol, and byte counts add up."""
+"""Tokenizers: no character is lost, no text is encoded as a special token, and byte counts are exact."""
 
 import inspect
 import io
@@ -34,7 +34,7 @@ def test_trained_tokenizers_share_one_layout_of_special_symbols(text, kind):
     tokenizer = train_tokenizer([text] * 20, TokenizerConfig(kind=kind, vocab_size=430))
     ids = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id]
     ids += [tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, *tokenizer.sentinel_ids]
-    assert ids == list(range(7 + NUM_SENTINELS)), "a special symbol is not where saved models expect it"
+    assert ids == list(range(7 + NUM_SENTINELS)), "a special token has another id than in saved models"
     assert tokenizer.special_ids == set(ids)
     assert tokenizer.encode("\n") == [107]
     assert tokenizer.vocab_size == 430 or kind == "char"
@@ -135,17 +135,17 @@ def test_a_loaded_model_gets_the_symbols_that_it_lacks_after_its_own(tmp_path):
     theirs = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
     tokenizer = Tokenizer.load(str(path))
     size = theirs.get_piece_size()
-    assert tokenizer.encode("hello world") == theirs.encode("hello world"), "its own ids moved"
+    assert tokenizer.encode("hello world") == theirs.encode("hello world"), "the ids of the loaded model changed"
     assert (tokenizer.bos_id, tokenizer.eos_id) == (theirs.bos_id(), theirs.eos_id())
     assert tokenizer.mask_id == theirs.piece_to_id("[MASK]")
     new = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, *tokenizer.sentinel_ids.tolist()}
     assert new == set(range(size, size + 103))
     assert tokenizer.vocab_size == size + 103
-    assert tokenizer.mask_id not in tokenizer.encode("hello [MASK]"), "text spells a symbol of a loaded model"
+    assert tokenizer.mask_id not in tokenizer.encode("hello [MASK]"), "text becomes a special token"
 
 
 def test_equally_good_ways_to_cut_a_line_stay_so_wherever_the_line_stands(text):
-    """Sums of scores are exact, or rounding would cut the same run of spaces in another way in another line."""
+    """Sums of scores must be exact, otherwise the same spaces could be encoded differently in different lines."""
     tokenizer = train_tokenizer([inspect.getsource(textwrap)], TokenizerConfig(kind="unigram", vocab_size=600))
     assert all(piece.score * 512 == int(piece.score * 512) for piece in module.parsed(tokenizer.proto).pieces)
     lines = [f"{'x' * n}{' ' * m}y" for n in (0, 100, 1000) for m in range(40)]
@@ -209,7 +209,7 @@ def test_the_sample_is_bounded_and_spread_over_all_documents():
     assert 250_000 < sum(map(len, sample)) <= 300_000
     numbers = [int(chunk[:6]) for chunk in sample]
     assert numbers == sorted(numbers)
-    assert abs(np.mean(numbers) - 200) < 60, "the sample leans to one end of the corpus"
+    assert abs(np.mean(numbers) - 200) < 60, "the sample has more of one end of the corpus"
     assert "".join(module._sample(iter(texts), 10**9)) == "".join(texts)
 
 
