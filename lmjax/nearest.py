@@ -27,7 +27,7 @@ def choose(kind: str, name: str, known: Sequence[str]) -> str:
     hint = nearest(name, known)
     if hint and len(known) > _LISTED:
         return f"no {kind} {name!r}; {hint} (--help lists all {len(known)})"
-    return f"no {kind} {name!r}; {hint}{' ' if hint else ''}choose of {', '.join(known)}"
+    return f"no {kind} {name!r}; {hint}{' ' if hint else ''}choose one of {', '.join(known)}"
 
 
 def nearest_fields(path: str, known: Collection[str]) -> str:

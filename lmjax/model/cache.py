@@ -151,7 +151,7 @@ class Cache:
         """Raises ValueError if the rows of another cache cannot be put into this one."""
         rows, batch = (x.positions.shape[0] for x in (other, self))
         if other.filled is None:
-            raise ValueError("the rows that join have read nothing; read their prompts first")
+            raise ValueError("the cache of the new rows has read nothing; read their prompts with it first")
         if rows > batch or (not isinstance(row, jax.core.Tracer) and not 0 <= row <= batch - rows):
             raise ValueError(f"{rows} rows cannot join at row {row} of a cache of {batch}; give a row that leaves room")
         memory = [0 if x.memory_positions is None else x.memory_positions.shape[1] for x in (other, self)]
@@ -159,7 +159,10 @@ class Cache:
             if found > room:
                 raise ValueError(f"rows of {found} {name} cannot join a cache of {room}; make the cache larger")
         if (memory[0] == 0) != (memory[1] == 0):
-            raise ValueError("rows without a memory cannot join a cache with one; read them with the same model")
+            raise ValueError(
+                "rows with an encoder's output cannot join a cache without one, nor the other way round; read them with"
+                " the same model"
+            )
 
 
 def init_cache(

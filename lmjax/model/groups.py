@@ -51,7 +51,7 @@ class AttentionConfig(Schema):
     def _check(self) -> Self:
         if self.window is None and (self.global_every or self.sink_tokens):
             raise ValueError(
-                f"global_every={self.global_every} and sink_tokens={self.sink_tokens} are exceptions from a window;"
+                f"global_every={self.global_every} and sink_tokens={self.sink_tokens} have no effect without a window;"
                 " set window"
             )
         if self.global_offset >= max(self.global_every, 1):
@@ -96,7 +96,7 @@ class RopeConfig(Schema):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if self.scaling == "none" and self.factor != 1:
-            raise ValueError(f"factor={self.factor} is read with a scaling; set scaling")
+            raise ValueError(f"factor={self.factor} has no effect without a scaling; set scaling")
         return self
 
 
@@ -111,8 +111,8 @@ class RelativeConfig(Schema):
     def _check(self) -> Self:
         if self.max_distance <= self.buckets // 2:
             raise ValueError(
-                f"max_distance={self.max_distance} must be above half of buckets={self.buckets}: that many distances"
-                " have a bucket each"
+                f"max_distance={self.max_distance} must be above half of buckets={self.buckets}, because half of the"
+                " buckets have one distance each; raise max_distance or lower buckets"
             )
         return self
 
@@ -157,8 +157,8 @@ class MoEConfig(Schema):
             raise ValueError(f"top_k={self.top_k} is more than num_experts={self.num_experts}; change one of them")
         if self.num_experts and self.top_k == 1 and self.normalize:
             raise ValueError(
-                "normalize=True makes the one gate of top_k=1 constant, and the router learns nothing; set"
-                " normalize=False"
+                "normalize=True with top_k=1 makes the only gate constant, so that the loss does not train the router;"
+                " set normalize=False"
             )
         if self.offset >= self.every:
             raise ValueError(
@@ -207,7 +207,7 @@ class HeadConfig(Schema):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if self.scale and not self.tied:
-            raise ValueError("scale=True scales tied logits; set tied=True or scale=False")
+            raise ValueError("scale=True is for tied logits, and tied=False; set tied=True or scale=False")
         return self
 
 

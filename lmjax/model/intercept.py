@@ -96,9 +96,9 @@ def _apply(visitor: _Visitor, model: LanguageModel, params: PyTree, batch: Batch
     config = model.config
     if config.scan_layers or config.remat != "none":
         raise ValueError(
-            f"scan_layers={config.scan_layers} and remat={config.remat!r}: activations have names in unrolled layers"
-            " that are not recomputed; set scan_layers=False and remat='none', and bring the parameters of scanned"
-            " layers into that form by lmjax.model.transformer.unstack_layers"
+            f"scan_layers={config.scan_layers} and remat={config.remat!r}: activations can be recorded only in unrolled"
+            " layers that are not recomputed; set scan_layers=False and remat='none', and convert the parameters of"
+            " scanned layers by lmjax.model.transformer.unstack_layers"
         )
     with nn.intercept_methods(visitor):
         return model.apply({"params": params}, batch, method=method)
@@ -206,7 +206,9 @@ class _Visitor:
         for name in (*self._names, *self._changes):
             count = self.calls.get(name, 0)
             if count > 1:
-                raise ValueError(f"{name!r} is computed {count} times; take a name that stands for one activation")
+                raise ValueError(
+                    f"{name!r} is computed {count} times; give the name of an activation that is computed once"
+                )
             if count == 0:
                 near = difflib.get_close_matches(name, self.calls) or list(self.calls)
                 raise ValueError(f"no activation is called {name!r}; there are {', '.join(near)}")
@@ -215,5 +217,7 @@ class _Visitor:
 def _same_shape(name: str, old: jax.Array, new: jax.Array) -> jax.Array:
     """Returns the new activation with the dtype of the old one; raises ValueError if their shapes differ."""
     if jnp.shape(new) != old.shape:
-        raise ValueError(f"{name!r} has the shape {old.shape}, and its change gives {jnp.shape(new)}; give the same")
+        raise ValueError(
+            f"{name!r} has the shape {old.shape}, and its change gives {jnp.shape(new)}; return that shape"
+        )
     return jnp.asarray(new, old.dtype)

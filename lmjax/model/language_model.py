@@ -90,13 +90,14 @@ class LanguageModel(nn.Module):
             if isinstance(part, VocabularyHead):
                 return part(hidden)
         raise ValueError(
-            f"heads={self.heads}: an encoder has vocabulary logits with heads=('masked_lm',), a decoder with none"
+            f"heads={self.heads}: this model has no vocabulary logits; an encoder has them with heads=('masked_lm',), a"
+            " decoder with heads=()"
         )
 
     def part(self, name: str) -> Head:
         """Returns the head of this name; raises ValueError if this model does not have it."""
         if name not in self.parts:
-            raise ValueError(f"heads={self.heads}: this model has no head {name!r}; name it there")
+            raise ValueError(f"heads={self.heads}: this model has no head {name!r}; add it to heads")
         return self.parts[name]
 
     def head(self, name: str, hidden: jax.Array, batch: Batch) -> jax.Array | tuple[jax.Array, ...]:

@@ -68,7 +68,8 @@ def _layers(config: ModelConfig) -> Rules:
     return (
         (
             config.block == "parallel" and config.norm_position == "post",
-            "block=parallel has no single branch that norm_position=post could end; use another norm_position",
+            "norm_position=post normalises after a single branch, and block=parallel adds several; use another"
+            " norm_position",
         ),
         (
             config.block == "parallel_shared" and not config.pre_norm,
@@ -78,22 +79,24 @@ def _layers(config: ModelConfig) -> Rules:
         (
             not config.first_norm
             and (not config.pre_norm or config.block != "sequential" or config.scan_layers or config.share_layers),
-            f"first_norm=False leaves out the norm before the first layer's attention, which block={config.block} with"
-            f" norm_position={config.norm_position}, scan_layers={config.scan_layers} and"
-            f" share_layers={config.share_layers} lacks or shares; set block=sequential, norm_position=pre,"
-            " scan_layers=False and share_layers=False",
+            "first_norm=False leaves out one norm, that before the attention of the first layer, which is not possible"
+            f" with block={config.block}, norm_position={config.norm_position}, scan_layers={config.scan_layers} and"
+            f" share_layers={config.share_layers}; set block=sequential, norm_position=pre, scan_layers=False and"
+            " share_layers=False",
         ),
         (
             config.norm_offset and not config.norm_scale,
-            "norm_offset=True is about the learned scale that norm_scale=False leaves out; change one of them",
+            "norm_offset=True needs a learned scale, which norm_scale=False leaves out; change one of them",
         ),
         (
             config.share_layers and config.initializer == "depth_scaled",
-            "initializer=depth_scaled starts each layer differently, and share_layers=True has one; change one of them",
+            "initializer=depth_scaled initialises each layer differently, and share_layers=True has one layer for all;"
+            " change one of them",
         ),
         (
             moe.num_experts > 0 and moe.every > 1 and (config.scan_layers or config.share_layers),
-            f"moe.every={moe.every} makes layers that differ; set scan_layers=False and share_layers=False",
+            f"moe.every={moe.every} gives layers of different shapes, which cannot be scanned or shared; set"
+            " scan_layers=False and share_layers=False",
         ),
     )
 

@@ -73,7 +73,7 @@ def answer(*argv: str) -> str:
         (("generate", "--preset=gpt-2"), "did you mean gpt2?"),
         (
             ("generate", "--dtype=bf16"),
-            "no dtype 'bf16'; did you mean bfloat16? choose of float32, bfloat16",
+            "no dtype 'bf16'; did you mean bfloat16? choose one of float32, bfloat16",
         ),
         (("generate", "--temprature=1"), "did you mean --temperature?"),
         (("generate", "Once upon a time"), "such as --prompt='Once upon a time'"),

@@ -246,7 +246,7 @@ def test_no_objective_is_refused(tokenizer):
 
 
 def test_unknown_objective_names_what_there_is(tokenizer):
-    with pytest.raises(FlagError, match="--objective=nope: no objective 'nope'; choose of next_token, mlm, nsp"):
+    with pytest.raises(FlagError, match="--objective=nope: no objective 'nope'; choose one of next_token, mlm, nsp"):
         Task.build(TaskConfig(objective=("nope",)), tokenizer, "decoder")
 
 

@@ -36,11 +36,11 @@ FEATURES = {
     "prefix": "a visible prefix",
     "sink_tokens": "attention.sink_tokens with a window",
     "traced_window": "a window that differs between scanned layers (scan_layers with attention.global_every)",
-    "uneven_order": "causal order or a window between rows of different lengths (cached decoding)",
-    "length_128": "lengths that are no multiples of 128",
+    "uneven_order": "causal order or a window between queries and keys of different lengths (cached decoding)",
+    "length_128": "lengths that are not multiples of 128",
     "odd_length": "an odd length with a mask or bias",
     "float32": "float32 (dtype)",
-    "head_dim": "a head_dim that is no multiple of 8, or above 128",
+    "head_dim": "a head_dim that is not a multiple of 8, or is above 128",
 }
 LACKS = {
     "plain": frozenset(),
@@ -172,6 +172,6 @@ def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narr
     missing = [FEATURES[name] for name in FEATURES if name in asked & LACKS[kernel]]
     if missing:
         raise FlagError(
-            f"--config.model.attention.kernel={kernel} cannot do {' and '.join(missing)}; use auto or blockwise"
+            f"--config.model.attention.kernel={kernel} does not support {' and '.join(missing)}; use auto or blockwise"
         )
     return kernel

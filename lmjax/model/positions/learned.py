@@ -25,8 +25,8 @@ class Learned(Scheme):
         return (
             (
                 config.position_offset > 0 and not used,
-                f"position_offset={config.position_offset} is for learned tables; with positions={config.positions}"
-                " set 0",
+                f"position_offset={config.position_offset} is for learned positions; with positions={config.positions}"
+                " set position_offset=0",
             ),
         )
 
@@ -38,8 +38,8 @@ class Learned(Scheme):
         """Returns `[batch or 1, length, table width]`; raises FlagError for more positions than the table has rows."""
         if positions.shape[1] > config.max_length:
             raise FlagError(
-                f"rows of {positions.shape[1]} tokens, and max_length={config.max_length} rows in the learned position"
-                " table; raise max_length or shorten the rows"
+                f"rows of {positions.shape[1]} tokens are longer than the learned position table with"
+                f" max_length={config.max_length}; raise max_length or shorten the rows"
             )
         table = Embed(config, config.max_length + config.position_offset, "positions", name="positions")
         return table(positions + config.position_offset)

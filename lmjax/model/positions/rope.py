@@ -28,12 +28,12 @@ class Rope(Scheme):
         return (
             (
                 used and (config.rotated_dim % 2 != 0 or config.rotated_dim == 0),
-                f"positions=rope rotates pairs: rope.fraction={rope.fraction} of head_dim={config.width_of_head} is"
-                f" {config.rotated_dim}; make it even",
+                f"positions=rope rotates pairs of dimensions, and rope.fraction={rope.fraction} of"
+                f" head_dim={config.width_of_head} is {config.rotated_dim}; make it even and above 0",
             ),
             (
                 rope.scaling == "dynamic" and config.rotated_dim < 4,
-                f"rope.scaling=dynamic needs four dimensions that rotate, and there are {config.rotated_dim}; use"
+                f"rope.scaling=dynamic needs at least four rotated dimensions, and there are {config.rotated_dim}; use"
                 " wider heads",
             ),
             (

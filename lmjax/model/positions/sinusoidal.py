@@ -25,7 +25,7 @@ class Sinusoidal(Scheme):
         return (
             (
                 used and config.table_dim % 2 != 0,
-                f"positions=sinusoidal needs embeddings of even width, and it is {config.table_dim}; change embed_dim",
+                f"positions=sinusoidal needs embeddings of even width, not {config.table_dim}; change embed_dim",
             ),
             (
                 config.sinusoidal_halves and not used,
