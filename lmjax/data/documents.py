@@ -1,4 +1,4 @@
-"""Documents, which all readers of data return."""
+"""The document: what all readers of data return, and what stores consist of."""
 
 from typing import Any, NamedTuple
 

@@ -184,7 +184,7 @@ def _checked(
     """
     data = parse_object(path, content)
     try:
-        # -P: else Python would import modules of these names from the folder that the command runs in.
+        # With -P, Python does not import modules with these names from the current folder.
         subprocess.run(
             [sys.executable, "-P", "-c", _TRIAL], input=content, check=True, capture_output=True, timeout=120
         )

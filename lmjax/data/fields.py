@@ -17,7 +17,7 @@ class Fields(dict[str, Any]):
     """The fields of a record by name.
 
     Attributes:
-        repeated: names of two or more fields.
+        repeated: names that occur more than once in the record.
     """
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]):
@@ -76,7 +76,7 @@ def read_fields(
 
     Args:
         path: .jsonl (one object a line), .json (the same, or one array of objects), .csv or .tsv (with a header; quotes
-          mean nothing in .tsv), also with .gz.
+            mean nothing in .tsv), also with .gz.
         faults: handles bad records.
         check_header: called with `path:line` and the names of a header; its DataError is a fault of the whole file.
         max_bytes: the largest size of a line, or of an object in an array; a CSV record may have a quarter of it.

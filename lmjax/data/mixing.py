@@ -99,9 +99,9 @@ class Mixture:
 
 
 def quantised(rates: Sequence[float], total: int) -> tuple[int, ...]:
-    """Returns positive integers in the ratio of `rates`.
+    """Returns positive integers in about the ratio of `rates`, divided by their greatest common divisor.
 
-    Their sum is at most `total`, or the number of rates if that is larger.
+    Before the division they add up to `total`, or to more if very small rates have to be raised to 1.
     """
     wanted = np.array(rates, float) / sum(rates) * total
     counts = np.maximum(np.floor(wanted), 1).astype(int)

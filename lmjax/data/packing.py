@@ -17,10 +17,10 @@ class Plan:
     """The pieces of each row; the arrays hold the pieces of row 0, then those of row 1, and so on.
 
     Attributes:
-        documents: `[pieces]` int64, the document of each piece.
-        starts: `[pieces]` int64, the index in the document of its first token.
-        lengths: `[pieces]` int64, its number of tokens.
-        offsets: `[rows + 1]` int64, the index of the first piece of each row, and the number of pieces.
+        documents: int64 `[pieces]`, the document of each piece.
+        starts: int64 `[pieces]`, the index in the document of its first token.
+        lengths: int64 `[pieces]`, its number of tokens.
+        offsets: int64 `[rows + 1]`, the index of the first piece of each row, and the number of pieces.
     """
 
     def __init__(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, offsets: np.ndarray):

@@ -356,5 +356,5 @@ _TRIAL = (
 
 
 def _try_in_other_process(proto: bytes) -> None:
-    # -P: else Python would import modules of these names from the folder that the command runs in.
+    # With -P, Python does not import modules with these names from the current folder.
     subprocess.run([sys.executable, "-P", "-c", _TRIAL], input=proto, check=True, capture_output=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Reads the batches of worker processes, with a limit to the time of waiting for each."""
+"""Reads the batches of worker processes, with a time limit for each."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class NanoRun(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """One training objective; `ObjectiveConfig` is what its settings begin with.
+    """A training objective; `ObjectiveConfig` is the base class of its settings.
 
     Attributes:
         config: the objective's own settings.

@@ -60,7 +60,7 @@ class Denoiser:
         mode: the id of its mode token.
         noise_density: share of the tokens that are cut out.
         mean_span_length: mean number of tokens in a span; 0 for one span at the end of the text.
-        sentinels: `[sentinels]` int32, the ids that can replace spans.
+        sentinels: int32 `[sentinels]`, the ids that can replace spans.
         eos_id: ends the source and the target.
     """
 
@@ -145,7 +145,7 @@ class Denoise(SourceToTarget):
         )
 
     def cost(self, lengths: np.ndarray, denoiser: Denoiser) -> np.ndarray:
-        """Returns how many positions of a row of `length` pieces of `lengths` tokens take after corruption."""
+        """Returns the number of positions in a row that pieces of `lengths` tokens take after corruption."""
         noise, spans = denoiser.counts(lengths)
         places = self.places(lengths - noise + spans + 2, noise + spans + 1)
         # A piece with more spans than sentinels must not be used, so it costs more than a row has.

@@ -86,7 +86,7 @@ class PrefixLM(SourceToTarget):
         return np.clip(share, 1, np.maximum(lengths - 1, 1))
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns how many positions of an encoder-decoder's row texts of `lengths` tokens take for any split."""
+        """Returns the number of positions in an encoder-decoder's row that texts of `lengths` tokens take at most."""
         return self.places(np.maximum(lengths, 2), self.longest_rest(lengths) + 1)
 
     def rows(self, store: Store, seed: int) -> Rows:

@@ -135,7 +135,7 @@ class SpanCorruption(SourceToTarget):
         return Sample(above, tuple(source[:-1].tolist()), answer, count=2 * len(target))
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns how many positions of a row of `length` pieces of `lengths` tokens take after corruption."""
+        """Returns the number of positions in a row that pieces of `lengths` tokens take after corruption."""
         noise, spans = noise_counts(lengths, self.config)
         places = self.places(lengths - noise + spans + 1, noise + spans + 1)
         # A piece with more spans than sentinels must not be used, so it costs more than a row has.

@@ -62,7 +62,7 @@ class SourceToTarget(TokenPrediction):
         return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
     def places(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Returns how many positions of a row of `length` sources and targets of these lengths take.
+        """Returns the number of positions in a row of `length` that sources and targets of these lengths take.
 
         An encoder-decoder has two rows; the one with the larger filled share counts, scaled to the encoder's length.
         """
