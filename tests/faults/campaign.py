@@ -13,6 +13,7 @@ PARTS = {
     "flips": "bits flipped in a checkpoint",
     "kills": "kills of a run at any time; from 100 on also five at each of chosen points",
     "deaths": "processes of a pair killed or stopped",
+    "soak": "minutes of training, evaluating and saving beside a reader",
 }
 
 

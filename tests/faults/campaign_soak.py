@@ -1,0 +1,79 @@
+"""A run that trains, evaluates and saves every few seconds beside a reader: its memory, open files and threads."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from tests.faults.campaign_kills import config_of, progress, start
+
+# Seconds between measurements, and share of the time that the beginning is left out of the slopes.
+_EVERY, _BEGINNING = 5.0, 0.25
+
+
+def _measure(pid: int) -> tuple[float, int, int]:
+    """Returns a process's resident bytes, open files and threads."""
+    process = pathlib.Path(f"/proc/{pid}")
+    resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident, len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
+
+
+def _slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Returns the slope per hour, and half of its 95 % interval, by 20 means of consecutive measurements.
+
+    Means of blocks: consecutive measurements go up and down together, and are not that many independent ones.
+    """
+    x, y = (np.array([part.mean() for part in np.array_split(v, 20)]) for v in (hours, values))
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    return float(slope), 1.96 * float(covariance[0, 0]) ** 0.5
+
+
+def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
+    """Yields the rows of the table of the campaign; `number`: minutes."""
+    from lmjax.config import replace
+
+    fields = {
+        "steps": 10**7,
+        "evaluation.every": 400,
+        "checkpoint.every": 400,
+        "checkpoint.keep": 2,
+        "logging.every": 40,
+    }
+    workdir, reads, failed = folder / "run", 0, 0
+    pid = start(replace(config_of(folder), fields), workdir)
+    reader = [
+        sys.executable,
+        "-m",
+        "lmjax",
+        "generate",
+        f"--workdir={workdir}",
+        "--prompt=the king",
+        "--max_new_tokens=4",
+    ]
+    begin, measured = time.monotonic(), []
+    try:
+        while time.monotonic() - begin < 60 * number:
+            measured.append((time.monotonic() - begin, *_measure(pid)))
+            time.sleep(_EVERY)
+            # A reader, every minute.
+            if (workdir / "checkpoints").is_dir() and progress(workdir) > 800 and measured[-1][0] // 60 > reads:
+                done = subprocess.run(reader, capture_output=True, check=False)
+                reads, failed = reads + 1, failed + (done.returncode != 0)
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    times, resident, files, threads = np.array(measured).T
+    late = times > _BEGINNING * times[-1]
+    slope, error = _slope(times[late] / 3600, resident[late] / 2**20)
+    yield (
+        f"| {number} minutes of training, evaluating and saving beside a reader | {progress(workdir)} steps, "
+        f"{reads} reads ({failed} failed) | resident memory {resident[late].mean() / 2**20:.0f} MiB, slope {slope:+.1f} ± "
+        f"{error:.1f} MiB an hour; open files {files[late].min():.0f} to {files[late].max():.0f}, threads "
+        f"{threads[late].min():.0f} to {threads[late].max():.0f} |"
+    )
