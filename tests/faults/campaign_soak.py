@@ -13,8 +13,9 @@ import numpy as np
 
 from tests.faults.campaign_kills import config_of, progress, start
 
-# Seconds between measurements, and share of the time that the beginning is left out of the slopes.
-_EVERY, _BEGINNING = 5.0, 0.25
+# Seconds between measurements, the share of the time at the beginning that is left out, and the parts whose means
+# make a slope.
+_EVERY, _BEGINNING, _BLOCKS = 5.0, 0.25, 10
 
 
 def _measure(pid: int) -> tuple[float, int, int]:
@@ -25,11 +26,11 @@ def _measure(pid: int) -> tuple[float, int, int]:
 
 
 def _slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Returns the slope per hour, and half of its 95 % interval, by 20 means of consecutive measurements.
+    """Returns the slope per hour, and half of its 95 % interval, by means of consecutive measurements.
 
     Means of blocks: consecutive measurements go up and down together, and are not that many independent ones.
     """
-    x, y = (np.array([part.mean() for part in np.array_split(v, 20)]) for v in (hours, values))
+    x, y = (np.array([part.mean() for part in np.array_split(v, _BLOCKS)]) for v in (hours, values))
     (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
     return float(slope), 1.96 * float(covariance[0, 0]) ** 0.5
 
@@ -71,9 +72,9 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     times, resident, files, threads = np.array(measured).T
     late = times > _BEGINNING * times[-1]
     slope, error = _slope(times[late] / 3600, resident[late] / 2**20)
+    memory = f"{resident[late].mean() / 2**20:.0f} MiB, slope {slope:+.1f} ± {error:.1f} MiB an hour"
     yield (
         f"| {number} minutes of training, evaluating and saving beside a reader | {progress(workdir)} steps, "
-        f"{reads} reads ({failed} failed) | resident memory {resident[late].mean() / 2**20:.0f} MiB, slope {slope:+.1f} ± "
-        f"{error:.1f} MiB an hour; open files {files[late].min():.0f} to {files[late].max():.0f}, threads "
-        f"{threads[late].min():.0f} to {threads[late].max():.0f} |"
+        f"{reads} reads ({failed} failed) | resident memory {memory}; open files {files[late].min():.0f} to "
+        f"{files[late].max():.0f}, threads {threads[late].min():.0f} to {threads[late].max():.0f} |"
     )
