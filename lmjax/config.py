@@ -97,7 +97,7 @@ class Config(Schema):
         for size in (self.batch_size, *self.stages.batch_size):
             if size % self.accumulation:
                 raise FlagError(
-                    f"--config.batch_size={size} does not divide by "
+                    f"--config.batch_size={size} is not divisible by "
                     f"--config.accumulation={self.accumulation}; take a multiple"
                 )
         if not self.data.eval and not self.data.held_out:
@@ -106,7 +106,7 @@ class Config(Schema):
             if each.num_types and model.embedding.types not in (0, each.num_types):
                 raise FlagError(
                     f"--config.model.embedding.types={model.embedding.types}: {each.name} tells texts apart by"
-                    f" {each.num_types} types (or 0: none)"
+                    f" {each.num_types} types; set that, or 0 for none"
                 )
         return self
 
@@ -175,7 +175,7 @@ def resolve(
     if isinstance(objective, str):
         raise FlagError(f"objective={objective!r} is one text; give a tuple of names: {tuple(objective.split(','))}")
     if odd := [f"{path}={text!r}" for path, text in (overrides or {}).items() if not isinstance(text, str)]:
-        raise FlagError(f"overrides: {odd[0]} is no text; give it as text, or in fields, whose values are typed")
+        raise FlagError(f"overrides: {odd[0]} is not text; give it as text, or typed in fields")
     base = default_config(objective or DEFAULT, architecture) if experiment is None else load_experiment(experiment)
     values = base.model_dump()
     if objective is not None:

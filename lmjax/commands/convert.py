@@ -35,7 +35,7 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     if len(given) != 2:
         raise FlagError(
             "lmjax convert needs two of --from=FOLDER, --workdir=DIR and --to=FOLDER: "
-            f"where from and where to; {', '.join(f'--{name}' for name in given) or 'none'} given"
+            f"the source and the target; {', '.join(f'--{name}' for name in given) or 'none'} given"
         )
     start = time.perf_counter()
     if "from" not in given:
@@ -111,7 +111,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     # Checked before the parameters are read, which may take minutes.
     check_free(folder)
     if not math.isfinite(shard_gb := values["shard_gb"].value):
-        raise FlagError(f"--shard_gb={shard_gb}: is no size; give gigabytes, such as 5")
+        raise FlagError(f"--shard_gb={shard_gb}: is not a size; give gigabytes, such as 5")
     # Heads for training only are left out, because no class of transformers has them beside other heads.
     heads = tuple(head for head in source.heads if not HEADS[head].in_training_only)
     description = choose_family(source.config, heads, values["family"].value, source.origin)

@@ -21,6 +21,8 @@ def main(values: flags.FlagValues) -> list[Finding]:
     for finding in findings:
         print(f"{'ok   ' if finding.sound else 'WRONG'} {finding.text}")
     if wrong := [finding for finding in findings if not finding.sound]:
-        remedy = "" if values["repair"].value else "; --repair removes rests and moves damaged checkpoints aside"
+        remedy = (
+            "" if values["repair"].value else "; --repair removes unfinished saves and moves damaged checkpoints aside"
+        )
         raise CheckpointError(f"--workdir={workdir}: {len(wrong)} thing(s) are wrong{remedy}")
     return findings

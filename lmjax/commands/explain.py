@@ -119,7 +119,7 @@ def explain(config: Config, pattern: str = "") -> str:
     chosen = [e for e in every if found.search(f"{e.path} {e.allowed} {e.description}")]
     if not chosen:
         hint = nearest_fields(pattern, [e.path for e in every])
-        raise FlagError(f"--help_config={pattern}: stands in no field; {hint or '--help_config alone shows them all'}")
+        raise FlagError(f"--help_config={pattern}: matches no field; {hint or '--help_config alone shows them all'}")
     lines: list[str] = []
     group = None
     for entry in chosen:

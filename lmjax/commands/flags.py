@@ -125,7 +125,7 @@ def data_fields(specs: Sequence[str]) -> dict[str, object]:
         return {"data.train": specs[0], "data.mixture": ()}
     if len(named) < len(specs):
         odd = next(spec for spec in specs if spec not in named)
-        raise FlagError(f"--data={odd}: of several sets each has a name; write --data=NAME={odd}")
+        raise FlagError(f"--data={odd}: with several sets each needs a name; write --data=NAME={odd}")
     return {"data.mixture": tuple(specs)}
 
 
@@ -177,7 +177,7 @@ def parse(
     if surplus:
         raise FlagError(_no_flag(surplus[0], values))
     if same is None and overrides:
-        raise FlagError(f"--config.{next(iter(overrides))}: {command} has no config; its flags say all")
+        raise FlagError(f"--config.{next(iter(overrides))}: {command} has no config; use its flags")
     _check_once(values, overrides, same or {})
     _check_fields(overrides, values)
     return overrides

@@ -74,7 +74,7 @@ def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
     place, is_preset = values[flag].value, flag == "preset"
     if is_preset != bool(values["tokenizer"].value):
         raise FlagError(
-            f"--preset={place}: needs --tokenizer=PATH, for it has none"
+            f"--preset={place}: needs --tokenizer=PATH, because a preset has none"
             if is_preset
             else f"--tokenizer={values['tokenizer'].value}: {place} has its own; leave it out"
         )
@@ -93,7 +93,7 @@ def _random(values: flags.FlagValues, place: str) -> LoadedModel:
     """Returns a preset with random weights."""
     dtype, tensor = values["dtype"].value, values["tensor"].value
     seed = _integer("seed", values["seed"].value or "0")
-    print(f"{place}: weights are random (--seed={seed}), and so is what they write", file=sys.stderr)
+    print(f"{place}: the weights are random (--seed={seed}), and so are its texts", file=sys.stderr)
     with phase(f"making {place}"):
         tokenizer = load_tokenizer(values["tokenizer"].value)
         return random_model(PRESETS[place], tokenizer, seed, dtype=dtype, tensor=tensor)
@@ -142,11 +142,11 @@ def configure(
         hint = nearest(unknown[0], (*FIELDS, *LISTS)) or f"there are {', '.join((*FIELDS, *LISTS))}"
         raise FlagError(f"{unknown[0]}: no such setting; {hint}")
     if draft and "beams" in settings:
-        raise FlagError(f"--beams={settings['beams']} and --draft={draft}: beam search guesses nothing; leave one out")
+        raise FlagError(f"--beams={settings['beams']} and --draft={draft}: beam search uses no draft; leave one out")
     searches = "beams" in settings or bool(defaults and defaults.searches)
     lone = [name for name in BEAMS if name in settings and not searches]
     if lone:
-        raise FlagError(f"--{lone[0]}={settings[lone[0]]}: is of beam search; give --beams=N too, or leave it out")
+        raise FlagError(f"--{lone[0]}={settings[lone[0]]}: is for beam search; give --beams=N too, or leave it out")
     values: dict[str, Any] = {}
     for name, value in settings.items():
         *parents, field = (FIELDS | LISTS)[name].split(".")

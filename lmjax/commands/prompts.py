@@ -32,7 +32,7 @@ def read_prompts(given: Sequence[str], path: str | None) -> Prompts | None:
         DataError: the file or the pipe cannot be read, is empty, or has an invalid line.
     """
     if given and path:
-        raise FlagError(f"--prompt and --prompts={path}: prompts come from one of them; give one")
+        raise FlagError(f"--prompt and --prompts={path}: prompts come from only one of them; give one")
     if path:
         return _from_file(path)
     if given:
@@ -87,7 +87,7 @@ def new_file(path: str | None) -> pathlib.Path | None:
         return None
     output = pathlib.Path(path)
     if output.exists() or not output.parent.is_dir():
-        wrong = "exists, and is never overwritten" if output.exists() else "is in no folder that there is"
+        wrong = "exists, and is never overwritten" if output.exists() else "is in a folder that does not exist"
         raise FlagError(f"--output={output}: {wrong}; name a new file")
     return output
 

@@ -171,7 +171,7 @@ def _report(run: Run, state: TrainState, ending: str) -> None:
     except KeyboardInterrupt:
         print(
             f"\nlmjax: interrupted in the last report; the run has ended at step {int(state.step)}, and {run.workdir} "
-            "holds it whole",
+            "is complete",
             file=sys.stderr,
         )
         raise SystemExit(130) from None

@@ -48,8 +48,8 @@ def initialize(
         return
     _check(coordinator, num_processes, process_id)
     missing = (
-        f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes came together in "
-        f"{seconds} seconds, seen from --process_id={process_id}; start all of them, with the same address"
+        f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes connected within "
+        f"{seconds} seconds (reported by --process_id={process_id}); start all of them with the same address"
     )
     # jax either raises an error or aborts the process, depending on where it notices.
     leave_when_aborted(missing)
@@ -60,8 +60,8 @@ def initialize(
     except RuntimeError as e:
         raise StuckError(f"{missing} ({str(e).splitlines()[0][:300]})") from e
     leave_when_aborted(
-        "another process of this run is lost, as jax says above: it was killed, stopped, or does not answer. Run the "
-        "same command again in every process; it goes on from the newest checkpoint"
+        "another process of this run is lost, as jax reports above: it was killed, stopped, or does not answer. Run "
+        "the same command again in every process; it resumes from the newest checkpoint"
     )
 
 
@@ -77,7 +77,7 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
         raise FlagError(f"--num_processes={num_processes}: must be at least 1")
     if process_id is not None and not 0 <= process_id < (num_processes or 2**31):
         raise FlagError(
-            f"--process_id={process_id}: processes are numbered from 0 to --num_processes={num_processes} less one"
+            f"--process_id={process_id}: processes are numbered from 0 to --num_processes={num_processes} minus 1"
         )
 
 
@@ -98,5 +98,9 @@ def together() -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as e:
         # jax raises one of these where a collective operation fails.
         if jax.process_count() > 1:
-            leave(f"this process cannot go on, mostly as another one is lost: {e}", StuckError.exit_code, stacks=True)
+            leave(
+                f"this process cannot continue, usually because another one is lost: {e}",
+                StuckError.exit_code,
+                stacks=True,
+            )
         raise

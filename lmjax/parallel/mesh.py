@@ -35,7 +35,7 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
         raise FlagError(
             f"--config.parallel: data={config.data} x fsdp={config.fsdp} x expert={config.expert} x "
             f"tensor={config.tensor} does not fit {len(devices)} device(s); their product must be {len(devices)} "
-            f"(data=-1 takes what the others leave)"
+            f"(data=-1 takes the remaining devices)"
         )
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
@@ -57,7 +57,7 @@ def check_divisible(mesh: Mesh, *, batch_size: int, accumulation: int, sharded: 
     parts = batch_shards(mesh) * accumulation
     if batch_size % parts:
         raise FlagError(
-            f"--config.batch_size={batch_size} does not divide by {parts} "
+            f"--config.batch_size={batch_size} is not divisible by {parts} "
             f"(data x fsdp = {batch_shards(mesh)} shards x accumulation {accumulation}); take a multiple of {parts}"
         )
     for name, size in sharded.items():

@@ -93,7 +93,7 @@ class Watchdog:
             if not self._pauses and time.monotonic() - self._since > self._seconds:
                 leave(
                     f"{self._doing} has not ended in {self._seconds:g} seconds: the device, a disk or another process "
-                    "hangs. The stack of every thread follows; run the same command again, it goes on from the newest "
+                    "hangs. The stack of every thread follows; run the same command again, it resumes from the newest "
                     "checkpoint (--config.step_timeout waits longer)",
                     StuckError.exit_code,
                     stacks=True,

@@ -237,7 +237,7 @@ def _tokenizer(
             try:
                 return load_tokenizer(str(own))
             except (DataError, FlagError) as e:
-                raise DataError(f"{own}: the run's own tokenizer cannot be read; copy it back ({e})") from e
+                raise DataError(f"{own}: the run's own tokenizer cannot be read; restore it from a copy ({e})") from e
     if config.tokenizer.path:
         return load_tokenizer(config.tokenizer.path)
     return _trained_tokenizer(config, train, identity)
@@ -258,7 +258,7 @@ def _trained_tokenizer(
         cached.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(cached))
     except OSError as e:
-        raise SaveError(f"data.cache_dir: cannot keep a tokenizer in {str(cached.parent)!r} ({e.strerror})") from e
+        raise SaveError(f"data.cache_dir: cannot write a tokenizer to {str(cached.parent)!r} ({e.strerror})") from e
     return tokenizer
 
 
@@ -283,8 +283,8 @@ def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
     if not path.exists():
         if saved_steps(workdir):
             raise ConfigMismatchError(
-                f"{path}: is missing, so whether the run saw the same data cannot be told; copy it back, or train in "
-                f"another --workdir, from this one with --init_from={shell_quoted(workdir)}"
+                f"{path}: is missing, so it is not known whether the run was trained on the same data; restore it from "
+                f"a copy, or train in another --workdir, from this one with --init_from={shell_quoted(workdir)}"
             )
         return
     try:
@@ -298,7 +298,7 @@ def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
     if changed := [name for name in known | here if known.get(name) != here.get(name)]:
         raise ConfigMismatchError(
             f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
-            "bring the old data back or use another --workdir"
+            "restore the old data or use another --workdir"
         )
 
 

@@ -66,9 +66,9 @@ def go_back(run: Run, rollbacks: Rollbacks, error: DivergedError) -> None:
     """
     if len(rollbacks) >= MOST:
         raise DivergedError(
-            f"{error}\nThe run has gone back {MOST} times: the batches are not the cause", **error.facts
+            f"{error}\nThe run has rolled back {MOST} times, so the batches are not the cause", **error.facts
         ) from error
-    logging.warning("%s\nGoing back to step %d, and on past the batches up to step %d's", error, error.good, error.at)
+    logging.warning("%s\nRolling back to step %d, and skipping the batches up to step %d", error, error.good, error.at)
     if jax.process_index() == 0:
         remove_steps(run.workdir, error.good)
         keep_lines(run.workdir / METRICS, error.good)

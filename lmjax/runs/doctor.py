@@ -71,7 +71,7 @@ def _checkpoints(workdir: pathlib.Path, state: State | None) -> list[Finding]:
         findings.append(Finding(step not in damaged, f"step {step}: {'; '.join(damaged.get(step, [sound]))}"))
     whole = [step for step in steps if step not in damaged]
     if whole:
-        findings.append(Finding(True, f"a run goes on from step {whole[-1]}, and every command can read it"))
+        findings.append(Finding(True, f"a run resumes from step {whole[-1]}, which every command can read"))
     elif steps or (state and state.saved is not None):
         findings.append(Finding(False, "no checkpoint can be used; copy one back, or start over in another --workdir"))
     left = [path.name for path in temporaries(workdir)]
@@ -87,7 +87,11 @@ def _versions(workdir: pathlib.Path) -> list[Finding]:
     except (DataError, metadata.PackageNotFoundError) as e:
         return [Finding(False, f"versions: {e}")]
     other = [f"{name} {there[name]} there, {here[name]} here" for name in there if there[name] != here[name]]
-    return [Finding(True, f"versions: {'; '.join(other) + ': bits may differ' if other else 'the same'}")]
+    return [
+        Finding(
+            True, f"versions: {'; '.join(other) + ': results may differ in the last bits' if other else 'the same'}"
+        )
+    ]
 
 
 def _data(workdir: pathlib.Path, config: Config) -> list[Finding]:
@@ -97,9 +101,7 @@ def _data(workdir: pathlib.Path, config: Config) -> list[Finding]:
     except UserError as e:
         return [Finding(False, str(e))]
     same = known.get("train") == json.loads(json.dumps(prints if config.data.mixture else prints["train"]))
-    return [
-        Finding(same, f"training data: {'unchanged' if same else 'changed since; the run refuses to go on with it'}")
-    ]
+    return [Finding(same, f"training data: {'unchanged' if same else 'changed since; the run cannot resume with it'}")]
 
 
 def repair(workdir: pathlib.Path) -> list[str]:
@@ -128,7 +130,7 @@ def repair(workdir: pathlib.Path) -> list[str]:
         except DataError:
             state = None
             write_state(workdir, State("training", steps[-1] if steps else None))
-            done.append("wrote state.json anew")
+            done.append("replaced state.json")
         if state and steps and state.saved not in (None, steps[-1]):
             write_state(workdir, State(state.stage, steps[-1]))
     return done

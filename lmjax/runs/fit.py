@@ -63,7 +63,7 @@ def fit(
         except DivergedError as e:
             path = diverged.note(run, rollbacks, e)
             if run.config.on_divergence != "rollback":
-                raise DivergedError(f"{e}. {path} names the rows", **e.facts) from e
+                raise DivergedError(f"{e}. {path} lists the rows", **e.facts) from e
             if claim is not None:
                 claim.saved(e.good or None)
             diverged.go_back(run, rollbacks, e)
@@ -152,7 +152,7 @@ def _warn_of_warmup(config: Config) -> None:
             "--config.optimizer.warmup_steps=%d is no shorter than the run of %d steps: the learning rate rises to "
             "%.3g, and its peak %.3g is %s; lower it, or take --config.optimizer.warmup_steps=none",
             warmup, config.steps, optimizer.learning_rate * config.steps / warmup, optimizer.learning_rate,
-            "never reached" if warmup > config.steps else "that of the last update",
+            "never reached" if warmup > config.steps else "reached only at the last update",
         )  # fmt: skip
 
 
@@ -173,11 +173,13 @@ def _given(run: Run) -> dict[str, Any] | None:
         if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
             raise FlagError(
                 f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
-                f"{ours.get(path, 'absent')} in this model; leave the model to --init_from"
+                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model"
             )
     params = source.params(run.model.config, run.mesh)
     if new := sorted(wanted.keys() - parts):
-        logging.warning("--init_from=%s: starts anew, as it is not there: %s", run.config.init_from, ", ".join(new))
+        logging.warning(
+            "--init_from=%s: lacks these parts, which start at random: %s", run.config.init_from, ", ".join(new)
+        )
     return {part: params[part] for part in parts}
 
 

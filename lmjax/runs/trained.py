@@ -252,7 +252,7 @@ def _from_hub(name: str) -> pathlib.Path:
     except Exception as e:
         # Any error of the library or the network becomes one message, because the checkpoint cannot be downloaded.
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise FlagError(f"{name}: no such folder here ({hint}), and the hub gives none: {reason}") from e
+        raise FlagError(f"{name}: no such folder here ({hint}), and it cannot be loaded from the hub: {reason}") from e
 
 
 def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:

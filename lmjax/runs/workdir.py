@@ -83,7 +83,8 @@ def read_state(workdir: pathlib.Path) -> State | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise DataError(
-            f"{path}: is damaged ({str(e).splitlines()[0]}); copy it back, or run lmjax doctor --repair on the workdir"
+            f"{path}: is damaged ({str(e).splitlines()[0]}); restore it from a copy, or run lmjax doctor --repair on "
+            "the workdir"
         ) from e
     return state
 
@@ -240,8 +241,8 @@ def _compare(workdir: pathlib.Path, config: Config) -> None:
         )
     if lines:
         logging.warning(
-            "--workdir=%s goes on with %s: the steps from here on equal those of the old config up to rounding, and up "
-            "to what dropout and the objectives draw", workdir, "; ".join(lines.values()),
+            "--workdir=%s continues with %s: from here on the steps equal those of the old config except for rounding, "
+            "dropout masks and what the objectives sample", workdir, "; ".join(lines.values()),
         )  # fmt: skip
 
 
@@ -273,8 +274,10 @@ def check_nothing_lost(workdir: pathlib.Path, start: int | None) -> None:
         return
     if start is None:
         raise CheckpointError(
-            f"{workdir / 'checkpoints'}: the checkpoint of step {saved} was saved there and is gone; copy it back, or "
-            "start over in another --workdir"
+            f"{workdir / 'checkpoints'}: the checkpoint of step {saved} was saved there and is missing; restore it "
+            "from a copy, or start over in another --workdir"
         )
     if start < saved:
-        logging.warning("%s: the newest checkpoint was of step %d; going on from step %d", workdir, saved, start)
+        logging.warning(
+            "%s: the newest checkpoint, of step %d, is missing; resuming from step %d", workdir, saved, start
+        )

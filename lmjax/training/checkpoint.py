@@ -117,7 +117,7 @@ class SavedCheckpoints:
         if not _all_agree(not found):
             return None, "; ".join(found[:3]) or "another process found it damaged"
         if not verified:
-            logging.warning("%s: is of a version that wrote no manifest; its bytes cannot be verified", folder)
+            logging.warning("%s: has no manifest, as an earlier version wrote it; its bytes cannot be verified", folder)
         state, failure = None, None
         try:
             state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
@@ -253,7 +253,7 @@ class Checkpoints(SavedCheckpoints):
         message = f"{self._path}: step {step} could not be saved: {_reason(error)}"
         with contextlib.suppress(OSError):
             message += f" ({shutil.disk_usage(self._path.parent).free:,} bytes are free there)"
-        return SaveError(f"{message}; make room or mend the disk, then run the command again")
+        return SaveError(f"{message}; make room or repair the disk, then run the command again")
 
     def _kept(self, steps: list[int]) -> set[int]:
         """Returns the steps that stay: the newest, the best, the last good one, and those that could not be read.

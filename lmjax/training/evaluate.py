@@ -30,7 +30,7 @@ class EvaluationConfig(Schema):
 
 @dataclasses.dataclass(frozen=True)
 class EvalSet:
-    """A named evaluation set: its examples, and the entropy of its targets as a baseline.
+    """A named evaluation set: its examples, and the entropy of its targets as a yardstick.
 
     Attributes:
         name: its name in the metrics.
@@ -53,7 +53,7 @@ class EvalSet:
     def build(
         cls, name: str, examples: Examples, *, batch_size: int, max_batches: int, token_bytes: np.ndarray
     ) -> EvalSet:
-        """Returns the set with its baseline.
+        """Returns the set with its yardstick.
 
         Args:
             name: its name in the metrics.

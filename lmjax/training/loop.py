@@ -196,10 +196,10 @@ class Loop:
         """Returns the error for a run that diverged, with the metrics `values` of update `number`."""
         first = number - in_a_row + 1
         return DivergedError(
-            f"step {number}: {in_a_row} updates in a row were not finite and were left out, from step {first} on. "
-            "--on_divergence=rollback goes back to the last good checkpoint and past these batches, in this --workdir; "
-            "a lower --config.optimizer.learning_rate is another run, in another --workdir, which can start from this "
-            "one by --init_from",
+            f"step {number}: {in_a_row} updates in a row were not finite and were left out, from step {first} on. Give "
+            "--on_divergence=rollback to continue in this --workdir from the last good checkpoint without these "
+            "batches, or lower --config.optimizer.learning_rate in another --workdir, which can start from this one "
+            "with --init_from",
             first=first,
             at=number,
             good=self.checkpoints.good_step(first),

@@ -120,8 +120,8 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
             if number == len(texts):
                 break
             raise DataError(
-                f"{path}:{number}: is damaged (no line of numbers with a step); copy the file back, or remove it: the "
-                "run then goes on, and early stopping and the best checkpoint begin anew"
+                f"{path}:{number}: is damaged (not JSON with a step); restore the file from a copy, or remove it: the "
+                "run then continues, but early stopping and the best checkpoint start over"
             ) from e
     return found
 

@@ -61,7 +61,7 @@ def resumed(
     steps, losses = read_metrics(workdir, f"eval/{name}/loss") if written else ([], [])
     if start and not steps:
         logging.warning(
-            "%s: metrics.jsonl has no held-out loss of this run; early stopping and the best checkpoint begin anew",
+            "%s: metrics.jsonl has no held-out loss of this run; early stopping and the best checkpoint start over",
             workdir,
         )
     # metrics.jsonl holds null for a loss that is not finite.

@@ -39,5 +39,5 @@ def test_fields_are_found_by_a_word_and_shown_by_group(capsys):
     assert "--config.task.objective=mlm,nsp" in whole
     assert "--config.optimizer.name=adamw  (adamw|adam|" in whole
     assert all(f"--config.{entry.path}=" in whole for entry in entries(default_config()))
-    with pytest.raises(FlagError, match=r"stands in no field; did you mean --config\.model\.num_layers"):
+    with pytest.raises(FlagError, match=r"matches no field; did you mean --config\.model\.num_layers"):
         cli.run(["train", "--help_config=num_layerz"])

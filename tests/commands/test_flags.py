@@ -26,7 +26,9 @@ def test_a_path_and_named_sets_are_told_apart(specs, fields):
 
 
 def test_of_several_sets_each_needs_a_name():
-    with pytest.raises(FlagError, match=r"--data=b\.txt: of several sets each has a name; write --data=NAME=b\.txt"):
+    with pytest.raises(
+        FlagError, match=r"--data=b\.txt: with several sets each needs a name; write --data=NAME=b\.txt"
+    ):
         data_fields(["code=a.txt", "b.txt"])
 
 

@@ -111,7 +111,7 @@ def test_going_back_has_an_end(config, bad_batches, tmp_path, monkeypatch):
 
     monkeypatch.setattr(diverged, "MOST", 2)
     bad_batches |= set(range(7, 1000))
-    with pytest.raises(DivergedError, match="has gone back 2 times"):
+    with pytest.raises(DivergedError, match="has rolled back 2 times"):
         train(config.model_copy(update={"on_divergence": "rollback"}), tmp_path / "run", progress=False)
 
 

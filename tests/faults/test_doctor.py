@@ -14,7 +14,7 @@ def test_a_run_is_verified_and_repaired(tiny, tmp_path, capsys):
     config = tiny(steps=4, checkpoint__every=2, evaluation__every=2)
     workdir = train(config, tmp_path / "run", progress=False)
     cli.run(["doctor", f"--workdir={workdir}"])
-    assert "a run goes on from step 4" in capsys.readouterr().out
+    assert "a run resumes from step 4" in capsys.readouterr().out
 
     flip(workdir / "checkpoints" / "4" / "state" / "_METADATA", 99)
     (workdir / "checkpoints" / "6.partial").mkdir()
@@ -23,7 +23,7 @@ def test_a_run_is_verified_and_repaired(tiny, tmp_path, capsys):
     with pytest.raises(CheckpointError, match=r"wrong; --repair removes"):
         cli.run(["doctor", f"--workdir={workdir}"])
     told = capsys.readouterr().out
-    for text in ("WRONG step 4: state/_METADATA: its bytes", "a run goes on from step 2", "6.partial", "state.json"):
+    for text in ("WRONG step 4: state/_METADATA: its bytes", "a run resumes from step 2", "6.partial", "state.json"):
         assert text in told
     assert sorted(workdir.rglob("*")) == before, "it changed something without --repair"
 

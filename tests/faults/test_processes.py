@@ -142,4 +142,4 @@ def test_a_process_whose_others_never_come_says_so():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 70
-    assert "not all of --num_processes=2 processes came together in 3 seconds" in done.stdout + done.stderr
+    assert "not all of --num_processes=2 processes connected within 3 seconds" in done.stdout + done.stderr

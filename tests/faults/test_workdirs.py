@@ -92,7 +92,7 @@ def test_deleted_checkpoints_never_lead_to_a_silent_start_at_step_0(config, work
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / "metrics.jsonl").read_bytes()
     with pytest.raises(
-        CheckpointError, match=r"checkpoint of step 4 .* is gone; copy it back, or start over in another"
+        CheckpointError, match=r"checkpoint of step 4 .* is missing; restore it from a copy, or start over in another"
     ):
         train(config, workdir, progress=False)
     assert (workdir / "metrics.jsonl").read_bytes() == before
@@ -101,7 +101,7 @@ def test_deleted_checkpoints_never_lead_to_a_silent_start_at_step_0(config, work
 def test_a_deleted_newest_checkpoint_is_told(config, workdir, caplog):
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
     train(config, workdir, progress=False)
-    assert "the newest checkpoint was of step 4; going on from step 2" in caplog.text
+    assert "the newest checkpoint, of step 4, is missing; resuming from step 2" in caplog.text
 
 
 def test_the_same_data_elsewhere_is_the_same_data_and_other_data_is_not(config, workdir, corpus, tmp_path):
@@ -119,7 +119,7 @@ def test_the_same_data_elsewhere_is_the_same_data_and_other_data_is_not(config, 
 def test_what_changes_only_rounding_may_change_and_is_told(config, workdir, caplog):
     model = config.model.model_copy(update={"remat": "full"})
     train(config.model_copy(update={"model": model, "steps": STEPS + 1}), workdir, progress=False)
-    assert "goes on with model.remat: 'none' there, 'full' here" in caplog.text
+    assert "continues with model.remat: 'none' there, 'full' here" in caplog.text
     assert read_metrics(workdir, "train/loss")[0] == [*range(1, STEPS + 2)]
     with pytest.raises(ConfigMismatchError, match="batch_size: 8 there, 16 here"):
         train(config.model_copy(update={"batch_size": 16}), workdir, progress=False)
