@@ -10,7 +10,22 @@ from lmjax.data.special_tokens import CLASS_OF_MODEL
 from lmjax.interop.families import bart, bert, gemma, gpt2, llama, mistral, modernbert, neox, olmo, opt, phi, qwen, t5
 from lmjax.interop.table import Family
 
-FAMILIES: dict[str, Family] = {}
+# A dict display, because `commands/facts.py` reads the names for --help from this source.
+FAMILIES: dict[str, Family] = {
+    **llama.FAMILIES,
+    **gpt2.FAMILIES,
+    **t5.FAMILIES,
+    **bart.FAMILIES,
+    **mistral.FAMILIES,
+    **qwen.FAMILIES,
+    **gemma.FAMILIES,
+    **phi.FAMILIES,
+    **olmo.FAMILIES,
+    **neox.FAMILIES,
+    **opt.FAMILIES,
+    **bert.FAMILIES,
+    **modernbert.FAMILIES,
+}
 
 
 def register(families: Mapping[str, Family]) -> None:
@@ -19,5 +34,4 @@ def register(families: Mapping[str, Family]) -> None:
     CLASS_OF_MODEL.update({name: each.tokenizer.kind for name, each in families.items() if each.tokenizer.kind})
 
 
-for _module in (llama, gpt2, t5, bart, mistral, qwen, gemma, phi, olmo, neox, opt, bert, modernbert):
-    register(_module.FAMILIES)
+register(FAMILIES)
