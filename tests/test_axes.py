@@ -1,4 +1,4 @@
-"""The glossary and the rules table say the same, and a name outside them is an error."""
+"""The glossary and the table of rules have the same names, and other names are an error."""
 
 import flax.linen as nn
 import jax.numpy as jnp

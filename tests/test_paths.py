@@ -1,4 +1,4 @@
-"""Paths as users write them: `~` everywhere, litter nowhere in the way, commands that a shell takes as shown."""
+"""Paths given by users: `~` is expanded, files of file managers are ignored, and commands in messages are quoted."""
 
 import pathlib
 import shlex
@@ -17,7 +17,7 @@ LITTER = (".DS_Store", "._x", ".localized", "Thumbs.db", "desktop.ini", ".nfs000
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """A home directory with a space in its name, which is not where the command runs."""
+    """A home directory with a space in its name, which is not the working directory."""
     folder = tmp_path / "the home"
     folder.mkdir()
     (tmp_path / "elsewhere").mkdir()

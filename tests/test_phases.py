@@ -1,4 +1,4 @@
-"""Phases: what takes long is named while it lasts, what does not is not, and a library is silent."""
+"""Phases: long ones are reported while they run, short ones are not, and an imported library reports nothing."""
 
 import re
 import sys

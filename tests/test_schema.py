@@ -1,4 +1,4 @@
-"""The base of every config: dotted paths go into groups, and a path of before is answered with the one of today."""
+"""The base class of configs: dotted paths set fields of groups; the error for a former path names the present one."""
 
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ class Inner(Schema):
 
 
 class Outer(Schema):
-    """A config with a group, a field of which stood beside it before."""
+    """A config with a group, one of whose fields was outside the group before."""
 
     moved: ClassVar[dict[str, str]] = {"inner_depth": "inner.depth", "both": "inner.depth or other"}
 

@@ -1,4 +1,4 @@
-"""Random streams: a stream for every purpose, none of them another's, and none that is made anywhere else."""
+"""Random streams: a separate stream for every purpose, and no generator is made elsewhere."""
 
 import ast
 import collections
@@ -20,7 +20,7 @@ from lmjax.streams import SEEDS, named_key, prng_key, prng_keys, random_stream, 
 
 PACKAGE = pathlib.Path(lmjax.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# What makes generators and keys out of seeds, of numpy, Python and JAX.
+# The functions of numpy, Python and JAX that make generators and keys from seeds.
 _MAKERS = re.compile(
     r"default_rng|SeedSequence|RandomState|Philox|PCG64|MT19937|SFC64|(?:np|numpy)\.random\.(?!Generator\b)\w+"
     r"|random\.key\b|PRNGKey|wrap_key_data|random_seed|^\s*(?:import random\b|from random import)",
@@ -36,7 +36,7 @@ def test_streams_are_made_in_one_place(path):
 
 
 def named_streams(path: pathlib.Path) -> list[str]:
-    """Returns the names in the calls of a file's code; one that is no literal could be any."""
+    """Returns the names of streams in the calls of a file; every name must be a literal."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         function = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
@@ -47,7 +47,7 @@ def named_streams(path: pathlib.Path) -> list[str]:
 
 
 def test_every_name_stands_at_one_place():
-    """Two purposes of one name would draw the same numbers."""
+    """Two purposes with one name would draw the same numbers."""
     counts = collections.Counter(n for p in SOURCES if p.name != "streams.py" for n in named_streams(p))
     assert len(counts) > 12
     assert not {name: count for name, count in counts.items() if count > 1}
@@ -72,7 +72,7 @@ def test_no_two_arguments_share_a_stream():
 
 
 def test_a_stream_is_what_it_always_was():
-    """These numbers decide what a run reads and draws: another hash is another run of the same config."""
+    """Batches and random numbers of a run depend on these values: with another hash, a config gives another run."""
     assert random_stream(0, "order", 0, 1).permutation(8).tolist() == [0, 5, 3, 2, 6, 4, 1, 7]
     keys = jax.random.key_data(prng_keys([3, SEEDS - 1], "sampling"))
     assert np.asarray(keys).tolist() == [[2416229897, 2281101078], [3297592251, 3667479365]]
@@ -80,7 +80,7 @@ def test_a_stream_is_what_it_always_was():
 
 
 def test_a_run_plans_no_two_kinds_of_rows_by_one_stream(tiny, corpus, tmp_path, monkeypatch):
-    """Denoisers, sets and stages are packed each in an order of its own."""
+    """Denoisers, sets and stages are each packed in a different order."""
     made, digest = collections.Counter(), streams._digest
 
     def counted(seed, name, of):

@@ -134,7 +134,7 @@ class Attention(nn.Module):
         )
 
     def _normed(self, name: str, x: jax.Array) -> jax.Array:
-        """Returns queries or keys `x`, normalised as `attention.qk_norm` says: per head, over all heads, or not."""
+        """Returns queries or keys `x`, normalised per head, over all heads or not, according to `attention.qk_norm`."""
         if self.config.attention.qk_norm == "none":
             return x
         together = x if self.config.attention.qk_norm == "head" else x.reshape(*x.shape[:2], -1)

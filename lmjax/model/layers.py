@@ -1,4 +1,4 @@
-"""Dense, Embed, Norm, MLP and dropout: the layers that treat every position alone."""
+"""Dense, Embed, Norm, MLP and dropout: the layers that process each position separately."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ _T5 = {  # Raffel et al. 2020, arXiv:1910.10683, sections 2.1 and 3.7
     "attention.scale": 1.0,
     "initializer": "fan_in",
 }
-_VASWANI = {  # Vaswani et al. 2017, arXiv:1706.03762, sections 3 and 5 and table 3; equation 2 alone has biases
+_VASWANI = {  # Vaswani et al. 2017, arXiv:1706.03762, sections 3 and 5 and table 3; only MLPs have biases
     "architecture": "encoder_decoder",
     "vocab_size": 37_000,
     "max_length": 1024,

@@ -1,4 +1,4 @@
-"""Block and Stack: the only place where a layer is put together, for every family."""
+"""Block and Stack: one layer, and the stack of layers, for all families; no other file builds a layer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -20,7 +20,7 @@ def _build(architecture, heads, fields):
     model = LanguageModel(config, heads)
     shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     rng = np.random.default_rng(0)
-    # Zero biases, unit scales and small kernels would hide a part that is left out or misplaced.
+    # With zero biases, unit scales and small kernels, a layer that is missing or misplaced would change nothing.
     return model, jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
 
 
@@ -43,9 +43,9 @@ def forward():
 
 @pytest.fixture(autouse=True)
 def _no_silent_promotion():
-    """A product of two dtypes is an error, so none is computed in another precision than is written down.
+    """Makes a product of two different dtypes an error, so that no product has another precision than the code says.
 
-    The model alone is held to it: optax raises float32 rates to the power of integer counts.
+    This holds for the model only: optax raises float32 rates to the power of integer counts.
     """
     with jax.numpy_dtype_promotion("strict"):
         yield

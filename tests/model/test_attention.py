@@ -36,7 +36,7 @@ def _layer(**fields):
 
 
 def _reference(p, x, memory, *, scale=0.5, cap=None, norm="none", angles=None):
-    """One row, one head at a time, in float64; `angles`: of the queries and of the keys, `[length, 2]` each."""
+    """Returns attention of one row, head by head in float64; `angles`: of queries and of keys, `[length, 2]`."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), p)
     x, memory = np.asarray(x[0], np.float64), np.asarray(memory[0], np.float64)
     query, key, value = (
@@ -87,7 +87,7 @@ def test_the_layer_is_its_formula(fields, arguments):
 
 @pytest.mark.parametrize(("kind", "shapes"), [("head", ((4,), (4,))), ("full", ((16,), (8,)))])
 def test_normalised_queries_and_keys_have_the_published_scales(kind, shapes):
-    """Qwen 3 learns one scale for all heads, OLMo 2 one for each number of all heads."""
+    """Qwen 3 has one scale vector for all heads, OLMo 2 a scale for each column of each head."""
     params = _layer(**{"attention.qk_norm": kind})[1]
     assert (params["query_norm"]["scale"].shape, params["key_norm"]["scale"].shape) == shapes
 

@@ -1,4 +1,4 @@
-"""The cache: reading a text piece by piece gives the logits of reading it at once, whatever a row holds."""
+"""The cache: reading a text in parts gives the same logits as reading it at once, also with padding and packing."""
 
 import functools
 
@@ -55,7 +55,7 @@ LENGTH = 12
 
 
 def _model(**fields):
-    """Returns a model with parameters that move every output."""
+    """Returns a model, and parameters that all have an effect on its output."""
     model = LanguageModel(ModelConfig.model_validate(CONFIG.model_dump() | fields))
     shapes = nn.unbox(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)))
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def _model(**fields):
 
 
 def _rows(model, segments, positions):
-    """Returns a batch of `[rows, LENGTH]` fields; an encoder-decoder's encoder has rows of its own."""
+    """Returns a batch of `[rows, LENGTH]` fields; in an encoder-decoder the encoder has other rows."""
     rng = np.random.default_rng(1)
     fields = {"tokens": rng.integers(0, 24, segments.shape), "positions": positions, "segment_ids": segments}
     if model.config.architecture != "encoder_decoder":
@@ -75,19 +75,19 @@ def _rows(model, segments, positions):
 
 
 def _cut(batch, start, stop):
-    """Returns columns of a decoder's fields; the encoder's are whole."""
+    """Returns some columns of the decoder's fields, and the whole fields of the encoder."""
     return {k: v if k.startswith("encoder_") else v[:, start:stop] for k, v in batch.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(model, params, piece, cache):
-    """Returns the logits `[rows, tokens, vocab]` of a piece, and the cache with it; compiled once for each shape."""
+    """Returns the logits `[rows, tokens, vocab]` of a part, and the new cache; compiled once for each shape."""
     hidden, cache = model.apply({"params": params}, piece, cache, method="extend")
     return model.apply({"params": params}, hidden, method="logits"), cache
 
 
 def _cached(model, params, batch, cuts, **kwargs):
-    """Returns the logits of a batch that is read in pieces, and the cache."""
+    """Returns the logits of a batch that is read in several parts, and the cache."""
     rows = batch[next(k for k in batch if k in ("tokens", "decoder_tokens"))].shape[0]
     memory = {"memory_length": 6} if "encoder_tokens" in batch else {}
     cache = init_cache(model.config, rows, kwargs.pop("capacity", 16), **memory, **kwargs)
@@ -109,7 +109,7 @@ def _uncached(model, params, batch):
     return np.asarray(jax.jit(read)(batch))
 
 
-# A whole row, one with padding in front, and one whose three texts share it and are told apart alone by their segments.
+# A full row, a row with padding on the left, and a row of three texts that differ in segment ids only.
 SEGMENTS = np.array([[1] * 12, [0] * 3 + [1] * 9, [2] * 5 + [1] * 3 + [2] * 0 + [1] * 4])
 POSITIONS = np.array([[*range(12)], [0] * 3 + [*range(9)], [*range(5), *range(3), *range(3, 7)]])
 
@@ -119,7 +119,7 @@ def test_logits_are_those_of_reading_at_once(name):
     model, params = _model(**MODELS[name])
     batch = _rows(model, SEGMENTS, POSITIONS)
     expected = _uncached(model, params, batch)
-    # A prefill, a second chunk of its length (one program), then token by token, which goes round a window's slots.
+    # A prompt, a second part of the same length (one program), then single tokens, which overwrite a window's slots.
     found, cache = _cached(model, params, batch, (4, 8, 9, 10, 11, 12))
     real = SEGMENTS > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_logits_are_those_of_reading_at_once(name):
 
 
 def test_what_the_cache_holds_matters():
-    """The negative control: one key changed, and all later logits of its row differ, and no other row's."""
+    """The negative control: with one key changed, later logits of its row differ, and those of other rows do not."""
     model, params = _model(**ROPE)
     batch = _rows(model, SEGMENTS, POSITIONS)
     _, cache = _cached(model, params, batch, (5, 11))
@@ -144,7 +144,7 @@ def test_what_the_cache_holds_matters():
 
 
 def test_dynamic_scaling_stays_that_of_short_rows():
-    """Padding to a bucket must not stretch a row that is shorter than the original length."""
+    """Padding must not change the rotary scaling of a row that is shorter than the original length."""
     config = CONFIG.model_copy(update=dict(ROPE))
     config = ModelConfig.model_validate(config.model_dump() | MODELS["rope_dynamic"])
     assert (rope_frequencies(config, 24)[0] != rope_frequencies(config, 1)[0]).any()
@@ -214,20 +214,20 @@ def test_scanned_layers_have_no_cache():
 
 
 def _alone(model, params, batch, text, cut, **kwargs):
-    """Returns the logits `[LENGTH - cut, vocab]` of a text that is read by itself: up to `cut`, then token by token."""
+    """Returns the logits `[LENGTH - cut, vocab]` of a text that is read alone: up to `cut`, then token by token."""
     row = {k: v[text : text + 1] for k, v in batch.items()}
     return _cached(model, params, row, (cut, *range(cut + 1, LENGTH + 1)), capacity=12, **kwargs)[0][0, cut:]
 
 
-# (row, text, tokens that were read before it joins), or how many tokens all rows then read at once. Row 1 is empty at
-# first; row 0 is taken again when its text is over, and then before its text is over.
+# (row, text, tokens of it read before it is put), or the number of tokens that all rows then read. Row 1 is empty at
+# first; row 0 is replaced after the end of its text, and then again before the end of its text.
 SCHEDULE = ((0, 0, 4), 1, (2, 2, 7), 3, (1, 1, 7), 1, 3, (0, 2, 4), 1, 1, (0, 0, 7), 1, 3, 1)
 
 
 def _joined(model, params, batch, wrong=lambda cache: cache, **kwargs):
-    """Yields text, tokens before it joined, and the logits `[tokens, vocab]` of what it reads in a batch of others.
+    """Yields text, tokens read before it was put into the batch, and the logits `[tokens, vocab]` of those read after.
 
-    `wrong` is done to the cache whenever a row has joined.
+    `wrong` is applied to the cache whenever a row was put into it.
     """
     side = "decoder_" if "encoder_tokens" in batch else ""
     cache, now = init_cache(model.config, 3, 16, memory_length=8 if side else 0, **kwargs), {}
@@ -248,13 +248,13 @@ def _joined(model, params, batch, wrong=lambda cache: cache, **kwargs):
                 x[row, : len(part)] = part
         logits, cache = _read(model, params, piece, cache)
         for row, (text, cut, found) in now.items():
-            # What is read behind the end of a text is padding.
+            # Behind the end of a text all tokens are padding.
             now[row] = text, cut, np.concatenate([found, logits[row]])[: LENGTH - cut]
     yield from now.values()
 
 
 LATE = ("learned", "rope_yarn_mqa", "relative", "window", "alternating", "window_sinks", "t5", "cross_rope_window")
-# int8 has scales beside its keys and values: in a whole layer, in a window's ring, and beside an encoder's memory.
+# int8 keys and values have scales: in layers without and with a window, and in cross-attention.
 LATE_INT8 = ("rope_yarn_mqa", "window_sinks", "cross_rope_window")
 
 
@@ -272,7 +272,7 @@ def test_rows_that_join_late_read_on_as_they_would_alone(kind, name):
 
 @pytest.mark.parametrize("name", ["rope", "window"])
 def test_each_row_needs_its_own_number_of_slots(name):
-    """The negative control: with one number for all rows, as a scalar would be, texts differ."""
+    """The negative control: with one number of filled slots for all rows, the logits differ."""
     model, params = _model(**MODELS[name])
     batch = _rows(model, SEGMENTS, POSITIONS)
 
@@ -285,7 +285,7 @@ def test_each_row_needs_its_own_number_of_slots(name):
 
 
 def test_a_row_that_is_free_holds_nothing():
-    """What reads on in a freed row sees itself alone, and the other rows see what they saw."""
+    """Tokens in a freed row attend only to each other, and the other rows do not change."""
     model, params = _model(**MODELS["window"])
     batch = _rows(model, SEGMENTS, POSITIONS)
     _, cache = _cached(model, params, batch, (6,))

@@ -1,4 +1,4 @@
-"""A config that cannot be built says which field, its value and the remedy; derived values follow their definitions."""
+"""An invalid config raises an error with field, value and remedy; derived values follow their definitions."""
 
 import ast
 import pathlib
@@ -131,12 +131,12 @@ def reads() -> set[tuple[str, str]]:
 
 
 def test_every_field_of_a_group_is_read_from_its_group():
-    """Names as short as `scale` are read everywhere: `attention.scale` must be read as such."""
+    """Short names such as `scale` occur in many groups, so each field must be read from its own group."""
     found = reads()
     for name, info in ModelConfig.model_fields.items():
         group = info.annotation
         if isinstance(group, type) and issubclass(group, Schema):
-            # Rates reach a call as an object of their own.
+            # The rates are read through `DropoutRates`.
             owners = {name, group.__name__} | ({"rates"} if group is DropoutConfig else set())
             unread = [field for field in group.model_fields if not any((owner, field) in found for owner in owners)]
             assert not unread, f"nothing reads {unread} of {name}: knobs that turn nothing"

@@ -1,4 +1,4 @@
-"""The CPU's own product and fence against plain code and float64."""
+"""The workarounds for a CPU against plain code and float64."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from lmjax.model import cpu, layers
 
 @pytest.fixture(params=[False, True], ids=["rounded", "native"])
 def native(request, monkeypatch):
-    """Both forms of the product, whatever this processor has."""
+    """Runs the test with both forms of the product, on any processor."""
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: request.param)
 
 
@@ -43,7 +43,7 @@ def test_the_product_and_its_gradients_are_those_of_rounded_operands(rows, input
     axes = [range(len(rows), upstream.ndim), range(n, kernel.ndim)]
     assert to_x.dtype == jnp.bfloat16
     np.testing.assert_allclose(to_x.astype(jnp.float32), np.tensordot(upstream, kernel, axes), rtol=2**-7, atol=1e-2)
-    # Not rounded: sums over a batch lose what bfloat16 leaves out.
+    # The gradient of the kernel is not rounded to bfloat16: it is a sum over the batch, which needs float32.
     assert to_kernel.dtype == jnp.float32
     expected = np.tensordot(x, upstream, [range(len(rows)), range(len(rows))])
     np.testing.assert_allclose(to_kernel, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Who influences whom: causality, bidirectionality, cross-attention and packing isolation, by gradients and values."""
+"""Causality, bidirectionality, cross-attention and separation of packed documents, by gradients and values."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lmjax.model.positions import ACROSS, SCHEMES
 from lmjax.model.transformer import unstack_layers
 
 POSITIONS = tuple(SCHEMES)
-# Row 0 holds B (5 tokens), A (6) and padding; row 1 holds A and C: A has another neighbour, place and segment id.
+# Row 0 holds B (5 tokens), A (6) and padding; row 1 holds A and C: A differs in neighbour, start and segment id.
 LENGTH = 12
 A_IN_ROW_0, A_IN_ROW_1 = slice(5, 11), slice(0, 6)
 SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0], [1] * 6 + [2] * 6])
@@ -30,9 +30,9 @@ def _batch(architecture):
 
 
 def _influence(model, params, batch):
-    """Returns `[length, vocab]`: how far the output at each place of row 0 moves with the embedding of each token.
+    """Returns `[length, vocab]`: gradients of the output at each position of row 0 by the embedding of each token.
 
-    Every token of row 0 occurs there once, so that a token id names a place.
+    Every token of row 0 occurs there once, so that a token id identifies a position.
     """
     row = {name: value[:1] for name, value in batch.items()}
 
@@ -86,12 +86,12 @@ def test_a_window_hides_what_is_farther(build, architecture, fields, seen):
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_one_layer_in_two_has_no_window(build, scan, offset):
-    """Through a window of two and a global layer, all is seen; through the last layer alone, what it hides is not."""
+    """Only the last of two layers has attention: if global, all tokens have an effect, else those in its window."""
     model, params = build(
         "decoder", **{"attention.window": 2, "attention.global_every": 2, "attention.global_offset": offset}
     )
     layers = params["backbone"]["stack"]["layers"]
-    # Without the first layer's attention, what a place sees is what the second layer shows it.
+    # Without attention in the first layer, a position depends only on those to which it attends in the second layer.
     layers = layers | {"attention": jax.tree.map(np.copy, layers["attention"])}
     layers["attention"]["out"]["kernel"][0] = 0
     params = params | {"backbone": params["backbone"] | {"stack": params["backbone"]["stack"] | {"layers": layers}}}
@@ -138,7 +138,7 @@ def test_each_side_has_its_own_kind_of_positions(build):
 
 
 def test_an_offset_starts_the_position_table_later(build, forward):
-    """RoBERTa's first token has row 2; read from row 0, every published weight would be two places off."""
+    """RoBERTa's first token has row 2 of the table; with row 0, all published positions would be off by two."""
     model, params = build("encoder", position_offset=2)
     table = params["backbone"]["inputs"]["positions"]["table"]
     assert table.shape == (18, 16)
@@ -172,7 +172,7 @@ def test_a_packed_document_is_the_document_alone(build, forward, architecture):
 def test_order_matters_exactly_where_there_are_positions(build, forward, positions):
     model, params = build("encoder", positions=positions)
     tokens = np.arange(6)[None]
-    # Turned round and not reversed: ALiBi sees distances alone, which a row and its mirror image share.
+    # Rotated, not reversed: ALiBi depends on distances only, which are the same in a reversed row.
     turned = forward(model, params, {"tokens": np.roll(tokens, 2, axis=1)})
     same = np.allclose(forward(model, params, {"tokens": tokens}), np.roll(turned, -2, axis=1), atol=1e-5)
     assert same == (positions == "none")
@@ -204,7 +204,7 @@ def test_rows_longer_than_the_position_table_are_refused(build):
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
 def test_embeddings_are_scaled_by_the_root_of_their_width(build, forward, architecture):
-    """Of the inputs alone: 16 columns, so tokens whose vectors are four times as large enter without the scale."""
+    """Only inputs are scaled: by 4 for 16 columns, so that a table times 4 without the scale gives the same."""
     fields = {"positions": "sinusoidal", "embedding.types": 0}
     scaled, params = build(architecture, **{"embedding.scale": True}, **fields)
     plain, _ = build(architecture, **{"embedding.scale": False}, **fields)

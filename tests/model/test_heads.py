@@ -1,4 +1,4 @@
-"""Heads compute what their papers say, from the right position, whatever padding a row has."""
+"""Heads compute what their papers define, from the right position, for rows with and without padding."""
 
 import flax.linen as nn
 import jax
@@ -72,12 +72,12 @@ def test_a_transform_is_dense_activation_norm():
 
 
 HIDDEN = np.asarray(jax.random.normal(jax.random.key(0), (3, 5, 16)))
-# A whole row of two packed texts, one padded on the right, one padded on the left.
+# A full row of two packed texts, a row with padding on the right, and one with padding on the left.
 SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 
 
 def _head(head, *args, **fields):
-    """Returns what a float32 head gives, and its parameters, none of which is zero."""
+    """Returns the output of a float32 head, and its parameters, none of which is zero."""
     module = head(CONFIG.model_copy(update={"dtype": "float32", "head.labels": 3} | fields))
     shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(1), *args)))["params"]
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_a_mean_is_over_the_tokens_and_not_over_the_padding():
 
 
 def test_a_decoders_classifier_reads_the_last_token_through_one_matrix():
-    """It alone has seen the whole row; the tokens before it, and padding after it, have not."""
+    """Only the last token has attended to the whole row; earlier tokens have not, and padding may follow it."""
     logits, p = _head(ClassifierHead, HIDDEN, SEGMENTS, architecture="decoder")
     assert list(p) == ["classifier"]
     assert list(p["classifier"]) == ["kernel"]
@@ -142,7 +142,7 @@ def test_a_classifier_through_the_transform_has_what_a_tagger_has():
 
 
 def test_labels_have_a_bias_on_an_encoder_without_any():
-    """As ModernBERT, whose layers have none."""
+    """As in ModernBERT, whose layers have no biases."""
     _, p = _head(ClassifierHead, HIDDEN, SEGMENTS, biases=())
     assert list(p["dense"]) == ["kernel"]
     assert sorted(p["classifier"]) == ["bias", "kernel"]
@@ -155,7 +155,7 @@ ON_FAMILIES = [(family, name) for family in FAMILIES for name in heads_of(family
 @pytest.mark.parametrize(("family", "name"), ON_FAMILIES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_head_gives_what_it_declares_on_every_family_that_it_declares(build, family, name, dtype):
-    """Its outputs by name, shape and type, its parameters where it says, and FLOPs wherever it computes anything."""
+    """Each head has the outputs and the parameters that it declares, and FLOPs if it has matrix products."""
     model, params = build(family, (name,), dtype=dtype, **{"head.labels": 3})
     head, config = HEADS[name], model.config
     sides = ("encoder_", "decoder_") if family == "encoder_decoder" else ("",)
@@ -181,7 +181,7 @@ def test_a_head_is_refused_by_the_families_that_it_does_not_declare(build, famil
 
 
 def test_heads_say_apart_where_their_parameters_and_their_outputs_are():
-    """Two with one subtree would share parameters, and two outputs with one name hide each other."""
+    """Two heads with one subtree would share parameters; of two outputs with one name only one would be returned."""
     for family in FAMILIES:
         heads = [HEADS[name] for name in heads_of(family)]
         subtrees = [head.subtree for head in heads]

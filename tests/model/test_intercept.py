@@ -1,4 +1,4 @@
-"""Activations by name: recording changes nothing, and a replaced one changes all that follows from it, and no more."""
+"""Named activations: recording changes nothing, and a replacement changes only what is computed from it."""
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ def test_nothing_changes_where_nothing_is_replaced(case):
 
 
 def test_what_is_recorded_adds_up_to_the_residual_stream(build):
-    """Recorded values are those that the layers compute: a pre-norm layer adds its branches to its input."""
+    """Recorded values are those of the layers: a pre-norm layer adds its branches to its input."""
     model, params = build("decoder", **UNROLLED)
     found = record(model, params, {"tokens": TOKENS}, ["inputs", *_branches()])[1]
     x = found["inputs"]
@@ -74,14 +74,14 @@ def test_what_is_recorded_adds_up_to_the_residual_stream(build):
         np.testing.assert_allclose(found[f"layer_{i}"], x, atol=1e-5)
 
 
-# What is replaced in a model, and what of the residual stream and the branches follows from it.
+# By model: the activation that is replaced, and the activations that are computed from it.
 FOLLOWING = [
     ("encoder", "layer_0/attention", {"layer_0", "layer_0/mlp", "layer_1", "layer_1/attention", "layer_1/mlp"}),
     ("decoder", "layer_0", {"layer_0", "layer_1", "layer_1/attention", "layer_1/mlp"}),
     ("decoder", "layer_1/attention", {"layer_1", "layer_1/mlp"}),
     ("decoder", "layer_1/mlp", {"layer_1"}),
     ("sandwich", "layer_0/mlp", {"layer_0", "layer_1", "layer_1/attention", "layer_1/mlp"}),
-    # The same module as in layer 0, which stays as it is.
+    # The same module as in layer 0, whose activations do not change.
     ("shared", "layer_1/attention", {"layer_1", "layer_1/mlp"}),
     # Both branches read the input of their layer.
     ("parallel", "layer_1/attention", {"layer_1"}),
@@ -108,7 +108,7 @@ def test_a_replaced_activation_changes_what_follows_and_nothing_before(name, cha
 
 
 def test_a_change_of_one_token_reaches_no_token_before_it(build):
-    """Replacement keeps causality, under jit and with the numbers as an argument."""
+    """A replacement does not break causality, under jit and with the new values as an argument."""
     model, params = build("decoder", **UNROLLED)
 
     @jax.jit

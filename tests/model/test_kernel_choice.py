@@ -1,4 +1,4 @@
-"""Which attention kernel runs: what each can do, what a call asks for, and the errors of an explicit choice."""
+"""The choice of an attention kernel: features of kernels and of calls, and errors for a kernel given by name."""
 
 import jax
 import jax.numpy as jnp

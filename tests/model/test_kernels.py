@@ -11,7 +11,7 @@ from lmjax.model import kernels
 from lmjax.model.kernels import Mask, attention, softmax, vendor
 from lmjax.model.kernels.xla_workarounds import unknown_zero
 
-LENGTH = 40  # A block of 32 and a short one, or two of 16 and a short one.
+LENGTH = 40  # One block of 32 and a shorter one, or two of 16 and a shorter one.
 SEGMENTS = np.repeat([[1, 1, 2, 2, 2, 3, 0, 0], [1, 2, 3, 3, 3, 3, 3, 3]], 5, axis=1)
 POSITIONS = np.stack([np.arange(LENGTH) - np.argmax(row[:, None] == row[None], axis=0) for row in SEGMENTS])
 PREFIX = POSITIONS < 3
@@ -22,7 +22,7 @@ CAUSAL = ROWS >= COLUMNS
 CACHED = {"query_positions": np.arange(21, 26)[None], "key_positions": np.arange(LENGTH)[None]}
 PACKED = {"query_segments": SEGMENTS, "key_segments": SEGMENTS}
 
-# Name: (the mask, the same as booleans [batch or 1, queries, keys]).
+# By name: the mask, and the same as bool `[batch or 1, queries, keys]`.
 MASKS = {
     "none": (Mask(), np.ones((1, LENGTH, LENGTH), bool)),
     "causal": (Mask(causal=True), CAUSAL[None]),
@@ -41,13 +41,13 @@ MASKS = {
         Mask(causal=True, window=6, prefix=PREFIX, **PACKED),
         SAME & NEAR & (CAUSAL | PREFIX[:, None, :]),
     ),
-    # The memory lacks a segment: its queries see nothing.
+    # The keys lack one segment, so that all keys of its queries are masked.
     "memory": (Mask(query_segments=SEGMENTS, key_segments=SEGMENTS[:, :24]), SAME[:, :, :24]),
     "unpacked_memory": (Mask(key_segments=(SEGMENTS > 0)[:, :24].astype(np.int32)), (SEGMENTS > 0)[:, None, :24]),
     "window_past_the_keys": (Mask(window=6), NEAR[None, :, :24]),
     "cached": (Mask(causal=True, **CACHED), CAUSAL[None, 21:26]),
     "cached_window": (Mask(causal=True, window=6, **CACHED), (CAUSAL & NEAR)[None, 21:26]),
-    # A cache that goes round holds its keys in another order.
+    # A cache whose oldest slots were overwritten has its keys in another order.
     "cached_ring": (
         Mask(causal=True, window=6, **CACHED | {"key_positions": np.roll(np.arange(LENGTH), 7)[None]}),
         np.roll((CAUSAL & NEAR)[None, 21:26], 7, axis=2),
@@ -69,7 +69,7 @@ def _arrays(seen, kv_heads=2):
 
 
 def _reference(arrays, seen, softcap=None):
-    """Returns the output, and the gradients of its product with `_g`: one softmax a head, in float64, by the rules."""
+    """Returns the output, and the gradients of its product with `_g`: head by head in float64."""
     a = {name: np.asarray(x, np.float64) for name, x in arrays.items()}
     group = a["query"].shape[2] // a["key"].shape[2]
     key, value = (np.repeat(a[name], group, axis=2) for name in ("key", "value"))
@@ -123,7 +123,7 @@ def _check(f, arrays, seen, softcap=None, atol=1e-5):
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """A function that sets the queries of a block, and the spans of a row."""
+    """Returns a function that sets the number of queries in a block and of spans in a row."""
 
     def set_to(size, spans):
         monkeypatch.setattr(softmax, "BLOCK", size)
@@ -250,7 +250,7 @@ def test_probabilities_are_dropped_and_scaled(kernel, blocks):
 
 
 def test_blocks_never_have_all_scores_in_memory():
-    """Neither side by side, nor kept from the forward pass, which XLA sees is computed twice."""
+    """Scores of several blocks are not in memory at the same time, nor kept for the backward pass."""
     arrays = [jax.ShapeDtypeStruct((1, 1024, 4, 8), jnp.float32)] * 3
 
     def temporary(kernel):
@@ -272,7 +272,7 @@ def test_a_population_of_models_slices_as_one_does(blocks):
         lambda x: jnp.sum(attention(x, x, x, mask=Mask(causal=True), scale=0.1, kernel="blockwise") ** 2)
     )
     np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(x)[2], jax.jit(gradient)(x[2]), atol=1e-4)
-    # `out_axes=None` refuses a row for every model, which would make gathers of all slices.
+    # `out_axes=None` fails if there is a zero for each model, with which all slices would become gathers.
     assert jax.vmap(lambda x: unknown_zero([x]), out_axes=None)(x) == 0
 
 
@@ -308,7 +308,7 @@ SPLASH = {
 
 @pytest.mark.parametrize(("name", "split"), [*((name, False) for name in SPLASH), ("causal_packed", True)])
 def test_splash_interpreted(name, split):
-    """The TPU kernel with our arguments, on one device and on each of four."""
+    """The TPU kernel with our arguments, on one device and split over four."""
     fields, packed, queries, keys, softcap = SPLASH[name]
     rng = np.random.default_rng(0)
     segments = [np.sort(rng.integers(1, 4, (2, n))) if packed else None for n in (queries, keys)]
@@ -333,7 +333,7 @@ def test_splash_interpreted(name, split):
 
 
 def test_cudnn_is_told_of_order_and_window_by_flags_and_of_the_rest_by_a_mask(monkeypatch):
-    """It skips what the flags hide; what is in a mask it computes and discards."""
+    """Keys that flags mask are skipped; keys masked by an array are computed and discarded."""
     calls = []
 
     def spy(query, key, value, bias, mask, **fields):

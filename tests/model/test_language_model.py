@@ -1,4 +1,4 @@
-"""The whole model: which outputs exist, dropout as data, bfloat16, and the same values on a mesh."""
+"""The whole model: its outputs, traced dropout rates, bfloat16, and the same values on a mesh."""
 
 import functools
 
@@ -67,7 +67,7 @@ def test_outputs_are_what_the_methods_give(build, forward):
 
 
 def test_padding_changes_no_label(build, forward):
-    """On the right of an encoder's row; on either side of a decoder's, whose last token is read."""
+    """Padding on the right of an encoder's row, and on either side of a decoder's, whose last token is read."""
     for architecture, sides in (("encoder", (0,)), ("decoder", (0, 2))):
         model, params = build(architecture, ("classifier",), num_layers=1)
         alone = forward(model, params, {"tokens": TOKENS}, method="outputs")["classifier"]
@@ -114,7 +114,7 @@ def test_factorised_embeddings_are_narrow_tables_and_a_projection(build, forward
     inputs = params["backbone"]["inputs"]
     assert params["embedding"]["table"].shape == (64, 6)
     assert inputs["positions"]["table"].shape == (16, 6)
-    # The sum of the tables, normalised, then projected: ALBERT's order (Lan et al. 2020, section 3.1).
+    # ALBERT's order: the tables are added, normalised and then projected (Lan et al. 2020, section 3.1).
     x = params["embedding"]["table"][TOKENS] + inputs["positions"]["table"][None, :6] + inputs["types"]["table"][0]
     x = x - x.mean(-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * inputs["norm"]["scale"] + inputs["norm"]["bias"]
@@ -128,7 +128,7 @@ def test_factorised_embeddings_are_narrow_tables_and_a_projection(build, forward
 
 
 def _entering(model, batch):
-    """Returns what enters the stack of a model."""
+    """Returns the input of a model's stack."""
     return model.backbone.sequence(batch, DropoutRates()).x
 
 
@@ -213,7 +213,7 @@ def test_bfloat16_computes_with_float32_parameters(build, forward):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
 def test_vocabulary_logits_of_bfloat16_are_sums_in_float32(build, architecture, tied):
-    """Rounded to bfloat16 before the softmax, a logit is off by up to 1/256 of itself."""
+    """A logit rounded to bfloat16 has an error of up to 1/256 of its value."""
     heads = ("masked_lm",) if architecture == "encoder" else ()
     model, params = build(architecture, heads, **{"head.tied": tied}, dtype="bfloat16")
     hidden = jax.random.normal(jax.random.key(0), (2, 6, 16), jnp.bfloat16)

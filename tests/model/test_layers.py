@@ -1,4 +1,4 @@
-"""The parts of a block do what their papers say: products, norms, gates, dropout with a traced rate."""
+"""The layers of a block compute what their papers define: products, norms, gates, dropout with a traced rate."""
 
 import functools
 import math
@@ -70,7 +70,7 @@ def test_embeddings_start_with_unit_variance_where_they_act(fields, std):
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "out", "up", "gate", "down"])
 def test_a_layer_has_a_bias_if_the_config_names_it(name):
-    """Qwen 2 has them on queries, keys and values alone; a bias left on elsewhere would not load its weights."""
+    """Qwen 2 has biases on queries, keys and values only; with another bias its weights could not be loaded."""
     layers = {
         n: Dense(CONFIG.model_copy(update={"biases": (n,)}), (3,), ("embed", "mlp"), name=name) for n in (name, "norm")
     }

@@ -1,4 +1,4 @@
-"""Experts: every dispatch computes the same sum over the chosen experts, and the router's losses are the papers'."""
+"""Experts: all dispatches give the same sum over the chosen experts; the router's losses are those of the papers."""
 
 import functools
 
@@ -46,7 +46,7 @@ def _apply(config, params, x, segments):
 
 
 def _reference(config, params, x):
-    """One token at a time, in float64."""
+    """Returns the layer's output, computed token by token in float64."""
     p, out = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params), np.zeros(x.shape)
     for b, i in np.ndindex(x.shape[:2]):
         token = np.asarray(x[b, i], np.float64)
@@ -107,7 +107,7 @@ def test_padding_passes_through_no_expert_and_counts_in_no_loss(dispatch):
 def test_the_balance_loss_is_one_where_the_router_is_uniform(top_k):
     config = _config(top_k=top_k, normalize=False)
     params, _ = _layer(config)
-    # Four kinds of tokens, each with a favourite of its own and a runner-up, and no expert liked more than another.
+    # Four kinds of tokens, each with its own first and second expert, so that all experts are chosen equally often.
     x = jnp.tile(jnp.eye(8)[None, :4], (2, 2, 1))
     router = np.zeros((8, 4), np.float32)
     for i in range(4):
@@ -115,7 +115,7 @@ def test_the_balance_loss_is_one_where_the_router_is_uniform(top_k):
     params = params | {"router": {"kernel": router}}
     loss, weight = _apply(config, params, x, None)[1]["router_balance"]
     assert float(loss / weight) == pytest.approx(1.0, rel=1e-4)
-    # One expert takes every first choice: E * f * P = 4 * 1 * 1 for one choice.
+    # One expert is the first choice of all tokens: E * f * P = 4 * 1 * 1 for one choice.
     collapsed = params | {"router": {"kernel": np.tile(np.array([30.0, 10.0, 0.0, 0.0], np.float32), (8, 1))}}
     loss, weight = _apply(config, collapsed, x, None)[1]["router_balance"]
     assert float(loss / weight) == pytest.approx(4.0 / top_k, rel=1e-4)
@@ -187,7 +187,7 @@ def test_a_mesh_changes_no_value_and_splits_the_experts(sizes):
     with jax.set_mesh(mesh), nn.logical_axis_rules(axes.RULES):
         shardings = nn.logical_to_mesh_sharding(specs, mesh, axes.RULES)
         assert shardings["up"]["kernel"].spec[0] == "expert"
-        # A function of its own: one compiled before would not see this mesh.
+        # A new function, because one compiled before would not use this mesh.
         actual = jax.jit(lambda *args: _apply.__wrapped__(config, *args))(
             jax.device_put(params, shardings), x, SEGMENTS
         )

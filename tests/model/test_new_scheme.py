@@ -1,4 +1,4 @@
-"""A position scheme is added by its class and its line in the registry, as the docstring of lmjax.model says."""
+"""A position scheme is added by a class and a line in the registry, as the docstring of lmjax.model says."""
 
 from typing import Literal
 
@@ -20,18 +20,18 @@ from lmjax.training.step import make_train_step
 
 
 class EveryFour(Scheme):
-    """Positions modulo four, each a learned vector; and keys beyond them weigh less."""
+    """A learned vector for each position modulo four, and a bias of minus one for keys from the fourth on."""
 
     def problems(self, config, used):
         """Returns the rule on the longest row."""
         return ((used and config.max_length % 4 != 0, f"max_length={config.max_length} is no multiple of 4"),)
 
     def embed(self, config, positions):
-        """Returns the vectors."""
+        """Returns the vectors of the positions."""
         return Embed(config, 4, "positions", name="every_four")(positions % 4)
 
     def bias(self, config, name, *, causal):
-        """Returns a function to minus one for all keys from the fourth on."""
+        """Returns the function from positions to the bias: minus one for all keys from the fourth on."""
 
         def bias(queries, keys=None):
             columns = np.arange(queries.shape[1]) >= 4
@@ -42,11 +42,11 @@ class EveryFour(Scheme):
 
 @pytest.fixture
 def config_class(monkeypatch):
-    """Returns a ModelConfig that is read while the registry has one more scheme."""
+    """Returns the class ModelConfig, imported while the registry has one more scheme."""
     monkeypatch.setitem(SCHEMES, "every_four", EveryFour())
 
     class Extended(ModelConfig):
-        """A ModelConfig of a program in which the scheme is one of the registry."""
+        """The class ModelConfig with the new scheme in the registry."""
 
         positions: Literal[*SCHEMES]
 

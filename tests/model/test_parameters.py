@@ -1,4 +1,4 @@
-"""The parameter table says what the model has."""
+"""The parameter table lists the parameters of the model."""
 
 import jax
 

@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
 
 
 def _bucket(distance, buckets, max_distance, causal):
-    """T5's bucket of one distance, as the paper words it."""
+    """Returns T5's bucket of one distance, as the paper defines it."""
     first = 0
     if not causal:
         buckets //= 2
@@ -73,7 +73,7 @@ def test_sinusoidal_is_that_of_the_transformer_paper():
         angle = positions / 10_000 ** (2 * i / 6)
         expected[..., 2 * i], expected[..., 2 * i + 1] = np.sin(angle), np.cos(angle)
     np.testing.assert_allclose(sinusoidal(jnp.asarray(positions), 6), expected, atol=5e-5)
-    # Marian's: the same columns, the sines first.
+    # In Marian: the same columns, with all sines first.
     halves = sinusoidal(jnp.asarray(positions), 6, halves=True)
     np.testing.assert_allclose(halves, expected[..., [0, 2, 4, 1, 3, 5]], atol=5e-5)
 
@@ -92,7 +92,7 @@ def test_relative_bias_between_two_sequences_is_that_of_their_positions(causal):
 def test_alibi_slopes_are_the_papers():
     np.testing.assert_allclose(alibi_slopes(8), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256])
     np.testing.assert_allclose(alibi_slopes(1), [1 / 256])
-    # No power of two: eight of the eight-head model, then the first, third, ... of the sixteen-head model.
+    # Not a power of two: the eight slopes for eight heads, then the first, third, ... of those for sixteen.
     expected = [2.0**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
     np.testing.assert_allclose(alibi_slopes(12), expected)
 

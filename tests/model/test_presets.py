@@ -11,7 +11,7 @@ from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import count_parameters
 from lmjax.model.presets import PRESETS
 
-# As transformers counts them: tied tables once, and of an encoder what the group says.
+# As transformers counts them: tied tables once; for encoders, the parts that each group names.
 ENCODERS_WITH_POOLER = {  # BertModel, RobertaModel, AlbertModel: embeddings, layers and pooler
     "bert_tiny": 4_385_920,
     "bert_mini": 11_170_560,

@@ -1,4 +1,4 @@
-"""The families' traits, and that no module asks for a family or a position scheme by its name."""
+"""The families' traits, and that no module compares the name of a family or of a position scheme."""
 
 import ast
 import pathlib
@@ -12,7 +12,7 @@ from lmjax.model.traits import FAMILIES
 from lmjax.objectives.registry import OBJECTIVES, usual_objective
 
 ROOT = pathlib.Path(lmjax.__file__).parent
-# What holds a family's name, or a scheme's.
+# Names of variables and fields whose value is the name of a family or of a scheme.
 HOLDERS = {"architecture", "positions", "decoder_positions", "cross_positions", "side_positions"}
 
 

@@ -1,4 +1,4 @@
-"""Blocks against a hand-written float64 forward pass; scan, loop and remat compute one and the same thing."""
+"""Blocks against a hand-written float64 forward pass; scan, loop and remat give the same result."""
 
 import functools
 import itertools
@@ -27,7 +27,7 @@ def _rmsnorm(p, x, epsilon):
 
 
 def _attention(p, x, memory, *, scale, bias=None, causal=False, turn=lambda x: x):
-    """Attention of one row, one head at a time; `turn` rotates `[length, head_dim]` queries and keys."""
+    """Returns attention of one row, head by head; `turn` rotates queries and keys `[length, head_dim]`."""
     heads, kv_heads = p["query"]["kernel"].shape[1], p["key"]["kernel"].shape[1]
     out = 0.0
     for h in range(heads):
@@ -89,7 +89,7 @@ def _t5(p, tokens):
         stack = p["backbone"][side]["stack"]
         layer, causal = stack["layer_0"], side == "decoder"
         away = distances[:, None] - distances[None, :]
-        # Fewer than 8 tokens: each distance has a bucket of its own.
+        # With fewer than 8 tokens, each distance has its own bucket.
         bucket = np.maximum(away, 0) if causal else np.where(away < 0, 16 - away, away)
         bias = stack["relative_bias"]["table"][bucket].transpose(2, 0, 1)
         x = p["embedding"]["table"][tokens]
@@ -162,7 +162,7 @@ def test_one_layer_is_the_published_one(build, forward, name):
 
 
 def _any_block(p, tokens, norm_position, block):
-    """One layer of a decoder, its norms and branches as the fields' descriptions say."""
+    """Returns one layer of a decoder, with norms and branches as the descriptions of the fields define them."""
     layer, norm = p["backbone"]["stack"]["layer_0"], functools.partial(_rmsnorm, epsilon=1e-5)
     before, after = norm_position in ("pre", "sandwich"), norm_position in ("sandwich", "output")
     branches = {
@@ -214,7 +214,7 @@ def test_norms_and_branches_stand_where_the_fields_say(build, forward, norm_posi
 
 
 def test_a_first_layer_without_its_norm_reads_the_normed_embeddings(build, forward):
-    """Where the embeddings end as the norm would leave them, it is the model that has one."""
+    """If the embeddings end with this norm, the result is that of the model with the norm in the layer."""
     fields = {"embedding.norm": True, "scan_layers": False, "norm_epsilon": 1e-12}
     model, params = build("encoder", **fields)
     lacking, _ = build("encoder", first_norm=False, **fields)
@@ -318,7 +318,7 @@ def test_depth_scaled_layers_start_smaller_the_deeper_they_are(build, scan):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_branches_drop_out_by_row_and_more_with_depth(build, forward, scan):
-    """Of two layers at a rate of almost one, the second never adds anything and the first half of the time."""
+    """Of two layers at a rate of almost 1, the second layer adds nothing, and the first does for half of the rows."""
     rows = 64
     model, params = build("decoder", **{"dropout.layer": 0.5}, scan_layers=scan)
     rates = model.config.dropout.rates().replace(layer=np.float32(1 - 1e-6))
@@ -383,7 +383,7 @@ def test_scanned_layers_start_different(build):
 @pytest.mark.parametrize("scan", ["scanned", "unrolled", "shared"])
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
 def test_every_layer_draws_a_mask_of_dropout_of_its_own(build, architecture, scan):
-    """Two layers that add ones alone, half of them dropped: a sum of two masks has three values, twice one mask two."""
+    """Two layers add ones, half of them dropped: the sum of two different masks has three values, else it has two."""
     options = {"scan_layers": scan != "unrolled", "share_layers": scan == "shared"}
     model, params = build(architecture, **{"dropout.residual": 0.5}, **options)
 

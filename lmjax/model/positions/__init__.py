@@ -1,4 +1,4 @@
-"""Position schemes, by which a model knows the order of tokens: one file each, and the registry of all of them.
+"""Position schemes, which give a model the order of tokens: one file each, and the registry of all of them.
 
 To add one: a subclass of `Scheme` in a file of this package, and a line in the registry below. Its config fields, if it
 has any, are declared in `lmjax.model.config`. A scheme may import layers of the model, but not `lmjax.model.config`,

@@ -23,7 +23,7 @@ class Turns(Protocol):
 
 
 class Scheme:
-    """How a model knows the order of tokens. This base class gives no positions; only a causal mask depends on order.
+    """How a model gets the order of tokens. This base class gives no positions; only a causal mask depends on order.
 
     Attributes:
         table: whether the scheme has a table with a row for each of `max_length` positions.
