@@ -97,6 +97,7 @@ def test_a_field_that_is_set_twice_is_refused(flag):
     """Which of two values counts is for the user to say."""
     path = train_flags.SAME[flag]
     values = {"objective": "mlm", "architecture": "encoder", "optimizer": "adam", "schedule": "linear"}
+    values |= {"on_divergence": "rollback"}
     value = values.get(flag, "mesh" if flag == "parallel" else "3")
     said = answer("train", f"--{flag}={value}", f"--config.{path}={value}")
     assert said == f"--{flag} and --config.{path}={value}: both set the same field; give one of them"
