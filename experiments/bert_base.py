@@ -1,11 +1,11 @@
-"""BERT-base from nothing (Devlin et al. 2019, arXiv:1810.04805, appendix A.2).
+"""BERT-base from scratch (Devlin et al. 2019, arXiv:1810.04805, appendix A.2).
 
-256 rows for a million steps, rows of 128 tokens for the first nine tenths and of 512 for the rest, Adam with decoupled
-decay, a linear schedule after 10,000 steps of warm-up.
+256 rows in each of a million steps, with rows of 128 tokens for the first nine tenths and of 512 for the rest; Adam
+with decoupled weight decay, and a linear schedule after 10,000 steps of warm-up.
 
     lmjax train --config=experiments/bert_base.py --data='books/*.txt'
 
-Hardware: published on 16 TPU chips for four days. Result: not run here; the tests step it at nano width.
+Hardware: the paper used 16 TPU chips for four days. Result: not run here; the tests run a step at nano width.
 """
 
 from lmjax.config import Config

@@ -1,10 +1,10 @@
-"""BERT-small, one of the compact BERTs pretrained from nothing (Turc et al. 2019, arXiv:1908.08962, section 4).
+"""BERT-small, one of the compact BERTs pretrained from scratch (Turc et al. 2019, arXiv:1908.08962, section 4).
 
-4 layers of width 512, otherwise the recipe of `bert_base.py` at a quarter of its steps and a higher learning rate.
+4 layers of width 512; otherwise the recipe of `bert_base.py` with a quarter of its steps and a higher learning rate.
 
     lmjax train --config=experiments/bert_small.py --data='books/*.txt'
 
-Hardware: one GPU of 24 GB takes it. Result: not run here; the tests step it at nano width.
+Hardware: one GPU with 24 GB is enough. Result: not run here; the tests run a step at nano width.
 """
 
 from lmjax.config import Config

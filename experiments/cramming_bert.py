@@ -1,13 +1,13 @@
-"""A BERT in as little time as there is (Geiping and Goldstein 2022, arXiv:2212.14034, sections 4.2 to 4.4).
+"""A BERT trained within a fixed, short time (Geiping and Goldstein 2022, arXiv:2212.14034, sections 4.2 to 4.4).
 
-What they found to pay within a fixed time: no biases, pre-norm, gated MLPs, no dropout, masked words alone, rows of
-128, a batch that grows, a learning rate that rises and falls in one triangle over the time there is. At the width that
-two CPU cores can train in a quarter of an hour.
+The choices that the paper found useful within a fixed time: no biases, pre-norm, gated MLPs, no dropout, only masked
+words, rows of 128, a growing batch, and a learning rate that rises and falls linearly over the available time. The
+width is what two CPU cores can train in a quarter of an hour.
 
     lmjax train --config=experiments/cramming_bert.py --minutes=15
 
 Hardware: two CPU cores. Result, with --minutes=10: held-out masked words 7.47 -> 3.52 nats (accuracy 0.36) in 1,079
-updates, 9 min 55 s, 2026-11-22; the machine had other work for the first two minutes.
+updates, 9 min 55 s, 2026-11-22; other work slowed down the first two minutes.
 """
 
 from lmjax.config import Config

@@ -1,10 +1,11 @@
-"""GPT-2 small from nothing (Radford et al. 2019; the numbers that the paper leaves out are nanoGPT's, train_gpt2.py).
+"""GPT-2 small from scratch (Radford et al. 2019; numbers that the paper does not give are nanoGPT's, train_gpt2.py).
 
-480 rows of 1,024 tokens a step, 600,000 steps, AdamW at 6e-4 with 2,000 steps of warm-up and a cosine to a tenth.
+480 rows of 1,024 tokens in each of 600,000 steps; AdamW at 6e-4 with 2,000 steps of warm-up and a cosine schedule that
+ends at one tenth.
 
     lmjax train --config=experiments/gpt2_small.py --data='webtext/*.jsonl.gz'
 
-Hardware: nanoGPT's took four days on 8 A100. Result: not run here; the tests step it at nano width.
+Hardware: nanoGPT took four days on 8 A100. Result: not run here; the tests run a step at nano width.
 """
 
 from lmjax.config import Config

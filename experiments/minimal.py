@@ -1,6 +1,6 @@
-"""A whole run in straight lines, on the parts of lmjax: read it from top to bottom.
+"""A whole training run in straight lines of code that use the parts of lmjax; read it from top to bottom.
 
-A decoder learns to predict the next token of a text file (blank lines between documents), a twentieth is held out:
+A decoder learns to predict the next token of a text file with blank lines between documents; one twentieth is held out:
 
     python experiments/minimal.py input.txt 300
 """

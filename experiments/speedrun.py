@@ -1,8 +1,9 @@
 """The best decoder within 15 CPU minutes on the embedded corpus: two cores for seven and a half minutes.
 
-Each variant adds one change to the one before it, so that a table of them shows what each brings. The first is GPT-2's
-choices at the size of the default run; the last is the recipe. Each makes as many updates as fit into the time at its
-own speed, measured beforehand on a quiet machine, so that a busy one changes no result.
+Each variant adds one change to the variant before it, so that a table of them shows the effect of each change. The
+first has GPT-2's choices at the size of the default run; the last is the final recipe. The number of updates is what
+fits into the time at the variant's speed, which was measured on a quiet machine, so that results do not depend on other
+work on the machine.
 
     lmjax train --config=experiments/speedrun.py:gpt2
     lmjax train --config=experiments/speedrun.py
@@ -19,7 +20,7 @@ from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
 
-# What each step of the way changes, in this order, and the updates that then fit into the time.
+# The change of each variant, in order, and the number of updates that then fit into the time.
 STEPS = {
     "gpt2": {"steps": 1_940},
     "rate": {"optimizer.learning_rate": 4e-3},
@@ -37,7 +38,7 @@ VARIANTS = ("", "gpt2", "rate", "block", "rope", "muon")
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the recipe, or the step of the way to it that `variant` names."""
+    """Returns the recipe, or the earlier variant that `variant` names."""
     config = Config(
         batch_size=16,
         task=TaskConfig(objective=("next_token",), length=128),

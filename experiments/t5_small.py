@@ -1,12 +1,12 @@
-"""T5-small from nothing (Raffel et al. 2020, arXiv:1910.10683, sections 3.1.1, 3.1.2 and 3.1.4).
+"""T5-small from scratch (Raffel et al. 2020, arXiv:1910.10683, sections 3.1.1, 3.1.2 and 3.1.4).
 
-2^16 tokens a step (128 rows of 512, targets of 114), 2^19 steps, Adafactor at 0.01 with an inverse square root schedule
-after 10,000 steps, no dropout.
+2^16 tokens in each of 2^19 steps (128 rows of 512, targets of 114); Adafactor at 0.01 with an inverse square root
+schedule after 10,000 steps; no dropout.
 
     lmjax train --config=experiments/t5_small.py --data='c4/*.jsonl.gz'
     lmjax train --config=experiments/t5_small.py:ul2 --data='c4/*.jsonl.gz'    # a mixture of denoisers instead
 
-Hardware: published on TPU pods. Result: not run here; the tests step it at nano width.
+Hardware: the paper used TPU pods. Result: not run here; the tests run a step at nano width.
 """
 
 from lmjax.config import Config, replace
@@ -22,7 +22,7 @@ VARIANTS = ("", "ul2")
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the recipe of T5, or, as `ul2`, with the objectives of Tay et al. 2023 (arXiv:2205.05131)."""
+    """Returns T5's recipe; the variant `ul2` has the objectives of Tay et al. 2023 (arXiv:2205.05131)."""
     config = Config(
         steps=2**19,
         batch_size=128,

@@ -1,4 +1,4 @@
-"""Character-level tiny Shakespeare, against nanoGPT's published CPU recipe.
+"""Character-level tiny Shakespeare, compared with nanoGPT's published CPU recipe.
 
 nanoGPT (https://github.com/karpathy/nanoGPT, README, "I only have a macbook"): 4 layers, 4 heads, width 128, context
 64, batch 12, 2,000 steps, no dropout, the last tenth of the text held out; validation loss 1.88.
@@ -21,7 +21,7 @@ VARIANTS = ("", "best")
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the recipe of nanoGPT, or, as `best`, our own within the same time."""
+    """Returns nanoGPT's recipe; the variant `best` is our own recipe for the same time."""
     nanogpt = Config(
         seed=1337,
         batch_size=12,
@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> Config:
 
 
 def _best(config: Config) -> Config:
-    """Returns a recipe that learns more in the same time: longer rows, rotary positions, gated MLPs, a higher rate."""
+    """Returns a better recipe for the same time: longer rows, rotary positions, gated MLPs, a higher learning rate."""
     model = config.model.model_copy(
         update={"norm": "rmsnorm", "mlp": "swiglu", "mlp_dim": 384, "positions": "rope", "max_length": 128}
     )

@@ -1,12 +1,13 @@
 """The base Transformer for translation (Vaswani et al. 2017, arXiv:1706.03762, sections 5 and 6.1).
 
-About 25,000 source and target tokens a step (200 rows of 128), 100,000 steps, Adam with beta2 0.98, 4,000 steps of
-warm-up and an inverse square root after them, label smoothing 0.1, dropout 0.1, a shared vocabulary of 37,000 pieces.
+About 25,000 source and target tokens (200 rows of 128) in each of 100,000 steps; Adam with beta2 0.98, 4,000 steps of
+warm-up and then an inverse square root schedule; label smoothing 0.1, dropout 0.1, a shared vocabulary of 37,000
+tokens.
 
     lmjax train --config=experiments/transformer_base.py --data=wmt14.en-de.tsv.gz
 
-The file has a header, source and target separated by a tab. Hardware: published on 8 P100 in 12 hours. Result: not run
-here; the tests step it at nano width. `multi30k.py` is the recipe that these machines can run.
+The file has a header, and source and target are separated by a tab. Hardware: the paper used 8 P100 for 12 hours.
+Result: not run here; the tests run a step at nano width. `multi30k.py` is a recipe for small machines.
 """
 
 from lmjax.config import Config

@@ -1,13 +1,13 @@
-"""Our generation beside transformers' `generate` on torch, resident workers that take turns in one run.
+"""Benchmark of lmjax's generation against transformers' `generate` on torch; worker processes run in alternating turns.
 
     pip install torch==2.13.0 && pip install transformers      # the peer; on a GPU, torch's build for it
     python experiments/bench/generation.py --workload=gpt2_1,gpt2_8,gpt2_beam5 --dtype=float32
 
-Both sides write the same number of tokens behind the same prompts: the peer with its cache, eager, and with its static
-cache under torch.compile. Prints the median seconds of a batch of texts, tokens/s (of texts, not of beams), the ratio
-(the median of ratios within one round), seconds until the first token, the share of the memory bandwidth (weights and
-cache read for each token, over the speed at which a large array is read), peak memory, and the seconds until the first
-batch was done, compilation included.
+Both sides generate the same number of tokens for the same prompts. The peer runs twice: eager with its cache, and with
+its static cache and torch.compile. Prints the median seconds of a batch of texts, tokens/s (of texts, not of beams),
+the ratio (the median of the ratios in each round), seconds until the first token, the share of the memory bandwidth
+(bytes of weights and cache read for each token, relative to the speed at which a large array is read), peak memory, and
+the seconds until the first batch was done, compilation included.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def commands(workload: str, dtype: str, args: argparse.Namespace) -> dict[str, l
 
 
 def measure(workload: str, dtype: str, args: argparse.Namespace) -> dict:
-    """Returns one row for every worker of a workload, measured in turns."""
+    """Returns one row for every worker of a workload, measured in alternating turns."""
     workers = []
     try:
         for name, command in commands(workload, dtype, args).items():
@@ -41,7 +41,7 @@ def measure(workload: str, dtype: str, args: argparse.Namespace) -> dict:
         for worker in workers:
             worker.close()
     ours, w = workers[0], WORKLOADS[workload]
-    # On average half of the tokens to come are in the cache.
+    # On average, half of the generated tokens are in the cache.
     used = (w.prompt + w.new / 2) / (w.prompt + w.new)
     bytes_per_step = ours.facts["weights_bytes"] + used * ours.facts["cache_bytes"]
     rows = {}
@@ -81,7 +81,7 @@ def table(workload: str, dtype: str, rows: dict) -> str:
 
 
 def main() -> None:
-    """Measures what the command line asks for, prints the tables and writes JSON."""
+    """Runs the workloads of the command line, prints the tables and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", default="gpt2_1,gpt2_8,gpt2_beam5", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16: of weights and compute, on both sides")

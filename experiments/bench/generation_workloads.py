@@ -1,6 +1,6 @@
-"""The workloads of the generation benchmark: a published model, prompts of random tokens, tokens to write.
+"""The workloads of the generation benchmark: a published model, prompts of random tokens, tokens to generate.
 
-Plain numbers, so that a worker of either side reads them without importing the other's libraries.
+They are plain numbers, so that the workers of both sides read them without importing the other side's libraries.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from workloads import LLAMA_1B
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model and what it writes.
+    """A model, its prompts and the number of tokens to generate.
 
     Attributes:
         preset: the model's name in lmjax.
         family: of transformers' classes.
         batch: prompts.
-        beams: texts followed for each; 1: greedy.
+        beams: beams for each prompt; 1: greedy.
         prompt: tokens of a prompt.
-        new: tokens written behind it.
+        new: tokens generated for it.
         peer: fields of transformers' config that differ from its defaults.
     """
 

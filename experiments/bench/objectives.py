@@ -1,11 +1,12 @@
-"""How fast every objective makes its rows, beside the speed at which its nano model trains on them.
+"""Benchmark of the speed at which objectives make rows, compared with the speed at which nano models train on them.
 
     python experiments/bench/objectives.py                       # every objective, in every family
     python experiments/bench/objectives.py --objective=denoise,mlm+nsp --rounds=9
 
-Host speed is that of one thread, from the token store to stacked arrays; training speed that of the compiled step with
-the batches at hand. Both are measured in turn, and the ratio is the median over the rounds. Below 1 the model waits for
-its data; 5 leaves room for a model that is five times as fast, or for `--config.data.workers`.
+Host speed is that of one thread, from the token store to stacked arrays; training speed is that of the compiled step
+with batches that are made already. Both are measured in alternating turns, and the ratio is the median over the rounds.
+Below 1 the model waits for its data; at 5, even a model that is five times as fast does not. `--config.data.workers`
+adds processes.
 """
 
 import argparse

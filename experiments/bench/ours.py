@@ -1,4 +1,4 @@
-"""A worker with lmjax's own training step, exactly as `lmjax train` compiles it; dropout off."""
+"""A worker with lmjax's training step, exactly as `lmjax train` compiles it, without dropout."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from lmjax.parallel.malloc import in_turn, keep_freed_memory
 
 
 def features(workload: Workload, vocab_size: int) -> dict:
-    """Returns the batch as lmjax's objectives make it."""
+    """Returns the batch in the format of lmjax's objectives."""
     import numpy as np
 
     tokens = random_tokens(workload, vocab_size)
@@ -40,7 +40,7 @@ def features(workload: Workload, vocab_size: int) -> dict:
 
 
 def build(workload: Workload, dtype: str, fields: dict[str, str]):
-    """Returns the function that runs steps, and the one that finds out the facts of the benchmark's first line."""
+    """Returns a function that runs steps, and one that returns facts for the first line of the benchmark."""
     import flax.linen as nn
     import jax
 
@@ -107,7 +107,7 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
 
 
 def main() -> None:
-    """Serves the workload that the command line names."""
+    """Serves the workload of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", required=True, choices=WORKLOADS)
     parser.add_argument("--dtype", required=True)

@@ -1,4 +1,4 @@
-"""A worker with lmjax's own generation, exactly as `lmjax generate` runs it; random weights of a preset."""
+"""A worker with lmjax's generation, exactly as `lmjax generate` runs it, with random weights of a preset."""
 
 import argparse
 import statistics
@@ -13,7 +13,7 @@ from lmjax.parallel.malloc import keep_freed_memory
 
 
 def build(workload: Workload, dtype: str, cache: str):
-    """Returns the function that writes texts, and the one that finds out the facts of the benchmark's first line."""
+    """Returns a function that generates texts, and one that returns facts for the first line of the benchmark."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -39,7 +39,7 @@ def build(workload: Workload, dtype: str, cache: str):
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
 
     class Ids:
-        """All of a tokenizer that ids need."""
+        """The part of a tokenizer that prompts of ids need."""
 
         pad_id = 0
 
@@ -65,7 +65,7 @@ def build(workload: Workload, dtype: str, cache: str):
         writing = write()[1]
         kept = sum(x.nbytes for x in jax.tree.leaves(writing.decoding.cache.layers))
         tables = params["backbone"]["inputs"]["positions"]["table"].nbytes if config.positions == "learned" else 0
-        # Of the tables of tokens and positions a token reads a row; the first is also the output, read as a whole.
+        # A token reads one row of the token and position tables; the output head reads the whole token table.
         return {
             "weights_bytes": sum(x.nbytes for x in jax.tree.leaves(params)) - tables,
             "cache_bytes": kept,
@@ -77,7 +77,7 @@ def build(workload: Workload, dtype: str, cache: str):
 
 
 def read_bandwidth() -> float:
-    """Returns the bytes a second at which this machine reads an array that no cache holds, a median."""
+    """Returns the median speed, in bytes per second, of reading an array that is larger than the processor's caches."""
     import jax
     import jax.numpy as jnp
 
@@ -92,7 +92,7 @@ def read_bandwidth() -> float:
 
 
 def main() -> None:
-    """Serves the workload that the command line names."""
+    """Serves the workload of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", required=True, choices=WORKLOADS)
     parser.add_argument("--dtype", required=True)

@@ -1,4 +1,4 @@
-"""A worker with transformers' model and torch's AdamW; dropout off, gradients clipped as lmjax does."""
+"""A worker with transformers' model and torch's AdamW, without dropout, with gradients clipped as in lmjax."""
 
 import argparse
 
@@ -20,7 +20,7 @@ NO_DROPOUT = {
 
 
 def build(workload: Workload, dtype: str, compiled: bool, device: str, attention: str):
-    """Returns the function that runs steps, and the one that finds out the facts of the benchmark's first line."""
+    """Returns a function that runs steps, and one that returns facts for the first line of the benchmark."""
     import torch
     import transformers
 
@@ -65,7 +65,7 @@ def build(workload: Workload, dtype: str, compiled: bool, device: str, attention
 
 
 def main() -> None:
-    """Serves the workload that the command line names."""
+    """Serves the workload of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", required=True, choices=WORKLOADS)
     parser.add_argument("--dtype", required=True)

@@ -1,4 +1,4 @@
-"""A worker with transformers' `generate`, its cache on; random weights of the same shapes."""
+"""A worker with transformers' `generate` and its cache, with random weights of the same shapes."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ MODELS = {"gpt2": ("GPT2Config", "GPT2LMHeadModel"), "llama": ("LlamaConfig", "L
 
 
 def build(workload: Workload, dtype: str, compiled: bool, device: str):
-    """Returns the function that writes texts, and the one that finds out the facts of the benchmark's first line."""
+    """Returns a function that generates texts, and one that returns facts for the first line of the benchmark."""
     import torch
     import transformers
 
@@ -33,7 +33,7 @@ def build(workload: Workload, dtype: str, compiled: bool, device: str):
         model.forward = torch.compile(model.forward)
 
     class First(transformers.StoppingCriteria):
-        """Notes when the first token was there."""
+        """Records the time of the first token."""
 
         at = None
 
@@ -56,7 +56,7 @@ def build(workload: Workload, dtype: str, compiled: bool, device: str):
 
 
 def main() -> None:
-    """Serves the workload that the command line names."""
+    """Serves the workload of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workload", required=True, choices=WORKLOADS)
     parser.add_argument("--dtype", required=True)

@@ -1,12 +1,12 @@
-"""Our training step beside transformers + torch, resident workers that take turns in one run.
+"""Benchmark of lmjax's training step against transformers on torch; worker processes run in alternating turns.
 
     pip install torch==2.13.0 && pip install transformers      # the peer; on a GPU, torch's build for it
     python experiments/bench/train_step.py --workload=gpt2,bert_base,t5_small --dtype=float32,bfloat16
     python experiments/bench/train_step.py --workload=gpt2 --against=model.scan_layers=true   # one field against ours
 
 Prints, for every workload and dtype: the median seconds of a step, tokens/s, the ratio to the faster of eager and
-torch.compile, model FLOP/s and its share of the measured matmul peak, peak memory, and how long it took until the first
-step was done. Ratios are medians of ratios within one round, so that a machine whose speed swings moves both sides.
+torch.compile, model FLOP/s and its share of the measured matmul peak, peak memory, and the time until the first step
+was done. Ratios are medians of the ratios in each round, so that changes in the machine's speed affect both sides.
 """
 
 import argparse
@@ -26,10 +26,10 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Worker:
-    """A process that runs steps when asked; see `worker.serve`."""
+    """A process that runs steps on request; see `worker.serve`."""
 
     def __init__(self, name: str, command: list[str]):
-        """Starts it and waits until it has made its first step."""
+        """Starts the process and waits until its first step is done."""
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, *command],
@@ -50,7 +50,7 @@ class Worker:
         return json.loads(line)
 
     def turn(self, steps: int, *, counted: bool) -> None:
-        """Runs some steps; the seconds of one, and what the worker said of them, are noted if they count."""
+        """Runs some steps; if `counted`, records the seconds of one step and the worker's answer."""
         print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
         answer = self._answer()
         self.peak_memory_bytes = answer["peak_memory_bytes"]
@@ -79,7 +79,7 @@ def commands(workload: str, dtype: str, args: argparse.Namespace) -> dict[str, l
 
 
 def measure(workload: str, dtype: str, args: argparse.Namespace) -> dict:
-    """Returns one row for every worker of a workload, measured in turns."""
+    """Returns one row for every worker of a workload, measured in alternating turns."""
     workers = []
     try:
         for name, command in commands(workload, dtype, args).items():
@@ -150,7 +150,7 @@ def run(
 
 
 def main() -> None:
-    """Measures what the command line asks for, prints the tables and writes JSON."""
+    """Runs the workloads of the command line, prints the tables and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", default="gpt2,bert_base,t5_small", help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--dtype", default="float32,bfloat16", help="float32, bfloat16 (products; weights are float32)")

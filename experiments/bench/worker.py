@@ -1,7 +1,7 @@
-"""What a resident worker of the benchmark does: makes its step once, then runs it whenever it is asked to.
+"""The loop of a benchmark's worker process: it builds its step once, then runs it on request.
 
-It speaks JSON lines. The first says what was built; each request `{"steps": n}` on stdin is answered by the seconds
-that n steps took; an empty line ends it.
+The protocol is JSON lines. The first line has facts about what was built; the answer to each request `{"steps": n}` on
+stdin has the seconds of n steps; an empty line ends the process.
 """
 
 import json
@@ -13,12 +13,13 @@ from typing import Any
 
 
 def serve(build: Callable[[], tuple[Callable[[int], float], Callable[[], dict[str, Any]]]]) -> None:
-    """Answers requests on stdin with what `build` makes: a function that runs n steps and returns the last loss.
+    """Answers requests on stdin by running steps.
 
     Args:
-        build: returns that function, and one that finds out facts about what was built, which nobody waits for.
+        build: returns a function that runs n steps and returns the last loss, and a function that returns facts about
+            what was built, which is not timed.
     """
-    # What libraries print must not disturb the protocol.
+    # Output of libraries must not disturb the protocol.
     answers, sys.stdout = sys.stdout, sys.stderr
 
     def answer(**values: Any) -> None:

@@ -1,6 +1,6 @@
-"""The workloads of the training benchmark: a published model, a batch of random tokens, what is predicted.
+"""The workloads of the training benchmark: a published model, a batch of random tokens, and the predicted positions.
 
-Plain numbers, so that a worker of either side reads them without importing the other's libraries.
+They are plain numbers, so that the workers of both sides read them without importing the other side's libraries.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ class Workload:
         preset: the model's name in lmjax.
         family: of transformers' classes.
         batch: rows.
-        length: tokens in a row, of the encoder's in an encoder-decoder.
-        target_length: tokens in a row of the decoder's; 0: there is none beside.
+        length: tokens in a row; for an encoder-decoder, in a row of the encoder.
+        target_length: tokens in a row of an encoder-decoder's decoder; 0: another family.
         mask_rate: share of the tokens that a masked LM predicts; 0: every token is predicted.
         peer: fields of transformers' config that differ from its defaults.
     """
