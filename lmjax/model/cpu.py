@@ -87,9 +87,10 @@ def fence(x: jax.Array, positions: jax.Array) -> jax.Array:
     """Returns `x`, divided by a number that is always 1, which the compiler cannot know.
 
     Without it, XLA fuses the sum of the residual branches of all earlier layers into every norm, and computes it again
-    there, work that grows with the square of the depth. `jax.lax.optimization_barrier` does not prevent this. For the
-    layers of GPT-2, forward and backward, the fence saves 11 % of the time (7.14 to 6.39 s) and 24 % of the compilation
-    (9.4 to 7.1 s). To remove this, delete its call in `transformer.Stack`.
+    there, work that grows with the square of the depth. `jax.lax.optimization_barrier` does not prevent this. The fence
+    saves 11 % of the time for GPT-2's layers, forward and backward (7.14 to 6.39 s), and 24 % of their compilation (9.4
+    to 7.1 s). With 24 layers of width 64, the compiled gradient reads and writes 163 MB with the fence, and 238 MB
+    without it or with the barrier. To remove this, delete its call in `transformer.Stack`.
 
     Args:
         x: the residual stream before a layer.

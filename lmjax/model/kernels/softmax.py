@@ -321,8 +321,8 @@ def _summed_in(dtype: jnp.dtype) -> jnp.dtype:
 def _dot_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
     """Returns `[batch, heads, keys, head_dim]`: `weights` transposed, times `x`.
 
-    Computed as the transpose of `x` transposed times `weights`, which on a CPU takes 0.6 of the time of the product
-    with transposed weights (jax 0.10.2).
+    Computed as the transpose of `x` transposed times `weights`, which on a CPU takes 0.5 (bfloat16) to 0.9 (float32) of
+    the time of the product with transposed weights (jax 0.10.2, weights `[2, 12, 512, 512]`, width 64).
     """
     return _dot("bhqd,bhqk->bhdk", x, weights).swapaxes(2, 3)
 
