@@ -31,7 +31,7 @@ class Sequence:
     """A sequence of vectors with their positions and segments.
 
     Attributes:
-        x: `[batch, length, embed]`; None: the encoder's output was read before, and the cache has its keys and values.
+        x: `[batch, length, embed]`; None: the encoder's output, whose keys and values are in the cache already.
         positions: `[batch or 1, length]`, counted from the start of each segment.
         segment_ids: `[batch, length]`, 0 for padding; None: one segment.
         prefix: bool `[batch, length]`, True for tokens that causal order does not hide from earlier tokens; None: no
@@ -219,7 +219,7 @@ class Stack(nn.Module):
         x = dropout(x, rates.output, self.make_rng)
         if cache is None:
             return x, None
-        # Cross-attention returns a cache only where it read the encoder's output now; elsewhere the old one stays.
+        # Cross-attention returns its cache unchanged if the encoder's output was read in an earlier call.
         layers = tuple({**old, **new} for old, new in zip(cache.layers, kept, strict=True))
         return x, places.replace(layers=layers)
 
