@@ -139,12 +139,12 @@ class LoadedModel:
         """Returns the ids that a decoder reads for each of `count` targets: its start ids, then the target."""
         begun = (*self.prompts.start, *self.prompts.forced)
         if not begun:
-            raise FlagError("prompts.start: is empty, and an encoder-decoder's decoder begins with it; give one id")
+            raise FlagError("prompts.start: is empty, but the decoder of an encoder-decoder needs it; give one id")
         if targets is None:
             return [begun] * count
         listed = as_list(targets, "targets")
         if len(listed) != count:
-            raise FlagError(f"targets: there are {len(listed)} of them, and {count} texts; give one for each text")
+            raise FlagError(f"targets: there are {len(listed)} for {count} texts; give one for each text")
         return [(*begun, *self.ids(text, f"targets[{i}]", around=False)) for i, text in enumerate(listed)]
 
     def _length(self, longest: int, *, decoder: bool) -> int:
@@ -165,7 +165,7 @@ class LoadedModel:
             return self.prompts.around(self.tokenizer.encode(texts))
         listed = as_list(texts, "texts")
         if wrong := [text for text in listed if not isinstance(text, str)]:
-            raise FlagError(f"{wrong[0]!r} is no text; encode takes a text or a list of texts")
+            raise FlagError(f"{wrong[0]!r} is not a text; encode takes a text or a list of texts")
         return [self.prompts.around(ids) for ids in self.tokenizer.encode_batch(listed)]
 
     @overload
@@ -177,12 +177,14 @@ class LoadedModel:
     def decode(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> str | list[str]:
         """Returns the text of ids, or a list of texts for several rows of ids; special tokens are left out."""
         if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise FlagError(f"{ids!r} are no ids; decode takes a list of ids, or several")
+            raise FlagError(f"{ids!r} is not a list of ids; decode takes a list of ids, or several")
         rows = list(ids)
         if rows and isinstance(rows[0], Iterable):
             return [self.decode(row) for row in rows]
         if wrong := [i for i in rows if not _is_id(i, self.tokenizer.vocab_size)]:
-            raise FlagError(f"{wrong[0]!r} is no id of the tokenizer; ids go from 0 to {self.tokenizer.vocab_size - 1}")
+            raise FlagError(
+                f"{wrong[0]!r} is not an id of the tokenizer; ids go from 0 to {self.tokenizer.vocab_size - 1}"
+            )
         return self.tokenizer.decode([int(i) for i in rows])
 
     def ids(self, text: Text, name: str, *, around: bool = True) -> tuple[int, ...]:

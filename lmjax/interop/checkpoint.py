@@ -186,9 +186,7 @@ class Checkpoint:
         make = describe if values.get("architectures") else _described_by_tensors
         description = make(path, values, tensors, accept)
         if surplus := sorted(set(accept) - description.accepted):
-            raise FlagError(
-                f"--accept_fields={surplus[0]}: lmjax has nothing against this field of {path}; leave it out"
-            )
+            raise FlagError(f"--accept_fields={surplus[0]}: lmjax does not refuse this field of {path}; leave it out")
         half = any(h.dtype is not None and h.dtype.name == "bfloat16" for h in self.shards.headers.values())
         dtype = "bfloat16" if half else "float32"
         config = description.config.model_copy(update={"param_dtype": dtype})
@@ -209,7 +207,7 @@ class Checkpoint:
         ):
             if size > held:
                 raise DataError(
-                    f"{self.shards.folder}: config.json says {size} {what}, and there are {held} tensors in all; is it "
+                    f"{self.shards.folder}: config.json says {size} {what}, but there are only {held} tensors; is it "
                     "the config.json of these weights?"
                 )
 
@@ -232,8 +230,8 @@ class Checkpoint:
             raise self._missing(missing, left)
         if left:
             raise DataError(
-                f"{folder}: tensor {left[0]!r}{f' and {len(left) - 1} more' if left[1:] else ''} belong to nothing "
-                f"that config.json describes; is it the config.json of these weights?"
+                f"{folder}: tensor {left[0]!r}{f' and {len(left) - 1} more' if left[1:] else ''}: no part of the model "
+                f"in config.json has this name; is it the config.json of these weights?"
             )
         for name, shape in wanted.items() | {(a, wanted[b]) for a, b in copies.items()}:
             if headers[name].shape != shape:
@@ -255,7 +253,7 @@ class Checkpoint:
             what = f"these are weights without the head of a {named}"
         else:
             what = f"config.json describes a {named} of {described.config.num_layers} layers"
-            remedy = f"{left[0]!r} belongs to none such; is it" if left else "is it"
+            remedy = f"it has no {left[0]!r}; is it" if left else "is it"
             remedy += " the config.json of these weights?"
         return DataError(f"{self.shards.folder}: tensor {missing[0]!r} is missing{more}: {what}; {remedy}")
 

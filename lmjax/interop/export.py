@@ -213,8 +213,8 @@ def _no_family(
     nearest = min(needed, key=lambda name: len(needed[name]))
     ways = ", ".join(f"{c.path}={c.value!r}" for c in needed[nearest])
     return (
-        f"{whose} cannot express this model{'' if model_type else f'; the nearest is {nearest}'}. In its way: {ways}. "
-        f"A model that is trained with these goes out: {' '.join(c.flag for c in needed[nearest])}"
+        f"{whose} cannot express this model{'' if model_type else f'; the nearest is {nearest}'}, because of: {ways}. "
+        f"A model that is trained with these flags can be exported: {' '.join(c.flag for c in needed[nearest])}"
     )
 
 
@@ -233,7 +233,7 @@ def _told(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise SaveError(f"--to={folder}: cannot be written to: {e.strerror or e}; make room or choose another") from e
+        raise SaveError(f"--to={folder}: cannot be written to: {e.strerror or e}; free space or choose another") from e
 
 
 def export(

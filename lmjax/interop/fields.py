@@ -59,12 +59,12 @@ class Fields:
         value = self._values.get(name)
         if value is None:
             if default is _REQUIRED:
-                raise self.error(name, "the file does not say, and there is no value that would be right for all")
+                raise self.error(name, "is missing, and there is no default")
             return default
         numbers = (int, float)
         kind = numbers if isinstance(default, numbers) and not isinstance(default, bool) else type(default)
         if default not in (None, _REQUIRED) and not isinstance(value, kind):
-            raise self.error(name, f"must be of the kind of {default!r}")
+            raise self.error(name, f"must have the type of {default!r}")
         return value
 
     def integer(self, name: str, default: Any = _REQUIRED) -> Any:
@@ -112,7 +112,7 @@ class Fields:
             full = self._within + name
             if full not in self._accept:
                 raise self.error(
-                    name, f"lmjax implements {value!r} alone; if this changes no number, --accept_fields={full}"
+                    name, f"lmjax implements only {value!r}; if this changes no number, --accept_fields={full}"
                 )
             self.accepted.add(full)
 
@@ -143,8 +143,8 @@ class Fields:
             others = f", nor {', '.join(left[1:])}" if left[1:] else ""
             raise self.error(
                 full[left[0]],
-                f"lmjax does not know this field of this family{others}, and does not guess; if they change no number "
-                f"of the model, --accept_fields={','.join(left)}",
+                f"lmjax does not know this field of this family{others}; if they change no number of the model, "
+                f"--accept_fields={','.join(left)}",
             )
 
     def error(self, name: str, problem: str) -> FlagError:

@@ -136,9 +136,9 @@ def _fields(path: pathlib.Path, values: Mapping[str, Any], names: Mapping[str, s
         if value is None or value == _NEUTRAL.get(theirs):
             continue
         if isinstance(value, bool) != (theirs == "early_stopping" and value != "never"):
-            raise DataError(f"{path}: {theirs}={value!r} is not of the kind that it has to be; mend it")
+            raise DataError(f"{path}: {theirs}={value!r} has the wrong type; correct it")
         if not isinstance(value, int | float) and value != "never":
-            raise DataError(f"{path}: {theirs}={value!r} is no number; mend it")
+            raise DataError(f"{path}: {theirs}={value!r} is not a number; correct it")
         found[ours] = value
     return found
 
@@ -153,7 +153,7 @@ def _check(path: pathlib.Path, processors: Any, sampling: Any, beams: Any) -> No
             first = e.errors()[0]
             name = ".".join(map(str, first["loc"])) or "its fields"
             message = first["msg"].removeprefix("Value error, ")
-            raise DataError(f"{path}: {name}: {message}; mend it") from e
+            raise DataError(f"{path}: {name}: {message}; correct it") from e
 
 
 def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -
         longest = values["max_length"] - 1
     if longest is not None:
         if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
-            raise DataError(f"{path}: max_new_tokens or max_length is {longest!r}; mend it")
+            raise DataError(f"{path}: max_new_tokens or max_length is {longest!r}; correct it")
         limit = longest_row(config, decoder=True)
         found["max_new_tokens"] = longest if limit is None else min(longest, limit)
     strings = values.get("stop_strings") or ()
@@ -193,7 +193,7 @@ def read_prompts(
         return PromptFormat(tuple(before), tuple(after))
     words = values.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
-        raise DataError(f"{path}: bad_words_ids={words!r} is no token's id; mend it")
+        raise DataError(f"{path}: bad_words_ids={words!r} must be a list of lists of ids; correct it")
     words = [reader("bad_words_ids", {"bad_words_ids": word}) for word in words]
     form = PromptFormat(
         before=tuple(before),
@@ -226,7 +226,7 @@ def _ids(folder: pathlib.Path, own: Mapping[str, Any], tokenizer: Vocabulary) ->
         for i in found:
             if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < tokenizer.vocab_size:
                 file = GENERATION if name in own and (folder / GENERATION).is_file() else "config.json"
-                raise DataError(f"{folder / file}: {name}={given} is no token's id; mend it")
+                raise DataError(f"{folder / file}: {name}={given} is not an id of the tokenizer; correct it")
         return found
 
     return ids

@@ -76,7 +76,7 @@ class Shards:
         for file, promised in _files(folder).items():
             found = dict(_headers(file))
             if missing := promised - found.keys():
-                raise DataError(f"{file}: lacks {sorted(missing)[0]!r}, which {INDEX} says is there; copy both again")
+                raise DataError(f"{file}: lacks {sorted(missing)[0]!r}, which {INDEX} lists; copy both again")
             self.headers |= {_modern(name): header for name, header in found.items()}
 
     @property
@@ -126,7 +126,7 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
     files: dict[pathlib.Path, set[str]] = {}
     for name, file in places.items():
         if pathlib.PurePath(file).name != file:
-            raise DataError(f"{index}: {name!r} is said to be in {file!r}, which is not a file of this folder")
+            raise DataError(f"{index}: {name!r} is listed in {file!r}, which is not a file of this folder")
         files.setdefault(folder / file, set()).add(name)
     return files
 

@@ -105,8 +105,8 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
     kind, spec = model.SentencePiece, model.trainer_spec
     if spec.model_type not in (_UNIGRAM, _BPE, _CHAR) or spec.treat_whitespace_as_suffix:
         raise FlagError(
-            "--to: this SentencePiece model is one of whole words, or has spaces behind its words; tokenizer.json has "
-            "no such kind: train a tokenizer of kind bpe, unigram or char"
+            "--to: this SentencePiece model has whole words as tokens, or spaces after its words, which tokenizer.json "
+            "cannot express; train a tokenizer of kind bpe, unigram or char"
         )
     fast = tokenizers.Tokenizer(_unigram(model) if spec.model_type == _UNIGRAM else _byte_pairs(model))
     if spec.model_type == _UNIGRAM and (apart := _unknown_apart(model)):

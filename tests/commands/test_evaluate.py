@@ -88,7 +88,7 @@ def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
         (lambda: evaluate(loaded, ["A"], task="pairs"), r"data\[0\]: 'A' is not a source and a target; give 2 values"),
         (lambda: evaluate(loaded, []), "data: is empty"),
         (lambda: evaluate(loaded, 3), "data='3' is a int; give a list"),
-        (lambda: score(loaded, ["A text"]), r"items\[0\]: 'A text' is no context and continuation"),
+        (lambda: score(loaded, ["A text"]), r"items\[0\]: 'A text' is not a context and continuation"),
         (lambda: lmjax.load_model(3), "place is '3', a int; give a folder"),
         (lambda: lmjax.load_model(tmp_path / "none"), "none: there is no such folder"),
         (lambda: lmjax.train({}, tmp_path / "run"), r"config is '\{\}', a dict; give what lmjax.resolve"),
@@ -156,7 +156,7 @@ def test_files_that_are_no_records(tmp_path):
 
 def test_a_record_that_is_too_long_is_named_by_file_and_line(tmp_path):
     path = written(tmp_path / "long.jsonl", FIELDS["pairs"], {"source": "queen " * 30, "target": "a"})
-    with pytest.raises(FlagError, match=r"long\.jsonl:2: its context has \d+ tokens, and the model has room for 15"):
+    with pytest.raises(FlagError, match=r"long\.jsonl:2: its context has \d+ tokens, but the model has room for 15"):
         evaluate(tiny("decoder"), path, ScoreConfig(), task="pairs")
 
 

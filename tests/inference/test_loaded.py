@@ -129,14 +129,14 @@ def test_a_wrong_argument_gets_a_sentence(case):
 
 
 def test_targets_are_one_for_each_text():
-    with pytest.raises(FlagError, match="there are 1 of them, and 3 texts"):
+    with pytest.raises(FlagError, match="there are 1 for 3 texts"):
         called("encoder_decoder")[0](TEXTS, targets=["A"])
     assert called("encoder_decoder")[0](TEXTS).tokens[:, :2].tolist() == [[0, 0]] * 3
 
 
-@pytest.mark.parametrize(("ids", "message"), [("text", "are no ids"), ([999], "999 is no id"), ([0.5], "0.5 is no id")])
+@pytest.mark.parametrize(("ids", "message"), [("text", "not a list"), ([999], "999 is not an"), ([0.5], "0.5 is not")])
 def test_what_cannot_be_decoded(ids, message):
     with pytest.raises(FlagError, match=message):
         called("decoder")[0].decode(ids)
-    with pytest.raises(FlagError, match="is no text; encode takes"):
+    with pytest.raises(FlagError, match="is not a text; encode takes"):
         called("decoder")[0].encode([3])

@@ -87,7 +87,7 @@ def test_copies_that_differ(folder):
         ({"a_new_idea": 3}, "a_new_idea=3: lmjax does not know this field"),
         ({"hidden_size": "24"}, "hidden_size='24': must be a positive whole number"),
         ({"hidden_size": -24}, "hidden_size=-24: must be a positive whole number"),
-        ({"hidden_size": ...}, "hidden_size: the file does not say"),
+        ({"hidden_size": ...}, "hidden_size: is missing"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: is larger than any model's"),
         ({"vocab_size": 10**13}, "vocab_size=10000000000000: is larger than any model's"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
@@ -106,7 +106,7 @@ def test_fields_that_are_not_implemented(folder, values, said):
 def test_more_layers_than_the_files_can_hold(folder):
     """Tracing them one by one would take hours; the number of tensors tells before."""
     change_config(folder, num_hidden_layers=9_999)
-    with pytest.raises(DataError, match=r"config\.json says 9999 layers, and there are 21 tensors in all"):
+    with pytest.raises(DataError, match=r"config\.json says 9999 layers, and but there are only 21 tensors"):
         Checkpoint(folder)
 
 

@@ -97,7 +97,7 @@ OWN = {
 }
 # A published file, what is changed in it, and the words of the refusal.
 REFUSED = {
-    "gpt2, stanford": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "lmjax implements False alone; .*accept_f"),
+    "gpt2, stanford": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "lmjax implements only False; .*accept_f"),
     "blenderbot 90M": ("facebook/bart-base", {"do_blenderbot_90_layernorm": True}, "do_blenderbot_90_layernorm=True"),
     "galactica": ("opt-125m", {"scale_embeddings": True}, "scale_embeddings=True"),
     "gte": ("qwen2.5-0.5b", {"is_causal": False}, "is_causal=False: lmjax does not know this field"),
@@ -167,7 +167,7 @@ def test_the_user_vouches_for_a_field(folder, tmp_path):  # noqa: F811
     for left in range(3):
         with pytest.raises(FlagError, match=rf"--accept_fields={names[left]}"):
             open_pretrained(str(folder), accept_fields=names[:left] + names[left + 1 :])
-    with pytest.raises(FlagError, match="--accept_fields=hidden_size: lmjax has nothing against this field"):
+    with pytest.raises(FlagError, match="--accept_fields=hidden_size: lmjax does not refuse this field"):
         open_pretrained(str(folder), accept_fields=(*names, "hidden_size"))
     change_config(folder, quantization_config={"bits": 4})
     with pytest.raises(FlagError, match="quantised"):

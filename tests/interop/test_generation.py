@@ -181,7 +181,7 @@ def test_what_cannot_be_honoured_is_said(tmp_path, capsys):
 )
 def test_settings_without_meaning_are_told_by_file_and_field(values, tmp_path):
     place = copy("gpt2_trained", tmp_path / "x", values)
-    with pytest.raises(DataError, match=rf"{GENERATION}.*mend it"):
+    with pytest.raises(DataError, match=rf"{GENERATION}.*correct it"):
         load_model(str(place))
 
 

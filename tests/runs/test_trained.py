@@ -205,7 +205,7 @@ def test_a_folder_says_how_its_texts_begin_and_end(tmp_path, trained):
         assert form.never == (6, *range(t.vocab_size, 192))
     for name, given in (("eos_token_id", t.vocab_size), ("eos_token_id", [5, -1]), ("bad_words_ids", [["x"]])):
         (folder / "generation_config.json").write_text(json.dumps({name: given}))
-        with pytest.raises(DataError, match=rf"generation_config\.json: {name}=.* is no token's id; mend it"):
+        with pytest.raises(DataError, match=rf"generation_config\.json: {name}=.* is not an id .*correct it"):
             load_model(str(folder))
 
 
@@ -219,7 +219,7 @@ def test_how_an_encoder_decoder_begins(tmp_path):
     (folder / "generation_config.json").write_text('{"decoder_start_token_id": null, "bos_token_id": 7}')
     assert found.prompts(tokenizer()).start == (7,)
     (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4000}')
-    with pytest.raises(DataError, match="forced_bos_token_id=4000 is no token's id"):
+    with pytest.raises(DataError, match="forced_bos_token_id=4000 is not an id"):
         found.prompts(tokenizer())
 
 

@@ -53,7 +53,9 @@ class BeamConfig(Schema):
         if self.groups > 1 and not self.diversity:
             raise ValueError(f"groups={self.groups} would all find the same texts; give diversity, 0.2 to 0.8 is usual")
         if self.groups == 1 and self.diversity:
-            raise ValueError(f"diversity={self.diversity} lies between groups, and groups=1")
+            raise ValueError(
+                f"diversity={self.diversity} has no effect with groups=1; give more groups, or leave it out"
+            )
         return self
 
 

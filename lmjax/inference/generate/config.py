@@ -53,7 +53,7 @@ class GenerateConfig(Schema):
                 f"lookup={self.lookup}": self.lookup > 0,
             }
             if clash := [name for name, given in others.items() if given]:
-                raise ValueError(f"beams={self.beams.beams} and {clash[0]}: beam search goes without; leave one out")
+                raise ValueError(f"beams={self.beams.beams} and {clash[0]} cannot be combined; leave one out")
         if self.lookup and constrained:
-            raise ValueError(f"lookup={self.lookup} and regex or json_schema: guesses obey neither; leave one out")
+            raise ValueError(f"lookup={self.lookup} and regex or json_schema cannot be combined; leave one out")
         return self

@@ -108,8 +108,8 @@ class Constraint:
         trial = matcher.deep_copy()
         if not _mask(trial, self._size)[:-1].any() and not trial.is_accepting():
             return FlagError(
-                f"{self.flag}: no text matches it that this tokenizer can spell; {_remedy(self.flag)}, or take a "
-                "tokenizer with byte pieces"
+                f"{self.flag}: no text matches it that this tokenizer can spell; {_remedy(self.flag)}, or use a "
+                "tokenizer with byte tokens"
             )
         return matcher
 
@@ -153,8 +153,8 @@ class ConstraintState:
         whole = self.finished or self._matcher.is_accepting()
         if not whole and not mask[:-1].any():
             raise DataError(
-                f"{self._constraint.flag}: the text cannot go on ({_reason(self._matcher.get_error())}); simplify it, "
-                "or take a tokenizer with byte pieces"
+                f"{self._constraint.flag}: the text cannot continue ({_reason(self._matcher.get_error())}); simplify "
+                "it, or use a tokenizer with byte tokens"
             )
         if not self.finished:
             count = min(len(found), len(mask) - 1)
@@ -251,18 +251,18 @@ def _schema_body(schema: str, spelled: str, flag: str) -> str:
     try:
         values = json.loads(schema)
     except (ValueError, RecursionError) as e:
-        raise FlagError(f"{flag}: is no JSON ({e}); give a JSON schema, or the file that holds one") from e
+        raise FlagError(f"{flag}: is not JSON ({e}); give a JSON schema, or a file that contains one") from e
     if not isinstance(values, dict):
         raise FlagError(f'{flag}: a JSON schema is an object, such as {{"type": "object"}}; {_remedy(flag)}')
     if _OPTIONS in values:
-        raise FlagError(f"{flag}: {_OPTIONS} is no keyword of JSON schema; leave it out")
+        raise FlagError(f"{flag}: {_OPTIONS} is not a keyword of JSON schema; leave it out")
     if spelled:
         text = json.dumps(values, ensure_ascii=False)
         missing = sorted(c for c in _JSON_CHARACTERS | set(text) if not re.fullmatch(_python_class(spelled), c))
         if missing:
             raise FlagError(
-                f"{flag}: this tokenizer has no token for {' '.join(missing)}, which the text may need; take one "
-                "with byte pieces"
+                f"{flag}: this tokenizer has no token for {' '.join(missing)}, which the text may need; use one "
+                "with byte tokens"
             )
     return f"x: %json {json.dumps({_OPTIONS: _LAYOUT} | values)}"
 
@@ -318,14 +318,14 @@ def _check_spelling(vocabulary: Vocabulary, name: str) -> None:
     ids = vocabulary.text_ids[:: max(1, len(vocabulary.text_ids) // _SAMPLED_TOKENS)].tolist()
     first = a_word(vocabulary)
     if first is None:
-        raise FlagError(f"{name}: this tokenizer has no token of letters or digits; take another")
+        raise FlagError(f"{name}: this tokenizer has no token of letters or digits; use another")
     before = vocabulary.decode([first])
     for i in ids:
         text = _text(vocabulary.pieces[i])
         if text is not None and vocabulary.decode([first, i]) != before + text:
             raise FlagError(
-                f"{name}: this tokenizer does not write its tokens one behind the other (as for {text!r}), so that "
-                "what they spell cannot be told; take a SentencePiece or byte-level tokenizer"
+                f"{name}: a decoded text of this tokenizer is not the concatenation of its tokens (as for {text!r}); "
+                "use a SentencePiece or byte-level tokenizer"
             )
 
 

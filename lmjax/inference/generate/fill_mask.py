@@ -89,11 +89,11 @@ def fill_mask(
     check_arguments(loaded, config, RowConfig)
     check_list(texts, "texts", "texts")
     if (family := loaded.config.family).causal:
-        raise FlagError(f"masks are filled by an encoder, and this is a {family.label}; let it generate")
+        raise FlagError(f"only an encoder fills masks, and this is a {family.label}; use generate instead")
     loaded.check_vocabulary()
     tokenizer, pieces = loaded.tokenizer, []
     if not 1 <= top_k <= tokenizer.vocab_size:
-        raise FlagError(f"top_k={top_k}: the tokenizer has {tokenizer.vocab_size} ids; choose from 1 to that")
+        raise FlagError(f"top_k={top_k}: must be from 1 to {tokenizer.vocab_size}, the number of the tokenizer's ids")
     for i, text in enumerate(texts):
         row = loaded.prompts.around(encode_masked(tokenizer, text)) if isinstance(text, str) else list(text)
         at = [place for place, token in enumerate(row) if token == tokenizer.mask_id]
@@ -103,7 +103,7 @@ def fill_mask(
             )
         if len(row) > loaded.config.max_length:
             raise FlagError(
-                f"texts[{i}]: {len(row)} tokens, and the model reads {loaded.config.max_length}; shorten it"
+                f"texts[{i}]: {len(row)} tokens, but the model reads at most {loaded.config.max_length}; shorten it"
             )
         pieces.append(Piece(row, at, [0] * len(at)))
     found: list[list[list[Filling]]] = [[] for _ in texts]

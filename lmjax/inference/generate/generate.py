@@ -218,7 +218,7 @@ def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = 
 def _reason(ids: Sequence[int], stop: Sequence[int], *, stuck: bool) -> Finished:
     """Returns why a text ended."""
     if stuck:
-        logging.warning("a text ended as no id was left that may be written behind it; allow more, or stop earlier")
+        logging.warning("a text ended because no id was allowed next; allow more ids, or stop earlier")
         return "nothing_allowed"
     return "stop" if ids and ids[-1] in stop else "length"
 
@@ -309,7 +309,7 @@ class _Texts:
         if self._states:
             given = self._config.processors.model_dump(exclude_defaults=True)
             raise DataError(
-                f"regex or json_schema: nothing that it allows behind {self._texts[i]!r} can be written with"
+                f"regex or json_schema: none of the tokens that it allows after {self._texts[i]!r} is allowed by"
                 f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'this model'}; leave one out"
             )
         self._stuck[i] = True

@@ -50,7 +50,7 @@ def make_requests(
     config, form = loaded.config, loaded.prompts
     if not config.family.causal:
         raise FlagError(
-            "this model is an encoder, which writes no text; fill in masks: fill_mask, or [MASK] in --prompt"
+            "this model is an encoder, which generates no text; it can fill masks: fill_mask, or [MASK] in --prompt"
         )
     loaded.check_vocabulary()
     both = config.family.paired
@@ -101,7 +101,7 @@ def _check_answer(config: ModelConfig, form: PromptFormat, new: int) -> None:
     limit, forced = longest_row(config, decoder=True), len(form.forced)
     if new <= forced:
         raise FlagError(
-            f"--max_new_tokens={new}: the first {forced} written by this model are always the same; set at least"
+            f"--max_new_tokens={new}: the first {forced} tokens of this model are always the same; set at least"
             f" {forced + 1}"
         )
     # The decoder never reads the last generated token, so it needs no position.

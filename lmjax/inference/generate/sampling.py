@@ -72,8 +72,8 @@ class SamplingConfig(Schema):
         for name in FILTERS:
             if self.temperature == 0 and getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} chooses what is drawn from, and temperature=0 draws nothing; set"
-                    f" temperature above 0, or {name} to none"
+                    f"{name}={getattr(self, name)} has no effect on greedy decoding (temperature=0); set temperature"
+                    f" above 0, or {name} to none"
                 )
         return self
 

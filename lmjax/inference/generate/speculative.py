@@ -75,13 +75,13 @@ def check_draft(loaded: LoadedModel, draft: LoadedModel, config: GenerateConfig)
     if config.lookup:
         raise FlagError(f"--draft and --lookup={config.lookup} both guess; give one")
     if config.beams is not None:
-        raise FlagError(f"--draft with --beams={config.beams.beams}: beam search draws nothing; leave one out")
+        raise FlagError(f"--draft and --beams={config.beams.beams} cannot be combined; leave one out")
     if config.regex is not None or config.json_schema is not None:
-        raise FlagError("--draft with --regex or --json_schema: guesses are not constrained; leave one out")
+        raise FlagError("--draft and --regex or --json_schema cannot be combined; leave one out")
     if not (draft.config.family.continues and loaded.config.family.continues):
         raise FlagError(
-            f"--draft guesses for a decoder with a decoder, and these are {loaded.config.family.label} and"
-            f" {draft.config.family.label}; for others take --lookup"
+            f"--draft needs two decoders, and these are {loaded.config.family.label} and"
+            f" {draft.config.family.label}; for other models use --lookup"
         )
     mine, theirs = loaded.tokenizer, draft.tokenizer
     if theirs.fingerprint != mine.fingerprint and theirs.pieces != mine.pieces:

@@ -48,7 +48,9 @@ def as_items(pairs: Sequence[Sequence[Text]], names: Sequence[str]) -> list[Item
     for pair, name in zip(pairs, names, strict=True):
         two = isinstance(pair, tuple | list) and len(pair) == 2
         if not two or not all(isinstance(text, Sequence | np.ndarray) for text in pair):
-            raise FlagError(f"{name}: {str(pair)[:80]!r} is no context and continuation; give two texts, or their ids")
+            raise FlagError(
+                f"{name}: {str(pair)[:80]!r} is not a context and continuation; give two texts, or their ids"
+            )
     return [Item(*pair) for pair in pairs]
 
 
@@ -87,7 +89,7 @@ class Reader:
         limited = any(model.scheme(decoder).limit(model) is not None for decoder in (False, True))
         if limit > model.max_length and limited:
             raise FlagError(
-                f"--max_length={limit}: the model's rows have {model.max_length} tokens; give at most as many"
+                f"--max_length={limit}: the model's rows have at most {model.max_length} tokens; give at most as many"
             )
         if config.end and not family.causal:
             raise FlagError("end=True: an encoder predicts no end of a text; leave it off")
@@ -96,7 +98,7 @@ class Reader:
                 f"within_word=True: only an encoder masks tokens, and this is a {family.label}; leave it off"
             )
         if family.paired and not loaded.prompts.start:
-            raise FlagError("prompts.start: is empty, and an encoder-decoder's decoder begins with it; give one id")
+            raise FlagError("prompts.start: is empty, but the decoder of an encoder-decoder needs it; give one id")
         return cls(loaded, config, limit)
 
     @property
@@ -168,14 +170,14 @@ class Reader:
         started = len(self.begun) + written - 1 if family.paired else 0
         if room < least or started > self.limit:
             raise FlagError(
-                f"{name}: its continuation has {written} tokens, and the model reads {self.limit}; shorten it, or "
-                "score it as a text of its own, in windows"
+                f"{name}: its continuation has {written} tokens, but the model reads at most {self.limit}; shorten it, "
+                "or score it as a text of its own, in windows"
             )
         if len(item.context) <= room:
             return item
         if not self.config.truncate:
             raise FlagError(
-                f"{name}: its context has {len(item.context)} tokens, and the model has room for {room}; shorten it, "
+                f"{name}: its context has {len(item.context)} tokens, but the model has room for {room}; shorten it, "
                 "or pass truncate=True, which cuts off its beginning"
             )
         return item._replace(context=item.context[len(item.context) - room :])
@@ -222,7 +224,7 @@ class Reader:
         room = self.limit - taken
         if room < 1 or (self.config.stride or 1) > room:
             raise FlagError(
-                f"stride={self.config.stride}: a window of {self.limit} tokens has room for {room}; take a smaller "
+                f"stride={self.config.stride}: a window of {self.limit} tokens has room for {room}; use a smaller "
                 "stride or a larger max_length"
             )
 

@@ -195,7 +195,7 @@ def test_no_part_of_a_character_is_written_that_has_no_other_part():
         ("bpe", {"regex": "a(?=b)"}, r"--regex=a\(\?=b\): .*look-around.*not supported"),
         ("bpe", {"regex": "[a&&b]"}, r"--regex=\[a&&b\]: no text matches it"),
         ("char", {"regex": "[a-z]+~"}, r"--regex=\[a-z\]\+~: no text matches it that this tokenizer can spell"),
-        ("word_piece", {"regex": "a"}, r"--regex: this tokenizer does not write its tokens one behind the other"),
+        ("word_piece", {"regex": "a"}, r"--regex: a decoded text of this tokenizer is not the concatenation"),
         ("bpe", {"schema": "{'a'"}, r"--json_schema=\{'a': is no JSON"),
         ("bpe", {"schema": "[" * 100_000}, r"--json_schema=\[{77}\.\.\.: is no JSON"),
         ("bpe", {"schema": "3"}, r"--json_schema=3: a JSON schema is an object"),
@@ -226,7 +226,7 @@ def test_a_schema_that_forces_what_cannot_be_spelled_ends_in_one_message():
         token = vocabulary.encode(letter)[0]
         assert state.allowed()[token]
         state.advance(token)
-    with pytest.raises(DataError, match=r"--json_schema=.*array.*the text cannot go on"):
+    with pytest.raises(DataError, match=r"--json_schema=.*array.*the text cannot continue"):
         state.allowed()
 
 
@@ -264,8 +264,8 @@ OVERLAP = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
         ({"type": "string", "format": "nope"}, "Unknown format: nope"),
         ({"minLength": -1, "type": "string"}, "Expected positive integer for 'minLength', got -1"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "incompatible types"),
-        ({"x-guidance": {"coerce_one_of": True}, **OVERLAP}, "x-guidance is no keyword of JSON schema; leave it out"),
-        ({"x-guidance": 3}, "x-guidance is no keyword"),
+        ({"x-guidance": {"coerce_one_of": True}, **OVERLAP}, "x-guidance is not a keyword of JSON schema; leave"),
+        ({"x-guidance": 3}, "x-guidance is not a keyword"),
     ],
 )
 def test_a_schema_is_refused_in_words_of_json_schema(schema, said):

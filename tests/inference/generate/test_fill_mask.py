@@ -40,7 +40,7 @@ def test_every_token_can_be_listed_and_no_row_without_one():
     ((found,),) = fill_mask(loaded, ["The old [MASK]."], t.vocab_size, SMALL)
     assert sorted(f.id for f in found) == list(range(t.vocab_size))
     assert sum(f.probability for f in found) < 1
-    with pytest.raises(FlagError, match=f"top_k={t.vocab_size + 1}: the tokenizer has {t.vocab_size} ids"):
+    with pytest.raises(FlagError, match=f"top_k={t.vocab_size + 1}: must be from 1 to {t.vocab_size}, "):
         fill_mask(loaded, ["[MASK]"], t.vocab_size + 1, SMALL)
 
 
@@ -65,9 +65,9 @@ def test_mistakes_are_named():
     encoder = tiny("encoder")
     with pytest.raises(FlagError, match=re.escape("texts[1]: 'The king' has no [MASK]; write it")):
         fill_mask(encoder, ["[MASK]", "The king"])
-    with pytest.raises(FlagError, match=r"texts\[0\]: \d+ tokens, and the model reads 16"):
+    with pytest.raises(FlagError, match=r"texts\[0\]: \d+ tokens, but the model reads at most 16"):
         fill_mask(encoder, ["[MASK]" * 20])
-    with pytest.raises(FlagError, match="an encoder, and this is a decoder"):
+    with pytest.raises(FlagError, match="only an encoder fills masks, and this is a decoder"):
         fill_mask(tiny("decoder"), ["[MASK]"])
     with pytest.raises(FlagError, match="top_k=0"):
         fill_mask(encoder, ["[MASK]"], 0)

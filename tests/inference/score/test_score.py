@@ -319,7 +319,7 @@ def test_mistakes_are_named():
         score(decoder, [Item("", "a"), Item([1, 192], "a")])
     with pytest.raises(FlagError, match=r"items\[0\]: '' has no tokens; give it some text"):
         score(decoder, [Item("The king", "")])
-    with pytest.raises(FlagError, match=r"items\[0\]: its continuation has 17 tokens, and the model reads 16"):
+    with pytest.raises(FlagError, match=r"items\[0\]: its continuation has 17 tokens, but the model reads at most 16"):
         score(decoder, [Item([], [120] * 17)])
     with pytest.raises(FlagError, match=r"texts\[0\]"):
         rolling(decoder, [""])
