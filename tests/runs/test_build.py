@@ -1,4 +1,4 @@
-"""A run from a mixture: sets at their rates, each held out under its own name, and resumed bit for bit."""
+"""A run from a mixture: data sets at their rates, each with its own held-out part, and resumed bit for bit."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ STEPS, EVERY = 6, 3
 
 @pytest.fixture(scope="module")
 def sets(corpus, tmp_path_factory):
-    """The tests' corpus in two files: "large" has three quarters of its documents, "small" the rest."""
+    """Returns the tests' corpus as two files: "large" has three quarters of its documents, "small" the rest."""
     texts = corpus.read_text().split("\n\n")
     folder = tmp_path_factory.mktemp("sets")
     for name, part in (("large", texts[: 3 * len(texts) // 4]), ("small", texts[3 * len(texts) // 4 :])):
@@ -30,7 +30,7 @@ def sets(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(tiny, sets):
-    """Two sets and two objectives."""
+    """Returns a config with two data sets and two objectives."""
     options = {"steps": STEPS, "checkpoint__every": EVERY, "evaluation__every": EVERY, "checkpoint__keep": 10}
     mixture = ",".join(f"{name}={path}" for name, path in sets.items())
     options |= {"task__length": 64, "data__weights": "1,2"}
@@ -39,7 +39,7 @@ def config(tiny, sets):
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
-    """The workdir of an uninterrupted run."""
+    """Returns the workdir of an uninterrupted run."""
     return train(config, tmp_path_factory.mktemp("whole") / "run", progress=False)
 
 
@@ -64,7 +64,7 @@ def test_sets_come_as_often_as_their_tokens_weights_and_temperature_say(config, 
 
 
 def test_a_set_is_tokenised_once_whatever_it_is_mixed_with(config, tiny, sets, tmp_path):
-    """The same tokenizer given, the store of a set in a mixture is that of the set alone."""
+    """With the same tokenizer, a data set has the same store in a mixture as alone."""
     for name in ("mixed", "alone"):
         (tmp_path / name).mkdir()
     mixed = build(config, tmp_path / "mixed")
@@ -96,7 +96,7 @@ def test_epochs_are_those_of_the_rows_that_were_read(config, whole):
         source = examples.sources[examples.mixture.source(examples.mixture.row(g, config.seed)[1])[0]]
         read[source.name] += 1 / len(source.rows)
     assert {name: last[f"data/{name}/epochs"] for name in read} == pytest.approx(read)
-    assert max(read.values()) > 1, "no epoch ends on the way"
+    assert max(read.values()) > 1, "no epoch ends within the run"
 
 
 def test_a_mixed_run_resumes_bit_for_bit(config, whole, tmp_path):
@@ -117,7 +117,7 @@ def test_a_set_that_changed_is_refused(config, whole, sets):
 
 
 def test_a_run_keeps_the_tokenizer_of_a_checkpoint_and_reads_it_back_bit_for_bit(tiny, tmp_path):
-    """The checkpoint's folder may be gone when the run goes on."""
+    """The checkpoint's folder may not exist any more when the run resumes."""
     source, workdir = tmp_path / "checkpoint", tmp_path / "run"
     source.mkdir()
     workdir.mkdir()
@@ -132,7 +132,7 @@ def test_a_run_keeps_the_tokenizer_of_a_checkpoint_and_reads_it_back_bit_for_bit
     again = build(config, workdir)
     assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert again.train_examples.stores["train"].path == first.train_examples.stores["train"].path
-    assert again.tokenizer.bos_id == 0, "which token begins a text is known from the checkpoint alone"
+    assert again.tokenizer.bos_id == 0, "the token that begins a text was not taken from the checkpoint"
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(FlagError, match=r"no (classifier|mask)"):

@@ -1,4 +1,4 @@
-"""Training that starts from a checkpoint evaluates it, before the first update, as `lmjax evaluate` does."""
+"""The evaluation before the first update of a run that starts from a checkpoint equals that of `lmjax evaluate`."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ from tests.data.test_fast_tokenizer import trained
 from tests.data.test_long_texts import library
 
 LLAMA = pathlib.Path(__file__).parents[1] / "interop" / "recorded" / "llama"
-# A digit group and a contraction that Llama 3's pattern cuts in its own way, and white space at both ends of a line.
+# With digits and a contraction, which Llama 3's pattern splits differently, and with space at both ends of a line.
 TEXTS = [
     "The old king sees 12345 houses. He doesn't count them!",
     "A young queen goes  to the river,\nand never under the tree.",
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def checkpoint(folder: pathlib.Path, kind: str) -> pathlib.Path:
-    """Returns a folder with a tiny Llama of random parameters and a tokenizer of a kind."""
+    """Returns a folder with a tiny Llama with random parameters, and a tokenizer of this kind."""
     tokenizer = trained("llama3") if kind == "llama3" else library(pre_tokenizers.Metaspace(prepend_scheme="always"))
     folder.mkdir()
     (folder / TOKENIZER).write_text(tokenizer.to_str())
@@ -43,7 +43,7 @@ def checkpoint(folder: pathlib.Path, kind: str) -> pathlib.Path:
 
 
 def nats_by_transformers(folder: pathlib.Path) -> float:
-    """Returns the nats of all texts, each behind the token that begins one, with the token that ends it."""
+    """Returns the nats of all texts, each with the token that begins a text before it and the end token predicted."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -64,7 +64,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(folder):
-    """What `lmjax evaluate` says of the texts, ends included: training predicts them too."""
+    """Returns the metrics of `lmjax evaluate` for the texts with their end tokens, which training predicts too."""
     texts = folder.parent / "texts.txt"
     texts.write_text("\n\n".join(TEXTS))
     return run(["evaluate", f"--model={folder}", f"--data=t={texts}", "--end"])["t"]

@@ -1,4 +1,4 @@
-"""Models in folders: a run's, a converted one, Hugging Face's own; training goes on from each of them."""
+"""Models in folders: of a run, of a converted checkpoint and of Hugging Face; training can start from each of them."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def tensors(source) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, corpus) -> pathlib.Path:
-    """A run of four updates, averaged with a decay that makes the average differ from the parameters."""
+    """Returns the workdir of a run of four updates, whose averaged parameters differ from the last ones."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     held = "--config.data.held_out=0.2"
     ema = "--config.optimizer.ema_decay=0.5"
@@ -54,7 +54,7 @@ def trained(tmp_path_factory, corpus) -> pathlib.Path:
 
 
 def folder_with_tokenizer(tmp_path, trained) -> pathlib.Path:
-    """A Hugging Face folder whose tokenizer has no more ids than its model has rows."""
+    """Returns a Hugging Face folder whose tokenizer has no more ids than its model has rows."""
     run(["convert", f"--workdir={trained}", f"--to={tmp_path / 'hf'}"])
     return tmp_path / "hf"
 
@@ -70,7 +70,7 @@ def test_a_run_gives_what_it_evaluates(trained):
 
 
 def test_out_and_in_again_is_bit_equal(trained, tmp_path):
-    """A run goes out; its folder comes in as a workdir; and that goes out again: the same bytes."""
+    """A run is exported, its folder is converted to a workdir, and that is exported again: the bytes are the same."""
     run(["convert", f"--workdir={trained}", f"--to={tmp_path / 'a'}"])
     run(["convert", f"--from={tmp_path / 'a'}", f"--workdir={tmp_path / 'w'}"])
     run(["convert", f"--workdir={tmp_path / 'w'}", f"--to={tmp_path / 'b'}"])
@@ -88,7 +88,7 @@ def test_out_and_in_again_is_bit_equal(trained, tmp_path):
 
 @pytest.mark.parametrize("kind", ["run", "folder", "converted"])
 def test_training_goes_on_from_it(trained, tmp_path, corpus, kind, capsys):
-    """The first evaluation of the new run, before any update, is what the old model scores: not that of a fresh one."""
+    """The evaluation of the new run before any update has the loss of the old model, not that of random weights."""
     place = trained
     if kind != "run":
         place = folder_with_tokenizer(tmp_path, trained)
@@ -148,7 +148,7 @@ def test_wrong_pairs_of_flags(trained, tmp_path):
 
 
 def test_a_discriminator_goes_out_without_its_generator(tmp_path, corpus):
-    """What rtd trains has both, and Hugging Face has a class for either: the one that is kept is written."""
+    """A run of rtd has both, and Hugging Face has a class for each; the discriminator is exported."""
     model = ["--preset=electra_small", "--config.model.num_layers=1", "--config.model.vocab_size=0"]
     data = [f"--data={corpus}", "--config.data.held_out=0.2", "--steps=1", f"--workdir={tmp_path / 'run'}"]
     run(["train", "--objective=rtd", *model, *data, *SMALL])
@@ -159,7 +159,7 @@ def test_a_discriminator_goes_out_without_its_generator(tmp_path, corpus):
 
 
 def test_a_run_writes_what_it_was_trained_to_predict(trained):
-    """Ids that were never predicted, or that the tokenizer does not know, are never written."""
+    """Ids that were never predicted in training, or that the tokenizer does not have, are never generated."""
     loaded = load_model(str(trained), dtype="bfloat16")
     t, form = loaded.tokenizer, loaded.prompts
     assert form.before == (t.bos_id,)
@@ -179,7 +179,7 @@ def test_a_run_writes_what_it_was_trained_to_predict(trained):
         ("seq2seq", "decoder", {"before": "bos", "after": "eos"}),
         ("span_corruption", "encoder_decoder", {"after": "eos", "start": "pad"}),
         ("seq2seq,infilling", "encoder_decoder", {"after": "eos", "start": "pad"}),
-        # Of several the first named says it.
+        # Of several objectives the first one decides.
         ("next_token,prefix_lm", "decoder", {"before": "bos"}),
         ("prefix_lm,next_token", "decoder", {"before": "bos", "bidirectional": True}),
     ],
@@ -189,7 +189,7 @@ def test_what_stands_around_a_text_of_an_objective(objective, architecture, arou
     found = prompt_format(TaskConfig(objective=tuple(objective.split(","))), t, architecture)
     ids = {name: (getattr(t, f"{x}_id"),) if isinstance(x, str) else x for name, x in around.items()}
     assert found == PromptFormat(stop=(t.eos_id,), never=found.never, **ids)
-    # Sentinels are what span corruption writes, and nothing else does.
+    # Only span corruption generates sentinels.
     assert bool(t.sentinels & set(found.never)) == (objective != "span_corruption")
     assert not {t.eos_id, *t.text_ids.tolist()} & set(found.never)
 
@@ -212,7 +212,7 @@ def test_a_folder_says_how_its_texts_begin_and_end(tmp_path, trained):
 def test_how_an_encoder_decoder_begins(tmp_path):
     folder = shutil.copytree(RECORDED / "bart", tmp_path / "bart")
     found = open_pretrained(str(folder))
-    # As its config.json says; where there is another file, as that says, and the rest as before.
+    # From its config.json; with a generation_config.json, from that file, and the rest as before.
     assert found.prompts(tokenizer()) == PromptFormat(start=(2,), stop=(2,), last=(2,))
     (folder / "generation_config.json").write_text('{"forced_bos_token_id": 4, "eos_token_id": [3, 5]}')
     assert found.prompts(tokenizer()) == PromptFormat(start=(2,), forced=(4,), stop=(3, 5))
@@ -224,7 +224,7 @@ def test_how_an_encoder_decoder_begins(tmp_path):
 
 
 def test_a_workdir_has_the_heads_that_its_checkpoint_had(tmp_path):
-    """Which of a bare model's heads were there, the tensors said, and no field of config.json."""
+    """The heads of a bare model follow from its tensors; no field of config.json tells them."""
     for name in ("bert_bare", "mistral_bare"):
         folder = shutil.copytree(RECORDED / name, tmp_path / name)
         shutil.copy(RECORDED.parents[1] / "inference" / "generate" / "recorded" / "gpt2" / "tokenizer.json", folder)

@@ -1,4 +1,4 @@
-"""What tests of optimizers share: small trees, configs, and one update of them."""
+"""Helpers for tests of optimizers: small parameter trees, configs, and one update."""
 
 import functools
 
@@ -18,7 +18,7 @@ RATES = {
 
 
 def config_of(name, **fields):
-    """Returns a config of an optimizer; fields of its own by their dotted paths, with two underscores for the dot."""
+    """Returns the config of an optimizer; fields are given by dotted path, with two underscores for the dot."""
     own = {"learning_rate": RATES[name], "schedule": "constant", "weight_decay": 0.01, "adafactor.factor_from": 2}
     fields = {path.replace("__", "."): value for path, value in fields.items()}
     return OptimizerConfig(**(own | {"name": name, "sophia.curvature_every": 2} | fields))
@@ -29,7 +29,7 @@ def numbers(config):
 
 
 def layers(rng):
-    """Two stacked layers: attention's kernels with their heads, and a norm."""
+    """Returns two stacked layers: attention kernels with a dimension for heads, and a norm."""
     sizes = {
         "attention": {"query": {"kernel": (2, 8, 2, 8)}, "out": {"kernel": (2, 2, 8, 8)}},
         "norm": {"scale": (2, 8)},
@@ -44,7 +44,7 @@ def parameters(seed=0):
 
 
 def unrolled(params):
-    """The same parameters, a name for every layer."""
+    """Returns the same parameters with a name for every layer."""
     stacked = params["stack"]["layers"]
     return params | {"stack": {f"layer_{i}": jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(2)}}
 

@@ -1,4 +1,4 @@
-"""An optimizer and a schedule are added as the docstring of lmjax.training says: a file or a class, and a line."""
+"""An optimizer and a schedule can be added as the docstring of lmjax.training says: a file or a class, and a line."""
 
 import pathlib
 import shutil
@@ -70,9 +70,9 @@ assert update._cache_size() == 1, "a number of the toy is a constant of the prog
 
 
 def insert(path: pathlib.Path, before: str, text: str) -> None:
-    """Puts a text in front of the only place that begins with another."""
+    """Inserts a text before the only occurrence of another."""
     source = path.read_text()
-    assert source.count(before) == 1, f"{path}: {before!r} stands there {source.count(before)} times"
+    assert source.count(before) == 1, f"{path}: contains {before!r} {source.count(before)} times"
     path.write_text(source.replace(before, text + before))
 
 

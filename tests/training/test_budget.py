@@ -1,4 +1,4 @@
-"""A budget of time: plans come true on a machine whose speed changes, and a run that resumes has the time left."""
+"""A time budget: runs end on time on a machine whose speed changes, and a resumed run has the remaining time."""
 
 import json
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long
 
 
 class Machine:
-    """A clock that a simulated run moves."""
+    """A clock that a simulated run advances."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -31,7 +31,7 @@ class Machine:
         return result
 
     def run(self, budget, step, seconds_per_step, until=None):
-        """Returns the last step of a run whose speed is a function of the step; saves and evaluates as planned."""
+        """Returns the last step of a simulated run with this time per step; it saves and evaluates as configured."""
         while step < min(budget.total, until or UNPLANNED):
             step += 1
             self.now += seconds_per_step(step)
@@ -64,7 +64,7 @@ def test_a_run_ends_with_its_budget_whatever_the_speed(machine, tmp_path, speed)
 
 
 def test_the_first_plan_is_right_where_the_speed_is_even(machine, tmp_path):
-    """Compilation is time that is gone, and no step's time: 570 seconds are left."""
+    """Compilation counts towards the budget but not towards the time of a step: 570 seconds are left."""
     budget = machine.budget(tmp_path)
     machine.spend("compilation", 30.0)
     machine.spend("evaluation", 4.0)
@@ -91,12 +91,12 @@ def test_a_resumed_run_has_the_time_that_its_checkpoint_left(machine, tmp_path):
     used = next(line["seconds"] for line in plans(tmp_path) if line["step"] == 1000)
     machine.now += 86_400
     resumed = machine.budget(tmp_path, step=1000)
-    assert 1000 < resumed.total < UNPLANNED, "until it has measured, it keeps the last plan"
+    assert 1000 < resumed.total < UNPLANNED, "before a measurement, the last plan applies"
     began = machine.now
     machine.run(resumed, 1000, lambda step: 0.2)
     assert used + machine.now - began == pytest.approx(600, rel=0.02)
     steps = [line["step"] for line in plans(tmp_path)]
-    assert steps == sorted(set(steps)), "plans of steps that were lost stand beside the new ones"
+    assert steps == sorted(set(steps)), "plans of lost steps are still in the file"
 
 
 def test_a_new_stage_is_measured_anew(machine, tmp_path):
@@ -109,7 +109,7 @@ def test_a_new_stage_is_measured_anew(machine, tmp_path):
 
 
 def test_a_real_run_ends_in_time_with_its_schedule_finished(tiny, tmp_path):
-    """Most of these seconds are compilation; what is left of them is planned to its last step."""
+    """Most of these seconds are compilation; the steps in the remaining time follow the plan to the last step."""
     config = tiny(
         minutes=0.5, evaluation__every=100, checkpoint__every=200, optimizer__schedule="linear", model__num_layers=1
     )
@@ -118,9 +118,9 @@ def test_a_real_run_ends_in_time_with_its_schedule_finished(tiny, tmp_path):
     assert lines[-1]["seconds"] == pytest.approx(30, rel=0.2)
     steps, rates = read_metrics(workdir, "train/learning_rate")
     assert steps[-1] == lines[-1]["total"]
-    # Where the machine slows down at the end, the last plan cuts some of the schedule off.
+    # If the machine slows down at the end, the last plan shortens the schedule.
     peak = config.optimizer.learning_rate
     assert rates[-1] == pytest.approx(config.optimizer.final_ratio * peak, abs=0.1 * peak)
     before = (workdir / "metrics.jsonl").read_text()
     train(config, workdir, progress=False)
-    assert (workdir / "metrics.jsonl").read_text() == before, "a finished run trained on"
+    assert (workdir / "metrics.jsonl").read_text() == before, "a finished run was trained further"

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and that what was saved comes back."""
+"""Which checkpoints stay, and that a restored state equals the saved one."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
 
 
 def test_a_donated_buffer_does_not_reach_the_checkpoint(tmp_path):
-    """The next step overwrites the state's memory while the save is still under way."""
+    """The next step overwrites the state's memory while the save is still running."""
     scale = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
     values = {"x": jnp.arange(2**20, dtype=jnp.float32)}
     expected = np.array(values["x"])
@@ -74,7 +74,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_save_error(tmp_path):
 
 
 def test_a_loss_that_is_known_after_the_save_counts(tmp_path):
-    """A run that was asked to stop saves first; its step is evaluated when it goes on, in another process."""
+    """A run that is asked to stop saves first; its step is evaluated after it resumes, in another process."""
     saved(tmp_path, {1: None, 2: None})
     with Checkpoints(tmp_path, CheckpointConfig(keep=1)) as checkpoints:
         assert checkpoints.best_step is None

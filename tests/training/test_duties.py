@@ -1,6 +1,6 @@
-"""What a step owes (a line, an evaluation, a checkpoint, an early end) is done once, wherever a run broke off.
+"""Each line of metrics, evaluation, checkpoint and early stop happens exactly once, wherever the run is interrupted.
 
-The loop, the checkpoints and the files are the real ones; the model is a number, so that every place can be tried.
+The loop, the checkpoints and the files are real; the model is one number, so that every interruption can be tested.
 """
 
 import types
@@ -23,15 +23,15 @@ from lmjax.training.stopping import resumed
 from tests.workdirs import untimed_lines
 
 STEPS = 6
-LOSSES = (5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0)  # of every step: the best is evaluated, and is no multiple of 3
+LOSSES = (5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0)  # by step; the best step is evaluated, and no multiple of 3
 
 
 class Killed(BaseException):
-    """No handler expects it, as none sees SIGKILL."""
+    """Stands for SIGKILL: an exception that no handler catches."""
 
 
 class Course:
-    """One stage of all steps; the parameters count them, and add up the batches."""
+    """A single stage for all steps, whose step counts the steps and adds up the batches in the parameters."""
 
     def __init__(self, start):
         def step(state, batch, hparams):
@@ -56,7 +56,7 @@ class Course:
 
 
 class Evaluator:
-    """The losses above."""
+    """Returns the losses above."""
 
     sets = (types.SimpleNamespace(name="heldout"),)
 
@@ -68,7 +68,7 @@ class Evaluator:
 
 
 class Moments:
-    """Counts the moments before and after what it wraps, and kills at one of them."""
+    """Counts the moments before and after each call of the wrapped functions, and raises Killed at one of them."""
 
     def __init__(self, killed_at):
         self.count, self._killed_at = 0, killed_at
@@ -95,13 +95,13 @@ def first_state():
 
 
 def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, logging_every=1):
-    """Returns the last sum, the last checkpoint, the best, and how many moments there were to be killed at.
+    """Returns the last sum, the last checkpoint's step, the best one's, and the number of moments.
 
     Args:
-        workdir: goes on from what is there.
+        workdir: the workdir; the run resumes from its newest checkpoint.
         stops: the steps at which the run is asked to stop.
-        killed_at: number of the moment at which it is killed: before or after a line or a checkpoint.
-        patience: of early stopping.
+        killed_at: the number of the moment at which it is killed, before or after a line or a checkpoint.
+        patience: the patience of early stopping.
         evaluation_every: steps between evaluations.
         logging_every: steps between lines.
     """
@@ -138,7 +138,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module", params=OPTIONS)
 def whole(request, tmp_path_factory):
-    """The options, the results and the lines of a run that nothing breaks off."""
+    """Returns the options, the results and the lines of an uninterrupted run."""
     options = OPTIONS[request.param]
     workdir = tmp_path_factory.mktemp("whole")
     result = run(workdir, **options)
@@ -163,14 +163,14 @@ def test_a_run_that_is_asked_to_stop_does_all_of_it_once(whole, tmp_path, stops)
     found = run(tmp_path, **options)
     assert found[:2] == (params, last)
     assert untimed_lines(tmp_path) == lines
-    # A checkpoint is the best by its step's loss, whether that is known before or after it is written.
+    # The best checkpoint is that with the least loss, whether the loss is known before or after the save.
     evaluated = {line["step"] for line in lines if "eval/heldout/loss" in line}
     steps = {*stops, *range(3, last, 3), last} & evaluated
     assert LOSSES[found[2]] == min(LOSSES[step] for step in steps if step <= last)
 
 
 def test_a_run_killed_between_any_two_of_them_does_all_of_it_once(whole, tmp_path):
-    """Killed at any moment of the whole run; or asked to stop where an evaluation is due, and killed after that."""
+    """The run is killed at every moment; and it is asked to stop where an evaluation is due, and killed after that."""
     options, (params, last, _, moments), lines = whole
     for stops, number in [((), n) for n in range(moments)] + [((2,), n) for n in range(6)]:
         workdir = tmp_path / f"{len(stops)}-{number}"

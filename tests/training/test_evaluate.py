@@ -1,4 +1,4 @@
-"""Evaluation: the yardstick, and numbers that do not depend on how the rows are batched."""
+"""Evaluation: the unigram entropy, and metrics that do not depend on the batch size."""
 
 import dataclasses
 import math
@@ -16,9 +16,9 @@ from lmjax.training.step import make_eval_step
 
 
 class Counted:
-    """Four rows whose targets are known: 0 three times, 1 once, and one padded position in each row.
+    """Four rows with known targets: three times 0, once 1, and one padded position in each row.
 
-    They are their own task, with two losses: one over all targets, one over none.
+    The class is also the task, with two losses: one over all targets, and one over none.
     """
 
     mixture = 4
@@ -54,9 +54,9 @@ def evaluate(run, batch_size):
 
 
 def test_the_batch_size_changes_no_number(run):
-    """Rows that fill up the last batch count for nothing."""
+    """Rows that only fill up the last batch do not count."""
     rows = len(run.eval_sets[0].examples)
-    assert rows % 5, "the last batch must be filled up for this test to say something"
+    assert rows % 5, "without a partial last batch this test checks nothing"
     one, five = evaluate(run, 1), evaluate(run, 5)
     assert five == pytest.approx(one, rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""The model as objectives see it: a head that is added reaches an objective, and what runs is what was asked for."""
+"""The forward pass for objectives: an objective can use a new head, and the outputs are those of the model."""
 
 import dataclasses
 from typing import ClassVar
@@ -23,7 +23,7 @@ from lmjax.training.step import make_train_step
 
 
 class RowLengthHead(Head):
-    """The number of a row's tokens, from the mean of their states; what the docstring of the package asks for."""
+    """Predicts the number of a row's tokens from their mean state; added as the docstring of the package says."""
 
     outputs = (Output("row_length", ("batch",)),)
     subtree = "row_length_head"
@@ -31,12 +31,12 @@ class RowLengthHead(Head):
 
     @classmethod
     def flops(cls, config, size):
-        """Returns the FLOPs of a number for each row."""
+        """Returns the FLOPs of one output for each row."""
         return 2 * config.embed_dim * size.rows
 
     @nn.compact
     def __call__(self, hidden, segment_ids=None):
-        """Returns float32 `[batch]` for `[batch, length, embed]`."""
+        """Returns float32 `[batch]` for states `[batch, length, embed]`."""
         real = jnp.ones(hidden.shape[:2]) if segment_ids is None else segment_ids
         return class_logits(self.config, 1, jnp.mean(hidden * (real > 0)[..., None], axis=1), bias=True)[:, 0]
 
@@ -50,7 +50,7 @@ class RowLength(Objective):
     heads: ClassVar[tuple[str, ...]] = ("row_length",)
 
     def rows(self, store, seed):
-        """Is not asked for."""
+        """Is not called here."""
         raise NotImplementedError
 
     def weights(self, batch):
@@ -58,27 +58,27 @@ class RowLength(Objective):
         return {self.name: jnp.float32(len(batch["tokens"]))}
 
     def losses(self, forward, batch):
-        """Returns the sum over the rows."""
+        """Returns the sum of the squared errors over the rows."""
         error = forward.head("row_length", forward.hidden) - jnp.sum(batch["segment_ids"] > 0, axis=1)
         return {self.name: LossSum(jnp.sum(error**2), self.weights(batch)[self.name], None, jnp.zeros(()))}
 
 
 @pytest.fixture
 def toy_head(monkeypatch):
-    """The head in the registry, for one test."""
+    """Puts the head into the registry for one test."""
     monkeypatch.setitem(HEADS, "row_length", RowLengthHead)
 
 
 @pytest.fixture(scope="module")
 def electra(tiny, tmp_path_factory):
-    """A run of replaced-token detection and a batch."""
+    """Returns a run of replaced token detection, and a batch."""
     run = build(tiny("rtd"), tmp_path_factory.mktemp("electra"))
     rows = [run.train_examples(i, np.random.default_rng(i)) for i in range(8)]
     return run, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def test_a_head_that_is_registered_is_built_and_trained(toy_head, electra):
-    """Its class and a line of the registry: the model, initialisation and the step know nothing of it."""
+    """Only its class and a line of the registry are needed: model, initialisation and step have no code for it."""
     run, batch = electra
     objective = RowLength(*(getattr(run.task.objectives[0], f.name) for f in dataclasses.fields(Objective)))
     task = Task(((objective,),), ("row_length",))
@@ -92,10 +92,11 @@ def test_a_head_that_is_registered_is_built_and_trained(toy_head, electra):
     step = jax.jit(make_train_step(model, task, run.config.optimizer, 1))
     state, metrics = step(state, to_device(batch, mesh), hparams)
     lengths = np.sum(batch["segment_ids"] > 0, axis=1)
-    assert float(metrics["row_length/loss"]) == pytest.approx(np.mean(lengths**2.0), rel=0.5), "a first guess near 0"
+    error = np.mean(lengths**2.0)
+    assert float(metrics["row_length/loss"]) == pytest.approx(error, rel=0.5), "the first prediction is not near 0"
     for part in ("row_length_head", "backbone", "embedding"):
         same = jax.tree.map(np.array_equal, before[part], jax.device_get(state.params[part]))
-        assert not all(jax.tree.leaves(same)), f"{part} learns nothing"
+        assert not all(jax.tree.leaves(same)), f"{part} does not change"
 
 
 def passed(electra, rates):
@@ -114,7 +115,7 @@ def test_heads_and_submodels_give_what_the_model_gives(electra):
     states = found.head("replaced_token", found.hidden)
     np.testing.assert_allclose(states, expected["replaced_token"], atol=1e-5)
     generator = found.submodel("generator")
-    assert generator.hidden.shape != found.hidden.shape, "the generator is smaller"
+    assert generator.hidden.shape != found.hidden.shape, "the states are not the generator's, which is smaller"
     np.testing.assert_allclose(generator.logits(generator.hidden), expected["generator_logits"], atol=1e-4)
     with pytest.raises(ValueError, match="no head 'pooler'"):
         found.head("pooler", found.hidden)
@@ -125,4 +126,4 @@ def test_dropout_is_in_the_passes_of_the_model_and_of_a_submodel(electra):
     dropped, _ = passed(electra, electra[0].config.model.dropout.rates())
     for a, b in ((plain, dropped), (plain.submodel("generator"), dropped.submodel("generator"))):
         assert np.abs(a.hidden - b.hidden).max() > 0.01
-        assert b.hidden is b.hidden, "computed once for all objectives"
+        assert b.hidden is b.hidden, "the states are computed once for each objective"

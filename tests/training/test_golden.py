@@ -1,4 +1,4 @@
-"""Golden losses: the first two steps of every family, so that no change of the numerics goes unnoticed."""
+"""Recorded losses of the first two steps of every family, so that every change of the numerics is noticed."""
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ GOLDEN = {
 }
 
 CHANGED = (
-    "the loss of the first steps is not what it was. If you meant to change the numerics (an initialiser, the order "
-    "of random draws, a loss), say so in the commit and write the new numbers here; if not, you have found a bug"
+    "the loss of the first steps has changed. If you meant to change the numerics (an initialiser, the order of random "
+    "draws, a loss), say so in the commit and write the new numbers here; if not, this is a bug"
 )
 
 

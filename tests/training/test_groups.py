@@ -1,4 +1,4 @@
-"""Parameters by path: matrices, decay, and learning rates by pattern and by depth, scanned or not."""
+"""Groups of parameters by path: matrices, weight decay, and learning rates by pattern and by layer, scanned or not."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 
 def shapes(**fields):
-    """Returns shapes by path of a small model of any family."""
+    """Returns the shapes of a small model's parameters by path."""
     sizes = {"vocab_size": 64, "embed_dim": 8, "num_heads": 2, "mlp_dim": 32, "num_layers": 3, "max_length": 16}
     model = LanguageModel(ModelConfig(**(sizes | {"architecture": "decoder"} | fields)))
     boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -28,7 +28,7 @@ def shapes(**fields):
 
 
 def tree(paths):
-    """Returns arrays by path as nested dictionaries."""
+    """Returns nested dictionaries from values by path."""
     result = {}
     for path, leaf in paths.items():
         *parents, last = path.split("/")
@@ -40,12 +40,12 @@ def tree(paths):
 
 
 def flat(nested):
-    """Returns nested dictionaries as values by path."""
+    """Returns values by path from nested dictionaries."""
     return {"/".join(names_of(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nested)}
 
 
 def factors(paths, **fields):
-    """Returns the factor of every path, stacked layers as lists."""
+    """Returns the factors of every path as a list, with one factor for each stacked layer."""
     config = OptimizerConfig(**fields)
     h = Hyperparameters.build(config, steps=1, dropout=DropoutRates(), loss_weights={})
     found = rate_factors(config, h, tree(paths))
@@ -70,8 +70,8 @@ def test_experts_are_a_matrix_each_and_the_router_is_no_hidden_one():
     assert is_hidden_matrix(("stack", "shared_layer", "mlp", "up", "kernel"))
 
 
-# Every kind of parameter, by the end of its path: whether it decays, whether it is a matrix, whether it is a kernel of
-# a layer (muon's), and where layer decay sees it: in its layer, in the lowest one, below the layers or above them.
+# Every kind of parameter by the end of its path: whether it decays, whether it is a matrix, whether it is a kernel of
+# a layer (for muon), and its depth for layer decay: its own layer, the lowest one, below the layers or above them.
 KINDS = {
     r"(attention|cross_attention)/(query|key|value|out)/kernel": (True, True, True, "layer"),
     r"mlp/(up|gate|down)/kernel": (True, True, True, "layer"),
@@ -108,14 +108,14 @@ EXTRA = {
 
 
 def small(config):
-    """Returns a model of a preset's parts with two layers, or one that is shared."""
+    """Returns the config with two layers, or one shared layer."""
     sizes = {"num_layers": 2, "vocab_size": config.vocab_size or 64}
     return config.model_copy(update=sizes | ({"num_decoder_layers": 2} if config.num_decoder_layers else {}))
 
 
 @functools.cache
 def parameters_of(name):
-    """Returns shapes by path of a preset, or of a model with a part that no preset has."""
+    """Returns the shapes of a preset's parameters by path, or those of a model with a part that no preset has."""
     if name in EXTRA:
         return shapes(**(EXTRA[name] | {"num_layers": 2}))
     config = small(PRESETS[name])
@@ -125,16 +125,16 @@ def parameters_of(name):
 
 
 def kind_of(path):
-    """Returns the one row of the table that a path belongs to; the same names in a layer and outside are two."""
+    """Returns the only row of the table that matches a path; rows for layers match only paths inside layers."""
     in_layer = re.search(r"/(layers|layer_\d+|shared_layer)/", path) is not None
     found = [p for p in KINDS if re.fullmatch(f"(.*/)?{p}", path) and (KINDS[p][3] == "layer") == in_layer]
-    assert len(found) == 1, f"{path}: {found}; say in KINDS what this kind of parameter is"
+    assert len(found) == 1, f"{path}: matches {found}; add this kind of parameter to KINDS"
     return found[0]
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *EXTRA])
 def test_what_decays_what_is_a_matrix_and_how_deep_it_stands(name):
-    """Of every parameter of every preset, by an explicit table; a new kind of parameter has to be put there."""
+    """Checks every parameter of every preset against an explicit table; a new kind of parameter needs a row there."""
     paths = parameters_of(name)
     decays = flat(decay_mask(tree(paths)))
     found_factors = factors(paths, layer_decay=0.5)
@@ -153,12 +153,12 @@ def test_what_decays_what_is_a_matrix_and_how_deep_it_stands(name):
 
 
 def test_every_kind_of_parameter_exists():
-    """A row of the table that nothing fits would test nothing."""
+    """A row of the table that matches no parameter would test nothing."""
     assert {kind_of(path) for name in [*PRESETS, *EXTRA] for path in parameters_of(name)} == set(KINDS)
 
 
 def test_every_name_is_that_of_a_part_of_some_model():
-    """A name that no parameter has would match nothing: what it stands for would be missed in silence."""
+    """A name that no parameter has would match nothing, and the rule that uses it would have no effect."""
     named = {value for key, value in vars(parameter_paths).items() if key.isupper() and isinstance(value, str)}
     named = {f"{name}0" if name == parameter_paths.UNROLLED else name.format(i=0) for name in named}
     named |= parameter_paths.BELOW_LAYERS

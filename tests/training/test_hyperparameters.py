@@ -1,4 +1,4 @@
-"""The optimizer's config: what is refused, and that every number of it is traced."""
+"""The optimizer's config: its errors, and that all of its numbers are traced."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_every_number_is_a_float32_array_and_what_is_off_is_none():
 
 
 def floats(schema, prefix=""):
-    """Yields the paths of fields that hold floats, one, several or none."""
+    """Yields the paths of fields of floats, of several floats, or of a float or None."""
     for name, field in schema.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel):
             yield from floats(field.annotation, f"{prefix}.{name}")
@@ -50,20 +50,20 @@ def floats(schema, prefix=""):
 
 
 def test_the_numbers_stand_where_the_config_has_them():
-    """One that is left out would be a constant of the program, and another value of it would compile anew."""
+    """A number that is left out would be a constant of the program, and every new value would need a compilation."""
     config = OptimizerConfig()
     h = Hyperparameters.build(config, steps=7, dropout=DropoutRates(), loss_weights={})
     paths = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(h.optimizer)}
     named = set(floats(OptimizerConfig)) | {".warmup_steps", ".sophia.curvature_every", ".spike_warmup"}
-    assert named == {*paths, ".ema_decay", ".spike_factor"}, "the last two are off, and so no leaves"
+    assert named == {*paths, ".ema_decay", ".spike_factor"}, "the last two are None, and so no leaves"
     assert float(paths[".sophia.gamma"]) == pytest.approx(config.sophia.gamma)
     for group in (config, config.sophia):
-        assert hash(group), "a config is a static argument still"
+        assert hash(group), "a config must be hashable to be a static argument"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_defaults_of_every_optimizer_are_its_own(name):
-    """They were those of one flat group: a default that moved would change runs in silence."""
+    """The defaults are those from before the fields were grouped; another default would change runs unnoticed."""
     defaults = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "momentum": 0.95, "nesterov": True, "rms": 0.2}
     defaults |= {"decay_exponent": 0.8, "factor_from": 128, "update_clip": 1.0, "parameter_scale": True, "gamma": 0.05}
     defaults |= {"curvature_every": 10, "moment_dtype": "float32"}

@@ -1,4 +1,4 @@
-"""How a run ends early, and that all it may remember survives a kill."""
+"""Runs that end early, and that all parts of the state survive an interruption."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, cap
         checkpoint__every=3,
     )  # fmt: skip
     workdir = train(config, tmp_path / "run", progress=False)
-    # The tests' short runs never get to the end of their warm-up.
+    # The tests' short runs end before their warm-up does.
     assert "warmup_steps=40 is no shorter than the run of 20 steps: the learning rate rises to 0.002" in caplog.text
     assert "stopped at step 4: the held-out loss has not fallen below" in capsys.readouterr().out
     assert read_metrics(workdir, "eval/heldout/loss")[0] == [0, 2, 4]
@@ -27,13 +27,13 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, cap
     before = bits(workdir, 4), losses(workdir)
     train(config, workdir, progress=False)
     assert (bits(workdir, 4), losses(workdir)) == before
-    # Killed after step 3, it takes one step, evaluates as it did, and stops again.
+    # Resumed after step 3, it makes one step, evaluates as before, and stops again.
     again = train(config, resumed_from(workdir, 3, tmp_path / "again"), progress=False)
     assert (bits(again, 4), losses(again)) == before
 
 
 def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, capsys, monkeypatch):
-    """Also where an evaluation is due, which is then made when the run goes on, and at the last step."""
+    """Also at the last step, and where an evaluation is due, which is then made after the run resumes."""
     config = tiny(steps=2, model__num_layers=1, evaluation__every=1, checkpoint__every=2, logging__tensorboard="true")
     whole = train(config, tmp_path / "whole", progress=False)
     report = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, ca
 
 @pytest.fixture(scope="module")
 def config(tiny):
-    """All that an optimizer may keep: matrices and others, an average, a guard, groups, roundings at random."""
+    """A config with all optional parts of the state: two kinds of parameters, an average, a guard, groups, bfloat16."""
     return tiny(
         "mlm,nsp", steps=6, checkpoint__every=3, checkpoint__keep=10, evaluation__every=3, optimizer__name="muon",
         optimizer__ema_decay=0.9, optimizer__spike_factor=1.5, optimizer__spike_warmup=1, optimizer__layer_decay=0.9,

@@ -1,4 +1,4 @@
-"""What is written down: every step once, the same names everywhere."""
+"""Metrics on disk: every step once, and the same names in metrics.jsonl and TensorBoard."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def test_tensorboard_gets_the_same_names(tmp_path):
 
 
 def events(path):
-    """Returns all summaries that TensorBoard would read, as (tag, plugin's name, plugin's content, text)."""
+    """Returns all summaries that TensorBoard would read, as (step, tag, plugin's name, plugin's content, text)."""
     found = []
     for file in sorted((path / "tensorboard").iterdir()):
         data = file.read_bytes()
@@ -61,7 +61,7 @@ def test_hyperparameters_are_a_row_of_tensorboards_table(tmp_path):
     table = HyperparameterTable(values, ["eval/heldout/loss"])
     with MetricsWriter(tmp_path, LoggingConfig(), 0, table) as writer:
         writer.write(1, {"eval/heldout/loss": 2.5})
-    assert not [p for p in (tmp_path / "tensorboard").iterdir() if p.is_dir()], "the row is another run's"
+    assert not [p for p in (tmp_path / "tensorboard").iterdir() if p.is_dir()], "the row was written as another run"
     contents = {tag: HParamsPluginData.FromString(x) for _, tag, name, x, _ in events(tmp_path) if name == "hparams"}
     start = contents["_hparams_/session_start_info"].session_start_info
     numbers = {name: x.number_value for name, x in start.hparams.items() if x.HasField("number_value")}
@@ -115,12 +115,12 @@ def test_timers_add_up_by_purpose_and_survive_errors():
 
 
 def test_what_is_written_is_json_for_every_reader(tmp_path):
-    """JSON has no word for numbers that are not finite; Python's own three are an error elsewhere."""
+    """JSON has no values for NaN and infinity, and other readers reject the three that Python writes."""
     with MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), 0) as writer:
         writer.write(1, {"train/loss": math.nan, "a": math.inf, "b": -math.inf, "c": 1.5})
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line, parse_constant=refuse) == {"step": 1, "train/loss": None, "a": None, "b": None, "c": 1.5}

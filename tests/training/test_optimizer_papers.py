@@ -1,4 +1,4 @@
-"""The optimizers give the numbers of their papers."""
+"""The optimizers compute the same numbers as the algorithms in their papers."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def newton_schulz(x):
 
 
 class Reference:
-    """The papers' algorithms in float64 for a matrix (`is_kernel`) or a vector, one step at a time."""
+    """The papers' algorithms in float64, one step at a time, for a matrix (`is_kernel`) or a vector."""
 
     def __init__(self, config, x, is_kernel):
         self.config, self.c, self.is_kernel, self.t = config, config.rule, is_kernel, 0
@@ -82,7 +82,7 @@ class Reference:
         return self.c.rms * np.sqrt(max(g.shape)) * result
 
     def _schedule_free(self, g, _):
-        """`self.x` is the paper's y; the step above adds decay at y to nothing, so all is done here."""
+        """Returns the direction that moves `self.x`, the paper's y; it cancels the decay that `step` adds."""
         c = self.c
         self.v = c.beta2 * self.v + (1 - c.beta2) * g**2
         root = np.sqrt(self.v / (1 - c.beta2**self.t)) + c.epsilon
@@ -121,7 +121,7 @@ def test_three_steps_equal_the_papers_in_float64(name):
         found = averaged_iterate(opt_state, params)["layer_0"]["up"]
         for n, r in reference.items():
             np.testing.assert_allclose(found[n], r.averaged, rtol=2e-4, atol=2e-5)
-            assert not np.allclose(r.averaged, r.x, rtol=1e-3), "the average is not another point"
+            assert not np.allclose(r.averaged, r.x, rtol=1e-3), "the average equals the parameters"
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
@@ -140,7 +140,7 @@ def test_hutchinson_is_exact_where_the_hessian_is_diagonal():
 
 
 def test_hutchinson_is_right_in_the_mean_where_the_hessian_is_not_diagonal():
-    """Inside a parameter and between two: signs that are equal, or equal for both, would add whole rows."""
+    """Within a parameter and across two: if signs were equal, the estimate would be the sums of the Hessian's rows."""
     matrix = np.random.default_rng(0).normal(size=(6, 6))
     matrix = jnp.asarray(matrix + matrix.T, jnp.float32)
 
@@ -154,4 +154,4 @@ def test_hutchinson_is_right_in_the_mean_where_the_hessian_is_not_diagonal():
     found = jax.vmap(lambda key: hutchinson(gradient, ones, key))(keys)
     means = jnp.concatenate([found["a"].mean(0), found["b"].mean(0)])
     np.testing.assert_allclose(means, jnp.diag(matrix), atol=0.25)
-    assert float(jnp.abs(matrix.sum(1) - jnp.diag(matrix)).max()) > 1, "the rows do not show it"
+    assert float(jnp.abs(matrix.sum(1) - jnp.diag(matrix)).max()) > 1, "the sums of rows are too close to the diagonal"

@@ -1,4 +1,4 @@
-"""One contract for all optimizers: nothing depends on how parameters are laid out, and no state is lost."""
+"""Properties of all optimizers: updates do not depend on the layout of the parameters, and no state is lost."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from tests.training.optimizing import RATES, compiled, config_of, initial, numbe
 
 
 def lm_loss(params, tokens):
-    """A tiny language model: attention's kernels as an MLP, the embedding as output; cross entropy of successors."""
+    """Returns the cross entropy of next tokens in a tiny model: attention kernels as an MLP, tied embeddings."""
     table = params["embedding"]["table"]
 
     def layer(x, p):
@@ -37,7 +37,7 @@ def lm_loss(params, tokens):
 
 
 def regression_loss(params, tokens):
-    """A line through every layer's kernel."""
+    """Returns the squared error of a linear regression with every layer's kernel."""
     del tokens
     x = jnp.linspace(-1, 1, 32).reshape(4, 8)
     return jnp.mean((jnp.einsum("be,leo->blo", x, params["layers"]["up"]["kernel"]) - 2 * x[:, None, :1]) ** 2)
@@ -68,7 +68,7 @@ def test_it_lowers_the_loss_jitted_and_donated(name, loss):
     first = float(loss(params, TOKENS))
     for number in range(60):
         params, opt_state = step(params, opt_state, jnp.int32(number))
-    assert step._cache_size() == 1, "the state changes its type on the way"
+    assert step._cache_size() == 1, "the type of the state changes"
     assert float(loss(averaged_iterate(opt_state, params), TOKENS)) < 0.7 * first
 
 
@@ -85,7 +85,7 @@ def test_the_structure_of_the_state_depends_on_no_number(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_layers_scanned_and_in_turn_get_the_same_update(name):
-    """Optax's adafactor, and muon without its axes, fail this: they would see other matrices."""
+    """Adafactor of optax, and muon without dimension numbers, fail this, because they use other matrices."""
     config = config_of(name, weight_decay=0.1, layer_decay=0.5)
     step = compiled(config)
     scanned = parameters()
@@ -128,7 +128,7 @@ def test_frozen_parameters_do_not_move_and_cost_no_state(name):
     assert not any(jax.tree.leaves(same["stack"]))
     paths = [names_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert not [p for p in paths if "embedding" in p]
-    assert [p for p in paths if "stack" in p], "no parameter has state: the test sees nothing"
+    assert [p for p in paths if "stack" in p], "no parameter has state, so the test checks nothing"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -147,7 +147,7 @@ def test_a_factor_scales_the_update_of_its_group_alone(name):
 @pytest.mark.parametrize("decoupled", [True, False])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_acts_where_the_mask_says(name, decoupled):
-    """Where the gradient is zero, decay alone moves a parameter."""
+    """With gradients of zero, only weight decay changes a parameter."""
     config = config_of(name, weight_decay=0.5, decoupled=decoupled)
     params = parameters()
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -177,7 +177,7 @@ def test_a_checkpoint_brings_the_state_back_bit_for_bit(name, tmp_path):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_below_the_spacing_of_bfloat16_add_up(name):
-    """In the mean over many elements they are those of float32; rounded to the nearest, not one would move."""
+    """Their mean over many elements equals that in float32; with rounding to the nearest no element would change."""
     config = config_of(name, weight_decay=0.0, clip_norm=None)
     shape = {"layer_0": {"up": {"kernel": jnp.full((64, 64), 1.5)}}}
     grads = jax.tree.map(lambda x: jnp.abs(x) + 0.5, some_grads(0, shape))
@@ -205,7 +205,7 @@ def test_updates_below_the_spacing_of_bfloat16_add_up(name):
         (found,) = jax.tree.leaves(params)
         assert found.dtype == dtype
         moved[dtype.__name__] = 1.5 - found.astype(jnp.float32)
-    assert float(jnp.max(jnp.abs(moved["float32"]))) / steps < spacing / 2, "an update is as large as the spacing"
+    assert float(jnp.max(jnp.abs(moved["float32"]))) / steps < spacing / 2, "the updates are too large for this test"
     along = moved["bfloat16"] * jnp.sign(moved["float32"])
     assert float(along.mean()) == pytest.approx(float(jnp.abs(moved["float32"]).mean()), rel=0.15)
 
@@ -215,5 +215,5 @@ def test_clipping_limits_the_norm_of_all_that_learns():
     params, grads = parameters(), some_grads(0, parameters())
     after, _ = compiled(config)(params, initial(config, params), grads, jnp.int32(0))
     moved = jax.tree.map(jnp.subtract, after["stack"], params["stack"])
-    # The first step of Nesterov's momentum is 1 + momentum gradients long.
+    # The first step with Nesterov's momentum is 1 + momentum times the gradient.
     assert optax.tree.norm(moved) == pytest.approx(config.learning_rate * 0.5 * 1.95, rel=1e-4)

@@ -1,8 +1,8 @@
-"""The compiled training step of every family is the recorded one, so that a refactor which changes the program shows.
+"""The compiled training step of every family equals the recorded one, so that a refactor that changes it is noticed.
 
-A loss can stay what it was while a matrix product is computed twice, or a parameter is no longer split over the mesh.
-`RECORD_PROGRAMS=1 pytest -n 0 tests/training/test_programs.py` records anew, in the Python and jax of the first lane;
-the commit that contains the new record says why the program changed.
+A loss can stay the same while a matrix product is computed twice, or a parameter is no longer split over the mesh.
+`RECORD_PROGRAMS=1 pytest -n 0 tests/training/test_programs.py` makes a new record, with the Python and jax of the
+first lane; the commit with the new record says why the program changed.
 """
 
 import collections
@@ -26,15 +26,15 @@ RECORD = pathlib.Path(__file__).with_name("programs.json")
 FAMILIES = ("next_token", "mlm,nsp", "span_corruption")
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 CHANGED = (
-    "the training step of {family} is another program than the recorded one:\n{changes}\nIf this was meant, record it "
-    "with `RECORD_PROGRAMS=1 pytest -n 0 tests/training/test_programs.py` and say why in the commit; if not, the "
-    "refactor changed what is computed, or how it is split over devices. Where fusions alone differ, it may be another "
-    "processor or jaxlib, for which XLA chooses others"
+    "the training step of {family} differs from the recorded program:\n{changes}\nIf this was meant, record it with "
+    "`RECORD_PROGRAMS=1 pytest -n 0 tests/training/test_programs.py` and say why in the commit; if not, the refactor "
+    "changed what is computed, or how it is split over devices. If only fusions differ, the cause may be another "
+    "processor or jaxlib, for which XLA chooses other fusions"
 )
 
 
 def program(run) -> dict[str, dict[str, int | str]]:
-    """Returns what the training step of a run consists of: counts of operations, and where its parameters lie."""
+    """Returns a summary of a run's training step: counts of operations, and the shardings of its parameters."""
     config, stage = run.config, run.stages[-1]
     with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
         _, abstract = state_maker(run.model, config.optimizer, run.hparams, config.seed, run.mesh)
@@ -43,7 +43,7 @@ def program(run) -> dict[str, dict[str, int | str]]:
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         lowered = step.lower(abstract, to_device(stage.local_batch(), run.mesh), run.hparams)
     text = lowered.compile().as_text()
-    # `%name = type operation(...)`: a name that contains an operation's is not one.
+    # Lines have the form `%name = type operation(...)`; a name that contains the name of an operation must not count.
     operations = collections.Counter(re.findall(r"^\s*(?:ROOT )?%?\S+ = .*? ([a-z-]+)\(", text, re.MULTILINE))
     collectives = {name: operations[name] + operations[f"{name}-start"] for name in COLLECTIVES}
     return {
@@ -60,7 +60,7 @@ def program(run) -> dict[str, dict[str, int | str]]:
 
 
 def comparable(found: dict, same_version: bool) -> dict:
-    """Returns what is compared of a program: with another jax, only what its compiler does not decide."""
+    """Returns the parts of a summary that are compared: with another version of jax, only what XLA does not decide."""
     if same_version:
         return found
     kinds = dict.fromkeys(found["collectives"], "used")

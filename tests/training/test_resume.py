@@ -1,4 +1,4 @@
-"""A run is a function of its config: stopped at any point, it goes on bit for bit."""
+"""A run is a function of its config: a run that is interrupted at any point resumes bit for bit."""
 
 import json
 import os
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.long
 
 STEPS = 12
 EVERY = 4
-LONG = 100  # of a run that is stopped from outside, long after which it would still be at work
+LONG = 100  # steps of a run that is stopped from outside; it must still be running then
 
 
 @pytest.fixture(scope="module")
 def config(tiny):
-    """Dropout on, accumulation, and few enough rows that 12 steps cross the end of an epoch."""
+    """A config with dropout, and with so few rows that 12 steps cross the end of an epoch."""
     return tiny(
         "mlm,nsp",
         accumulation=1,
@@ -39,7 +39,7 @@ def config(tiny):
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
-    """The workdir of an uninterrupted run."""
+    """Returns the workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     return train(config, workdir, progress=False)
 
@@ -72,7 +72,7 @@ def test_every_metric_has_its_name(config, whole):
         assert f"train/{name}" in trained
     assert {f"time/{name}" for name in ("input", "evaluation", "checkpoint", "compilation")} <= set(trained)
     assert [line["step"] for line in lines if "eval/heldout/mlm/bits_per_byte" in line] == [0, EVERY, 2 * EVERY, STEPS]
-    # BERT's loss is the sum of both; tokens seen is the sum over the steps so far.
+    # BERT's loss is the sum of both losses; tokens_seen is the sum over all steps so far.
     assert trained["train/loss"] == pytest.approx(trained["train/mlm/loss"] + trained["train/nsp/loss"])
     seen = [line["train/tokens_seen"] for line in lines if "train/loss" in line]
     assert seen == sorted(seen)
@@ -86,7 +86,7 @@ def test_a_run_that_diverges_for_good_stops_and_says_so(tiny, tmp_path):
 
 
 def test_the_epoch_ends_on_the_way(config, whole):
-    """Else the test above would not show that the second epoch's order and masks are restored."""
+    """Otherwise the test above would not check that the second epoch's order and masks are restored."""
     from lmjax.runs.build import build
 
     rows = len(build(config, whole).train_examples)
@@ -101,7 +101,7 @@ def test_a_finished_run_is_left_as_it_is(config, whole, tmp_path):
 
 
 def test_another_seed_is_another_run(config, whole, tmp_path):
-    """The negative control: the digests do see a difference."""
+    """The negative control: different runs have different digests."""
     other = train(config.model_copy(update={"seed": 1}), tmp_path / "run", progress=False)
     assert bits(other, STEPS) != bits(whole, STEPS)
 
@@ -138,7 +138,7 @@ def test_what_file_managers_leave_is_no_run_and_no_obstacle(config, whole, tmp_p
     (new / ".DS_Store").touch()
     with claim_workdir(new, config):
         (new / "checkpoints").mkdir()
-    assert [path.name for path in new.iterdir()] == [".DS_Store"], "a claim that led to no run left something behind"
+    assert [path.name for path in new.iterdir()] == [".DS_Store"], "a claim without a run has left files"
 
 
 def test_a_command_that_was_killed_before_its_run_began_is_no_obstacle(config, tmp_path):
@@ -151,14 +151,14 @@ def test_a_command_that_was_killed_before_its_run_began_is_no_obstacle(config, t
 
 
 def damage(workdir: pathlib.Path, step: int) -> None:
-    """Cuts every data file of a checkpoint to half of its size."""
+    """Cuts every data file of a checkpoint to half its size."""
     for path in (workdir / "checkpoints" / str(step) / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.fixture(scope="module")
 def command(corpus):
-    """The command line of a run in a process of its own, on one device."""
+    """Returns the command line of a run in its own process, on one device."""
     flags = {
         "data.held_out": 0.2, "tokenizer.kind": "char", "tokenizer.byte_fallback": "false", "batch_size": 4,
         "accumulation": 2, "task.length": 32, "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32,
@@ -184,12 +184,12 @@ def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    raise AssertionError(f"step {step} never came")
+    raise AssertionError(f"the run did not reach step {step}")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(command, tmp_path_factory):
-    """The workdir of that run, never stopped."""
+    """Returns the workdir of that run without an interruption."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     process = start(command, workdir)
     output = process.communicate()[0]
@@ -238,8 +238,8 @@ def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command
 
 
 def test_a_full_disk_is_one_message_and_never_a_checkpoint(command, uninterrupted, tmp_path):
-    """A limit on the size of files stands for the disk; what the run read and cached before is left alone."""
-    del uninterrupted  # its caches hold all that is larger than a checkpoint
+    """A limit on the size of files simulates the full disk; files that exist already are not affected."""
+    del uninterrupted  # it has filled the caches, whose files are larger than the limit
     limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command]
     process = start(limited, tmp_path / "run")
     output = process.communicate()[0]

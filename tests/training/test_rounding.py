@@ -1,4 +1,4 @@
-"""Stochastic rounding: a neighbour in bfloat16, and in the mean the number itself."""
+"""Stochastic rounding: the result is one of the two nearest bfloat16 numbers, and its mean is the number itself."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_it_is_a_neighbour_and_in_the_mean_the_number(value):
 
 
 def test_what_bfloat16_can_say_stays_as_it_is():
-    """Among it what is frozen, zeros, and what is no number."""
+    """Such as zeros, infinity and NaN; frozen parameters are also unchanged for this reason."""
     values = jnp.array([0.0, -0.0, 1.0, -3.5, jnp.inf, -jnp.inf, jnp.nan, 2.0**-126], jnp.float32)
     found = stochastic_round(jnp.tile(values, 100), jax.random.key(1)).astype(jnp.float32)
     np.testing.assert_array_equal(found, jnp.tile(values, 100))
@@ -32,6 +32,6 @@ def test_parameters_draw_apart_and_float32_is_added_to_exactly():
     found = jax.jit(add_updates)(params, updates, jax.random.key(0))
     assert [x.dtype for x in jax.tree.leaves(found)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
     np.testing.assert_array_equal(found["c"], np.float32(1 + 2.0**-9))
-    assert 0.3 < float(jnp.mean(found["a"] == found["b"])) < 0.8, "one draw for both"
+    assert 0.3 < float(jnp.mean(found["a"] == found["b"])) < 0.8, "both parameters were rounded with the same draw"
     again = add_updates(params, updates, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, again, found)

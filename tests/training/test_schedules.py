@@ -1,4 +1,4 @@
-"""Schedules against their closed forms, alone and joined."""
+"""Schedules, alone and joined, compared with their closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from lmjax.training.update import learning_rate
 
 
 def rates(steps: int, **fields) -> np.ndarray:
-    """Returns the rates of all updates of a run of `steps`, over the peak."""
+    """Returns the learning rates of all updates of a run of `steps`; the peak is 1 by default."""
     config = OptimizerConfig(**({"learning_rate": 1.0} | fields))
     h = Hyperparameters.build(config, steps=steps, dropout=DropoutRates(), loss_weights={})
     return np.array(jax.jit(jax.vmap(lambda i: learning_rate(config, h, i)))(jnp.arange(steps)))
 
 
 def last_of_twelve(schedule: str, warmup: int, final_ratio: float) -> np.float32:
-    """Returns the last rate over the peak; a constant and 1 / sqrt know no end."""
+    """Returns the last rate over the peak; the constant and the 1 / sqrt schedule do not fall to `final_ratio`."""
     return np.float32({"constant": 1.0, "rsqrt": np.sqrt(np.float32(warmup / 12))}.get(schedule, final_ratio))
 
 
@@ -91,7 +91,7 @@ PROGRESS = (np.arange(1, 11) - 2).clip(0) / 8
     ids=lambda x: x["schedule"] if isinstance(x, dict) else "",
 )
 def test_schedules_are_their_closed_forms(fields, expected):
-    """Down to the ratio at the last update, where the form has an end."""
+    """At the last update the rate is `final_ratio` of the peak, if the schedule has an end."""
     found = rates(10, warmup_steps=2, final_ratio=0.2, **fields)
     np.testing.assert_allclose(found, expected * np.minimum((np.arange(10) + 1) / 2, 1), rtol=1e-5)
 
@@ -113,7 +113,7 @@ def test_a_constant_joined_to_a_cosine_is_its_fall_over_its_share():
 
 
 def test_the_end_of_a_schedule_is_a_number():
-    """A plan by the clock moves it, and must not compile anything."""
+    """A plan for a time budget changes it, which must not need a compilation."""
     config = OptimizerConfig(schedule="wsd")
     h = Hyperparameters.build(config, steps=100, dropout=DropoutRates(), loss_weights={})
     rate = jax.jit(lambda h: learning_rate(config, h, jnp.int32(90)))

@@ -1,4 +1,4 @@
-"""The spike guard: what is far above the usual norm is left out, and nothing else."""
+"""The spike guard: updates with a norm far above the usual one are skipped, and no others."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from lmjax.training.spikes import SpikeState, judge
 
 @pytest.fixture(scope="module")
 def judged():
-    """A function from norms to which of them are spikes, and the last state."""
+    """Returns a function from norms to which of them are spikes, and the last state."""
     config = OptimizerConfig(spike_factor=3.0, spike_average=0.9, spike_warmup=5)
     h = Hyperparameters.build(config, steps=1, dropout=DropoutRates(), loss_weights={})
     step = jax.jit(lambda state, norm: judge(state, norm, jnp.isfinite(norm), h))
@@ -39,7 +39,7 @@ def test_the_average_is_that_of_the_norms_without_bias(judged):
 
 
 def test_norms_that_stay_high_become_usual(judged):
-    """Else one change of level would stop all learning for good."""
+    """Otherwise one lasting change of the norm would stop learning for ever."""
     spikes, state = judged([1.0] * 10 + [10.0] * 30)
     assert spikes[10]
     assert not spikes[-1]

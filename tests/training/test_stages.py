@@ -1,4 +1,4 @@
-"""Stages: which batch and length holds when, that no stage repeats another, and that a kill changes nothing."""
+"""Stages: their batch sizes and lengths, that no stage repeats another's order, and that they resume bit for bit."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_no_stage_repeats_anothers_order(config, whole):
 
 
 def test_tokens_and_speed_are_those_of_the_stage(config, whole):
-    """Rows are nearly full, so a step reads nearly batch x length tokens."""
+    """Rows are nearly full, so a step reads nearly batch size x length tokens."""
     steps, seen = read_metrics(whole, "train/tokens_seen")
     assert steps == list(range(1, 9))
     read = np.diff([0, *seen])
@@ -83,7 +83,7 @@ def test_compiling_a_stage_is_compilation(whole):
 
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_run_resumed_within_a_stage_goes_on_bit_for_bit(config, whole, tmp_path, step):
-    """One resumes before two changes of stage, the other in the middle of a stage."""
+    """One run resumes before two changes of stage, the other in the middle of a stage."""
     workdir = train(config, resumed_from(whole, step, tmp_path / "run"), progress=False)
     assert bits(workdir, 8) == bits(whole, 8)
     assert losses(workdir) == losses(whole)

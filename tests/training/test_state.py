@@ -1,4 +1,4 @@
-"""The state on a mesh: optimizer state lies as the parameters do, whatever the optimizer; averages too."""
+"""The state on a mesh: optimizer state and averages have the shardings of the parameters, with every optimizer."""
 
 import math
 
@@ -27,7 +27,7 @@ def abstract_state(**fields):
 
 
 def share(tree):
-    """Returns what one of eight devices holds of the numbers in a tree."""
+    """Returns the share of a tree's numbers that one of eight devices holds."""
     leaves = jax.tree.leaves(tree)
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves)
     return held / sum(math.prod(x.shape) for x in leaves)
@@ -35,7 +35,7 @@ def share(tree):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_of_every_optimizer_is_split_as_the_parameters_are(name):
-    """By names of axes alone, factored moments would be split along the wrong ones."""
+    """From axis names alone, factored moments would be split along the wrong dimensions."""
     state = abstract_state(name=name, schedule="constant", ema_decay=0.9)
     if name != "adafactor":
         assert share(state.opt_state) < 0.2

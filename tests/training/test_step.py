@@ -1,4 +1,4 @@
-"""One step: what must not change the gradient does not, and an update that is not finite changes nothing."""
+"""One step: mesh and accumulation do not change the gradient, and a non-finite update changes only counters."""
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,7 @@ TASKS = ("next_token", "mlm,nsp", "span_corruption")
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """One run per task, without dropout: its gradient must not depend on how the work is divided."""
+    """Returns a run for each task, without dropout, because its gradient must not depend on how the work is divided."""
     off = {"model__dropout__residual": 0, "model__dropout__attention": 0}
     folder = tmp_path_factory.mktemp("runs")
     built = {}
@@ -41,7 +41,7 @@ def runs(tiny, tmp_path_factory):
 
 
 def real_batch(run, rows=8):
-    """Rows whose weights differ, so that a mean of means would not be the mean."""
+    """Returns a batch whose rows have different weights, so that a mean of means is not the mean."""
     features = [run.train_examples(i, np.random.default_rng(i)) for i in range(rows)]
     batch = {name: np.stack([f[name] for f in features]) for name in features[0]}
     if "weights" in batch:
@@ -64,7 +64,7 @@ def gradients(run, parallel, accumulation, devices=None):
 
 @pytest.fixture(scope="module")
 def plain(runs):
-    """Sums and gradients of every task on one device in one piece."""
+    """Returns loss sums and gradients of every task on one device without accumulation."""
     return {task: gradients(run, {}, 1, jax.devices()[:1]) for task, run in runs.items()}
 
 
@@ -93,9 +93,9 @@ def test_accumulation_on_one_device_leaves_the_gradient(runs, plain, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_gradients_are_those_of_the_mean_over_all_predictions(runs, plain, task):
-    """The yardstick itself: every parameter gets a gradient, and the loss is sums over weights."""
+    """Checks the reference: every parameter has a gradient, and the weights are those of the batch."""
     sums, grads = plain[task]
-    assert all(np.any(g != 0) for g in jax.tree.leaves(grads)), "a parameter that no loss reaches"
+    assert all(np.any(g != 0) for g in jax.tree.leaves(grads)), "a parameter has no gradient from any loss"
     batch = real_batch(runs[task])
     counted = {"nsp": "next_sentence_weights"}
     for name, s in sums.items():
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_mean_over_all_predictions(runs, plain, task)
 
 @pytest.fixture(scope="module")
 def one_device(runs):
-    """A compiled step of the decoder on one device, its first state and a batch."""
+    """Returns the decoder's run, and its jitted step, first state, batch and hyperparameters on one device."""
     run = runs["next_token"]
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     make_state, _ = state_maker(run.model, run.config.optimizer, run.hparams, 0, mesh)
@@ -128,7 +128,7 @@ def test_a_non_finite_update_changes_only_its_counters(one_device):
 
 @pytest.fixture(scope="module")
 def guarded(one_device):
-    """A compiled step with an average of the parameters and a guard against spikes, and the state after two steps."""
+    """Returns a jitted step with a parameter average and a spike guard, the states of two steps, and its inputs."""
     run, _, _, batch, _ = one_device
     config = run.config.optimizer.model_copy(update={"ema_decay": 0.99, "spike_factor": 3.0, "spike_warmup": 2})
     hparams = Hyperparameters.build(config, steps=10, dropout=run.hparams.dropout, loss_weights={"next_token": 1.0})
@@ -142,7 +142,7 @@ def guarded(one_device):
 
 def test_the_average_follows_the_parameters(guarded):
     _, (before, after), _, _ = guarded
-    share = 1 - (1 + 1) / (10 + 1)  # a young average forgets faster than its decay says
+    share = 1 - (1 + 1) / (10 + 1)  # in the first steps the decay is lower than configured
     expected = jax.tree.map(lambda a, p: a + share * (p - a), before.average, after.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.average, expected)
     jax.tree.map(np.testing.assert_array_equal, after.evaluation_params(), after.average)
@@ -154,14 +154,14 @@ def test_a_spike_changes_only_its_counter(guarded):
     for name in ("params", "opt_state", "average"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
     assert (int(after.step), int(after.skipped), int(metrics["skipped_spikes"])) == (3, 0, 1)
-    assert int(metrics["skipped_in_a_row"]) == 0, "a spike is not a step towards giving up"
+    assert int(metrics["skipped_in_a_row"]) == 0, "a spike counts as a non-finite update"
     usual, metrics = step(after, batch, hparams)
     assert int(metrics["skipped_spikes"]) == 1
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (usual.params, after.params)), strict=True))
 
 
 def test_parameters_in_bfloat16_keep_the_type_of_every_part_of_the_state(runs):
-    """Else the second step would be another program, and a compiled one would refuse its own state."""
+    """Otherwise the second step would need another program, and a compiled step would reject its own output."""
     run = runs["next_token"]
     model = LanguageModel(run.config.model.model_copy(update={"param_dtype": "bfloat16"}))
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
@@ -183,7 +183,7 @@ def test_other_numbers_compile_nothing_anew(one_device):
 
 
 def with_rate(hparams, rate):
-    """Returns numbers with another learning rate."""
+    """Returns the hyperparameters with another learning rate."""
     return hparams.replace(optimizer=hparams.optimizer.replace(learning_rate=rate))
 
 
@@ -218,7 +218,7 @@ def test_evaluation_counts_bytes_of_weighted_targets_only(one_device):
 
 
 def test_penalties_are_minimised_and_reported_apart(one_device):
-    """The loss holds them; each objective's own loss is the plain cross entropy, as evaluation reports it."""
+    """The total loss includes them; each objective's own loss is the plain cross entropy, as in evaluation."""
     run, step, state, batch, hparams = one_device
     _, plain = step(state, batch, hparams)
     step = jax.jit(make_train_step(run.model, run.task, run.config.optimizer, 1))
@@ -226,7 +226,7 @@ def test_penalties_are_minimised_and_reported_apart(one_device):
     _, metrics = step(state, batch, on)
     assert metrics["next_token/loss"] == pytest.approx(float(plain["next_token/loss"]), rel=1e-5)
     assert metrics["loss"] > plain["loss"] + 0.1
-    assert abs(metrics["grad_norm"] - plain["grad_norm"]) > 1e-3, "what is reported is not minimised"
+    assert abs(metrics["grad_norm"] - plain["grad_norm"]) > 1e-3, "the gradient does not include the penalties"
     compiled = step._cache_size()
     step(state, batch, on.replace(penalties=Penalties(jnp.float32(0.3), jnp.float32(0.0))))
     assert step._cache_size() == compiled
@@ -237,7 +237,7 @@ def test_penalties_are_minimised_and_reported_apart(one_device):
 
 @pytest.fixture(scope="module")
 def experts(tiny, tmp_path_factory):
-    """A run whose layers have experts, without dropout, and a state on one device."""
+    """Returns a run whose layers have experts, without dropout, and its state, batch and hyperparameters."""
     off = {"model__dropout__residual": 0, "model__dropout__attention": 0}
     options = {"model__moe__num_experts": 4, "model__moe__top_k": 2, "model__moe__balance_weight": 0.5}
     run = build(tiny("next_token", **off, **options), tmp_path_factory.mktemp("experts"))
@@ -253,14 +253,14 @@ def test_router_losses_are_in_the_loss_once(experts):
     assert float(hparams.loss_weights["router_balance"]) == 0.5
     total = sum(hparams.loss_weights[n] * metrics[f"{n}/loss"] for n in ("next_token", "router_balance", "router_z"))
     assert metrics["loss"] == pytest.approx(float(total), rel=1e-6)
-    assert 0.9 < metrics["router_balance/loss"] < 1.5, "1 is perfect balance"
+    assert 0.9 < metrics["router_balance/loss"] < 1.5, "not near 1, which is perfect balance"
     assert "router_balance/accuracy" not in metrics
     sums, _ = jax.jit(make_eval_step(run.model, run.task))(state.params, batch, np.zeros(64, np.int32))
-    assert set(sums) == {"next_token"}, "a held-out loss is that of the text alone"
+    assert set(sums) == {"next_token"}, "the held-out loss includes losses of the routers"
 
 
 def test_accumulation_counts_router_losses_once(experts):
-    """The z-loss is a mean over tokens: the same in four parts as in one, in the sums and in the gradient."""
+    """The z-loss is a mean over tokens, so four microbatches give the same sums and gradient as one batch."""
     run, state, batch, hparams = experts
     only = hparams.replace(loss_weights={n: jnp.float32(n == "router_z") for n in hparams.loss_weights})
     (whole, grads), (parts, parts_grads) = (
@@ -273,7 +273,7 @@ def test_accumulation_counts_router_losses_once(experts):
 
 
 def test_the_balance_of_routers_is_that_of_each_microbatch_and_of_a_whole_mesh(experts):
-    """A product of means over tokens is no sum over tokens: parts are balanced by themselves, devices are no parts."""
+    """The balance loss is a product of means over tokens: each microbatch has its own, but devices share one."""
     run, state, batch, hparams = experts
 
     def balance(batch, accumulation):
@@ -285,7 +285,7 @@ def test_the_balance_of_routers_is_that_of_each_microbatch_and_of_a_whole_mesh(e
     together, whole = (jax.jit(balance, static_argnums=1)(batch, n) for n in (4, 1))
     np.testing.assert_allclose(together.loss, sum(part.loss for part in alone), rtol=1e-5)
     np.testing.assert_allclose(together.weight, whole.weight, rtol=1e-5)
-    assert together.loss > whole.loss * 1.0001, "uneven parts, or the docstrings of MoE are wrong"
+    assert together.loss > whole.loss * 1.0001, "the balance is not that of each microbatch, as MoE's docstring says"
     mesh = make_mesh(ParallelConfig(), jax.devices()[:4])
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         split = to_device(real_batch(run), mesh)
@@ -302,7 +302,7 @@ def test_tokens_are_counted_past_32_bits():
 
 
 def test_the_gradient_is_that_of_the_loss_that_is_reported(experts):
-    """For each loss alone, the routers' among them: what is minimised is written down elsewhere than what is shown."""
+    """For each loss alone, also the routers': the minimised and the reported loss have separate implementations."""
     run, state, batch, hparams = experts
 
     def compute(params, h):
@@ -333,7 +333,7 @@ def test_the_sums_of_the_routers_are_those_that_the_model_leaves(experts):
 def test_microbatches_and_steps_draw_masks_of_dropout_of_their_own(one_device):
     """Two microbatches of the same rows have the same loss without dropout, and different ones with it."""
     run, _, state, batch, hparams = one_device
-    # Far from the first parameters, whose small logits hardly depend on what is dropped.
+    # With the small initial parameters the logits would hardly depend on dropout.
     state = state.replace(params=jax.tree.map(lambda x: 4 * x, state.params))
     twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), batch)  # each microbatch takes every other row
 
@@ -351,7 +351,7 @@ def test_microbatches_and_steps_draw_masks_of_dropout_of_their_own(one_device):
 
 
 def test_the_learning_rate_that_is_reported_is_the_one_of_the_update(one_device):
-    """Adam's first update is as long as the rate wherever nothing decays; the schedule counts updates from 0."""
+    """Adam's first update equals the learning rate where there is no decay; the schedule counts updates from 0."""
     run, step, state, batch, hparams = one_device
     config = run.config.optimizer
     for number in range(2):
@@ -366,7 +366,7 @@ def test_the_learning_rate_that_is_reported_is_the_one_of_the_update(one_device)
 
 
 def test_signs_of_the_curvature_are_new_at_every_step(one_device, monkeypatch):
-    """Sophia's average over its estimates would else be an average of one and the same error."""
+    """Otherwise Sophia would average estimates that all have the same error."""
     run, _, state, batch, hparams = one_device
     monkeypatch.setattr(
         "lmjax.training.step.hutchinson",

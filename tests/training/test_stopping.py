@@ -1,4 +1,4 @@
-"""Early stopping counts evaluations without a better loss, the same when it is rebuilt."""
+"""Early stopping counts evaluations without an improvement, also after it is rebuilt from recorded losses."""
 
 import math
 
