@@ -28,20 +28,20 @@ PyTree = Any
 class BeamConfig(Schema):
     """Settings of beam search."""
 
-    beams: int = Field(4, ge=1, description="texts followed at once")
+    beams: int = Field(4, ge=1, description="beams of each request")
     length_penalty: float = Field(
         1.0,
         ge=-8,
         le=8,
-        description="a score is a sum of log-probabilities over length to this power; more favours longer texts",
+        description="a score is the sum of log-probabilities / length ** this; larger values favour longer texts",
     )
     early_stopping: bool | Literal["never"] = Field(
         False,
         description="true: stop at as many finished texts as beams; false: when none looks likely to beat them; "
         "never: when none can beat them",
     )
-    groups: int = Field(1, ge=1, description="groups of beams, each kept away from the tokens of those before it")
-    diversity: float = Field(0.0, ge=0, description="taken off a token's score per beam of an earlier group on it")
+    groups: int = Field(1, ge=1, description="groups of beams, which diversity makes different")
+    diversity: float = Field(0.0, ge=0, description="penalty on a token per beam of earlier groups that chose it")
     num_return: int = Field(1, ge=1, description="finished texts to return, best first")
 
     @model_validator(mode="after")

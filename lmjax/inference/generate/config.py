@@ -18,24 +18,27 @@ from lmjax.streams import SEEDS
 class GenerateConfig(Schema):
     """Settings of text generation; the default is greedy decoding."""
 
-    max_new_tokens: int = Field(64, ge=1, description="Tokens written behind a prompt, at most.")
-    sampling: SamplingConfig = Field(SamplingConfig(), description="What a token is drawn from.")
+    max_new_tokens: int = Field(64, ge=1, description="The most tokens that are generated for a prompt.")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="Temperature and filters of sampling.")
     processors: ProcessorConfig = Field(ProcessorConfig(), description="Penalties and bans.")
-    beams: BeamConfig | None = Field(None, description="Beam search; none: one text is followed.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a text, and are no part of it.")
-    stop_ids: tuple[int, ...] = Field((), description="Ids that end a text, beside the model's own.")
-    regex: str | None = Field(None, description="What the whole text must match.")
-    json_schema: str | None = Field(None, description="A JSON schema, as JSON, that the whole text must fit.")
+    beams: BeamConfig | None = Field(None, description="Beam search; none: greedy decoding or sampling.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a text; they are not part of it.")
+    stop_ids: tuple[int, ...] = Field((), description="Ids that end a text, in addition to the model's own.")
+    regex: str | None = Field(None, description="A regular expression for the whole text.")
+    json_schema: str | None = Field(None, description="A JSON schema, as JSON, for the whole text.")
     draft_tokens: int = Field(
-        4, ge=1, le=64, description="Tokens guessed at once, by a draft model or by lookup, and checked in one pass."
+        4, ge=1, le=64, description="Tokens that a draft model or prompt lookup guesses, to be checked in one pass."
     )
     lookup: int = Field(
-        0, ge=0, le=SMALLEST, description="Guess what followed this many last tokens where they stood before; 0: not."
+        0,
+        ge=0,
+        le=SMALLEST,
+        description="Guess the tokens that followed an earlier occurrence of this many last tokens; 0: off.",
     )
-    seed: int = Field(0, ge=0, lt=SEEDS, description="Of the draws; prompt i has seed + i.")
-    batch_size: int = Field(8, ge=1, description="Prompts written together.")
-    cache: CacheType = Field("compute", description="What keys and values are kept in: int8 takes a byte for each.")
-    prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read at once.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Seed of random draws; prompt i has seed + i.")
+    batch_size: int = Field(8, ge=1, description="Prompts in a batch.")
+    cache: CacheType = Field("compute", description="Type of cached keys and values: int8 takes one byte each.")
+    prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read in one pass.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

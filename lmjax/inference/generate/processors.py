@@ -26,21 +26,21 @@ class ProcessorConfig(Schema):
         None,
         ge=1e-6,
         le=1e6,
-        description="Divides positive and multiplies negative scores of ids that the prompt or the text has; above 1"
-        " they get less likely (Keskar et al. 2019, arXiv:1909.05858, section 4.1).",
+        description="Divides positive and multiplies negative scores of ids that occur in the prompt or the text; above"
+        " 1 they become less likely (Keskar et al. 2019, arXiv:1909.05858, section 4.1).",
     )
     no_repeat_ngram: int = Field(
         0,
         ge=0,
-        description="No n-gram of this length occurs twice, the prompt's included; 0: off (Paulus et al. 2017,"
+        description="No n-gram of this length occurs twice, those of the prompt included; 0: off (Paulus et al. 2017,"
         " arXiv:1705.04304, section 2.5).",
     )
-    min_new_tokens: int = Field(0, ge=0, description="Tokens written before one may end the text.")
-    min_length: int = Field(0, ge=0, description="The same with the prompt's, or what a decoder begins with, counted.")
+    min_new_tokens: int = Field(0, ge=0, description="The least tokens before the text may end.")
+    min_length: int = Field(0, ge=0, description="The same, counting the tokens that the decoder begins with too.")
     renormalize: bool = Field(
-        False, description="Scores of beams are log-probabilities again behind penalties and bans, as Marian's."
+        False, description="Normalise beam scores to log-probabilities again after penalties and bans, as for Marian."
     )
-    banned: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Ids that are never written.")
+    banned: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Ids that are never generated.")
 
 
 @flax.struct.dataclass

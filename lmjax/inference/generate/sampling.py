@@ -38,27 +38,27 @@ class SamplingConfig(Schema):
     """Temperature and filters of sampling; the default is greedy decoding."""
 
     temperature: float = Field(0.0, ge=0, le=1e6, description="Divides the logits; 0: the likeliest id, greedily.")
-    top_k: int | None = Field(None, ge=1, description="Draw among so many of the likeliest ids.")
+    top_k: int | None = Field(None, ge=1, description="Draw among this many of the likeliest ids.")
     top_p: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Draw among the fewest likeliest ids that hold this probability (Holtzman et al. 2019,"
+        description="Draw among the smallest set of likeliest ids with this total probability (Holtzman et al. 2019,"
         " arXiv:1904.09751, section 3.1).",
     )
     min_p: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Draw among ids at least this times as likely as the likeliest (Nguyen et al. 2024,"
+        description="Draw among ids whose probability is at least this share of the largest one (Nguyen et al. 2024,"
         " arXiv:2407.01082, section 3).",
     )
     typical_p: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Draw among the ids that hold this probability and whose surprise is nearest to its mean (Meister"
-        " et al. 2022, arXiv:2202.00666, section 4).",
+        description="Draw among the ids with this total probability whose surprise is nearest to its mean (Meister et"
+        " al. 2022, arXiv:2202.00666, section 4).",
     )
 
     @model_validator(mode="after")
