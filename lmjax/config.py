@@ -242,15 +242,6 @@ def changed(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {p: (left.get(p), right.get(p)) for p in left | right if left.get(p) != right.get(p)}
 
 
-def difference(old: Config, new: Config, may_change: tuple[str, ...] = ()) -> list[str]:
-    """Returns one line for every field that differs, leaving out those whose path starts with one of `may_change`."""
-    return [
-        f"{path}: {there!r} there, {here!r} here"
-        for path, (there, here) in changed(old, new).items()
-        if not path.startswith(may_change or ("\0",))
-    ]
-
-
 def _validated(values: dict) -> Config:
     try:
         return Config.model_validate(values)
