@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, the config printed, and every mistake with its exit code and its words."""
+"""The command line: help, the printed config, and the exit code and message of every error."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ TINY = ("--config.tokenizer.kind=char", "--config.tokenizer.byte_fallback=false"
 
 @pytest.fixture
 def lmjax(monkeypatch, capsys, tmp_path):
-    """A function that runs the script in an empty folder and returns its exit code, stdout and stderr."""
+    """Returns a function that runs the script in an empty folder and returns its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: str) -> tuple[int, str, str]:
@@ -130,7 +130,7 @@ def test_a_notebook_gets_the_error_itself():
 
 
 def test_a_reader_that_has_enough_ends_the_command_in_silence():
-    """As `lmjax train --help | head -1` does: no traceback about the pipe."""
+    """As in `lmjax train --help | head -1`, which must not show a traceback about the pipe."""
     done = subprocess.Popen(
         [sys.executable, "-m", "lmjax", "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

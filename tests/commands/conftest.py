@@ -1,4 +1,4 @@
-"""A small checkpoint for the commands that open one."""
+"""A small checkpoint for tests of commands."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.inference.scoring import tiny, tokenizer
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint of Hugging Face: GPT-2's layout, 16 tokens long."""
+    """Returns a Hugging Face checkpoint of a small GPT-2 with a length of 16 tokens."""
     path = tmp_path_factory.mktemp("checkpoint") / "hf"
     loaded = tiny("decoder")
     export(

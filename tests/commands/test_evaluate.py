@@ -1,4 +1,4 @@
-"""`lmjax evaluate`: the numbers of the functions below it, from a folder; and every mistake by file and line."""
+"""`lmjax evaluate`: it gives the numbers of the Python functions, and names file and line of every error."""
 
 import importlib.util
 import json
@@ -72,7 +72,7 @@ def test_tasks_give_what_the_functions_give(tmp_path):
 
 
 def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
-    """Each task from Python values; the command describes the tasks that there are, and no other."""
+    """Each task from Python values; the command describes exactly the existing tasks."""
     loaded, config = tiny("decoder"), ScoreConfig()
     assert set(evaluate_flags.TASKS) == set(TASKS)
     lists = {"minimal_pairs": [("The king", "king The")], "multiple_choice": [("The", [" king", " queen"], 1)],

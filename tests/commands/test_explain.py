@@ -1,4 +1,4 @@
-"""--help_config: every field of the config, with a value that a flag takes back, what it may be and what it does."""
+"""--help_config: every field of the config, with a value that a flag accepts, allowed values and a description."""
 
 import re
 
@@ -21,7 +21,7 @@ def test_the_values_shown_are_those_that_flags_take():
     config = resolve(objective=("mlm", "nsp"), overrides={"data.mixture": "a=a.txt,b=b.txt", "minutes": "3"})
     values = {entry.path: entry.value for entry in entries(config)}
     assert values["data.mixture"] == "a=a.txt,b=b.txt"
-    # A text that is empty or a group of choices that is none is given by leaving it out.
+    # Empty values are given by leaving the flag out.
     again = resolve(overrides={path: value for path, value in values.items() if value})
     assert again == config
 

@@ -1,4 +1,4 @@
-"""What is read from the source of modules is what the modules are: no second list of names, and none that is wrong."""
+"""The names and fields that `facts` reads from the source equal those of the imported modules."""
 
 import ast
 import re
@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_an_error_and_not_a_shorter_list(tmp_path, monkey
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_and_a_wrong_flag_import_no_jax(command):
-    """Importing jax takes seconds; nor is pydantic or numpy needed, which take most of half a second."""
+    """Importing jax takes seconds; pydantic and numpy, which take almost half a second, are not imported either."""
     tries = [["--help"], ["--no_such_flag=3"], ["--stpe=1"], ["surplus"], ["--config.model.num_layer=3"]]
     tries += [["--preset=gpt3"]] if command in ("train", "generate") else []
     code = f"""

@@ -1,4 +1,4 @@
-"""What cannot fit is refused with flag, number and remedy before anything is allocated; what fits is not."""
+"""A run that cannot fit is an error with flag, number and remedy before anything is allocated; one that fits is not."""
 
 import jax
 import pytest
@@ -20,7 +20,7 @@ GB = 10**9
 
 @pytest.fixture
 def memory(monkeypatch):
-    """A function that gives every device, or all of them together, and the host so many bytes."""
+    """Returns a function that sets the memory of the devices and of the host."""
 
     def give(num_bytes: int, *, shared: bool = True) -> Memory:
         found = Memory(num_bytes, "this machine" if shared else "each device", shared)
@@ -61,13 +61,13 @@ def test_what_no_machine_holds_is_refused_at_once(flags, words, memory, monkeypa
     with pytest.raises(FlagError) as error:
         cli.run(["train", *flags])
     assert all(word in str(error.value) for word in words), error.value
-    assert not list(tmp_path.iterdir()), "a refused command leaves nothing"
+    assert not list(tmp_path.iterdir()), "the refused command has left files"
 
 
 @pytest.mark.parametrize("fields", [{}, {"parallel.fsdp": "8"}, {"parallel.fsdp": "2", "parallel.tensor": "4"}])
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_bound_is_what_the_shardings_put_on_each_device(fields, shared, memory):
-    """One byte less than parameters, gradients, optimizer and activations need is refused; as many are enough."""
+    """The bytes of parameters, gradients, optimizer and activations are enough, and one byte less is an error."""
     config = resolve(overrides={"model.vocab_size": "64", "task.length": "8", **fields})
     mesh, model = checked_mesh(config), sized_model(config)
     make, abstract = state_maker(model, config.optimizer, hyperparameters(config), 0, mesh)
@@ -98,13 +98,13 @@ def test_the_least_parameters_are_a_close_lower_bound(name):
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     total = count_parameters(params)
     assert config.least_parameters <= total
-    assert config.least_parameters > 0.3 * total, "too low a bound refuses nothing"
+    assert config.least_parameters > 0.3 * total, "the bound is too low to be useful"
 
 
 @pytest.mark.parametrize("rows", [None, 512])
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_table_that_is_printed_is_that_of_the_run(rows, trained, corpus, tmp_path, capsys):
-    """A preset keeps no row that no token has, unless it is told to; a tokenizer's file says how many it has."""
+    """By default a preset has no rows without a token; a tokenizer's file tells how many ids it has."""
     small = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16} | ({"vocab_size": rows} if rows else {})
     fields = {f"model.{name}": str(size) for name, size in small.items()}
     tokenizer = {"tokenizer.vocab_size": "420", "tokenizer.kind": "bpe"}

@@ -1,4 +1,4 @@
-"""Flags: sets of data by name, what a wrong name is answered with, and that no field is set twice in silence."""
+"""Flags: named data sets, the errors for unknown names, and that setting a field twice is an error."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_of_several_sets_each_needs_a_name():
 
 
 def answer(*argv: str) -> str:
-    """Returns the message that a command line is answered with."""
+    """Returns the error message for a command line."""
     with pytest.raises(FlagError) as error:
         cli.run(argv)
     return str(error.value)
@@ -94,7 +94,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(argv, words):
 
 @pytest.mark.parametrize("flag", sorted(train_flags.SAME))
 def test_a_field_that_is_set_twice_is_refused(flag):
-    """Which of two values counts is for the user to say."""
+    """The user must decide which of two values applies."""
     path = train_flags.SAME[flag]
     values = {"objective": "mlm", "architecture": "encoder", "optimizer": "adam", "schedule": "linear"}
     values |= {"on_divergence": "rollback"}

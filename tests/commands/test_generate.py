@@ -1,4 +1,4 @@
-"""`lmjax generate`: every flag reaches its field, every mistake is told before anything compiles, texts come."""
+"""`lmjax generate`: every flag sets its field, errors appear before anything is compiled, and texts are written."""
 
 import io
 import json
@@ -46,7 +46,7 @@ FLAGS = {
     "diversity": ("0.5", "beams.diversity", 0.5),
     "num_return": ("3", "beams.num_return", 3),
 }
-# What one needs of the others.
+# Flags that a flag needs beside it.
 NEEDED = {
     "top_k": ("temperature",),
     "top_p": ("temperature",),
@@ -66,14 +66,14 @@ def workdir(folder):
 
 @pytest.fixture
 def no_compilation(monkeypatch):
-    """Fails where a program of a model would be compiled."""
+    """Makes the test fail if a program of a model is compiled."""
 
     def compiled(*args, **kwargs):
-        raise AssertionError("a program was compiled before the mistake was told")
+        raise AssertionError("a program was compiled before the error")
 
     for name in ("prefill", "extend", "begin", "run"):
         monkeypatch.setattr(f"lmjax.inference.generate.decode.{name}", compiled)
-    # pytest's own stdin is no terminal.
+    # pytest's own stdin is not a terminal.
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
 
 
@@ -190,7 +190,7 @@ def test_prompts_come_from_flags_a_file_or_a_pipe_and_else_a_conversation_begins
     records.write_text('{"prompt": "a\\nb", "more": 1}\n')
     assert read_prompts([], str(records)).texts == ["a\nb"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
-    assert read_prompts([], None).texts == ["two\nlines"], "a pipe is one prompt"
+    assert read_prompts([], None).texts == ["two\nlines"], "a pipe must be one prompt"
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdin", terminal)
@@ -198,7 +198,7 @@ def test_prompts_come_from_flags_a_file_or_a_pipe_and_else_a_conversation_begins
 
 
 def converse(lines, prepare, settings=()):
-    """The settings behind a conversation; an exception among the lines is raised where input would raise it."""
+    """Returns the settings after a conversation; an exception among the lines is raised as by `input`."""
     lines = iter(lines)
 
     def read(shown):
@@ -245,7 +245,7 @@ def test_history_is_kept_in_the_users_state_folder(tmp_path, monkeypatch):
             readline.add_history(line)
     path = tmp_path / "state" / "lmjax" / "history"
     assert [line for line in path.read_text().splitlines() if line in ("one", "two")] == ["one", "two"]
-    assert path.stat().st_mode & 0o077 == 0, "others can read what was asked"
+    assert path.stat().st_mode & 0o077 == 0, "other users can read the history"
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/no")
     with history():
         pass
@@ -262,7 +262,7 @@ def test_a_streamed_text_is_that_of_the_library_and_its_speed_is_told(workdir, c
     assert out == expected.text + "\n"
     assert f"{len(expected.ids)} tokens in" in err
     assert "the first after" in err
-    # The script does the same.
+    # The same through the entry point of the script.
     monkeypatch.setattr(sys, "argv", ["lmjax", "generate", f"--workdir={workdir}", *flags])
     cli.main()
     assert capsys.readouterr().out == out

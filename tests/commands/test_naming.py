@@ -1,4 +1,4 @@
-"""Names of runs: they say what differs, are no trouble for a shell, and no two configs share one."""
+"""Names of runs: they show the fields that differ, are safe in a shell, and are different for different configs."""
 
 import re
 import shlex

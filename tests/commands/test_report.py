@@ -1,4 +1,4 @@
-"""What a run says at its start: how full its rows are, and that they are not."""
+"""The report at the start of a run: how full its rows are, and the warning if they are not full."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from lmjax.runs.build import build
     "objective", ["next_token", "mlm", "mlm,sop", "rtd", "span_corruption", "infilling", "denoise"]
 )
 def test_the_fill_of_rows_is_counted_over_what_is_trained_on(tiny, tmp_path, objective):
-    """All tokens over all places of both sides, of the first batches, for every objective."""
+    """The fill is the share of tokens among all positions of both sides in the first batches, for every objective."""
     run = build(tiny(objective), tmp_path)
     (stage,) = run.stages
     total, places = 0, 0
@@ -28,7 +28,7 @@ def test_the_fill_of_rows_is_counted_over_what_is_trained_on(tiny, tmp_path, obj
 
 
 def test_a_decoders_row_that_is_too_short_is_warned_of(tiny, tmp_path):
-    """Beside too short a row of targets the encoder's stays empty; left to the objective, both are full."""
+    """With too short rows of targets the encoder's rows are mostly padding; the objective's own length fills both."""
     wrong = build(tiny("span_corruption", model__architecture="encoder_decoder", task__target_length=8,
                        task__length=64), tmp_path / "a")  # fmt: skip
     said, warning = fill_report(wrong.stages)

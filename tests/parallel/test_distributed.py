@@ -1,4 +1,4 @@
-"""Two processes train as one: the same batches, the same losses as a single process with two devices."""
+"""Two processes train one run, with the same batches and losses as a single process with two devices."""
 
 import json
 import os

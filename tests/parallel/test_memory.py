@@ -1,4 +1,4 @@
-"""Memory: what there is, the control group's limit included, what arrays take of it, and what cannot fit."""
+"""Memory: how much there is, with the limits of control groups, how much arrays take, and what cannot fit."""
 
 import jax
 import numpy as np
@@ -47,8 +47,8 @@ def test_arrays_take_their_shards_on_one_device_or_on_all(shared):
     whole = jax.ShapeDtypeStruct((5,), np.int8, sharding=NamedSharding(mesh, PartitionSpec()))
     assert held(split, memory) == 8 * 3 * 4 // 4 * (8 if shared else 1)
     assert held([whole, whole], memory) == 2 * 5 * (8 if shared else 1)
-    assert held(jax.ShapeDtypeStruct((2**40, 2**30), np.float32), memory) == 2**72, "sizes are not cut to 64 bits"
-    # What lies on devices says so itself.
+    assert held(jax.ShapeDtypeStruct((2**40, 2**30), np.float32), memory) == 2**72, "sizes were cut to 64 bits"
+    # Arrays on devices have shardings of their own.
     real = jax.device_put(np.zeros((8, 3), np.float32), split.sharding)
     assert held(real, memory) == held(split, memory)
     if shared:

@@ -1,4 +1,4 @@
-"""Meshes that fit, meshes that do not, and where batches and parameters lie on them."""
+"""Meshes that fit and that do not fit the devices, and how batches and parameters are placed on them."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Replicas by pmap compute what the mesh computes, and their checkpoints are each other's."""
+"""Replicas by pmap compute the same as the mesh, and each can resume from the checkpoints of the other."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def configs(tiny):
-    """The same run on the mesh and on replicas; without dropout, whose masks pmap draws per replica."""
+    """Returns configs of the same run on the mesh and on replicas; without dropout, whose masks differ per replica."""
     fields = {
         "model__dropout__residual": 0, "model__dropout__attention": 0, "batch_size": 16, "accumulation": 2, "steps": 4,
         "checkpoint__every": 2, "evaluation__every": 2, "optimizer__learning_rate": 1e-2,
@@ -37,7 +37,7 @@ def runs(configs, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["train/loss", "train/grad_norm", "train/tokens_seen", "eval/heldout/loss"])
 def test_losses_norms_and_counts_are_those_of_the_mesh(runs, name):
-    """Weights differ between replicas: a mean of their means would be another loss."""
+    """The replicas have different weights, so that a mean of their means would be another loss."""
     mesh, replicas = (read_metrics(runs[kind], name) for kind in ("mesh", "pmap"))
     assert mesh[0] == replicas[0]
     assert replicas[1] == pytest.approx(mesh[1], rel=2e-5)
@@ -61,7 +61,7 @@ def test_a_checkpoint_of_the_mesh_goes_on_under_pmap(configs, runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def layer(tiny, tmp_path_factory):
-    """A model of one layer, and 16 rows of which the last have fewer predictions, as a mean of means would show."""
+    """Returns a run of one layer, and 16 rows; the last rows have fewer predictions, to detect a mean of means."""
     fields = {"model__dropout__residual": 0, "model__dropout__attention": 0, "model__num_layers": 1, "task__length": 16}
     run = build(tiny(**fields), tmp_path_factory.mktemp("layer"))
     rows = [run.train_examples(i, np.random.default_rng(i)) for i in range(16)]
@@ -72,9 +72,9 @@ def layer(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_makes_one_update_on_every_replica(layer, name):
-    """That of one device for the whole batch; the second step starts with the first's state.
+    """It is the update of one device with the whole batch; the second step starts from the first step's state.
 
-    Two replicas do: sums that are not made, or made twice, show as well as with eight.
+    Two replicas are enough: missing or repeated sums are detected as well as with eight.
     """
     run, batch = layer
     fields = {"sophia.curvature_every": 1, "sophia.gamma": 1.0, "adafactor.factor_from": 2}
