@@ -256,11 +256,11 @@ def export(
         folder: the new folder.
         dtype: of the tensors; None: that of the parameters.
         extra: values of config.json that the model does not know, such as the ids of special tokens.
-        beside: writes into a folder what else belongs there, such as a tokenizer.
+        beside: writes other files into the folder, such as a tokenizer.
         shard_bytes: most bytes of a file.
 
     Raises:
-        FlagError: the folder holds something already.
+        FlagError: the folder is not empty.
     """
     check_free(folder)
     kept = np.dtype({"bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype)) if dtype else None

@@ -1,4 +1,4 @@
-"""Tiny models that are ready to score, for the tests of scoring, filling in and evaluation."""
+"""Tiny models for the tests of scoring, mask filling and evaluation."""
 
 import functools
 
@@ -37,7 +37,7 @@ def prompts(architecture: str) -> PromptFormat:
 
 @functools.cache
 def tiny(architecture: str, positions: str = "learned", devices: int = 1, tensor: int = 1, **fields) -> LoadedModel:
-    """Returns a model with noisy parameters: zero biases and small kernels would hide what is left out."""
+    """Returns a model with noisy parameters: with zero biases and small kernels, a missing part would not show."""
     values = SIZES | {"rope": RopeConfig(theta=100.0)} | fields
     config = ModelConfig(architecture=architecture, positions=positions, vocab_size=192, scan_layers=False, **values)
     model = LanguageModel(config, ("masked_lm",) if architecture == "encoder" else ())
@@ -55,7 +55,7 @@ def _logits(model, params, batch):
 
 
 def log_probs(loaded: LoadedModel, fields: dict[str, list[int]], room: int = 24) -> np.ndarray:
-    """Returns float64 `[length, vocab]` by one whole forward pass over one row, padded at its end."""
+    """Returns float64 log-probabilities `[length, vocab]` from one forward pass over one row, padded at its end."""
     batch = {}
     for name, ids in fields.items():
         length = min(room, loaded.config.max_length) if loaded.config.positions == "learned" else room

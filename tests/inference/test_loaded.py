@@ -1,4 +1,4 @@
-"""A loaded model that is called: its arrays are those of one whole pass, of each text by itself; wrong arguments."""
+"""Calling a loaded model: its arrays equal those of one pass over each text alone; wrong arguments are errors."""
 
 import dataclasses
 import functools

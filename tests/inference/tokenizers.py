@@ -1,4 +1,4 @@
-"""Tokenizers of every kind on which texts are streamed and constrained, trained in a second."""
+"""Tokenizers of every kind for the tests of text streams and constraints; each is trained in a second."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ def _lmjax(kind: str, byte_fallback: bool) -> Vocabulary:
 
 def _fast(fast: Tokenizer, **names: str) -> Vocabulary:
     content = json.loads(fast.to_str())
-    # The trainer takes every first token for a special one; a byte piece is text.
+    # The trainer treats the first token as special; a byte token is text.
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] not in BYTE_PIECES]
     names = {f"{role}_token": token for role, token in names.items()}
     return FastTokenizer({TOKENIZER: json.dumps(content).encode()}, {**names, "extra_special_tokens": []})
@@ -46,7 +46,7 @@ def _byte_level() -> Vocabulary:
 
 
 def _llama() -> Vocabulary:
-    """Byte pieces, and a space in front of a text that decoding drops."""
+    """Returns a tokenizer with byte tokens that adds a space before a text, which decoding drops."""
     fast = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     fast.pre_tokenizer = pre_tokenizers.Metaspace()
     parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -82,5 +82,5 @@ MAKERS = {
 
 @functools.cache
 def tokenizer(kind: str) -> Vocabulary:
-    """Returns the tokenizer of a kind: lmjax's own, one with SentencePiece's own settings, or a checkpoint's."""
+    """Returns the tokenizer of a kind: lmjax's own, one with SentencePiece's default settings, or a checkpoint's."""
     return MAKERS[kind]()

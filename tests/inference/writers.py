@@ -1,4 +1,4 @@
-"""Tiny models that write, and what they must write, by whole forward passes without a cache."""
+"""Tiny models that generate text, and the expected texts, computed by full forward passes without a cache."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from tests.inference.scoring import prompts, tokenizer
 WIDTH = 64
 SIZES = {"embed_dim": 16, "num_heads": 2, "mlp_dim": 24, "num_layers": 1, "max_length": 64, "vocab_size": 192}
 ROPE = {"positions": "rope", "norm": "rmsnorm"}
-# A model is (architecture, fields, what differs in its prompts).
+# A model is (architecture, fields, differences in its prompt format).
 MODELS = {
     "rope": ("decoder", ROPE, {}),
-    # Not a power of two: the widest prompt that is compiled for has its own width.
+    # Not a power of two: the longest prompts get columns of exactly this number.
     "learned": ("decoder", {"max_length": 24}, {}),
-    # A local layer and a global one.
+    # One local and one global layer.
     "window": (
         "decoder",
         ROPE | {"attention.window": 7, "num_layers": 2, "attention.global_every": 2, "num_kv_heads": 1},
@@ -37,7 +37,7 @@ MODELS = {
 
 @functools.cache
 def writer(name: str, seed: int = 0, tensor: int = 1, **more) -> LoadedModel:
-    """Returns a model of MODELS, whose texts differ; the same for the same arguments, so that it is compiled once."""
+    """Returns a model of MODELS; it is cached by its arguments, so that it is compiled once."""
     architecture, fields, form = MODELS[name]
     values = SIZES | {"head.tied": False, "rope": RopeConfig(theta=100.0)} | fields | more
     config = ModelConfig(architecture=architecture, scan_layers=False, **values)
@@ -75,7 +75,7 @@ def log_probs(loaded: LoadedModel, prompts: Sequence[list[int]], texts: Sequence
     form, both = loaded.prompts, loaded.config.architecture == "encoder_decoder"
     starts = [list(form.start) if both else prompt for prompt in prompts]
     width = loaded.config.max_length if loaded.config.positions == "learned" else WIDTH
-    # The last token is written and not read.
+    # The last token is generated, but never read.
     read = _rows([[*start, *text[:-1]] for start, text in zip(starts, texts, strict=True)], width)
     batch = {"decoder_" * both + name: x for name, x in read.items()}
     if both:

@@ -199,7 +199,7 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
         texts = []
         for row, length, score in zip(ids[i], lengths[i], scores[i], strict=True):
             if texts and not length:
-                break  # There are fewer texts than were asked for.
+                break  # There are fewer finished texts than `num_return`.
             written = row[len(forced) : length].tolist()
             stream = _text_stream(loaded, request)
             text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])

@@ -1,4 +1,4 @@
-"""The small models whose texts are compared with those of transformers' `generate`, and how they write them.
+"""The small models whose texts are compared with those of transformers' `generate`, and the settings of each.
 
 `python tests/inference/generate/record.py NAME ...` makes the folders under `recorded/` anew; it needs torch and
 transformers. The tests read the folders and need neither.
@@ -13,7 +13,7 @@ PROMPTS, LONGEST_PROMPT, NEW_TOKENS = 200, 12, 16
 
 
 class Run(NamedTuple):
-    """One way to write; the fields have lmjax's names."""
+    """Settings of generation; the fields have lmjax's names."""
 
     beams: int = 1
     length_penalty: float = 1.0
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     trained: bool = False
 
 
-# Small and odd: no two sizes are equal, so that no two axes can be taken for each other.
+# Small sizes that all differ, so that swapped axes are detected.
 DECODER = {
     "vocab_size": VOCAB,
     "hidden_size": 24,
@@ -61,7 +61,7 @@ T5 = {
     "d_model": 14,
     "d_kv": 6,
     "d_ff": 16,
-    # As many on both sides: transformers 5.23 makes its cache as deep as the encoder is.
+    # As many layers on both sides: transformers 5.23 makes its cache as deep as the encoder.
     "num_layers": 2,
     "num_heads": 3,
     "dropout_rate": 0.0,
@@ -88,7 +88,7 @@ BART = {
 
 
 def beams(count: int, *length_penalties: float, **values: Any) -> tuple[Run, ...]:
-    """Returns a run for each length penalty; they share a program."""
+    """Returns a run for each length penalty; the runs share a compiled program."""
     return tuple(Run(count, penalty, **values) for penalty in length_penalties)
 
 
@@ -135,5 +135,5 @@ CASES = {
 
 
 def runs(case: Case) -> tuple[Run, ...]:
-    """Returns all of a model's ways to write."""
+    """Returns all settings of a model."""
     return (Run(), *case.runs)

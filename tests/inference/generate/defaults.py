@@ -1,4 +1,4 @@
-"""Files of generation settings, as published models have them, under which recorded models write.
+"""Files of generation settings like those of published models, with which recorded models generate.
 
 `python tests/inference/generate/defaults.py` records anew what transformers makes of them, into `defaults.npz` of the
 recorded models; it needs torch and transformers.
@@ -18,7 +18,7 @@ from tests.inference.generate.cases import PAD, START, TEXT
 FOLDER = pathlib.Path(__file__).parent / "recorded"
 COUNT = 60
 _IDS = {"pad_token_id": PAD, "bos_token_id": START, "eos_token_id": 1}
-# A decoder's ids of the text go from 3 to 39; the trained ones step through them by 1, 3 or 7.
+# A decoder's text ids go from 3 to 39; trained decoders step through them by 1, 3 or 7.
 _DECODER: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 12, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
     {"max_new_tokens": 12, "suppress_tokens": [*range(TEXT, TEXT + 9)], "begin_suppress_tokens": [20, 21, 22, 1]},
@@ -27,7 +27,7 @@ _DECODER: tuple[dict[str, Any], ...] = (
     {"max_new_tokens": 14, "min_length": 14, "forced_eos_token_id": [1, 5]},
     {"max_new_tokens": 10, "num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "forced_eos_token_id": 1}
     | {"bad_words_ids": [[15, 16], [18, 21]], "suppress_tokens": [7]},
-    # One id is drawn from.
+    # With top_k=1, sampling has only one id to draw.
     {"max_new_tokens": 10, "do_sample": True, "top_k": 1, "temperature": 0.6, "top_p": 0.9},
     {"max_new_tokens": 10, "do_sample": False, "temperature": 0.6, "top_p": 0.9, "typical_p": 0.9},
 )
@@ -38,7 +38,7 @@ _PAIRS: tuple[dict[str, Any], ...] = (
     {"max_length": 12, "begin_suppress_tokens": [*range(TEXT, TEXT + 9)], "forced_bos_token_id": START},
     {"max_length": 10, "bad_words_ids": [[START, 10], [10, 11], [PAD]], "num_beams": 4, "forced_eos_token_id": 1},
 )
-# As all of the published translation models.
+# As in all published translation models.
 _MARIAN = {"max_length": 12, "num_beams": 4, "renormalize_logits": True, "forced_eos_token_id": 1}
 _MARIAN |= {"bad_words_ids": [[PAD], [20], [21], [22], [9, 10]]}
 SETTINGS = {
@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 def settings(name: str) -> list[dict[str, Any]]:
-    """Returns what generation_config.json holds, for each way in which a model writes."""
+    """Returns the contents of generation_config.json for each group of settings of a model."""
     config = json.loads((FOLDER / name / "config.json").read_text())
     ids = {key: config[key] for key in (*_IDS, "decoder_start_token_id") if config.get(key) is not None}
     return [_IDS | ids | each for each in SETTINGS[name]]
@@ -63,7 +63,7 @@ def prompts(name: str) -> list[list[int]]:
 
 
 def record(name: str) -> None:
-    """Writes the texts `[settings, prompts, tokens]` of a model, padded, none of which rounding decides."""
+    """Writes the padded texts `[settings, prompts, tokens]` of a model; none of them depends on rounding."""
     import torch
     import transformers
 

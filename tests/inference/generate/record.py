@@ -1,4 +1,4 @@
-"""Records what transformers' `generate` writes: for every case a checkpoint, 200 prompts, and texts with their scores.
+"""Records results of transformers' `generate`: for every case a checkpoint, 200 prompts, and texts with their scores.
 
 python tests/inference/generate/record.py                # the cases that have no folder yet
 python tests/inference/generate/record.py gpt2 llama     # these, anew
@@ -38,7 +38,7 @@ TRAINING_STEPS, TRAINED_STOP, SPARE = 600, 1, 40
 
 
 def build(case: Case) -> torch.nn.Module:
-    """Returns a model none of whose parameters has a special value, unless it is to be trained."""
+    """Returns a model whose parameters are all random, without zeros or ones, unless it is to be trained."""
     torch.manual_seed(0)
     model_class = getattr(transformers, case.model)
     model = model_class(model_class.config_class(**case.config))
@@ -47,7 +47,7 @@ def build(case: Case) -> torch.nn.Module:
             for name, parameter in model.named_parameters():
                 if not parameter.requires_grad:  # a table of sines
                     continue
-                # Wide, and attention sharp: random models write different texts, and rounding decides nothing.
+                # Large parameters and sharp attention: texts of the random models differ and do not depend on rounding.
                 std = 0.1 if parameter.ndim == 1 else 0.9 if "att" in name.lower() else 0.3
                 parameter.copy_(torch.randn_like(parameter) * std)
                 if parameter.ndim == 1 and name.endswith("weight"):  # of a norm
@@ -66,13 +66,13 @@ def walk(rng: np.random.Generator, length: int) -> list[int]:
 
 
 def ended(rng: np.random.Generator, ids: Sequence[int]) -> list[int]:
-    """Returns a text that may end behind every fourth id."""
+    """Returns a text that may end after every fourth id."""
     ends = (i + 1 for i, token in enumerate(ids) if token % 4 == 0 and rng.random() < 0.3)
     return [*ids[: next(ends, len(ids))], TRAINED_STOP]
 
 
 def train(model: torch.nn.Module) -> None:
-    """Teaches a decoder to write walks, an encoder-decoder to answer a text with one that steps from each of its ids.
+    """Trains a decoder on walks, and an encoder-decoder to answer a text with one that steps from each of its ids.
 
     The loss of one who knows the language is about 1.1.
     """
@@ -149,7 +149,7 @@ def written(
 def truth(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], run: Run, stop: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what is written without any padding."""
+    """Returns the texts generated without any padding."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     parts = []
     for length in sorted({len(p) for p in prompts}):
@@ -158,7 +158,7 @@ def truth(
 
 
 def stop_of(model: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> int:
-    """Returns the id that most texts would have in their middle, and not before."""
+    """Returns the id that most texts have in their middle but not earlier."""
     ids = truth(model, prompts[:60], Run(), None)[0][:, 0]
     first = np.stack([np.where((ids == i).any(1), (ids == i).argmax(1), NEW_TOKENS) for i in range(VOCAB)])
     inside = ((first > 3) & (first < NEW_TOKENS)).mean(1) - 2 * (first < 2).mean(1)
@@ -166,7 +166,7 @@ def stop_of(model: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> int:
 
 
 def save_tokenizer(folder: pathlib.Path) -> None:
-    """Writes a tokenizer of one letter to an id; texts are compared as ids, and `load_model` asks for one."""
+    """Writes a tokenizer with one letter for each id; texts are compared as ids, but `load_model` needs a tokenizer."""
     pieces = ["<pad>", "</s>", "<s>", *"abcdefghijklmnopqrstuvwxyz0123456789."]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="<pad>"))

@@ -1,4 +1,4 @@
-"""Beam search: the best texts of a model small enough to look through, and when it stops, worked out by hand.
+"""Beam search: the best texts of a model that is small enough for a full search, and when it stops, by hand.
 
 The model is a table: the last token gives the logits of the next one.
 """
@@ -24,7 +24,7 @@ def step(strategy, table, tokens, count, limit, stop, state):
     """Returns tokens, state and who is finished after one more token; row i of a request continues by its table."""
     last = jnp.take_along_axis(tokens, count[None, None], axis=1)[:, 0]
     logits = jnp.repeat(table, strategy.rows, axis=0)[jnp.arange(len(tokens)), last]
-    # One token of prompt stands in front.
+    # The prompt is one token.
     written = jnp.broadcast_to(jnp.arange(tokens.shape[1]) <= count, tokens.shape)
     counts, limits = (jnp.full(len(tokens), x) for x in (count, limit))
     choice = strategy.choose(Moment(logits, tokens, written, counts, limits, stop), state)
@@ -56,7 +56,7 @@ def search(config, table, limit, *, stop=(STOP,), first=1, room=16, extra=0):
             strategy, logits, tokens, scalar(count), scalar(limit), jnp.array(stop, jnp.int32), state
         )
         count, finished = count + 1, bool(done.all())
-        # The model's rows, which follow the parents, hold what the scores are of.
+        # The rows follow their parents, so they must hold the texts of the scores.
         live = np.isfinite(state.running).reshape(-1)
         written = np.asarray(state.written).reshape(len(tokens), -1)[live, :count]
         np.testing.assert_array_equal(np.asarray(tokens)[live, 1 : count + 1], written)
@@ -75,7 +75,7 @@ def sum_of(table, text, first=1):
 
 
 def every_text(vocab, limit):
-    """Yields every text that ends with its first stop, or that is as long as may be."""
+    """Yields every text that ends with its first stop id or has the greatest length."""
     for length in range(1, limit + 1):
         for text in itertools.product(range(vocab), repeat=length):
             if STOP not in text[:-1] and (text[-1] == STOP or length == limit):
@@ -122,7 +122,7 @@ def test_the_length_penalty_decides_between_short_and_likely_texts(penalty, text
         (False, 1.0, 3),
         # 2 written n times has -0.511 - 0.799 (n - 1); a tenth of that falls below -0.636 at n = 9.
         ("never", 1.0, 9),
-        # Longer texts gain nothing: 2 2 with -1.309 is below [2 0] with -1.109 already.
+        # Longer texts do not get a better score: 2 2 with -1.309 is already below [2 0] with -1.109.
         ("never", 0.0, 2),
         (False, 0.0, 2),
     ],
@@ -143,7 +143,7 @@ def test_what_has_not_ended_at_the_limit_counts_as_it_is():
 
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 def test_every_request_finds_what_it_finds_alone(early_stopping):
-    """Also after it is finished, while others go on: nothing may join its texts any more."""
+    """Also after it is finished, while others continue: no text may be added to its finished texts any more."""
     table = some_table(1, requests=6, spread=1.5)
     config = BeamConfig(beams=3, num_return=3, early_stopping=early_stopping)
     together = search(config, table, 10, extra=2)
@@ -157,7 +157,7 @@ def test_every_request_finds_what_it_finds_alone(early_stopping):
 
 
 def test_however_many_ids_stop_the_search_goes_on():
-    """After 3 or 4, three ids that end a text are the likeliest six continuations of two beams; none may be lost."""
+    """After 3 or 4, the six likeliest continuations of two beams all end their texts; no beam may be lost."""
     table = np.full((1, 5, 5), 0.2)
     table[0, 1] = (0.02, 0.02, 0.01, 0.5, 0.45)
     table[0, 3:] = (0.31, 0.3, 0.29, 0.06, 0.04)
@@ -169,7 +169,7 @@ def test_however_many_ids_stop_the_search_goes_on():
 
 
 def test_fewer_texts_than_asked_for():
-    """Where only one text is possible, the others that are returned are none."""
+    """If only one text is possible, the other returned texts are empty."""
     table = np.array([[[0, 1, 0], [0, 0, 1], [1, 0, 0]]])
     ids, lengths, scores, _ = search(BeamConfig(beams=3, num_return=3), table, 5)
     np.testing.assert_array_equal(lengths, [[2, 0, 0]])
@@ -178,7 +178,7 @@ def test_fewer_texts_than_asked_for():
 
 
 def test_groups_differ_and_scores_are_the_models():
-    """A penalty above every difference: no group writes what an earlier one writes at the same time."""
+    """With a penalty above every difference, no group chooses a token that an earlier group chose in the same step."""
     table = some_table(3, requests=2, vocab=8, spread=0.5)
     table[..., STOP] = 1e-6
     table /= table.sum(-1, keepdims=True)
@@ -189,7 +189,7 @@ def test_groups_differ_and_scores_are_the_models():
     for i in range(2):
         texts = [tuple(text[:4].tolist()) for text in ids[i]]
         np.testing.assert_allclose(scores[i], [sum_of(table[i], t) / 4 for t in texts], rtol=1e-5)
-        # The first group searches as if it were alone.
+        # The first group equals a search with one group.
         first = [tuple(text[:4].tolist()) for text in plain[0][i]]
         assert set(first) <= set(texts)
         used = [{t[place] for t in first} for place in range(4)]
@@ -199,7 +199,7 @@ def test_groups_differ_and_scores_are_the_models():
 
 
 def test_a_small_diversity_weighs_against_likelihood():
-    """By hand: 2 at 0.6 is taken by the first group; 0.6 e^-d against 0.4 for the second."""
+    """By hand: the first group takes 2 with 0.6; the second compares 0.6 e^-d with 0.4."""
     table = np.array([[[1, 0, 0, 0], [0, 0, 0.6, 0.4], [1, 0, 0, 0], [1, 0, 0, 0]]])
     for diversity, second in ((0.3, 2), (0.5, 3)):
         config = BeamConfig(beams=2, groups=2, diversity=diversity, num_return=2)

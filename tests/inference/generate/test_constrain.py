@@ -1,4 +1,4 @@
-"""Constrained decoding: whatever may be drawn matches, whatever matches may be drawn, and the rest is refused early."""
+"""Constrained decoding: all allowed texts match, all matching texts are allowed, and other input is refused early."""
 
 import json
 import re
@@ -39,7 +39,7 @@ SCHEMA = {
 
 
 def walk(constraint, kind, rng, context=(), limit=200):
-    """A text drawn uniformly of what is allowed, which prefers to end behind `limit` tokens; and its ids."""
+    """Returns a text drawn uniformly from allowed tokens, which ends after `limit` tokens if it may; and its ids."""
     vocabulary, state, ids = tokenizer(kind), constraint.start(context), []
     stream = TextStream(vocabulary, context)
     text = ""
@@ -102,7 +102,7 @@ def test_json_may_be_laid_out_as_it_usually_is_and_never_in_white_space_alone(la
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_of_a_matching_text_is_allowed_as_the_tokenizer_cuts_it(kind):
-    """Else the constraint would force spellings that the model has never seen."""
+    """Otherwise the constraint would force tokenisations that the model has never seen."""
     vocabulary = tokenizer(kind)
     constraint = Constraint(vocabulary, [vocabulary.eos_id], regex=r"import \w+\.(path|name), \d+: .*")
     ids = vocabulary.encode("import module.path, 3501: The quick")
@@ -171,7 +171,7 @@ def test_a_copy_goes_its_own_way():
 
 
 def test_a_text_leads_into_no_dead_end_where_a_character_has_no_token():
-    """Without byte pieces, `~` cannot be spelled: of `a~|ab` and `a[~b]` only `ab` is left."""
+    """Without byte tokens, `~` cannot be spelled: of `a~|ab` and `a[~b]` only `ab` remains."""
     vocabulary = tokenizer("char")
     assert b"~" not in vocabulary.pieces
     for pattern in ("a~|b~|ab", "a[~b]"):
@@ -216,7 +216,7 @@ def test_what_cannot_match_is_refused_by_its_flag(kind, options, message):
 
 
 def test_a_schema_that_forces_what_cannot_be_spelled_ends_in_one_message():
-    """A format's characters do not stand in the schema, so they are missed when the text comes to them."""
+    """The characters of a format are not in the schema, so a missing one is only noticed during generation."""
     schema = '{"type": "array", "items": {"type": "string", "format": "duration"}, "minItems": 1}'
     letters = schema + "{}[]:,-+.0123456789eEtruefalsn"
     vocabulary = train_tokenizer([letters], TokenizerConfig(kind="char", byte_fallback=False))
@@ -231,7 +231,7 @@ def test_a_schema_that_forces_what_cannot_be_spelled_ends_in_one_message():
 
 
 def test_a_text_that_begins_with_a_space_is_refused_only_where_no_tokens_spell_it():
-    """SentencePiece's own settings drop every space in front of a text; behind other text they are written."""
+    """With SentencePiece's default settings, decoding drops every space before a text, but not after other text."""
     vocabulary = tokenizer("foreign")
     constraint = Constraint(vocabulary, [vocabulary.eos_id], regex="  x")
     assert constraint.start(vocabulary.encode("a")).allowed().any()
@@ -269,7 +269,7 @@ OVERLAP = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
     ],
 )
 def test_a_schema_is_refused_in_words_of_json_schema(schema, said):
-    """The library that compiles it speaks of its own options, which no flag of lmjax sets."""
+    """The library's messages mention its own options, which no flag of lmjax sets."""
     vocabulary = tokenizer("bpe")
     with pytest.raises(FlagError, match=f"--json_schema=.*{said}") as error:
         Constraint(vocabulary, [vocabulary.role_ids["eos"]], schema=json.dumps(schema))

@@ -1,4 +1,4 @@
-"""The decode loop: texts that join a batch while others are written are written as they would be alone."""
+"""The decode loop: a text that joins a running batch equals the text generated alone."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 PROMPTS = some_prompts(5, 17, 9, 12, 3)
 LIMITS = (12, 7, 16, 9, 5)
-# Steps, then the request that the next text takes: from one that is over, from one that is not, and after a while.
+# Steps, then the request that the next text replaces: an ended one, a running one, and one after more steps.
 JOINS = ((6, 0), (3, 1), (9, 1))
 SAMPLED = SamplingConfig(temperature=1.0, top_k=20)
 PENALTIES = ProcessorConfig(repetition_penalty=1.3, min_new_tokens=3)
@@ -39,7 +39,7 @@ def _begin(loaded, strategy, prompts, texts, **kwargs):
 
 
 def _join_and_leave(loaded, strategy, results, prompts=PROMPTS, **kwargs):
-    """Yields number and `results` of each text that is over; all are written in one batch of two requests.
+    """Yields the number and `results` of each ended text; all are generated in one batch of two requests.
 
     Args:
         loaded: the model.
@@ -71,7 +71,7 @@ def _written(batch, request, start):
     return tuple(ids.tolist()), float(batch.state.scores[request])
 
 
-# Every model, and with each kind of cache both a full and a local layer, a text that is sampled and one that is not.
+# Every model; with each kind of cache a full and a local layer, and a sampled and a greedy text.
 @pytest.mark.parametrize(
     ("name", "sampling", "kind"),
     [
@@ -109,7 +109,7 @@ def test_beams_that_join_late_find_what_they_find_alone():
             request
         ]
 
-    # All prompts get the same columns, and the states of their searches the same room.
+    # All prompts have the same columns, and their beam states the same room.
     prompts = [prompt[:12] for prompt in PROMPTS]
     for text, (texts, scores) in _join_and_leave(loaded, strategy, found, prompts):
         alone = generate(loaded, [prompts[text]], GenerateConfig(max_new_tokens=LIMITS[text], beams=config))[0]
@@ -118,7 +118,7 @@ def test_beams_that_join_late_find_what_they_find_alone():
 
 
 def test_a_batch_that_has_one_number_of_slots_for_all_writes_other_texts(monkeypatch):
-    """The negative control: what joins is at another slot than its batch."""
+    """Negative control: the joining request is at another slot than its batch."""
     loaded, strategy = writer("rope"), Sampling.of(SamplingConfig(), Processors.of(PENALTIES))
     right = dict(_join_and_leave(loaded, strategy, _written))
     put = Cache.put
@@ -135,7 +135,7 @@ def _levelled(cache):
 
 
 def test_a_text_that_has_ended_stays_as_it_is_while_others_are_written():
-    """Its positions too: behind its limit a table of learned positions may have no row."""
+    """Its positions too: a table of learned positions may have no row beyond the limit."""
     loaded, strategy = writer("learned"), Sampling.of(SamplingConfig())
     short, _ = _begin(loaded, strategy, PROMPTS, (4, 0))
     model, fields = loaded.model, ("tokens", "written", "positions", "column", "count")

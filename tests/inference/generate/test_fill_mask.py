@@ -1,4 +1,4 @@
-"""Masks filled in: the likeliest tokens at the mask's own place, whatever tokenizer and whoever shares the row."""
+"""Mask filling: the likeliest tokens at the mask's position, for every tokenizer and for rows with several texts."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ TEXTS = ["The old [MASK].", "A [MASK] sees the [MASK]", "[MASK]", "The house goe
 
 
 def test_the_likeliest_tokens_of_every_mask():
-    """Three texts share a row; each is as if it stood alone, with both masks of a text in place."""
+    """Three texts share a row; each result equals that of the text alone, with both masks of a text masked."""
     loaded, t = tiny("encoder"), tokenizer()
     found = fill_mask(loaded, TEXTS, 3, SMALL)
     assert [len(masks) for masks in found] == [1, 2, 1, 1]
@@ -35,7 +35,7 @@ def test_the_likeliest_tokens_of_every_mask():
 
 
 def test_every_token_can_be_listed_and_no_row_without_one():
-    """The model has 192 rows for 180 ids; probabilities are the model's, over all of its rows."""
+    """The model's vocabulary has 192 rows for 180 ids; the softmax runs over all rows."""
     loaded, t = tiny("encoder"), tokenizer()
     ((found,),) = fill_mask(loaded, ["The old [MASK]."], t.vocab_size, SMALL)
     assert sorted(f.id for f in found) == list(range(t.vocab_size))
@@ -45,7 +45,7 @@ def test_every_token_can_be_listed_and_no_row_without_one():
 
 
 def test_the_space_in_front_of_a_mask_is_the_masked_tokens():
-    """As in training, where a masked " king" takes its space with it."""
+    """As in training, where the masked token " king" includes its space."""
     t = tokenizer()
     the, goes = t.encode("The"), t.encode(" goes")
     assert t.encode("The king goes") == [*the, *t.encode(" king"), *goes]
@@ -53,7 +53,7 @@ def test_the_space_in_front_of_a_mask_is_the_masked_tokens():
 
 
 def test_an_exported_tokenizer_has_the_same_masks(tmp_path):
-    """Text that spells a token of Hugging Face's tokenizers is that token."""
+    """Hugging Face's tokenizers encode text that spells a special token as that token."""
     export_tokenizer(tokenizer(), tmp_path, "bert", 16)
     fast = load_tokenizer(str(tmp_path))
     ids = encode_masked(fast, "The [MASK] goes")

@@ -1,4 +1,4 @@
-"""Writing: what a model writes is what it would write without cache, batch, padding or stream."""
+"""Generation: texts equal those without cache, batch, padding or stream."""
 
 import dataclasses
 import re
@@ -13,11 +13,11 @@ from lmjax.inference.generate.generate import GenerateConfig, Generation, genera
 from tests.inference.scoring import tokenizer
 from tests.inference.writers import check_greedy, log_probs, some_prompts, writer
 
-# The programs that are compiled, whatever is written.
+# The compiled programs, whose number is checked.
 PROGRAMS = (decode.prefill, decode.extend, decode.begin, decode.run)
 EOS = tokenizer().eos_id
 SAMPLED = {"sampling": {"temperature": 1.0}}
-# Nine of mixed lengths, as no batch would sort them; all fit the least columns.
+# Nine prompts of mixed lengths, not sorted; all fit the least number of columns.
 PROMPTS = some_prompts(5, 9, 3, 12, 1, 16, 7, 2, 10)
 
 
@@ -26,40 +26,40 @@ def config(**values) -> GenerateConfig:
 
 
 def only(found: list[list[Generation]]) -> list[Generation]:
-    """The one text of each prompt."""
+    """Returns the one text of each prompt."""
     assert all(len(each) == 1 for each in found)
     return [each[0] for each in found]
 
 
 def one(loaded, prompt, settings, seed=0) -> Generation:
-    """What is written for one prompt alone."""
+    """Returns the text of one prompt alone."""
     return only(generate(loaded, [prompt], settings, seeds=[seed]))[0]
 
 
 def long_text(loaded, prompt) -> int:
-    """A seed whose text is long."""
+    """Returns a seed whose text is long."""
     return next(s for s in range(40, 140) if len(one(loaded, prompt, config(**SAMPLED), s).text) > 15)
 
 
 def sums(loaded, prompts, found) -> list[float]:
-    """The sums of the log-probabilities of texts by whole passes."""
+    """Returns the sums of the log-probabilities of texts, by full passes."""
     rows = log_probs(loaded, prompts, [each.ids for each in found])
     return [sum(r[i] for r, i in zip(row, each.ids, strict=True)) for row, each in zip(rows, found, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["window", "prefix", "both"])
 def test_greedy_is_the_likeliest_token_of_a_whole_pass_each_time(name):
-    """A ragged batch, read in pieces of 16 where the family allows it; the answers go round a window."""
+    """A batch of mixed lengths, read in chunks of 16 if the family allows it; answers are longer than a window."""
     loaded, prompts, settings = writer(name), some_prompts(5, 16, 17, 40), {"max_new_tokens": 16, "prefill_chunk": 16}
     found = only(generate(loaded, prompts, config(**settings, stop_ids=(191,))))
     check_greedy(loaded, prompts, found, 16, (EOS, 191))
-    # With a stop id that one of them writes in its middle, the others somewhere else or nowhere.
+    # With a stop id that is in the middle of one text, and elsewhere or nowhere in the others.
     middle = found[1].ids[5]
     again = only(generate(loaded, prompts, config(**settings, stop_ids=(middle,))))
     check_greedy(loaded, prompts, again, 16, (EOS, middle))
     assert again[1].finished == "stop"
     assert again[1].ids == found[1].ids[: found[1].ids.index(middle) + 1]
-    # One token more than a piece holds, and the same programs.
+    # One token more than a chunk has, with the same programs.
     short, before = some_prompts(17, 1, 2, 3, seed=1), [program._cache_size() for program in PROGRAMS]
     if name == "window":
         found = only(generate(loaded, short, config(max_new_tokens=20, prefill_chunk=16, stop_ids=(191,))))
@@ -68,7 +68,7 @@ def test_greedy_is_the_likeliest_token_of_a_whole_pass_each_time(name):
 
 
 def test_learned_positions_are_used_to_the_last():
-    """Also by a row that has ended: one NaN in a cache would be in every later token."""
+    """Also a row that has ended: one NaN in a cache would spread to every later token."""
     loaded, prompts = writer("learned"), some_prompts(17, 4)
     found = only(generate(loaded, prompts, config(max_new_tokens=8)))
     check_greedy(loaded, prompts, found, 8, (EOS,))
@@ -98,19 +98,19 @@ def test_a_text_does_not_depend_on_the_batch_and_stands_at_its_prompts_place():
         ]
         np.testing.assert_allclose([each.score for each in found], [each.score for each in alone], rtol=1e-4)
     np.testing.assert_allclose([each.score for each in alone], sums(loaded, PROMPTS, alone), rtol=1e-4)
-    # Seeds matter, and those of a config are its own and the ones after it.
+    # Different seeds give different texts; those of a config are `seed`, `seed` + 1 and so on.
     other = only(generate(loaded, PROMPTS, settings.model_copy(update={"seed": 40, "batch_size": 8})))
     assert [each.ids for each in other] == [each.ids for each in alone]
     assert one(loaded, PROMPTS[0], settings, 7).ids != alone[0].ids
 
 
 def test_a_stop_string_ends_a_text_in_front_of_it():
-    """The ids go to the token that completes it, and so does the score; the other texts go on."""
+    """The ids and the score end with the token that completes the string; the other texts continue."""
     loaded, settings, prompts = writer("rope"), config(**SAMPLED), PROMPTS[:3]
     seeds = [long_text(loaded, prompts[0]), 41, 42]
     whole = [one(loaded, prompt, settings, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     text = whole[0].text
-    # Three characters, over the end of a token or not, that do not occur before.
+    # Three characters that do not occur earlier, possibly from two tokens.
     stop = next(text[i : i + 3] for i in range(len(text) // 2, len(text)) if text.index(text[i : i + 3]) == i)
     assert all(stop not in each.text for each in whole[1:])
     settings = settings.model_copy(update={"stop": (stop, "never written")})
@@ -150,7 +150,7 @@ def test_a_constrained_text_matches_and_its_stream_too():
         assert np.isfinite(found.score)
         *pieces, whole = stream(loaded, PROMPTS[0], settings.model_copy(update={"seed": seed}))
         assert ("".join(pieces), whole) == (found.text, found)
-    # Without a stop id to say so, the text is whole where nothing can follow; also one of nothing.
+    # Without a stop id, the text ends when the constraint allows nothing more; also an empty text.
     bare = dataclasses.replace(loaded, prompts=dataclasses.replace(loaded.prompts, stop=()))
     assert one(bare, PROMPTS[0], config(**SAMPLED, regex=" king")).text == " king"
     nothing = one(bare, PROMPTS[0], config(**SAMPLED, regex=""))
@@ -160,7 +160,7 @@ def test_a_constrained_text_matches_and_its_stream_too():
 
 
 def test_beams_are_scored_as_they_are():
-    """Three requests, which fill up a batch of four; the scores are mean log-probabilities of whole passes."""
+    """Three requests in a batch padded to four; the scores are mean log-probabilities from full passes."""
     loaded, prompts = writer("rope"), PROMPTS[:3]
     found = generate(loaded, prompts, config(beams={"beams": 2, "num_return": 2}, stop_ids=(170,)))
     for prompt, texts in zip(prompts, found, strict=True):
@@ -174,7 +174,7 @@ def test_beams_are_scored_as_they_are():
         assert texts[0].ids != texts[1].ids
         for each in texts:
             assert each.finished == ("stop" if each.ids[-1] in (EOS, 170) else "length")
-            # The id that ends a text is no part of it, also where it stands for some.
+            # The id that ends a text is not part of it, even if it has a text of its own.
             own = each.ids[: len(each.ids) - (each.finished == "stop")]
             assert loaded.tokenizer.decode([*prompt, *own]) == loaded.tokenizer.decode(prompt) + each.text
     assert {each.finished for texts in found for each in texts} == {"stop", "length"}
@@ -212,11 +212,11 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["rope", "both"])
 def test_a_text_ends_where_no_id_is_allowed(name, way):
-    """Id 0 was written there, and scored. Two ids are allowed here, each once; a prompt may hold one of them."""
+    """It must not get id 0 with a score. Two ids are allowed, each once; a prompt may contain one of them."""
     loaded, free = writer(name), (112, 113)
     forced = loaded.prompts.forced
     banned = tuple(i for i in range(loaded.config.vocab_size) if i not in free)
-    # In an encoder-decoder the prompt is no part of what is repeated.
+    # In an encoder-decoder the source does not count as a repetition.
     prompts = [[120, 121, 122], [120, 112, 122]]
     room = [2, 2 if name == "both" else 1]
     processors = {"banned": banned, "no_repeat_ngram": 1}
@@ -224,7 +224,7 @@ def test_a_text_ends_where_no_id_is_allowed(name, way):
     for each, count in zip(found, room, strict=True):
         assert each.finished == "nothing_allowed"
         if way == "beams":
-            # Of texts that have not ended a beam search gives none.
+            # Beam search returns no texts that have not ended.
             assert (each.text, each.ids, each.score) == ("", forced, -np.inf)
             continue
         own = each.ids[len(forced) :]

@@ -1,4 +1,4 @@
-"""Penalties and bans: what stands in a row and what does not, by slow references and by transformers' processors."""
+"""Penalties and bans, compared with slow references and with transformers' processors."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ process = jax.jit(apply)
 
 
 def moment(texts, *, count=0, stop=(-1,), room=ROOM):
-    """The moment after `texts`, as the decode loop has it: padding in front of short rows, nothing yet behind all."""
+    """Returns the moment after `texts` as in the decode loop: padding before short rows, unused columns after all."""
     longest = max(map(len, texts))
     tokens, written = np.zeros((len(texts), room), np.int32), np.zeros((len(texts), room), bool)
     for row, text in enumerate(texts):
         tokens[row, longest - len(text) : longest] = text
         written[row, longest - len(text) : longest] = True
-    # What is not written may hold anything; here it holds an id that would matter.
+    # Columns that are not written may hold any id; here, one that would change the result.
     tokens[~written] = 1
     scores = jnp.zeros((len(texts), VOCAB))
     counts, limits = (jnp.full(len(texts), x, jnp.int32) for x in (count, 99))
@@ -38,7 +38,7 @@ def ragged():
 
 
 def completing(text, n):
-    """The ids that would complete an n-gram of `text` a second time, from the definition."""
+    """Returns the ids that would complete an n-gram of `text` a second time, by the definition."""
     grams = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
     return {i for i in range(VOCAB) if len(text) >= n and (*text[len(text) - n + 1 :], i) in grams}
 
@@ -77,7 +77,7 @@ def test_a_text_may_not_end_before_so_many_tokens(ragged, count, may_end):
     expected = scores.copy()
     if not may_end:
         expected[:, 4] = -np.inf
-    # -1 is no id; taken for the last of the vocabulary it would ban that.
+    # -1 means no id; as an index it would ban the last id of the vocabulary.
     np.testing.assert_array_equal(found, expected)
 
 
@@ -110,7 +110,7 @@ def test_a_value_without_meaning_is_an_error_that_names_it(field, value):
 
 
 def test_the_scores_are_those_of_transformers():
-    """All at once, in its order, on rows of one length: its processors take padding for text."""
+    """All processors at once, in transformers' order, on rows of one length: its processors treat padding as text."""
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers.generation.logits_process")
     rng = np.random.default_rng(1)
@@ -137,7 +137,7 @@ def test_the_scores_are_those_of_transformers():
 
 @pytest.mark.parametrize("longest", [2, 6])
 def test_words_are_found_at_the_end_of_what_is_written_and_nowhere_else(longest):
-    """Against the definition: short rows hold no word that is longer than they are, and padding is no part of one."""
+    """Compared with the definition: a row has no word longer than itself, and padding is not part of a word."""
     rng = np.random.default_rng(2)
     texts = [rng.integers(0, 3, size=n).tolist() for n in rng.integers(1, longest, size=40)]
     words = tuple({tuple(rng.integers(0, 3, size=n).tolist()) for n in rng.integers(2, 5, size=12)})

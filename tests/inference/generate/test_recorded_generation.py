@@ -1,4 +1,4 @@
-"""What transformers' `generate` writes is written here, token for token: 200 prompts a model, of mixed lengths."""
+"""Texts equal those of transformers' `generate`, token for token: 200 prompts of mixed lengths for each model."""
 
 import functools
 import pathlib
@@ -21,7 +21,7 @@ def loaded(name: str):
 
 
 def config(run: Run) -> GenerateConfig:
-    """Returns lmjax's config of a recorded way to write."""
+    """Returns lmjax's config for recorded settings."""
     values = {"max_new_tokens": NEW_TOKENS, "batch_size": PROMPTS}
     values["processors"] = {
         "repetition_penalty": run.repetition_penalty,

@@ -1,4 +1,4 @@
-"""From prompts to batches: what no model could write is refused, with a remedy, before anything compiles."""
+"""From prompts to batches: impossible requests are refused, with a remedy, before anything is compiled."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def both_learned():
 
 
 ID = "ids go from 0 to 191"
-# Model, prompts, config, further arguments, what the error says.
+# Model, prompts, config, further arguments, the error message.
 WRONG = {
     "blank": (LEARNED, [" \n"], {}, {}, "--prompt is empty; write what"),
     "no ids": (LEARNED, [[3], []], {}, {}, "--prompt: number 2 has no tokens"),
@@ -81,7 +81,7 @@ def test_what_cannot_be_written_is_said_before_anything_compiles(name):
     with pytest.raises(FlagError, match=message):
         generate(loaded, prompts, config, **arguments)
     if len(prompts) == 1 and not arguments:
-        # At once, and not where the first piece is asked for.
+        # The call itself raises, not the first `next`.
         with pytest.raises(FlagError, match=message):
             stream(loaded, prompts[0], config)
     assert [p._cache_size() for p in programs] == before
@@ -92,7 +92,7 @@ def test_the_longest_prompts_that_fit_are_taken():
     for loaded, longest in ((LEARNED(), 9), (writer("rope"), 57), (both_learned(), 16)):
         (request,), _ = check(loaded, some_prompts(longest), config)
         assert len(request.source or request.prompt) == longest
-    # Relative positions end nowhere.
+    # Relative positions have no limit.
     check(writer("both"), some_prompts(500), GenerateConfig(max_new_tokens=500))
     (request,), _ = check(writer("both"), [[5, 6]], GenerateConfig())
     assert request == Request(0, 0, (tokenizer().pad_id, 150, 120), (5, 6))

@@ -1,4 +1,4 @@
-"""Sampling: what is kept of a distribution, that draws follow it, and that they depend on a row's seed alone."""
+"""Sampling: filters keep the right ids, draws follow the distribution and depend only on the row's seed."""
 
 import functools
 import math
@@ -28,14 +28,14 @@ choose = jax.jit(Sampling.choose, static_argnums=0)
 
 
 def nearest(order, p, mass):
-    """The fewest ids of the smallest `order` that hold `mass`, and those that equal the last of them."""
+    """Returns the first ids by `order` whose weights add up to `mass`, and those that tie with the last of them."""
     ranked = np.argsort(order, kind="stable")
     last = ranked[min(np.searchsorted(np.cumsum(p[ranked]), mass), len(p) - 1)]
     return order <= order[last]
 
 
 def reference(logits, config):
-    """The distribution of one row by sorting, in float64: after each filter what is left adds up to one again."""
+    """Returns the distribution of one row by sorting, in float64; it is normalised after each filter."""
     scores = np.asarray(logits, np.float64) / config.temperature
     p = np.exp(scores - scores.max())
     p /= p.sum()
@@ -64,7 +64,7 @@ def moment(logits, count=0, limit=99, stop=(-1,)):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Scores of 8 rows: flat, peaked, many of them equal, some not allowed."""
+    """Returns scores of 8 rows: flat, peaked, with many ties, with some ids not allowed."""
     logits = np.random.default_rng(0).normal(size=(8, VOCAB)) * np.linspace(0.5, 4, 8)[:, None]
     logits[::2] = np.round(logits[::2] * 2) / 2
     logits[3:5, 5:9] = -np.inf
@@ -90,7 +90,7 @@ def test_equal_ids_at_the_edge_of_a_filter_are_all_kept():
 @pytest.mark.parametrize("name", ["top_k", "top_p", "typical_p", "min_p"])
 def test_the_narrowest_filter_keeps_one_id_and_the_widest_all(name):
     logits = np.random.default_rng(1).normal(size=(2, VOCAB)).astype(np.float32)
-    # So rare that float32 adds it to nothing.
+    # So rare that its weight vanishes in a float32 sum.
     logits[:, 3] = -30
     narrow, wide = {"top_k": (1, 10 * VOCAB), "min_p": (1.0, 1e-20)}.get(name, (1e-9, 1.0))
     for value, kept in ((narrow, 1), (wide, VOCAB)):
@@ -99,7 +99,7 @@ def test_the_narrowest_filter_keeps_one_id_and_the_widest_all(name):
 
 
 def test_a_top_k_of_many_is_searched_for_and_the_same():
-    """Beyond MOST_CANDIDATES another algorithm finds the k-th."""
+    """Beyond MOST_CANDIDATES another algorithm finds the k-th score."""
     logits = np.round(np.random.default_rng(2).normal(size=(1, 1500)), 2).astype(np.float32)
     config = SamplingConfig(temperature=1, top_k=MOST_CANDIDATES + 200)
     assert Numbers.of(config).candidates == 0
@@ -117,7 +117,7 @@ def test_greedy_has_all_of_the_probability_on_one_id(rows):
 def test_the_distribution_is_that_of_transformers():
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers.generation.logits_process")
-    # No two are equal: of equal ids at the edge of top-p transformers keeps some.
+    # No two scores are equal: of ids that tie at the threshold of top-p, transformers keeps only some.
     logits = 3 * np.random.default_rng(3).normal(size=(16, VOCAB)).astype(np.float32)
     warpers = {"top_k": hf.TopKLogitsWarper, "top_p": hf.TopPLogitsWarper, "min_p": hf.MinPLogitsWarper}
     warpers = {"temperature": hf.TemperatureLogitsWarper} | warpers | {"typical_p": hf.TypicalLogitsWarper}
@@ -129,7 +129,7 @@ def test_the_distribution_is_that_of_transformers():
 
 
 def improbable(drawn, expected):
-    """Whether ids drawn deviate from a distribution more than chance lets one in ten thousand do.
+    """Returns whether drawn ids deviate from a distribution more than chance does in one of ten thousand tests.
 
     Pearson's chi-squared, ids of fewer than five expected draws in one cell; Wilson and Hilferty's quantile.
     """
@@ -151,13 +151,13 @@ def test_draws_follow_the_distribution(case):
     strategy, seeds = Sampling.of(config), np.arange(DRAWS)
     drawn = choose(strategy, moment(np.tile(logits, (DRAWS, 1)), count=3), strategy.start(seeds, 1)).ids
     assert not improbable(np.asarray(drawn), reference(logits, config))
-    # The negative control: the test sees a temperature that is a tenth off.
+    # Negative control: the test detects a temperature that is wrong by one tenth.
     wrong = config.model_copy(update={"temperature": 1.1 * config.temperature})
     assert improbable(np.asarray(drawn), reference(logits, wrong))
 
 
 def test_draws_after_draws_of_one_row_follow_the_distribution_too():
-    """Keys of successive places must be as unrelated as those of seeds."""
+    """Keys of successive tokens must be as independent as those of different seeds."""
     logits = jnp.asarray(np.random.default_rng(5).normal(size=VOCAB), jnp.float32)
     strategy = Sampling.of(SamplingConfig(temperature=1))
 
@@ -177,7 +177,7 @@ def test_draws_after_draws_of_one_row_follow_the_distribution_too():
 
 
 def test_a_place_without_weight_is_never_picked():
-    """Sums of hundreds of parts are taken in pieces and round apart: a place of weight 0 gets a share of them."""
+    """Sums of hundreds of parts are computed in blocks that round differently: an index of weight 0 can get a share."""
     rng = np.random.default_rng(6)
     parts = np.where(rng.random((32, 400)) < 0.3, 10.0 ** rng.uniform(-6, 0, size=(32, 400)), 0).astype(np.float32)
     sums = np.asarray(jax.jit(functools.partial(jnp.cumsum, axis=-1))(parts))
@@ -194,7 +194,7 @@ def test_the_draws_of_a_seed_do_not_depend_on_the_batch():
     rng = np.random.default_rng(8)
 
     def written(seeds, row):
-        """What the row writes for logits that depend on the place alone, its neighbours having others."""
+        """Returns the row's tokens for logits that depend only on the position; other rows have other logits."""
         state, ids = strategy.start(np.array(seeds), 1), []
         for place, own in enumerate(logits):
             batch = rng.normal(size=(len(seeds), VOCAB)).astype(np.float32)
@@ -210,11 +210,11 @@ def test_the_draws_of_a_seed_do_not_depend_on_the_batch():
 
 
 def test_a_row_ends_with_a_stop_id_or_at_the_limit_and_adds_up_what_the_model_gave_its_ids():
-    """Greedy, with a penalty that changes what is chosen and not what the model thinks of it."""
+    """Greedy decoding, with a penalty that changes the choice but not the model's log-probabilities."""
     strategy = Sampling.of(SamplingConfig(), Processors.of(ProcessorConfig(banned=(0,))))
     logits = np.random.default_rng(9).normal(size=(3, 3, VOCAB)).astype(np.float32)
     logits[:, :, 0] = 5
-    # The first two stop; the third would go on.
+    # The first two stop; the third continues.
     logits[0, 0, 4] = logits[1, 1, 6] = logits[2, 2, 9] = 4
     state, step = strategy.start(np.zeros(3), 1), functools.partial(choose, strategy)
     done, written = [], []
@@ -224,7 +224,7 @@ def test_a_row_ends_with_a_stop_id_or_at_the_limit_and_adds_up_what_the_model_ga
         done.append(np.asarray(strategy.finished(state)).tolist())
         written.append(np.asarray(choice.ids))
     assert done == [[True, False, False], [True, True, False], [True] * 3]
-    # Ended rows get the first stop id, which counts for nothing.
+    # Ended rows get the first stop id, which does not count.
     assert [ids[0] for ids in written] == [4, 4, 4]
     assert written[2][1] == 4
     log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits), axis=-1))

@@ -1,4 +1,4 @@
-"""Speculative decoding: guesses change how soon a text is there, and not what it is, or how likely it is."""
+"""Speculative decoding: guesses change the speed, but neither the texts nor their distribution."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from tests.inference.writers import check_greedy, log_probs, some_prompts, write
 
 EOS = tokenizer().eos_id
 PROMPT = some_prompts(7)[0]
-# What stands twice in it is guessed.
+# Tokens that occur twice in it can be guessed.
 REPETITIVE = [*PROMPT, *PROMPT, *PROMPT[:2]]
 
 
@@ -34,11 +34,11 @@ def config(**values) -> GenerateConfig:
     ],
 )
 def test_greedy_texts_are_those_of_whole_passes(name, values):
-    """Guessed by another model, or looked up; the window's slots are taken back and written over."""
+    """Guesses by another model or by lookup; the slots of windows are rewound and overwritten."""
     loaded = writer(name)
     draft = None if "lookup" in values else writer(name, seed=1)
     for prompt in (PROMPT, REPETITIVE, PROMPT[:1]):
-        # The limit falls into the middle of a round.
+        # The limit is reached in the middle of a round.
         for limit in (12, 6):
             found = generate(loaded, [prompt], config(max_new_tokens=limit, **values), draft=draft)[0]
             check_greedy(loaded, [prompt], found, limit, (EOS,))
@@ -48,7 +48,7 @@ def test_greedy_texts_are_those_of_whole_passes(name, values):
 
 
 def test_guesses_beyond_the_last_position_are_seen_by_none():
-    """The last token that is read stands in the table's last row, and guesses behind it have none."""
+    """The last token that is read uses the last row of the position table; guesses after it have no row."""
     loaded, prompts = writer("learned"), [[*REPETITIVE, 150]]
     found = generate(loaded, prompts, config(max_new_tokens=8, lookup=2, draft_tokens=4))[0]
     check_greedy(loaded, prompts, found, 8, (EOS,))
@@ -56,7 +56,7 @@ def test_guesses_beyond_the_last_position_are_seen_by_none():
 
 
 def test_penalties_see_the_guesses_in_front_of_them():
-    """What is written without guesses; without the penalties it would be something else."""
+    """The same texts as without guesses, with penalties that change them."""
     loaded, prompts = writer("rope"), [REPETITIVE, PROMPT]
     processors = {"repetition_penalty": 1.5, "no_repeat_ngram": 2, "min_new_tokens": 5}
     plain = [generate(loaded, [p], config(processors=processors))[0][0] for p in prompts]
@@ -68,7 +68,7 @@ def test_penalties_see_the_guesses_in_front_of_them():
 
 
 class Begun(SpeculativeWriting):
-    """One that has read its prompt, and written nothing."""
+    """Returns a state that has read its prompt and generated nothing."""
 
     def advance(self, steps, allowed=None):
         pass
@@ -79,14 +79,14 @@ def begun(loaded, draft, sampling, settings, prompt=PROMPT):
 
 
 def test_a_draft_that_is_the_model_is_always_believed():
-    """Twelve tokens in three rounds of four: of every round the model adds one."""
+    """Twelve tokens in three rounds of four: in each round the model adds one token to three guesses."""
     loaded = writer("rope")
     count, text = followed(loaded, loaded)
     assert (count, len(text)) == (3, 12)
 
 
 def test_a_draft_guesses_what_it_would_write_itself():
-    """Its cache forgets guesses that were not kept: as many rounds as whole passes of both models say."""
+    """The draft's cache drops rejected guesses: as many rounds as computed by full passes of both models."""
     loaded, rng = writer("rope"), np.random.default_rng(5)
     params = jax.tree.map(lambda x: x * rng.normal(1, 0.5, x.shape).astype(np.float32), loaded.params)
     draft = dataclasses.replace(loaded, params=params)
@@ -104,7 +104,7 @@ def test_a_draft_guesses_what_it_would_write_itself():
 
 
 def followed(loaded, draft) -> tuple[int, list[int]]:
-    """The rounds in which a greedy text is written, three guesses each, and the text."""
+    """Returns the rounds needed for a greedy text with three guesses in each, and the text."""
     now = begun(loaded, draft, SamplingConfig(), config(draft_tokens=3))
     forms = {"model": loaded.model, "draft": draft.model, "guesses": 3, "lookup": 0}
     with jax.set_mesh(loaded.mesh):
@@ -115,15 +115,15 @@ def followed(loaded, draft) -> tuple[int, list[int]]:
 
 DRAWS, VOCAB, TOKENS = 20_000, 6, 3
 FILTERED = SamplingConfig(temperature=1.3, top_k=4, top_p=0.9)
-# The same program, and nothing is dropped.
+# The same compiled program, with filters that drop nothing.
 WHOLE = SamplingConfig(temperature=0.8, top_k=VOCAB, top_p=1 - 1e-9)
 SMALL = {"vocab_size": VOCAB, "embed_dim": 8, "mlp_dim": 8, "num_heads": 1}
 
 
 def joint(loaded, prompt, sampling) -> np.ndarray:
-    """The chance of every text of three tokens, by whole passes and filters that sort."""
+    """Returns the probability of every text of three tokens, by full passes and filters that sort."""
     texts = list(itertools.product(range(VOCAB), repeat=TOKENS))
-    # The last token is not read.
+    # The last token is never read.
     rows = log_probs(loaded, [prompt] * VOCAB**2, [(*text, 0) for text in texts[::VOCAB] for text in [text[:2]]])
     chances = {}
     for (*before, _), logits in zip(texts[::VOCAB], rows, strict=True):
@@ -136,7 +136,7 @@ def joint(loaded, prompt, sampling) -> np.ndarray:
 
 @pytest.mark.parametrize("guessed_by", ["draft", "lookup"])
 def test_sampled_texts_are_as_likely_as_without_guesses(guessed_by):
-    """Chi-squared over all texts of three tokens, with a draft that thinks otherwise (Leviathan et al. 2023)."""
+    """Chi-squared over all texts of three tokens, with a draft of another distribution (Leviathan et al. 2023)."""
     loaded, draft = writer("rope", seed=3, **SMALL), writer("rope", seed=4, **SMALL)
     draft = draft if guessed_by == "draft" else None
     prompt = [1, 2, 1, 4, 5, 1, 2]
@@ -161,9 +161,9 @@ def test_sampled_texts_are_as_likely_as_without_guesses(guessed_by):
         drawn = np.ravel_multi_index(np.asarray(texts).T, (VOCAB,) * TOKENS)
         expected = joint(loaded, prompt, sampling)
         assert not improbable(drawn, expected)
-        # Guesses are kept, and are not.
+        # Some guesses are accepted, others are rejected.
         assert 1 < np.mean(count) < TOKENS - 0.05
-        # The negative controls: what the test sees.
+        # Negative controls: errors that the test detects.
         assert improbable(
             drawn, joint(loaded, prompt, sampling.model_copy(update={"temperature": 0.95 * sampling.temperature}))
         )

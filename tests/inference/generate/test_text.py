@@ -1,4 +1,4 @@
-"""Texts in parts: joined they are what the tokenizer decodes, whole characters each, and nothing of a stop string."""
+"""Text streams: the joined parts equal the decoded text; parts are whole characters, without stop strings."""
 
 import time
 
@@ -10,7 +10,7 @@ from lmjax.inference.generate.text import TextStream
 from tests.inference.tokenizers import MAKERS, tokenizer
 
 LOSSLESS = [kind for kind in MAKERS if kind not in ("word_piece", "char", "bpe_without_bytes")]
-# Emoji of several characters, marks that combine, right-to-left, and what tokenizers cut differently.
+# Emoji of several characters, combining marks, right-to-left text, and text that tokenizers split differently.
 PIECES = (
     "👨‍👩‍👧",
     "🇩🇪",
@@ -47,7 +47,7 @@ def test_the_parts_joined_are_the_text_behind_the_prompt(kind, text, cut):
     prompt = vocabulary.decode(ids[:cut])
     found = "".join(parts(kind, ids[cut:], ids[:cut])[0])
     if "\ufffd" not in prompt and not (cut and prompt.isspace()):
-        # A prompt of white space alone may decode to nothing: there is no text to be behind.
+        # A prompt of only white space may decode to nothing: then no text precedes.
         assert prompt + found == vocabulary.decode(ids)
     assert "".join(parts(kind, ids)[0]) == vocabulary.decode(ids), "a text that begins anew"
 
@@ -65,7 +65,7 @@ def test_no_part_breaks_a_character(kind):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_bytes_that_are_no_characters_never_stop_a_text(kind, data):
-    """Any ids at all, as a model without training writes them: what was given out stays, and nothing is held."""
+    """Arbitrary ids, as from an untrained model: returned text never changes, and all text is returned at the end."""
     vocabulary = tokenizer(kind)
     ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size + 20), max_size=60))
     known = [i for i in ids if i < vocabulary.vocab_size]
@@ -121,7 +121,7 @@ def test_a_space_is_dropped_where_a_text_begins_and_nowhere_else(kind):
 
 @pytest.mark.parametrize("kind", ["byte_level", "bpe"])
 def test_the_cost_is_linear(kind):
-    """Ten times the tokens take about ten times as long, and not a hundred times."""
+    """Ten times the tokens take about ten times as long, not a hundred times."""
     ids = tokenizer(kind).encode("def area(width): return 快速 width * 3.5\n" * 400)[:6000]
 
     def seconds(count):

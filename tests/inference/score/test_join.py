@@ -1,4 +1,4 @@
-"""Context and continuation: what is scored is the whole continuation, wherever tokens would span the join."""
+"""Context and continuation: the whole continuation is scored, even if a token would span both."""
 
 import pytest
 
@@ -13,7 +13,7 @@ PAIRS = [(TEXT[:i], TEXT[i:]) for i in range(len(TEXT))] + [
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_scored_ids_decode_to_the_whole_continuation(kind):
-    """Behind the context's they give the joint text, split at every character of code, words and other scripts."""
+    """After the context's ids they decode to the joint text, split at every character of code, words and scripts."""
     t = tokenizer(kind)
     apart = 0
     for (context, continuation), found in zip(PAIRS, join(t, PAIRS), strict=True):
@@ -32,7 +32,7 @@ def test_the_scored_ids_decode_to_the_whole_continuation(kind):
 
 
 def test_a_token_that_spans_the_join_is_not_scored_by_its_tail():
-    """The joint text has fewer tokens behind as many as the context has than its continuation stands for."""
+    """Dropping as many tokens as the context has from the joint text loses a part of the continuation."""
     t = tokenizer("bpe")
     wrong = 0
     for (context, continuation), found in zip(PAIRS, join(t, PAIRS), strict=True):

@@ -1,4 +1,4 @@
-"""Scores: those of one text alone, computed the long way, whatever shares its row, its batch or its mesh."""
+"""Scores equal those of one text alone, computed without packing, for any row, batch and mesh."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from lmjax.inference.score.texts import Item, Reader, ScoreConfig
 from tests.inference.scoring import log_probs, prompts, tiny, tokenizer
 
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
-# Rows of 16, four of them in a batch: several items share a row, and there is more than one batch.
+# Batches of four rows of 16 tokens: several items share a row, and there is more than one batch.
 SMALL = ScoreConfig(row_length=16, batch_tokens=64)
 
 
@@ -28,7 +28,7 @@ def items(count: int = 9) -> list[Item]:
 
 
 def alone(loaded, item: Item) -> tuple[float, bool]:
-    """The score of an item, by a forward pass of its own for every prediction an encoder makes, else by one."""
+    """Returns the score of an item, by one forward pass, or for an encoder by one pass for every prediction."""
     context, ids = (list(x) for x in item)
     t, architecture = tokenizer(), loaded.config.architecture
     if architecture == "encoder":
@@ -57,7 +57,7 @@ def alone(loaded, item: Item) -> tuple[float, bool]:
     ],
 )
 def test_a_score_is_that_of_the_item_alone(architecture, positions):
-    """Packed with neighbours, padded and batched: the sum of float64 log-softmaxes of whole rows of its own."""
+    """Packed with other texts, padded and batched, it equals the sum of float64 log-softmaxes of the text alone."""
     loaded = tiny(architecture, positions)
     given = items()
     for item, found in zip(given, score(loaded, given, SMALL), strict=True):
@@ -80,7 +80,7 @@ def test_rows_are_shared_and_a_neighbour_changes_nothing():
 
 
 def test_a_row_without_segments_would_change_a_score(monkeypatch):
-    """The control of the test above: neighbours that see each other do change scores."""
+    """Negative control of the test above: if texts of a row attend to each other, scores change."""
     loaded, given = tiny("decoder"), items()
     expected = [s.log_likelihood for s in score(loaded, given, SMALL)]
     whole = score_rows._fields
@@ -116,7 +116,7 @@ def test_the_projection_in_parts_gives_the_same(monkeypatch):
 
 
 def test_block_after_block_gives_the_same_in_the_same_order(monkeypatch):
-    """Pieces are held on the host a block at a time."""
+    """Pieces are in host memory one block at a time."""
     loaded, given = tiny("decoder"), items()
     expected = score(loaded, given, SMALL)
     monkeypatch.setattr(score_rows, "_BATCHES", 0.5)
@@ -167,7 +167,7 @@ def test_the_end_of_a_text_is_predicted_where_that_is_asked():
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_texts_become_ids_as_lm_eval_has_it(architecture):
-    """White space at a context's end counts as the continuation's; an encoder-decoder's sides are two texts."""
+    """White space at a context's end is part of the continuation; an encoder-decoder's sides are separate texts."""
     reader, t = Reader.of(tiny(architecture), SMALL), tokenizer()
     ((context, continuation, _),) = reader.encode([Item("The ", "king goes")], ["it"])
     if architecture == "encoder_decoder":
@@ -180,7 +180,7 @@ def test_texts_become_ids_as_lm_eval_has_it(architecture):
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
 def test_an_item_whose_join_lies_within_a_token_is_scored_whole_and_says_so(architecture):
-    """King is one token: its tail alone would be too likely, and without one the run would stop."""
+    """The word king is one token: a score of its end alone would be too high, and without tokens the run would stop."""
     loaded, t = tiny(architecture), tokenizer()
     given = [Item("The old", " tree"), Item("The ki", "ng"), Item("The old ki", "ng goes")]
     found = score(loaded, given, SMALL)
@@ -205,7 +205,7 @@ def test_every_token_of_a_long_text_is_predicted_once(architecture, stride):
     if architecture == "encoder":
         assert [p.tokens[a] for p in pieces for a in p.at] == [tokenizer().mask_id] * len(ids)
     else:
-        # What stands at a place is what the text has in front of the token that is predicted there.
+        # The input at each position is the token before the predicted one.
         inputs = [i for p in pieces for i in (p.tokens[a] for a in p.at)]
         assert inputs[1:] == ids[:-1]
         assert len(pieces[-1].tokens) == 16, "the last window reaches back until it is full"
@@ -225,7 +225,7 @@ def test_a_window_is_what_lm_eval_cuts():
 
 
 def test_a_long_text_is_the_sum_of_its_windows():
-    """Windows of 16 inputs: 16 tokens behind BOS, 16 behind one token of context, and the last one full again."""
+    """Windows of 16 inputs: 16 tokens after BOS, 16 after one token of context, and a full last window."""
     loaded, t = tiny("decoder"), tokenizer()
     ids = list(range(110, 150))
     row = [t.bos_id, *ids]
@@ -272,7 +272,7 @@ def test_the_likelier_text_and_choice_win():
 
 
 def test_equal_choices_are_a_guess_wherever_the_answer_stands():
-    """A model that tells nothing apart scores as chance does, not 1 where all answers come first."""
+    """A model with equal likelihoods scores like chance, not 1 if the right answers are all first."""
     same = [" the king"] * 4
     for answer in range(4):
         found = multiple_choice(tiny("decoder"), [Question("The old", same, answer)], SMALL)
@@ -280,7 +280,7 @@ def test_equal_choices_are_a_guess_wherever_the_answer_stands():
 
 
 def test_greedy_is_what_greedy_decoding_writes():
-    """Of equally likely ids the first: with logits that are all equal no other continuation is greedy."""
+    """Of equally likely ids the first counts: with equal logits, no other continuation is greedy."""
     loaded = tiny("decoder")
     flat = dataclasses.replace(loaded, params=jax.tree.map(jnp.zeros_like, loaded.params))
     found = score(flat, [Item("", [0]), Item("", [1]), Item("", [0, 0]), Item("", [0, 1])], SMALL)
@@ -302,13 +302,13 @@ def test_long_rows_come_in_few_lengths():
 
 
 def test_dynamic_rotary_scaling_is_that_of_the_text_alone():
-    """It depends on the length of the row: beyond the original one a text gets a row of its own length."""
+    """Dynamic scaling depends on the row's length: a text beyond the original length gets a row of its own length."""
     rope = tiny("decoder").config.rope.model_copy(update={"scaling": "dynamic", "factor": 4.0, "original_length": 8})
     loaded = tiny("decoder", "rope", rope=rope)
     given = [Item([120] * n, [130, 140]) for n in (9,)]
     for item, found in zip(given, score(loaded, given, SMALL), strict=True):
         row = [tokenizer().bos_id, *item.context, 130]
-        # The model does not yet know of the last token when it predicts it: it does not lengthen the row.
+        # The last token is predicted but not read, so it does not lengthen the row.
         expected = log_probs(loaded, {"tokens": row}, room=max(len(row), 8))[len(row) - 2 : len(row)]
         assert found.log_likelihood == pytest.approx(expected[0, 130] + expected[1, 140], abs=2e-5)
 
