@@ -1,4 +1,4 @@
-"""The public API: what `import lmjax` offers, how it is called, and that importing it takes nothing along."""
+"""The public API: its names, its signatures, and that `import lmjax` does not import jax."""
 
 import ast
 import inspect
@@ -10,7 +10,7 @@ import pytest
 
 import lmjax
 
-# Name -> the names of its parameters, keyword-only ones behind a star. A change here breaks scripts of others.
+# Name -> the names of its parameters, with keyword-only ones after a star. A change here breaks scripts of users.
 SIGNATURES = {
     "evaluate": "loaded data config * task fields",
     "fill_mask": "loaded texts top_k config",
@@ -25,7 +25,7 @@ SIGNATURES = {
 
 
 def named(function) -> list[str]:
-    """Returns the names of a function's parameters, keyword-only ones behind a star."""
+    """Returns the names of a function's parameters, with keyword-only ones after a star."""
     parts, keyword = [], False
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword:

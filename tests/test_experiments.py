@@ -1,4 +1,4 @@
-"""Every experiment file loads, says in its header how to run it, and trains: three steps at nano width."""
+"""Every experiment file loads, has its command in the header, and trains for three steps at nano width."""
 
 import ast
 import collections
@@ -34,7 +34,7 @@ def variants(path: pathlib.Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory, corpus):
-    """A table of pairs, from the sentences of the corpus."""
+    """Returns a table of pairs, made from the sentences of the corpus."""
     sentences = [s.strip() for s in corpus.read_text().replace("\n", " ").split(".") if s.strip()]
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     path.write_text("\n".join(["source\ttarget", *(f"{s}\t{s[::-1]}" for s in sentences)]) + "\n")
@@ -42,7 +42,7 @@ def pairs(tmp_path_factory, corpus):
 
 
 def nano(config, data):
-    """Returns the experiment at a width and with a corpus at which three steps take seconds."""
+    """Returns the experiment with a small width and corpus, so that three steps take seconds."""
     length = min(config.task.length, 32)
     heads = {"num_heads": 2, "num_kv_heads": None, "head_dim": None}
     sizes = {"embed_dim": 16, "mlp_dim": 32, "num_layers": 2, "max_length": 64} | heads

@@ -1,4 +1,4 @@
-"""The commands of README.md as they stand: each is accepted, and those of the usual path run on stand-ins."""
+"""The commands of README.md: each is accepted, and common ones run with small models and data."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ RECORDED = ROOT / "tests/inference/generate/recorded"
 BLOCKS = (ROOT / "README.md").read_text().split("```")[1::2]
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("lmjax ")]
 ARGUMENTS = [shlex.split(command, comments=True)[1:] for command in COMMANDS]
-# A model and a run that take a second; what a command says itself stays.
+# Flags of a model and a run that take a second; flags of the command itself have priority.
 TINY = {
     "--config.model.embed_dim": "16", "--config.model.num_heads": "2", "--config.model.mlp_dim": "16",
     "--config.model.num_layers": "1", "--config.tokenizer.kind": "bpe", "--config.tokenizer.vocab_size": "420",
@@ -30,7 +30,7 @@ SENTENCES = [f"The {a} {b} sees the {c}. It goes to the {a} house. Then it sleep
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """A folder with what the commands name: texts, pairs, and small checkpoints under the names of README."""
+    """Returns a folder with the files of the commands: texts, pairs, and small checkpoints with the README's names."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "texts").mkdir()
     for i, sentence in enumerate(SENTENCES):
@@ -53,9 +53,9 @@ def here(folder, monkeypatch):
 
 
 def tiny(arguments: list[str]) -> list[str]:
-    """The arguments of a training command with those of TINY that it does not have."""
+    """Returns the arguments of a training command, with those of TINY added that it does not have."""
     given = {a.partition("=")[0] for a in arguments}
-    # A checkpoint brings its own model and tokenizer.
+    # A checkpoint has its own model and tokenizer.
     from_elsewhere = ("model", "tokenizer") if "--init_from" in given else ()
     rest = {k: v for k, v in TINY.items() if k not in given and k.split(".")[1:2] not in [[n] for n in from_elsewhere]}
     return [*arguments, "--noprogress", *(f"{name}={value}" for name, value in rest.items())]
@@ -68,7 +68,7 @@ def test_readme_has_the_commands():
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=COMMANDS)
 def test_every_command_is_accepted(arguments, here, capsys):
-    """Its flags are there and, of a run, the fields fit together."""
+    """Its flags exist, and the fields of a run fit together."""
     if arguments[0] == "train" and "--init_from" not in " ".join(arguments):
         cli.run([*arguments, *(["--print_config"] if "--print_config" not in arguments else [])])
         assert '"objective"' in capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_every_command_is_accepted(arguments, here, capsys):
 
 
 def test_the_usual_path_runs(here, capsys):
-    """In the order in which one thing needs another."""
+    """In the order in which the commands need the results of others."""
 
     def of(*words: str) -> list[str]:
         (found,) = [a for c, a in zip(COMMANDS, ARGUMENTS, strict=True) if all(word in c for word in words)]
@@ -93,7 +93,7 @@ def test_the_usual_path_runs(here, capsys):
     assert "bits_per_byte" in capsys.readouterr().out.replace(" ", "_")
     cli.run(of("convert", "--workdir=runs/mine"))
     assert pathlib.Path("mine/config.json").is_file()
-    # What was written out stands for a published checkpoint.
+    # The export is used as a published checkpoint.
     shutil.copytree("mine", "gpt2")
     cli.run(of("convert", "--from=gpt2/"))
     cli.run(tiny(of("train", "--init_from=runs/gpt2")))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on local tasks, offline: its own scores are ours, for all three families."""
+"""lm-evaluation-harness on local tasks, offline: its scores equal lmjax's, for all three families."""
 
 import json
 import math
@@ -17,7 +17,7 @@ QUESTIONS = [
     {"text": "The young king goes", "choices": ["under the tree", "the"], "answer": 0},
     {"text": "A queen sees", "choices": ["a river", "the houses, never the old house"], "answer": 1},
     {"text": "The old tree", "choices": ["king", "goes"], "answer": 1},
-    # Longer than the model reads.
+    # Longer than the model's rows.
     {"text": "The house " * 12, "choices": ["king", "goes"], "answer": 0},
 ]
 CONFIG = ScoreConfig(row_length=16, batch_tokens=64)

@@ -68,9 +68,9 @@ def _whole(model, params, batch):
 
 
 def log_probs(loaded: LoadedModel, prompts: Sequence[list[int]], texts: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """Returns the log-probabilities `[tokens, vocab]` in front of each token of the texts, read at once.
+    """Returns the log-probabilities `[tokens, vocab]` that predict each token of the texts, from one forward pass.
 
-    Padding stands behind the rows, where the decode loop has it in front.
+    Padding is after the rows, unlike in the decode loop, where it is before them.
     """
     form, both = loaded.prompts, loaded.config.architecture == "encoder_decoder"
     starts = [list(form.start) if both else prompt for prompt in prompts]

@@ -1,7 +1,7 @@
-"""Records what transformers computes: for every case a checkpoint, its outputs, a loss and all gradients.
+"""Records results of transformers: for every case a checkpoint, its outputs, a loss and all gradients.
 
 python tests/interop/record.py                # the cases that have no folder yet
-python tests/interop/record.py gpt2 llama     # these, anew
+python tests/interop/record.py gpt2 llama     # these, again
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUTS += ("start_logits", "end_logits", "pooler_output")
 
 
 def build(case: Case, seed: int) -> torch.nn.Module:
-    """Returns a model none of whose parameters has a special value."""
+    """Returns a model whose parameters are all random, without zeros or ones."""
     torch.manual_seed(seed)
     model_class = getattr(transformers, case.model)
     model = model_class(model_class.config_class(**case.config))
@@ -43,17 +43,17 @@ def build(case: Case, seed: int) -> torch.nn.Module:
             model.final_logits_bias.normal_(std=0.5)
     model.tie_weights()
     if case.config.get("tie_word_embeddings") is False and model.config.tie_word_embeddings:
-        # transformers 5 ties every T5 and says so, whatever it was told; the published files say otherwise.
+        # transformers 5 ties every T5 and writes that into config.json; the published files do not.
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
     return model.eval()
 
 
 def rows(rng: np.random.Generator, case: Case, vocab_size: int, pad: int, *, left: bool) -> dict[str, torch.Tensor]:
-    """Returns tokens and mask: a whole row, five tokens, six that end the row if `left`, the same six that begin it."""
+    """Returns tokens and mask: a full row, five tokens, six at the row's end if `left`, the same six at its start."""
     length = case.length
     tokens, mask = np.full((4, length), pad), np.zeros((4, length), np.int64)
-    # Above the special ids, which some models read positions from.
+    # Above the special ids: some models compute positions from the padding id.
     texts = [rng.integers(5, vocab_size, n) for n in (length, 5, 6)]
     for row, text in enumerate((*texts, texts[2])):
         place = slice(length - len(text), length) if row == 2 and left else slice(0, len(text))
@@ -80,7 +80,7 @@ def forward(case: Case, model: torch.nn.Module, batch: dict[str, torch.Tensor]):
 
 
 def make_batch(case: Case, model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Returns a batch: tokens, mask, positions, and token types or a decoder's side where the model has them."""
+    """Returns a batch: tokens, mask, positions, and token types or a decoder's side if the model has them."""
     rng, config = np.random.default_rng(seed), model.config.get_text_config()
     pad = 0 if config.pad_token_id is None else config.pad_token_id
     batch = rows(rng, case, config.vocab_size, pad, left=case.left)
@@ -94,7 +94,7 @@ def make_batch(case: Case, model: torch.nn.Module, seed: int) -> dict[str, torch
 
 
 def names(output: dict[str, torch.Tensor]) -> list[str]:
-    """Returns the names of the outputs that are compared; of a model without any, the hidden states."""
+    """Returns the names of the outputs to compare, or of the hidden states for a model without outputs."""
     return [key for key in OUTPUTS if output.get(key) is not None] or ["last_hidden_state"]
 
 
@@ -116,8 +116,8 @@ def losses(out: dict[str, torch.Tensor], mask: torch.Tensor, rng: np.random.Gene
 
 
 def gradients(model: torch.nn.Module, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Returns the gradients under the names that the parameters have on disk, which are `names`."""
-    # None: the loss does not depend on it, as on the pooler of a model without a head.
+    """Returns the gradients under the names of the parameters on disk, `names`."""
+    # None: the loss does not depend on the parameter, such as the pooler of a model without a head.
     found = {
         key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for key, parameter in model.named_parameters()

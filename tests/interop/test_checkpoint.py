@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said before anything is allocated, by the name of the tensor or the field."""
+"""Errors about a checkpoint come before anything is allocated, and name the tensor or the field."""
 
 import json
 import pathlib
@@ -65,7 +65,7 @@ def test_numbers_that_are_not_finite(folder, number):
 
 
 def test_copies_that_differ(folder):
-    """A file that repeats the tied table, but with other numbers, is not what its config says."""
+    """A file with a second copy of the tied table that has other values contradicts its config."""
     shutil.copy(RECORDED / "llama_tied_biased" / "config.json", folder)
     shutil.copy(RECORDED / "llama_tied_biased" / "model.safetensors", folder)
     table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
@@ -104,7 +104,7 @@ def test_fields_that_are_not_implemented(folder, values, said):
 
 
 def test_more_layers_than_the_files_can_hold(folder):
-    """Tracing them one by one would take hours; the number of tensors tells before."""
+    """Tracing all layers would take hours; the number of tensors shows the error before."""
     change_config(folder, num_hidden_layers=9_999)
     with pytest.raises(DataError, match=r"config\.json says 9999 layers, and but there are only 21 tensors"):
         Checkpoint(folder)
@@ -132,7 +132,7 @@ def test_a_truncated_file(folder):
 
 
 def test_a_header_that_lies(folder):
-    """A header of 2**60 bytes, or a tensor that begins behind the file's end, is refused by its size alone."""
+    """A header of 2**60 bytes, or a tensor that begins after the file's end, is refused because of its size."""
     path = folder / "model.safetensors"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{}")
     with pytest.raises(DataError, match="not a whole safetensors file"):
@@ -150,7 +150,7 @@ def test_pickles_are_not_read(folder):
 
 
 def shard(folder: pathlib.Path, parts: int = 3) -> dict[str, str]:
-    """Splits the checkpoint's file into several and an index, which is returned."""
+    """Splits the checkpoint's file into several files with an index, and returns the index."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     places = {name: f"model-{i % parts}.safetensors" for i, name in enumerate(sorted(tensors))}

@@ -1,6 +1,6 @@
-"""Decoders: old and new spellings are one config, windows and experts lie where they should, experts split over a mesh.
+"""Decoders: old and new names give one config, windows and experts are in the right layers, experts on a mesh.
 
-That they compute what transformers computes is shown in `test_recorded.py`.
+`test_recorded.py` compares their outputs with transformers.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ FULL, WINDOW = "full_attention", "sliding_attention"
 
 
 def config(model_type: str, **values) -> ModelConfig:
-    """Returns the config that a file says; one key-value head is right for any number of query heads."""
+    """Returns the config of a file; one key-value head is right for any number of query heads."""
     kv_heads = {} if model_type in ("gpt_neox", "opt") else {"num_key_value_heads": 1}
     known = SIZES | kv_heads | {"model_type": model_type, "architectures": [CLASSES[model_type]]}
     return describe(PATH, {k: v for k, v in (known | values).items() if v is not ...}).config
@@ -100,11 +100,11 @@ def test_both_spellings_of_rotary_positions_are_one(model_type, old, new):
         old, new = (values | {"hidden_size": 64} for values in (old, new))
     if model_type == "phi3":
         old, new = (values | {"hidden_size": 32} for values in (old, new))
-    # Of four layers, so that Gemma 3 has both kinds.
+    # Four layers, so that Gemma 3 has both kinds of layers.
     pattern = {"sliding_window_pattern": 3} if model_type == "gemma3_text" else {}
     before, after = config(model_type, **old, **pattern), config(model_type, **new, **pattern)
     assert before == after
-    # What is written is in both spellings, of which either one is enough.
+    # The written file has both the old and the new names; one of them is enough.
     written = choose_family(before, (), model_type, {}).values
     names = {"rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq", "rotary_emb_base", "rotary_pct"}
     names |= {"partial_rotary_factor"}
@@ -238,7 +238,7 @@ def test_what_is_refused(model_type, values, said):
 
 
 def test_what_a_family_cannot_say_is_not_written():
-    """A window or a norm that Llama lacks is no Llama, and a model whose layers share a window is no Gemma 2."""
+    """A window or a norm that Llama lacks cannot be a Llama, nor a window in every second layer a Mistral."""
     model = config("gemma2", sliding_window=9)
     with pytest.raises(FlagError, match="--family=llama cannot express this model"):
         choose_family(model, (), "llama", {})
@@ -248,7 +248,7 @@ def test_what_a_family_cannot_say_is_not_written():
 
 
 def test_what_changes_nothing_is_no_obstacle():
-    """The sixth of four layers, the width of MLPs that no layer has, the length that a linear scaling starts from."""
+    """Such as the sixth of four layers, the width of MLPs that no layer has, the original length of linear scaling."""
     gemma = config("gemma3_text", sliding_window=9)
     sixth = gemma.model_copy(update={"attention.global_every": 6, "attention.global_offset": 5})
     assert windows(choose_family(sixth, (), "gemma3_text", {}).config) == [9] * 4
@@ -261,7 +261,7 @@ def test_what_changes_nothing_is_no_obstacle():
 
 
 def logits(checkpoint: Checkpoint, model: ModelConfig, params, expected, mesh) -> np.ndarray:
-    """Returns the logits of a recorded batch, the model split over the mesh."""
+    """Returns the logits of a recorded batch, from a model sharded over the mesh."""
     with contextlib.ExitStack() as context:
         if mesh.size > 1:
             context.enter_context(jax.set_mesh(mesh))
@@ -275,7 +275,7 @@ def logits(checkpoint: Checkpoint, model: ModelConfig, params, expected, mesh) -
     [({"expert": 2, "data": 4}, "auto"), ({"expert": 2, "tensor": 2}, "auto"), ({}, "dense"), ({}, "ragged")],
 )
 def test_experts_over_a_mesh(sizes, dispatch):
-    """However the experts are split and whichever way tokens come to them: the logits of transformers."""
+    """For every sharding of the experts and every dispatch of tokens, the logits equal those of transformers."""
     folder = FOLDER / "mixtral"
     checkpoint, expected = Checkpoint(folder), load_file(folder / "expected.safetensors")
     known = checkpoint.description.config
@@ -295,7 +295,7 @@ def test_experts_over_a_mesh(sizes, dispatch):
 
 
 def test_a_split_model_is_written_whole(tmp_path):
-    """From eight devices, four of them with other experts than the rest, come the tensors that went in."""
+    """Export from eight devices with sharded experts gives the imported tensors."""
     checkpoint = Checkpoint(FOLDER / "mixtral")
     description = checkpoint.description
     params = checkpoint.params(description.config, make_mesh(ParallelConfig(expert=2, fsdp=2, tensor=2)))
@@ -308,7 +308,7 @@ def test_a_split_model_is_written_whole(tmp_path):
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
 def test_alternating_layers_are_the_same_stacked_or_not(name):
-    """One table serves layers that are scanned over and layers that are not."""
+    """One table is used for scanned and for unrolled layers."""
     checkpoint = Checkpoint(FOLDER / name)
     description, mesh = checkpoint.description, make_mesh(ParallelConfig(), jax.devices()[:1])
     unrolled = description.config.model_copy(update={"scan_layers": False})
@@ -327,7 +327,7 @@ def test_alternating_layers_are_the_same_stacked_or_not(name):
 
 
 def test_heads_differ_from_the_width():
-    """Heads wider than their share of the stream are read as such, and as their share where nobody says."""
+    """The width of heads is read from the file, and is the embedding's share of a head if the file has none."""
     assert config("llama", head_dim=10).width_of_head == 10
     assert config("llama").width_of_head == 6
     assert config("gemma").width_of_head == 256

@@ -1,4 +1,4 @@
-"""Which family a model is written as, and what is said of one that none can express."""
+"""The family as which a model is exported, and the error for a model that no family can express."""
 
 import jax
 import numpy as np
@@ -78,7 +78,7 @@ def test_tensors_are_written_in_the_dtype_asked_for(tmp_path, dtype):
     export(choose_family(config, (), None, {}), config, ones(config), tmp_path / "out", dtype=dtype)
     checkpoint = Checkpoint(tmp_path / "out")
     assert {h.dtype.name for h in checkpoint.shards.headers.values()} == {dtype}
-    # Every number of float16 is one of float32, and lmjax computes in either float32 or bfloat16.
+    # float32 represents all numbers of float16, and lmjax computes in float32 or bfloat16.
     assert checkpoint.description.config.param_dtype == ("bfloat16" if dtype == "bfloat16" else "float32")
 
 

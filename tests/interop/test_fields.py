@@ -1,4 +1,4 @@
-"""A field that changes no number passes, one that would is refused, and the user may vouch for the rest."""
+"""Fields that change no number pass, fields that do are refused, and the user can accept unknown ones."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from tests.interop.published import PUBLISHED
 from tests.interop.test_checkpoint import change_config, folder  # noqa: F401
 
 CONFIG = pathlib.Path("config.json")
-# What any file may carry: of reports and heads that are not there, of generation, of trainers and of other programs.
+# Fields that any file may have: of reports, of missing heads, of generation, of trainers and of other programs.
 ANY = {
     "_attn_implementation_autoset": True,
     "_commit_hash": "0" * 40,
@@ -67,7 +67,7 @@ ANY = {
     "use_cache": True,
     "xla_device": None,
 }
-# What files of one family carry, at the values they have there.
+# Fields in files of one family, with their values there.
 OWN = {
     "gpt2": {
         "n_special": 0,
@@ -95,7 +95,7 @@ OWN = {
     "google/pegasus-xsum": {"do_blenderbot_90_layernorm": False, "add_bias_logits": False},
     "google/umt5-small": {"scale_decoder_outputs": False},
 }
-# A published file, what is changed in it, and the words of the refusal.
+# A published file, a change of it, and the error message.
 REFUSED = {
     "gpt2, stanford": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "lmjax implements only False; .*accept_f"),
     "blenderbot 90M": ("facebook/bart-base", {"do_blenderbot_90_layernorm": True}, "do_blenderbot_90_layernorm=True"),
@@ -132,7 +132,7 @@ def test_fields_that_would_change_numbers_are_refused(name):
 @pytest.mark.parametrize(
     ("name", "cls", "count"),
     [
-        # E5-Mistral, Qwen2's embedding models, and a Llama of before transformers 4.28.
+        # E5-Mistral, Qwen2's embedding models, and a Llama from before transformers 4.28.
         ("mistral-7b-v0.1", "MistralModel", 7_241_732_096 - 32_000 * 4096),
         ("qwen2-7b", "Qwen2Model", 7_615_616_512 - 152_064 * 3584),
         ("llama-2-7b", "LlamaModel", 6_738_415_616 - 32_000 * 4096),
@@ -157,7 +157,7 @@ def test_a_llama_of_before_names_had_settled():
 
 
 def test_the_user_vouches_for_a_field(folder, tmp_path):  # noqa: F811
-    """It is computed as if the field were not there, and what is written out does not have it."""
+    """The model is the same as without the field, and an export does not have the field."""
     plain = Checkpoint(folder).description
     change_config(folder, whim=1, rope_interleaved=True, rope_parameters={"rope_type": "default", "mood": 1})
     names = ("whim", "rope_interleaved", "rope_parameters.mood")
@@ -177,7 +177,7 @@ def test_the_user_vouches_for_a_field(folder, tmp_path):  # noqa: F811
 
 
 def test_what_transformers_writes_of_a_config_is_read():
-    """All fields of every family's config class at their defaults, as the installed transformers writes them."""
+    """Every family's config class with all fields at their defaults, as written by the installed transformers."""
     transformers = pytest.importorskip("transformers")
     for name, family in FAMILIES.items():
         cls = next(iter(family.heads))

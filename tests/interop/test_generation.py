@@ -1,4 +1,4 @@
-"""What a folder says about writing is done: the texts are transformers', flags win, and what cannot be done is said."""
+"""Generation settings of a folder apply: texts equal transformers', flags override, unsupported fields are reported."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ from tests.inference.generate.defaults import FOLDER, SETTINGS, prompts, setting
 
 
 def copy(name: str, folder: pathlib.Path, values: dict | None, config: dict | None = None) -> pathlib.Path:
-    """Returns a recorded model's folder with these generation settings, or with these in its config.json."""
+    """Returns a recorded model's folder with these generation settings, or with these fields in its config.json."""
     shutil.copytree(FOLDER / name, folder, ignore=shutil.ignore_patterns("*.npz"))
     if values is not None:
         (folder / GENERATION).write_text(json.dumps(values))
@@ -38,7 +38,7 @@ def test_the_texts_are_transformers(name, number, tmp_path):
     values = settings(name)[number]
     with np.load(FOLDER / name / "defaults.npz") as recorded:
         expected = recorded["ids"][number].tolist()
-    # As older checkpoints say it, in every other case.
+    # Every other case has the settings in config.json, like older checkpoints.
     place = copy(name, tmp_path / "x", *((values, None) if number % 2 else (None, values)))
     loaded = load_model(str(place))
     found = [texts[0] for texts in generate(loaded, prompts(name))]
@@ -133,7 +133,7 @@ def test_flags_win_and_take_away_what_does_not_go_with_them(values, flags, expec
     config = configure(flags, None, defaults)
     assert config == GenerateConfig.model_validate(expected)
     assert not defaults.ignored
-    # What has been put together once is not changed by being put together again.
+    # Merging the merged settings again changes nothing.
     loaded = load_model(str(tmp_path / "x"))
     assert resolved(loaded, config) == config
     assert resolved(loaded, None) == configure({}, None, defaults)
@@ -186,7 +186,7 @@ def test_settings_without_meaning_are_told_by_file_and_field(values, tmp_path):
 
 
 def test_the_file_is_kept_on_the_way_in_and_out(tmp_path):
-    """A converted checkpoint writes as the one that it was, and so does what is written out of it."""
+    """An imported checkpoint, and an export of it, generate like the original."""
     place = copy("gpt2_trained", tmp_path / "x", QWEN)
     run(["convert", f"--from={place}", f"--workdir={tmp_path / 'in'}"])
     run(["convert", f"--workdir={tmp_path / 'in'}", f"--to={tmp_path / 'out'}"])
@@ -203,7 +203,7 @@ def test_the_file_is_kept_on_the_way_in_and_out(tmp_path):
 
 
 def test_what_the_class_says_where_no_file_does(tmp_path):
-    """BART and its kin force the end of a text by a default of their config classes."""
+    """BART and related families force the end of a text, by a default of their config classes."""
     transformers = pytest.importorskip("transformers")
     for name, family in FAMILIES.items():
         config = getattr(transformers, next(iter(family.heads))).config_class()

@@ -1,6 +1,6 @@
-"""What transformers makes of the checkpoints that lmjax writes, where torch and transformers are installed.
+"""transformers loads the checkpoints that lmjax writes; needs torch and transformers.
 
-`pip install '.[parity]'`; elsewhere these tests are skipped, and `test_recorded.py` compares with what was recorded.
+`pip install '.[parity]'`; without it these tests are skipped, and `test_recorded.py` compares with recorded results.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 @pytest.mark.parametrize("name", CASES)
 def test_both_ways_with_other_numbers(name, tmp_path):
-    """A model with another seed than the recorded one comes in, goes out, and transformers finds it unchanged."""
+    """A model with another seed than the recorded one is imported and exported; in transformers it is unchanged."""
     case = CASES[name]
     model = record.build(case, seed=1)
     model.save_pretrained(tmp_path / "theirs")
@@ -33,7 +33,7 @@ def test_both_ways_with_other_numbers(name, tmp_path):
     description = checkpoint.description
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     params = checkpoint.params(description.config, mesh)
-    # As of a model trained here: the original config.json is not looked at.
+    # As for a model trained here: the original config.json is not used.
     fresh = choose_family(description.config, description.heads, description.model_type, {})
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     extra = {} if pad is None else {"pad_token_id": pad}

@@ -1,4 +1,4 @@
-"""Hidden states and attention weights of every layer are those that transformers gives for the same weights."""
+"""Hidden states and attention weights of every layer equal those of transformers for the same weights."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def inner(case, model, batch: dict) -> dict[str, tuple]:
-    """Returns transformers' hidden states and attention weights of a batch, by our names."""
+    """Returns transformers' hidden states and attention weights for a batch, under our names."""
     model.set_attn_implementation("eager")
     for part in model.modules():  # the sides of some have configs of their own
         if hasattr(part, "config"):
@@ -33,7 +33,7 @@ def inner(case, model, batch: dict) -> dict[str, tuple]:
 
 
 def compare(ours: dict, theirs: dict, queries: np.ndarray, keys: np.ndarray) -> None:
-    """Compares one side at its real places; the last hidden state of transformers stands behind the final norm."""
+    """Compares one side outside padding; transformers takes the last hidden state after the final norm."""
     states = [*ours["hidden_states"][:-1], ours["hidden"]]
     assert len(states) == len(theirs["hidden_states"])
     for i, (x, y) in enumerate(zip(states, theirs["hidden_states"], strict=True)):

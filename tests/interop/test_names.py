@@ -1,4 +1,4 @@
-"""Files that name their tensors as published ones do, not as transformers of today would, are the same models."""
+"""Files with the tensor names of older published checkpoints give the same models as those of today's transformers."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.cases import CASES
 from tests.interop.test_recorded import FOLDER
 
-# A tensor that files of the family are known to carry beside their parameters.
+# A tensor that files of the family have in addition to their parameters.
 BUFFERS = {
     "gpt2": "{base}h.0.attn.bias",
     "gpt2_classifier": "{base}h.1.attn.masked_bias",
@@ -36,7 +36,7 @@ BUFFERS = {
     "bart": "{base}encoder.version",
     "t5": "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
 }
-# Cases whose labels may be of rows or of tokens, by their tensors alone.
+# Cases whose labels may be of rows or of tokens, judged by their tensors.
 AMBIGUOUS = ("bert_classifier", "distilbert_classifier", "albert_classifier")
 AMBIGUOUS += ("modernbert_classifier", "modernbert_mean", "modernbert_span")
 
@@ -47,7 +47,7 @@ def device():
 
 
 def checkpoint(folder, name, tensors, change=None) -> Checkpoint:
-    """Returns the checkpoint of a recorded config, changed, and of other tensors."""
+    """Returns a checkpoint with a changed recorded config and other tensors."""
     folder.mkdir()
     values = json.loads((FOLDER / name / "config.json").read_text()) | (change or {})
     (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))
@@ -56,7 +56,7 @@ def checkpoint(folder, name, tensors, change=None) -> Checkpoint:
 
 
 def same(one: Checkpoint, other: Checkpoint, device) -> None:
-    """Asserts that two checkpoints are one model."""
+    """Asserts that two checkpoints give the same model."""
     assert one.description.config == other.description.config
     assert one.description.heads == other.description.heads
     a, b = (x.params(x.description.config, device) for x in (one, other))
@@ -65,7 +65,7 @@ def same(one: Checkpoint, other: Checkpoint, device) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path, device):
-    """Every recorded model: without the prefix of its base, with it, and with masks, ids and copies beside."""
+    """Every recorded model: without the prefix of its base, with it, and with additional masks, ids and copies."""
     recorded = Checkpoint(FOLDER / name)
     family, tensors = recorded.description.family, load_file(FOLDER / name / "model.safetensors")
     stripped = {n.removeprefix(family.base): t for n, t in tensors.items()}
@@ -81,7 +81,7 @@ def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path,
             if original in whole
             and copy not in whole
             and recorded.description.config.head.tied
-            # By an output in its file, an mT5 is told to have one of its own.
+            # The output tensor in the file shows that an mT5 is untied.
             and (name, copy) != ("mt5", "lm_head.weight")
         }
         found = checkpoint(tmp_path / f"{kind}-copies", name, held | extra | copies)
@@ -91,7 +91,7 @@ def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path,
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_class_that_is_not_named_is_told_by_the_tensors(name, tmp_path, device):
-    """Where two classes give one tensor two meanings, both are named; a wrong guess would be silent."""
+    """If two classes give a tensor different meanings, the error names both; a wrong guess would not be noticed."""
     recorded = Checkpoint(FOLDER / name)
     described = recorded.description
     tensors = load_file(FOLDER / name / "model.safetensors")
@@ -101,13 +101,13 @@ def test_a_class_that_is_not_named_is_told_by_the_tensors(name, tmp_path, device
         return
     found = checkpoint(tmp_path / "x", name, tensors, {"architectures": ...})
     same(found, recorded, device)
-    # A bare decoder whose output is its table has what the language model has, and is taken for it.
+    # A bare decoder with a tied output has the tensors of the language model, and is read as one.
     named = {"qwen2_bare": ["Qwen2ForCausalLM"]}.get(name, described.values["architectures"])
     assert found.description.values["architectures"] == named
 
 
 def test_the_patterns_of_a_family_cover_its_own_table():
-    """A name of the table is never taken for another one with or without the base."""
+    """A name of the table is never read as another name with or without the prefix."""
     for name, family in FAMILIES.items():
         written = {t.replace("{i}", "10").replace("{e}", "11") for row in family.table for t in row.theirs}
         assert family.names(written) == {t: t for t in written}, name
@@ -133,7 +133,7 @@ def test_a_pooler_may_be_left_out_of_a_bare_model_and_of_no_other(tmp_path):
 
 
 def test_a_decoder_without_its_output_layer_is_said_to_be_one(tmp_path):
-    """Another copy of the checkpoint would not help, and is not advised; the bare class is, and takes it."""
+    """The error does not advise another copy of the checkpoint, but the bare class, which can read it."""
     tensors = load_file(FOLDER / "llama" / "model.safetensors")
     del tensors["lm_head.weight"]
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""What no family can express is refused with the changes that the nearest needs, and with these it goes out."""
+"""The error for a model that no family can express lists changes; with these changes it can be exported."""
 
 import pytest
 
@@ -16,7 +16,7 @@ SOME = ("gpt2", "gemma2_2b", "qwen3_0_6b", "opt_125m", "t5_small", "bert_tiny", 
 
 
 def flags(error: FlagError) -> dict[str, str]:
-    """Returns the overrides that an error gives, by dotted path; empty where it gives none."""
+    """Returns the overrides in an error message, by dotted path; empty if it has none."""
     _, found, text = str(error).partition("can be exported: ")
     given = [flag.removeprefix("--config.").partition("=") for flag in text.split()]
     return {path: value for path, _, value in given} if found else {}
@@ -41,7 +41,7 @@ def test_a_default_run_goes_out_or_its_error_says_what_would(objective, architec
 
 @pytest.mark.parametrize("preset", SOME)
 def test_every_family_says_what_it_needs_of_a_model(preset):
-    """Or that it cannot have it at all: it is of another architecture, or has no such heads."""
+    """Or that no change helps, because of another architecture or missing heads."""
     model = PRESETS[preset].model_copy(update={"num_layers": 4, "vocab_size": 512})
     needed = ("masked_lm",) if model.architecture == "encoder" else ()
     objective = {"decoder": "next_token", "encoder": "mlm", "encoder_decoder": "seq2seq"}[model.architecture]

@@ -1,4 +1,4 @@
-"""A family of Hugging Face is added by one file and one line: a checkpoint and a tokenizer go out and come in."""
+"""A Hugging Face family is added by one file and one line: its checkpoints and tokenizers are exported and imported."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_a_checkpoint_and_its_tokenizer_go_out_and_come_in(toy, tmp_path):
     ids = loaded.tokenizer.encode("The king")
     expected = LanguageModel(CONFIG_OF_TOY).apply({"params": params}, {"tokens": np.array([ids])}, method="outputs")
     np.testing.assert_allclose(loaded(ids).logits[0, : len(ids)], expected["logits"][0], atol=1e-5)
-    # What stands around a text, and that there are token types, is said by the family's own file.
+    # The family's own file gives the special tokens around a text, and that there are token types.
     assert load_tokenizer(str(tmp_path)).names["cls_token"] == "[CLS]"
     written = json.loads((tmp_path / "tokenizer.json").read_text())["post_processor"]["single"]
     assert [next(iter(part)) for part in written] == ["SpecialToken", "Sequence", "SpecialToken"]

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers give its hidden states, outputs, losses and gradients here, and come back bit-equal."""
+"""Checkpoints of transformers give its hidden states, outputs, losses and gradients; exports are equal bit for bit."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ from tests.interop.cases import CASES
 pytestmark = pytest.mark.long
 
 FOLDER = pathlib.Path(__file__).parent / "recorded"
-# Our outputs by transformers' names, under which a class has one of several.
+# Our outputs by transformers' names; different classes use one name for different outputs.
 NAMES = {
     "logits": ("classifier", "tagger", "replaced_token", "logits", "next_sentence"),
     "prediction_logits": ("logits",),
@@ -40,7 +40,7 @@ def one_device():
 
 
 class Loaded(NamedTuple):
-    """A checkpoint, its parameters, the model and what was recorded."""
+    """A checkpoint, its parameters, the model and the recorded values."""
 
     checkpoint: Checkpoint
     params: Any
@@ -50,7 +50,7 @@ class Loaded(NamedTuple):
 
 @pytest.fixture(scope="module", params=CASES)
 def name(request) -> str:
-    """A case; of the module's scope, so that all tests of a case follow each other and lmjax keeps its shapes."""
+    """Returns a case; the module scope groups the tests of a case, so that lmjax's caches are reused."""
     return request.param
 
 
@@ -81,7 +81,7 @@ def outputs(model: LanguageModel, params, batch: dict, names: list[str]) -> tupl
 
 
 def loss_of(found: dict, expected: dict) -> jax.Array:
-    """Returns the loss that was recorded: cross-entropies over the last axis."""
+    """Returns the recorded kind of loss: cross-entropies over the last axis."""
     mask = expected.get("decoder_mask", expected["mask"])
     total = jnp.zeros(())
     for name, values in found.items():
@@ -94,13 +94,13 @@ def loss_of(found: dict, expected: dict) -> jax.Array:
 
 
 def packed_row(loaded: Loaded) -> dict[str, np.ndarray]:
-    """Returns one more row, of two recorded texts; nothing where no output is by token of one side."""
+    """Returns one more row with two recorded texts; empty if no output is by token of one side."""
     expected = loaded.expected
     shape = expected["tokens"].shape
     by_token = any(k.startswith("out.") and v.shape[:2] == shape for k, v in expected.items())
     if loaded.model.config.architecture == "encoder_decoder" or not by_token:
         return {}
-    # As long as the recorded rows, since the dynamic scaling of rotary positions depends on it.
+    # As long as the recorded rows, because dynamic scaling of rotary positions depends on the length.
     texts = {k: [expected[k][1, :5], expected[k][3, :6]] for k in ("tokens", "type_ids") if k in expected}
     texts |= {"segment_ids": [[1] * 5, [2] * 6], "positions": [range(5), range(6)]}
     row = {k: np.zeros((1, shape[1]), np.int32) for k in texts}
@@ -110,7 +110,7 @@ def packed_row(loaded: Loaded) -> dict[str, np.ndarray]:
 
 
 class Computed(NamedTuple):
-    """What is compared, of ours: of the recorded rows, and the outputs of the packed one."""
+    """Our results for the comparison: of the recorded rows, and the outputs of the packed row."""
 
     hidden: jax.Array
     found: dict[str, jax.Array]
@@ -121,7 +121,7 @@ class Computed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def computed(loaded) -> Computed:
-    """All numbers of a case by one program, since compiling it is what takes time."""
+    """Returns all results of a case from one program, because compilation takes most of the time."""
     expected = loaded.expected
     batch, packed = features(expected), packed_row(loaded)
     rows = len(expected["tokens"])
@@ -138,7 +138,7 @@ def computed(loaded) -> Computed:
 
 
 def test_hidden_states_and_outputs(loaded, computed):
-    """With rows that are whole, padded on the right and padded on the left; padding itself is not compared."""
+    """With full rows, and rows padded on the right and on the left; padding is not compared."""
     expected = loaded.expected
     mask = expected.get("decoder_mask", expected["mask"]).astype(bool)
     np.testing.assert_allclose(np.asarray(computed.hidden)[mask], expected["hidden"][mask], rtol=0, atol=2e-5)
@@ -153,7 +153,7 @@ def test_loss_and_the_gradient_of_every_parameter(loaded, computed):
     np.testing.assert_allclose(computed.loss, expected["loss"], rtol=1e-5)
     ours = dict(tensors_of(description, description.config, computed.gradient))
     theirs = {key.removeprefix("grad."): g for key, g in expected.items() if key.startswith("grad.")}
-    # A parameter without a gradient here is one that transformers keeps but never uses.
+    # A parameter without a gradient here is one that transformers has but never uses.
     assert ours.keys() >= theirs.keys()
     for key, g in theirs.items():
         np.testing.assert_allclose(ours[key], g, rtol=0, atol=1e-4 * max(np.abs(g).max(), 1e-3), err_msg=key)
@@ -186,7 +186,7 @@ def test_out_and_in_again_is_bit_equal(name, loaded, tmp_path):
 
 
 def test_the_family_is_said_without_the_original_config(loaded):
-    """As for a model that was trained here: nothing but our config decides what is written."""
+    """As for a model that was trained here: only our config determines the export."""
     description = loaded.checkpoint.description
     fresh = choose_family(description.config, description.heads, description.model_type, {})
     assert fresh.config.model_copy(update={"param_dtype": "float32"}) == description.config

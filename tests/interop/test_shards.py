@@ -1,4 +1,4 @@
-"""Checkpoints of several files are written whole, and read tensor by tensor: the host never holds a whole file."""
+"""Checkpoints of several files are written completely, and read tensor by tensor: no whole file is in memory."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def test_files_hold_no_more_than_they_may(tmp_path):
     assert Shards(tmp_path).headers.keys() == TENSORS.keys()
 
 
-# Loads a checkpoint in a process of its own, and prints what its memory grew by, and the parameters' bytes.
+# Loads a checkpoint in a separate process, and prints by how much its memory grew, and the bytes of the parameters.
 LOAD = """
 import pathlib, sys
 import jax
@@ -51,7 +51,7 @@ print(peak_host_memory() - before, sum(x.nbytes for x in jax.tree.leaves(params)
 
 
 def test_the_host_holds_little_more_than_the_parameters(tmp_path):
-    """Beside the parameters, which on a CPU are the host's too, less than 1.3 times the largest file."""
+    """In addition to the parameters, which are in host memory too on a CPU, less than 1.3 times the largest file."""
     values = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

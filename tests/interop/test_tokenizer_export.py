@@ -28,7 +28,7 @@ def lines() -> list[str]:
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda k: f"{k[0]}{'_bytes' if k[1] else ''}")
 def trained(request) -> Tokenizer:
-    """A tokenizer that lmjax trained; characters of the samples are outside the vocabulary of most."""
+    """Returns a tokenizer that lmjax trained; for most kinds, some characters of the samples are unknown."""
     kind, fallback = request.param
     return train_tokenizer(
         ["\n".join(library_lines(3000))], TokenizerConfig(kind=kind, vocab_size=900, byte_fallback=fallback)
@@ -36,7 +36,7 @@ def trained(request) -> Tokenizer:
 
 
 def library(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The export as the library reads it, with text that spells no special token, as tokenizer_config.json says."""
+    """Returns the export as the library reads it; text that spells a special token is encoded as text."""
     fast = tokenizers.Tokenizer.from_str(sentencepiece_json(tokenizer, "llama").decode())
     fast.encode_special_tokens = True
     return fast
@@ -83,7 +83,7 @@ def test_a_loaded_model_is_exported_with_its_normaliser(options, tmp_path, lines
     path = tmp_path / "theirs.model"
     path.write_bytes(sentencepiece_model(**options))
     tokenizer = Tokenizer.load(str(path))
-    # Equally good ways to cut a run of one character may differ in a unigram model that was trained elsewhere.
+    # For a unigram model trained elsewhere, equally good segmentations of a repeated character may differ.
     texts = [*SAMPLES, *(line for line in lines[:2000] if not any(4 * c in line for c in "=-*#_ "))]
     assert ids(library(tokenizer), texts) == tokenizer.encode_batch(texts)
 
@@ -145,7 +145,7 @@ def test_a_fast_tokenizer_in_a_model_of_another_type_keeps_its_class(tmp_path):
 
 @pytest.fixture(scope="module")
 def auto():
-    """The function from a folder to its `AutoTokenizer`."""
+    """Returns the function that loads the `AutoTokenizer` of a folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers")
@@ -178,7 +178,7 @@ def test_transformers_gives_an_exported_tokenizers_ids(auto, trained, lines, tmp
 
 
 def test_the_written_files_know_the_special_tokens(trained, tmp_path):
-    """Without transformers: by the library that its fast tokenizers are, with the settings that it reads."""
+    """Without transformers: with the tokenizers library on which its fast tokenizers are built."""
     export_tokenizer(trained, tmp_path, "bert", 512)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["mask_token"] == "[MASK]"
@@ -303,8 +303,8 @@ def test_the_ids_of_a_loaded_folder_are_those_of_transformers(auto, name, lines,
     export_tokenizer(load_tokenizer(str(saved)), exported, model_type, 512)
     (exported / "config.json").write_text(json.dumps({"model_type": model_type}))
     if name == "llama_legacy":
-        # transformers forgets `legacy` when it saves, and then reads another pipeline than tokenizer.json has: ours is
-        # the one that it saved.
+        # transformers does not save `legacy`, and then builds another pipeline than that of tokenizer.json; ours is the
+        # one in tokenizer.json.
         assert load_tokenizer(str(saved)).encode_batch(texts) == plain(theirs, texts)
     else:
         same(auto(exported), load_tokenizer(str(saved)), texts)

@@ -1,4 +1,4 @@
-"""A family of Hugging Face as one is added: this file, and one call of `register`. Llama's, under other names."""
+"""An example of a new Hugging Face family: this file and one call of `register`. It is Llama's with other names."""
 
 import dataclasses
 

@@ -1,6 +1,6 @@
 """The small models whose texts are compared with those of transformers' `generate`, and the settings of each.
 
-`python tests/inference/generate/record.py NAME ...` makes the folders under `recorded/` anew; it needs torch and
+`python tests/inference/generate/record.py NAME ...` recreates the folders under `recorded/`, which needs torch and
 transformers. The tests read the folders and need neither.
 """
 
@@ -29,8 +29,8 @@ class Case(NamedTuple):
     Attributes:
         model: transformers' class.
         config: the arguments of its config class.
-        runs: how it writes, beside greedily, which every model does.
-        trained: it has learnt a small language; off: its parameters are random.
+        runs: settings in addition to greedy decoding, which is recorded for every model.
+        trained: whether it is trained on a small language; off: its parameters are random.
     """
 
     model: str

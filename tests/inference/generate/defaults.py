@@ -1,6 +1,6 @@
 """Files of generation settings like those of published models, with which recorded models generate.
 
-`python tests/inference/generate/defaults.py` records anew what transformers makes of them, into `defaults.npz` of the
+`python tests/inference/generate/defaults.py` records transformers' texts with them again, in `defaults.npz` of the
 recorded models; it needs torch and transformers.
 """
 

@@ -1,10 +1,11 @@
 """Records results of transformers' `generate`: for every case a checkpoint, 200 prompts, and texts with their scores.
 
 python tests/inference/generate/record.py                # the cases that have no folder yet
-python tests/inference/generate/record.py gpt2 llama     # these, anew
+python tests/inference/generate/record.py gpt2 llama     # these, again
 
-The texts are those of float64 weights, from prompts of one length at a time and so without padding. A prompt from which
-transformers itself writes something else in float32, in a ragged batch, is not recorded: there rounding decides.
+The texts are generated with float64 weights, from prompts of one length at a time and so without padding. A prompt for
+which transformers itself gives another text in float32, in a batch of mixed lengths, is not recorded, because its text
+depends on rounding.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def ended(rng: np.random.Generator, ids: Sequence[int]) -> list[int]:
 def train(model: torch.nn.Module) -> None:
     """Trains a decoder on walks, and an encoder-decoder to answer a text with one that steps from each of its ids.
 
-    The loss of one who knows the language is about 1.1.
+    The entropy of the language is about 1.1.
     """
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -109,9 +110,9 @@ def padded(prompts: Sequence[Sequence[int]], *, left: bool) -> dict[str, torch.T
 def written(
     model: torch.nn.Module, prompts: Sequence[Sequence[int]], run: Run, stop: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns ids `[prompts, num_return, NEW_TOKENS]`, lengths, scores; of a text that stops, the stop id is the last.
+    """Returns ids `[prompts, num_return, NEW_TOKENS]`, lengths and scores; a stop id is the last id of its text.
 
-    A beam's score is transformers'; a greedy text's is the sum of its log-probabilities before penalties.
+    A beam's score is that of transformers; a greedy text's is the sum of its log-probabilities before penalties.
     """
     pairs = model.config.is_encoder_decoder
     batch = padded(prompts, left=not pairs)

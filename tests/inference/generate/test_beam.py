@@ -33,7 +33,7 @@ def step(strategy, table, tokens, count, limit, stop, state):
 
 
 def search(config, table, limit, *, stop=(STOP,), first=1, room=16, extra=0):
-    """Returns ids, lengths and scores of every request, `[requests, num_return, ...]`, and the tokens looked at.
+    """Returns ids, lengths and scores of every request, `[requests, num_return, ...]`, and the tokens considered.
 
     Args:
         config: of beams.
@@ -42,7 +42,7 @@ def search(config, table, limit, *, stop=(STOP,), first=1, room=16, extra=0):
         stop: ids that end a text.
         first: the prompt, one token.
         room: columns.
-        extra: tokens to go on for after all requests are finished.
+        extra: further tokens after all requests are finished.
     """
     strategy = BeamSearch.of(config)
     with np.errstate(divide="ignore"):

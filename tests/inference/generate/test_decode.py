@@ -43,7 +43,7 @@ def _join_and_leave(loaded, strategy, results, prompts=PROMPTS, **kwargs):
 
     Args:
         loaded: the model.
-        strategy: that chooses.
+        strategy: chooses the tokens.
         results: of a batch, a request in it, and the column at which its text starts.
         prompts: of the texts.
         **kwargs: of `read_prompts`.

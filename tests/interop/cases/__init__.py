@@ -1,6 +1,6 @@
 """The small models that the interop tests compare with transformers: a name, a class, a config.
 
-`python -m tests.interop.record NAME ...` makes the folders under `recorded/` anew; it needs torch and transformers
+`python -m tests.interop.record NAME ...` recreates the folders under `recorded/`; it needs torch and transformers
 (`pip install '.[parity]'`). The tests read the folders and need neither.
 """
 

@@ -1,4 +1,4 @@
-"""What a case of the interop tests is."""
+"""The fields of a case of the interop tests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Case(NamedTuple):
     Attributes:
         model: transformers' class.
         config: the arguments of its config class.
-        counted: positions count the real tokens; off: they are places in the row, padding included.
-        length: tokens of a row; a learned position table is as long.
-        told: transformers is given the positions that count; off: it counts them itself, from other numbers than 0.
-        left: one row begins with padding; off for what reads the first position, which is then nothing.
+        counted: whether positions count only real tokens; off: they are columns of the row, padding included.
+        length: tokens of a row, and of a learned position table.
+        told: whether transformers gets these positions; off: it computes them itself, from another start than 0.
+        left: whether one row begins with padding; off for models that read the first position, which is then padding.
     """
 
     model: str

@@ -2,7 +2,7 @@
 
 from tests.interop.cases.base import Case
 
-# Small and odd: no two sizes are equal, so that no two axes can be taken for each other.
+# Small sizes that all differ, so that swapped axes are detected.
 DECODER = {
     "vocab_size": 51,
     "hidden_size": 24,
@@ -29,7 +29,7 @@ OPT = {
 
 
 def rope(kind: str, length: int, **values: object) -> dict[str, object]:
-    """Returns a Llama of rotary positions that are scaled to a length; its wavelengths lie on both sides of it."""
+    """Returns a Llama with scaled rotary positions, some with wavelengths above the original length, some below."""
     parameters = {"rope_type": kind, "rope_theta": 100.0} | values
     return DECODER | {"max_position_embeddings": length, "rope_parameters": parameters}
 
@@ -44,7 +44,7 @@ CASES = {
         "LlamaForCausalLM", DECODER | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}
     ),
     "llama_classifier": Case("LlamaForSequenceClassification", DECODER | {"num_labels": 3}),
-    # Rows as long as the longest allowed; of `dynamic`, longer than the length it starts from.
+    # Rows of the greatest allowed length; for `dynamic`, longer than the original length.
     "llama_linear": Case("LlamaForCausalLM", rope("linear", 20, factor=2.5), length=20),
     "llama_dynamic": Case("LlamaForCausalLM", rope("dynamic", 8, factor=2.0), length=20),
     "llama_yarn": Case(
@@ -66,10 +66,10 @@ CASES = {
     ),
     # Rows longer than the windows.
     "mistral": Case("MistralForCausalLM", DECODER | {"sliding_window": 5}),
-    # As embedding models are published: no output layer, and names without `model.`.
+    # Like published embedding models: no output layer, and names without `model.`.
     "mistral_bare": Case("MistralModel", DECODER | {"sliding_window": 5, "num_hidden_layers": 1}),
     "qwen2_bare": Case("Qwen2Model", NO_HEAD_DIM | {"num_hidden_layers": 1, "tie_word_embeddings": True}),
-    # Its sizes are even, for it is also split over a mesh.
+    # Even sizes, because this model is also sharded over a mesh.
     "mixtral": Case(
         "MixtralForCausalLM",
         DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 12} | {"vocab_size": 52},

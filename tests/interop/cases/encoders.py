@@ -1,4 +1,4 @@
-"""Encoders, and the decoder with a classifier that names its sizes as no other does."""
+"""Encoders, and the decoder with a classifier whose config has unusual names for its sizes."""
 
 from tests.interop.cases.base import Case
 
@@ -21,7 +21,7 @@ DISTILBERT = {
     "hidden_dim": 40,
     "max_position_embeddings": 12,
 }
-# Windows of 3 tokens to each side in the second and third of four layers.
+# Windows of 3 tokens on each side in the second and third of four layers.
 MODERNBERT = BERT | {
     "num_hidden_layers": 4,
     "intermediate_size": 20,

@@ -31,7 +31,7 @@ BART = {
 
 CASES = {
     "t5": Case("T5ForConditionalGeneration", T5),
-    # transformers 5 says of every T5 that it is tied; the case unties it as the published weights are.
+    # transformers 5 writes that every T5 is tied; the case unties it, as the published weights are.
     "t5_v1_1": Case(
         "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     ),
