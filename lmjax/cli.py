@@ -14,9 +14,9 @@ from lmjax.phases import phase, tell
 
 COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
-    "tokenizer": "train a tokenizer alone",
-    "convert": "bring Hugging Face checkpoints in, and trained models out",
-    "generate": "write behind prompts, answer them, or fill in masks",
+    "tokenizer": "train only a tokenizer",
+    "convert": "import Hugging Face checkpoints, and export trained models",
+    "generate": "continue prompts, answer them, or fill in masks",
     "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, or run lm-evaluation-harness",
 }

@@ -41,27 +41,27 @@ from lmjax.training.stages import StagesConfig
 class Config(Schema):
     """One run."""
 
-    seed: int = Field(0, ge=0, lt=SEEDS, description="of parameters, order, corruption and dropout")
-    steps: int = Field(1000, ge=1, description="updates; not read where there are minutes")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="seed of parameters, order, corruption and dropout")
+    steps: int = Field(1000, ge=1, description="number of updates; not used if minutes are given")
     minutes: float | None = Field(
-        None, gt=0, description="the run, and its schedule, ends after this time instead of after steps; none: steps"
+        None, gt=0, description="the run and its schedule end after this time instead of after steps; none: after steps"
     )
-    max_skipped: int = Field(50, ge=1, description="updates in a row that may be non-finite before the run gives up")
+    max_skipped: int = Field(50, ge=1, description="non-finite updates in a row after which a run has diverged")
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
-        description="what follows max_skipped; rollback: the run goes back to its last good checkpoint, and on past the"
-        " batches since",
+        description="what happens after max_skipped; rollback: the run continues from its last good checkpoint without"
+        " the batches since then",
     )
     step_timeout: float = Field(
-        1800.0, gt=0, description="seconds that a step, a batch of an evaluation or a save may take before the run ends"
+        1800.0, gt=0, description="most seconds of a step, an evaluation batch or a save; after that the run ends"
     )
-    batch_size: int = Field(16, ge=1, description="rows of a step, over all devices and microbatches")
-    accumulation: int = Field(1, ge=1, description="microbatches that a step is computed in, one after the other")
+    batch_size: int = Field(16, ge=1, description="rows of a step, on all devices and in all microbatches together")
+    accumulation: int = Field(1, ge=1, description="number of microbatches that a step computes one after the other")
     init_from: str = Field(
-        "", description="a workdir or a Hugging Face folder whose parameters training starts from; empty: from nothing"
+        "", description="a workdir or Hugging Face folder with the initial parameters; empty: random parameters"
     )
     accept_fields: tuple[str, ...] = Field(
-        (), description="of init_from's config.json, fields that lmjax does not know and that change no number of it"
+        (), description="unknown fields of init_from's config.json that do not change the numbers of the model"
     )
     task: TaskConfig = TaskConfig()
     model: ModelConfig

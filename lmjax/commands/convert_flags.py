@@ -10,11 +10,11 @@ from lmjax.commands.flags import define_accept_fields, define_choice, define_hel
 FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
 
 DESCRIPTION = f"""
-lmjax convert: brings a Hugging Face checkpoint into a workdir, and a trained model out into a folder that
+lmjax convert: imports a Hugging Face checkpoint into a workdir, and exports a trained model to a folder that
 `AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load. Reads safetensors and JSON, never code.
 
-  lmjax convert --from=gpt2/ --workdir=runs/gpt2           a folder (or a name of the hub) in
-  lmjax convert --workdir=runs/mine --to=mine-hf/          a run out: its newest checkpoint, or --step
+  lmjax convert --from=gpt2/ --workdir=runs/gpt2           import a folder (or a name on the hub)
+  lmjax convert --workdir=runs/mine --to=mine-hf/          export a run: its newest checkpoint, or --step
   lmjax convert --from=llama/ --to=half/ --dtype=bfloat16  from folder to folder
   lmjax train --init_from=runs/gpt2 --data=input.txt       train on from either
 

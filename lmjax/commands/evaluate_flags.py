@@ -11,7 +11,7 @@ from lmjax.commands.flags import define_choice, define_help, define_model, defin
 from lmjax.data.records import FieldNames
 
 DESCRIPTION = """
-lmjax evaluate: what a trained model makes of texts. A decoder and an encoder-decoder give log-likelihoods, an encoder
+lmjax evaluate: scores texts with a trained model. A decoder and an encoder-decoder give log-likelihoods, an encoder
 pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
 
   lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
@@ -25,7 +25,7 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
 TASKS = {
     "perplexity": "of texts, each token predicted once, in windows where a text is long",
     "minimal_pairs": "share of records whose good text is likelier than their bad one",
-    "multiple_choice": "share of questions whose likeliest choice is the answer; each follows its context as it stands",
+    "multiple_choice": "share of questions whose likeliest choice is the answer; each directly follows its context",
     "pairs": "log-likelihood of the targets given their sources",
 }
 # Fields of ScoreConfig that are flags.

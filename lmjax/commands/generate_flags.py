@@ -8,9 +8,9 @@ from lmjax.commands import facts
 from lmjax.commands.flags import define_choice, define_help, define_model, define_path
 
 DESCRIPTION = """
-lmjax generate: what a trained model writes. A decoder goes on with a prompt, an encoder-decoder answers it, an encoder
-fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given, or the model's own
-generation_config.json asks for something else.
+lmjax generate: writes text with a trained model. A decoder continues a prompt, an encoder-decoder answers it, and an
+encoder fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given, or the
+model's own generation_config.json sets something else.
 
   lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
   lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
@@ -44,7 +44,7 @@ def define() -> flags.FlagValues:
     define_path(values, "output", output)
     presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
-    flags.DEFINE_multi_string("prompt", [], "a text to go on from; may be repeated", flag_values=values)
+    flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)
     for name, path in LISTS.items():
         flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
     for name, path in FIELDS.items():

@@ -30,7 +30,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Tokenizer:
     with phase("training the tokenizer"):
         tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     tokenizer.save(str(output))
-    print(f"{output}: {tokenizer.vocab_size} pieces")
+    print(f"{output}: {tokenizer.vocab_size} tokens")
     named = [*train.items(), *((f"held out of {name}" if name in train else name, e) for name, e in evals.items())]
     for name, documents in named:
         num_bytes = num_tokens = 0

@@ -23,8 +23,8 @@ def define() -> flags.FlagValues:
     """Returns the flags of the command, not parsed yet."""
     values = flags.FlagValues()
     define_data(values)
-    flags.DEFINE_integer("vocab_size", None, "pieces, special ones and bytes included", flag_values=values)
+    flags.DEFINE_integer("vocab_size", None, "number of tokens, with special tokens and bytes", flag_values=values)
     define_choice(values, "kind", facts.fields(*facts.CONFIG)["tokenizer.kind"].choices, "the algorithm")
-    define_path(values, "output", "where it is written; must not exist", "tokenizer.model")
+    define_path(values, "output", "the file to write; it must not exist", "tokenizer.model")
     define_help(values)
     return values

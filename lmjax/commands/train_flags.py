@@ -21,11 +21,11 @@ lmjax train: trains an encoder, a decoder or an encoder-decoder. The family foll
   lmjax train --objective=mlm,nsp --config.model.num_layers=6
   lmjax train --objective=span_corruption --data='texts/*.txt' --steps=5000
   lmjax train --minutes=15 --optimizer=muon --schedule=wsd
-  lmjax train --init_from=gpt2/ --data=input.txt             a checkpoint of Hugging Face, or a workdir, goes on
+  lmjax train --init_from=gpt2/ --data=input.txt             starts from a Hugging Face checkpoint or a workdir
   lmjax train --config=experiments/tinyshakespeare.py --data=input.txt
 
-Every field of the config is a flag: --config.a.b=value. --help_config explains them all, --help_config=WORD those that
-the word stands in; --print_config prints JSON. The same command again resumes.
+Every field of the config is a flag: --config.a.b=value. --help_config explains all fields, --help_config=WORD those
+that contain the word; --print_config prints JSON. The same command, given again, resumes the run.
 Exit codes: 0 done, 64 bad flag, 65 bad data, 66 no checkpoint can be read, 70 diverged, 74 save failed,
 75 preempted and saved, 78 the workdir belongs to another config.
 """
@@ -64,16 +64,16 @@ def define() -> flags.FlagValues:
     enums = {
         "architecture": (
             known["model.architecture"].choices,
-            "the family, where the objective leaves a choice",
+            "the family, if the objective can train several",
         ),
         "preset": (
             sorted(facts.names("lmjax.model.presets", "PRESETS")),
             "a model of published size, or nano, with the tokenizer's vocabulary",
         ),
-        "optimizer": (sorted(known["optimizer.name"].choices), "what makes updates of gradients"),
+        "optimizer": (sorted(known["optimizer.name"].choices), "the optimizer"),
         "schedule": (
             sorted(known["optimizer.schedule"].choices),
-            "how the learning rate goes on after the warm-up",
+            "the schedule of the learning rate after the warm-up",
         ),
         "on_divergence": (
             known["on_divergence"].choices,
@@ -89,7 +89,7 @@ def define() -> flags.FlagValues:
         define_choice(values, name, choices, text)
     strings = {
         "config": "an experiment: FILE.py or FILE.py:variant. It is Python and runs: use files that you trust",
-        "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its numbers, "
+        "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its parameters "
         "with its model and its tokenizer",
         "coordinator_address": "HOST:PORT of process 0, to train in several processes",
         "help_config": "explain every field of the config, with its value under the other flags, its allowed values "
@@ -97,20 +97,20 @@ def define() -> flags.FlagValues:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
-    where = "where everything is written (default: runs/OBJECTIVE-WHAT_DIFFERS-DIGEST_OF_THE_CONFIG)"
+    where = "the folder for everything that the run writes (default: runs/OBJECTIVE-WHAT_DIFFERS-DIGEST_OF_THE_CONFIG)"
     define_path(values, "workdir", where)
     integers = {
-        "steps": "updates",
-        "seed": "of parameters, order, corruption and dropout",
-        "batch_size": "rows of a step, over all devices and microbatches",
-        "length": "tokens in a row; in an encoder-decoder, of the encoder's",
+        "steps": "number of updates",
+        "seed": "seed of parameters, order, corruption and dropout",
+        "batch_size": "rows of a step, on all devices and in all microbatches together",
+        "length": "tokens in a row; in an encoder-decoder, in a row of the encoder",
         "warmup_steps": "steps in which the learning rate rises to its peak",
-        "num_processes": "how many processes train together",
-        "process_id": "which of them this is",
+        "num_processes": "number of processes that train together",
+        "process_id": "number of this process, from 0",
     }
     for name, text in integers.items():
         flags.DEFINE_integer(name, None, text, flag_values=values)
-    flags.DEFINE_float("learning_rate", None, "its peak", flag_values=values, short_name="lr")
+    flags.DEFINE_float("learning_rate", None, "the peak learning rate", flag_values=values, short_name="lr")
     flags.DEFINE_float(
         "minutes",
         None,

@@ -18,10 +18,10 @@ from lmjax.schema import Schema
 class ParallelConfig(Schema):
     """How many devices each mesh axis spans."""
 
-    kind: Literal["mesh", "pmap"] = Field("mesh", description="pmap: replicas by jax.pmap, the data axis alone")
-    data: int = Field(-1, ge=-1, description="replicas that split the batch; -1: all devices that the others leave")
+    kind: Literal["mesh", "pmap"] = Field("mesh", description="pmap: replicas by jax.pmap, with the data axis only")
+    data: int = Field(-1, ge=-1, description="replicas that split the batch; -1: all devices that the other axes leave")
     fsdp: int = Field(1, ge=1, description="devices that split the batch and the parameters")
-    expert: int = Field(1, ge=1, description="devices that split the experts of a mixture")
+    expert: int = Field(1, ge=1, description="devices that split the experts of a mixture of experts")
     tensor: int = Field(1, ge=1, description="devices that split heads, MLP and vocabulary")
 
 

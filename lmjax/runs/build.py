@@ -252,7 +252,7 @@ def _trained_tokenizer(
     cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
     if cached.exists():
         return Tokenizer.load(str(cached))
-    with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} pieces"):
+    with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} tokens"):
         tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)

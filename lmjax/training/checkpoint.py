@@ -53,7 +53,7 @@ class CheckpointConfig(Schema):
     """When checkpoints are written, and how many stay on disk."""
 
     every: int = Field(500, ge=0, description="steps between checkpoints; 0: at the end only")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept, beside the best and the last good one")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep, besides the best and the last good one")
 
 
 class SavedCheckpoints:

@@ -22,9 +22,9 @@ PyTree = Any
 class EvaluationConfig(Schema):
     """When the run is evaluated, and on how much."""
 
-    every: int = Field(500, ge=0, description="steps between evaluations; 0: only before and after")
-    batches: int = Field(16, ge=1, description="at most this many batches of every evaluation set, always the same")
-    patience: int = Field(0, ge=0, description="stop after this many evaluations without a better loss; 0: never")
+    every: int = Field(500, ge=0, description="steps between evaluations; 0: only at the start and the end")
+    batches: int = Field(16, ge=1, description="the most batches of every evaluation set; they are always the same")
+    patience: int = Field(0, ge=0, description="evaluations without a better loss after which the run stops; 0: never")
     min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better")
 
 

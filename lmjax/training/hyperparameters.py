@@ -34,33 +34,35 @@ _LONGEST_WARMUP = 40
 class _Common(Schema):
     """The fields that all optimizers and schedules have in common."""
 
-    name: Literal[*OPTIMIZERS] = Field("adamw", description="what makes updates of gradients")
-    learning_rate: float = Field(1e-3, gt=0, description="the peak")
+    name: Literal[*OPTIMIZERS] = Field("adamw", description="the optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="the peak learning rate")
     warmup_steps: int | None = Field(
         0, ge=0, description="steps of linear warm-up from zero; none: a tenth of the run, but at most 40"
     )
-    final_ratio: float = Field(0.1, ge=0, le=1, description="the last learning rate over the peak")
-    schedule: Literal[*SCHEDULES, "joined"] = Field("cosine", description="what follows the warm-up")
+    final_ratio: float = Field(0.1, ge=0, le=1, description="the last learning rate divided by the peak")
+    schedule: Literal[*SCHEDULES, "joined"] = Field("cosine", description="the schedule after the warm-up")
 
-    weight_decay: float = Field(0.1, ge=0, description="kernels and embeddings only")
+    weight_decay: float = Field(0.1, ge=0, description="only of kernels and embeddings")
     decoupled: bool | None = Field(
-        None, description="decay beside the gradient, or in it (L2); none: as the paper of the optimizer has it"
+        None, description="true: weight decay beside the gradient; false: in it (L2); none: as in the optimizer's paper"
     )
-    clip_norm: float | None = Field(1.0, gt=0, description="global norm of clipped gradients; none: no clipping")
-    ema_decay: float | None = Field(None, ge=0, lt=1, description="evaluate averaged parameters; none: no average")
+    clip_norm: float | None = Field(1.0, gt=0, description="greatest global norm of gradients; none: no clipping")
+    ema_decay: float | None = Field(
+        None, ge=0, lt=1, description="decay of an average of the parameters, to be evaluated; none: no average"
+    )
     group_patterns: tuple[str, ...] = Field(
-        (), description="regular expressions searched in paths such as embedding/table; the first that matches counts"
+        (), description="regular expressions searched in paths such as embedding/table; the first match applies"
     )
     group_factors: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (), description="factor on each pattern's learning rate; 0: frozen"
     )
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate for every layer further down")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate for each layer further down")
 
     spike_factor: float | None = Field(
-        None, gt=1, description="leave out updates whose gradient norm is this many times the usual; none: leave none"
+        None, gt=1, description="skip updates whose gradient norm is this many times the usual one; none: skip none"
     )
-    spike_average: float = Field(0.98, ge=0, lt=1, description="decay of the average that is the usual norm")
-    spike_warmup: int = Field(50, ge=1, description="norms that the average must hold before an update is left out")
+    spike_average: float = Field(0.98, ge=0, lt=1, description="decay of the average of gradient norms, the usual norm")
+    spike_warmup: int = Field(50, ge=1, description="norms in the average before an update can be skipped")
 
 
 _GROUPS = OPTIMIZERS | {name: field.annotation for name, field in Schedules.model_fields.items()}

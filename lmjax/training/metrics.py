@@ -27,7 +27,7 @@ METRICS = "metrics.jsonl"
 class LoggingConfig(Schema):
     """What is logged, and how often."""
 
-    every: int = Field(10, ge=1, description="steps between lines of metrics; evaluated steps have one too")
+    every: int = Field(10, ge=1, description="steps between lines of metrics; evaluated steps always have one")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
 
 

@@ -93,8 +93,8 @@ class WarmupStableDecay(Shape):
     The cooldown of shape 1 - sqrt is that of Hägele et al. 2024, arXiv:2405.18392, section 4.
     """
 
-    cooldown: float = Field(0.2, gt=0, le=1, description="the share of the steps in which the rate falls")
-    cooldown_shape: Literal["sqrt", "linear"] = Field("sqrt", description="falls as 1 - sqrt(share) or as a line")
+    cooldown: float = Field(0.2, gt=0, le=1, description="share of the steps at the end in which the rate falls")
+    cooldown_shape: Literal["sqrt", "linear"] = Field("sqrt", description="falls as 1 - sqrt(share) or linearly")
 
     def factor(self, phase: Phase, h: Numbers) -> jax.Array:
         """Returns the factor at the start, and in the cooldown one that falls to the final one."""
@@ -125,8 +125,8 @@ SCHEDULES: dict[str, type[Shape]] = {
 class Joined(Schema):
     """Several schedules one after the other."""
 
-    schedules: tuple[Literal[*SCHEDULES], ...] = Field((), description="what follows one after the other")
-    shares: tuple[Annotated[float, Field(gt=0)], ...] = Field((), description="the share of the steps that each lasts")
+    schedules: tuple[Literal[*SCHEDULES], ...] = Field((), description="the schedules, one after the other")
+    shares: tuple[Annotated[float, Field(gt=0)], ...] = Field((), description="share of the steps of each schedule")
 
 
 class Schedules(Schema):

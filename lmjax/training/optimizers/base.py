@@ -52,5 +52,5 @@ class OptimizerWithMoments(Optimizer):
     """An optimizer with an average of gradients, whose dtype can be chosen."""
 
     moment_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the average of gradients, first moment or momentum, in memory"
+        "float32", description="dtype of the average of gradients (first moment or momentum)"
     )

@@ -11,7 +11,7 @@ from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, Transf
 class Lion(OptimizerWithMoments):
     """Chen et al. 2023, arXiv:2302.06675, algorithm 2."""
 
-    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the average in the update, against the gradient's")
+    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the average in the update; the gradient has the rest")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of gradients")
 
     def direction(self, h: Numbers) -> Transformation:

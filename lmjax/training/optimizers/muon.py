@@ -19,9 +19,9 @@ class Muon(AdamW):
     section 2.2), so both kinds of parameters can have the same learning rate and decay.
     """
 
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment of what is no kernel of a layer")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment of the same")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment of the same")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment; not for layers' kernels")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment; not for layers' kernels")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment; not for layers' kernels")
     momentum: float = Field(0.95, ge=0, lt=1, description="decay of the sum of the gradients of the layers' kernels")
     nesterov: bool = Field(True, description="look ahead by one step of momentum")
     rms: float = Field(0.2, gt=0, description="root mean square of a kernel's update; 0.2 is near AdamW's")

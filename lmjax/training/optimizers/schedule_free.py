@@ -16,7 +16,7 @@ class ScheduleFree(Optimizer):
 
     schedules: ClassVar[tuple[str, ...]] = ("constant",)
 
-    beta1: float = Field(0.9, gt=0, lt=1, description="weight of the averaged iterate where gradients are taken")
+    beta1: float = Field(0.9, gt=0, lt=1, description="weight of the average in the point of the gradient")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
 

@@ -32,7 +32,7 @@ class Sophia(OptimizerWithMoments):
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of estimates of the curvature")
-    epsilon: float = Field(1e-8, gt=0, description="the least that the first moment is divided by")
+    epsilon: float = Field(1e-8, gt=0, description="the least divisor of the first moment")
     gamma: float = Field(0.05, gt=0, description="factor on the curvature; larger clips less")
     curvature_every: int = Field(10, ge=1, description="steps between estimates of the curvature")
 
