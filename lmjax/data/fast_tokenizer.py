@@ -198,6 +198,12 @@ def _checked(
     vocab = dict(pieces) if isinstance(pieces, dict) else {piece: i for i, (piece, _) in enumerate(pieces)}
     added = {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
     vocab |= added
+    token_of = {i: token for token, i in vocab.items()}
+    if shared := next((token for token, i in vocab.items() if token_of[i] != token), None):
+        raise FlagError(
+            f"tokenizer.path: {str(path)!r} gives {shared!r} and {token_of[vocab[shared]]!r} one id, {vocab[shared]}; "
+            "save it again"
+        )
     largest = max(vocab.values(), default=-1)
     if not 0 <= largest < 2 * len(vocab) + _HOLES:
         raise FlagError(f"tokenizer.path: {str(path)!r} has {len(vocab)} tokens but ids up to {largest}; save it again")

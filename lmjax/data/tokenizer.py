@@ -21,9 +21,11 @@ before a text and removes no white space. U+2581 is an exception: SentencePiece 
 decoded as a space. Without byte fallback unknown characters are lost, and a loaded `.model` may normalise the text.
 """
 
+import collections
 import hashlib
 import heapq
 import io
+import math
 import pathlib
 import re
 import subprocess
@@ -113,9 +115,10 @@ class Tokenizer(Vocabulary):
             _try_in_other_process(proto)
             return cls(proto)
         except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+            said = f" ({str(error)[:200]})" if isinstance(error, ValueError) else ""
             raise FlagError(
-                f"tokenizer.path: {path!r} ({len(proto)} bytes) is not a whole SentencePiece model; copy it again, or "
-                "leave the path empty to train one"
+                f"tokenizer.path: {path!r} ({len(proto)} bytes) is not a whole SentencePiece model{said}; copy it "
+                "again, or leave the path empty to train one"
             ) from error
 
     def save(self, path: str) -> None:
@@ -304,6 +307,12 @@ def parsed(proto: bytes) -> Any:
     # The settings follow the pieces in the file, so a file that is truncated between two pieces lacks them.
     if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
         raise ValueError("not a whole SentencePiece model")
+    names = [piece.piece for piece in model.pieces]
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
+        raise ValueError(f"two of its ids have one piece, {twice!r}")
+    if odd := next((piece for piece in model.pieces if not math.isfinite(piece.score)), None):
+        raise ValueError(f"the score of its piece {odd.piece!r} is {odd.score}")
     return model
 
 

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from lmjax.errors import FlagError
 from lmjax.interop.immaterial import IMMATERIAL
 
@@ -13,6 +15,7 @@ QUANTISATION = ("quantization_config", "quantization")
 _REQUIRED = object()
 # Upper bounds of integers, so that a malicious file cannot cause endless loops or huge products.
 _MOST_LAYERS, _LARGEST = 10_000, 2**40
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 
 class Fields:
@@ -83,7 +86,14 @@ class Fields:
         value = self.take(name, default)
         if value is not default and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise self.error(name, "must be a number")
+        if value is not None and not abs(value) <= _LARGEST_NUMBER:
+            raise self.error(name, "must be a finite number")
         return value if value is None else float(value)
+
+    def agree(self, name: str, elsewhere: Any) -> None:
+        """Raises FlagError where a field is there and is not what another field of the file says."""
+        if name in self and self.take(name) != elsewhere:
+            raise self.error(name, f"another field of the file says {elsewhere!r}; remove the one that is wrong")
 
     def is_null(self, name: str) -> bool:
         """Returns whether the file has the field with the value null, as opposed to not having the field."""
@@ -179,14 +189,19 @@ def rope_fields(
         fraction: the default fraction of a head that rotates; None: in this family whole heads rotate.
         length: the default length of rows; None: the file must have it.
     """
-    # Files rewritten by transformers 5 may have both; transformers prefers the older one.
-    scaling = fields.group("rope_scaling") or fields.group("rope_parameters")
-    fields.skip("rope_parameters", "rope_scaling")
     base = fields.number("rope_theta", theta)
-    if scaling is None:
+    # Files rewritten by transformers 5 may have both.
+    groups = [group for name in ("rope_scaling", "rope_parameters") if (group := fields.group(name)) is not None]
+    if not groups:
         return {"theta": base, "fraction": 1.0 if fraction is None else fraction}
     length = fields.integer("max_position_embeddings", *([] if length is None else [length]))
-    return rope_scaling(scaling, base, length, fraction)
+    found, *others = (rope_scaling(group, base, length, fraction) for group in groups)
+    if others not in ([], [found]):
+        raise fields.error("rope_scaling", "is not what rope_parameters says; remove the one that is wrong")
+    fields.agree("rope_theta", found["theta"])
+    if fraction is not None:
+        fields.agree("partial_rotary_factor", found["fraction"])
+    return found
 
 
 def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | None = None) -> dict[str, Any]:
@@ -201,6 +216,8 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
     kinds = {name: name for name in ("linear", "dynamic", "yarn", "llama3")} | {"default": "none"}
     # Before transformers 4.43 the field was called `type`.
     kind = scaling.choose("rope_type" if "rope_type" in scaling else "type", kinds, "default")
+    if "type" in scaling:
+        scaling.agree("rope_type", scaling.take("type"))
     scaling.skip("type", "rope_type")
     if fraction is None:
         scaling.expect(partial_rotary_factor=1.0)

@@ -159,18 +159,23 @@ def _check(path: pathlib.Path, processors: Any, sampling: Any, beams: Any) -> No
 def _whole(path: pathlib.Path, values: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """Returns the fields of GenerateConfig itself: the most new tokens, and the strings that end a text."""
     found: dict[str, Any] = {}
-    longest = values.get("max_new_tokens")
-    if longest is None and config.family.paired and "max_length" in values:
-        # Their length counts the decoder's start id.
-        longest = values["max_length"] - 1
+    name = "max_new_tokens" if "max_new_tokens" in values or not config.family.paired else "max_length"
+    longest = values.get(name)
     if longest is not None:
-        if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
-            raise DataError(f"{path}: max_new_tokens or max_length is {longest!r}; correct it")
+        # Their max_length counts the decoder's start id.
+        begun = int(name == "max_length")
+        if isinstance(longest, bool) or not isinstance(longest, int) or longest <= begun:
+            raise DataError(f"{path}: {name}={str(longest)[:80]} is not a number of tokens above {begun}; correct it")
+        longest -= begun
         limit = longest_row(config, decoder=True)
         found["max_new_tokens"] = longest if limit is None else min(longest, limit)
     strings = values.get("stop_strings") or ()
     if strings:
-        found["stop"] = (strings,) if isinstance(strings, str) else tuple(strings)
+        found["stop"] = (
+            (strings,) if isinstance(strings, str) else tuple(strings) if isinstance(strings, list) else None
+        )
+        if not found["stop"] or not all(isinstance(each, str) and each for each in found["stop"]):
+            raise DataError(f"{path}: stop_strings={str(strings)[:80]} is not a list of texts; correct it")
     return found
 
 

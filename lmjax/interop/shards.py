@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -133,15 +134,23 @@ def _files(folder: pathlib.Path) -> dict[pathlib.Path, set[str]]:
 
 def _opened(file: pathlib.Path) -> safe_open:
     try:
-        if file.exists() and not file.is_file():
+        if not stat.S_ISREG(file.stat().st_mode):
             raise OSError("it is a folder, a pipe or a device")
         return safe_open(file, "numpy")
-    except (SafetensorError, OSError) as e:
-        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+    except (SafetensorError, OSError, ValueError) as e:
+        if _is_pointer(file):
             raise DataError(
                 f"{file}: is Git's note of where the file is, not the file; run `git lfs pull` there"
             ) from e
         raise DataError(f"{file}: not a whole safetensors file ({str(e).splitlines()[0]}); copy it again") from e
+
+
+def _is_pointer(file: pathlib.Path) -> bool:
+    """Returns whether a file is what Git LFS leaves in the place of a large one."""
+    try:
+        return file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER)
+    except (OSError, ValueError):
+        return False
 
 
 def _headers(file: pathlib.Path) -> Iterator[tuple[str, Header]]:

@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,18 +76,22 @@ def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list
     body, _, end = text.removesuffix("\n").rpartition("\n")
     if f"{end}\n" != _end(f"{body}\n") or not body.startswith(f"{_TITLE}\n"):
         return [f"{NAME}: is damaged"]
-    promised = dict(_parsed(line) for line in body.splitlines()[1:])
+    try:
+        promised = dict(_parsed(line) for line in body.split("\n")[1:])
+    except ValueError as e:
+        return [f"{NAME}: is damaged ({e})"]
     mine = {path: told for number, (path, told) in enumerate(sorted(promised.items())) if number % processes == process}
     found = []
     pieces = []
     for path, (size, sums) in mine.items():
         try:
-            here = (folder / path).stat().st_size
+            info = (folder / path).stat()
         except OSError as e:
             found.append(f"{path}: is missing" if isinstance(e, FileNotFoundError) else f"{path}: {_short(e)}")
             continue
-        if here != size:
-            found.append(f"{path}: has {here} bytes in place of {size}")
+        if info.st_size != size or not stat.S_ISREG(info.st_mode):
+            kind = "" if stat.S_ISREG(info.st_mode) else ", and is a pipe or a device"
+            found.append(f"{path}: has {info.st_size} bytes in place of {size}{kind}")
             continue
         pieces += [(path, number * _PIECE, told) for number, told in enumerate(sums)]
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -152,6 +157,8 @@ def _end(text: str) -> str:
 
 def _parsed(line: str) -> tuple[str, tuple[int, list[str]]]:
     size, sums, path = line.split(" ", 2)
+    if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is no file of a checkpoint")
     return path, (int(size), sums.split(","))
 
 

@@ -263,6 +263,9 @@ def damaged(content: bytes, how: str) -> bytes:
         data["model"]["vocab"] = "many"
     if how == "moved":
         data["added_tokens"][0]["id"] += 1
+    if how == "shared":
+        first, second = list(data["model"]["vocab"])[300:302]
+        data["model"]["vocab"][first] = data["model"]["vocab"][second]
     if how == "claims":
         data["model"]["vocab"]["far"] = 4_000_000_000
     if how == "charsmap":
@@ -270,7 +273,7 @@ def damaged(content: bytes, how: str) -> bytes:
     return json.dumps(data).encode()
 
 
-@pytest.mark.parametrize("how", ["deep", "list", "binary", "types", "moved", "claims", "charsmap"])
+@pytest.mark.parametrize("how", ["deep", "list", "binary", "types", "moved", "shared", "claims", "charsmap"])
 def test_a_hostile_tokenizer_json_is_refused_by_name(folders, tmp_path, how):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(damaged((folders["gpt2"] / "tokenizer.json").read_bytes(), how))

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import pickle
 import textwrap
 
@@ -181,6 +182,22 @@ def test_a_model_that_crashes_the_library_is_refused(tokenizer, tmp_path, monkey
     monkeypatch.setattr(module, "_TRIAL", "import os; os.abort()")
     with pytest.raises(FlagError, match=r"hostile\.model"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda pieces: setattr(pieces[200], "score", math.nan), r"the score of its piece '.*' is nan"),
+        (lambda pieces: setattr(pieces[200], "score", -math.inf), r"the score of its piece '.*' is -inf"),
+        (lambda pieces: setattr(pieces[200], "piece", pieces[201].piece), "two of its ids have one piece"),
+    ],
+)
+def test_a_model_whose_ids_are_in_doubt_is_refused(tokenizer, tmp_path, change, said):
+    model = module.parsed(tokenizer.proto)
+    change(model.pieces)
+    (tmp_path / "odd.model").write_bytes(model.SerializeToString())
+    with pytest.raises(FlagError, match=rf"odd\.model.*{said}"):
+        Tokenizer.load(str(tmp_path / "odd.model"))
 
 
 def test_an_absent_model_is_named(tmp_path):

@@ -95,6 +95,17 @@ def test_copies_that_differ(folder):
         ({"rope_parameters": {"rope_type": "su"}}, "rope_parameters: rope_type='su'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mood": 1}}, "mood=1: lmjax does not know"),
         ({"rope_parameters": 7}, "rope_parameters=7: must be an object"),
+        ({"rope_theta": 5e5}, r"rope_theta=500000.0: another field of the file says 10000.0; remove"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling=.*: is not what rope_parameters says; remove",
+        ),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}},
+            "rope_type='dynamic': another field of the file says 'linear'; remove",
+        ),
+        ({"rope_theta": float("nan")}, "rope_theta=nan: must be a finite number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=1000.*: must be a finite number"),
     ],
 )
 def test_fields_that_are_not_implemented(folder, values, said):

@@ -122,12 +122,17 @@ def read3(fields: Fields) -> dict[str, Any]:
 
 def _ropes(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the fields of two RopeConfigs: of layers without a window, and of those with one."""
-    bases = {FULL: fields.number("rope_theta", 1e6), WINDOW: fields.number("rope_local_base_freq", 10_000.0)}
+    names = {FULL: "rope_theta", WINDOW: "rope_local_base_freq"}
+    bases = {FULL: fields.number(names[FULL], 1e6), WINDOW: fields.number(names[WINDOW], 10_000.0)}
     length = fields.integer("max_position_embeddings")
 
     def values(kind: str, group: Fields | None) -> dict[str, Any]:
         plain = {"theta": bases[kind], "scaling": "none"}
-        return plain if group is None else plain | rope_scaling(group, bases[kind], length)
+        if group is None:
+            return plain
+        found = plain | rope_scaling(group, bases[kind], length)
+        fields.agree(names[kind], found["theta"])
+        return found
 
     both, scaling = fields.group("rope_parameters"), fields.group("rope_scaling")
     if both is None:

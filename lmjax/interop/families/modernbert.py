@@ -32,6 +32,7 @@ def _rope(fields: Fields, *, windows: bool) -> dict[str, Any]:
         if kinds is not None and (own := kinds.group(kind)) is not None:
             own.expect(rope_type="default")
             base = own.number("rope_theta", base)
+            fields.agree(old, base)
             own.finish()
         bases.append(base)
     if kinds is not None:
