@@ -14,6 +14,7 @@ PARTS = {
     "kills": "kills of a run at any time; from 100 on also five at each of chosen points",
     "deaths": "processes of a pair killed or stopped",
     "soak": "minutes of training, evaluating and saving beside a reader",
+    "fuzz": "minutes for each reader of files that others wrote, which are changed at random",
 }
 
 

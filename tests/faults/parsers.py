@@ -1,0 +1,386 @@
+"""Every reader of files that others wrote, with sound files for it and what must hold of what it accepts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import json
+import math
+import pathlib
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from lmjax.cli import run
+from lmjax.commands.prompts import read_prompts
+from lmjax.config import from_json, replace, write_json
+from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.files import Faults
+from lmjax.data.records import read_records
+from lmjax.data.sources import corpus_fingerprint
+from lmjax.data.tokenizer import parsed
+from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import UserError
+from lmjax.evaluation.records import minimal_pair, question, read_task
+from lmjax.inference.defaults import merged
+from lmjax.inference.generate.config import GenerateConfig
+from lmjax.interop.export import choose_family, export
+from lmjax.interop.shards import INDEX, SINGLE, Shards, write_shards
+from lmjax.interop.tokenizer_export import export_tokenizer
+from lmjax.runs.doctor import examine
+from lmjax.runs.trained import open_pretrained
+from lmjax.training import manifest
+from lmjax.training.budget import Budget
+from lmjax.training.metrics import Timers, peak_host_memory, read_lines
+from lmjax.training.rollback import Rollbacks
+from tests.faults.fuzzing import changed_bytes, changed_json, changed_safetensors, changed_sentencepiece
+from tests.inference.scoring import tiny, tokenizer
+from tests.inference.tokenizers import tokenizer as tokenizer_of
+from tests.texts import sentencepiece_model
+
+RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
+SAMPLE = "The king's house, ``12'' [MASK] <0x41>\n\u2581 \u00e9\U0001f600 </s>"
+TENSORS = {f"t{i}": np.arange(6, dtype=np.float32).reshape(2, 3) for i in range(4)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parser:
+    """A reader.
+
+    Attributes:
+        name: what the table calls it.
+        make: writes sound files into a folder; returns those that are changed, one at a time.
+        change: from the name and the bytes of a sound file to the changed ones.
+        read: reads the changed file; raises AssertionError if it accepted what it must refuse.
+        examples: how many changed files the tests try; the campaign tries as many as there is time for.
+    """
+
+    name: str
+    make: Callable[[pathlib.Path], list[pathlib.Path]]
+    change: Callable[[str, bytes], st.SearchStrategy[bytes]]
+    read: Callable[[pathlib.Path], Any]
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one changed file: whether it was accepted, the seconds, and the growth of memory in bytes."""
+
+    accepted: bool
+    seconds: float
+    grown: int
+
+
+def attempt(parser: Parser, path: pathlib.Path, content: bytes) -> Outcome:
+    """Returns what a reader makes of changed content; any error but a UserError goes on to the caller."""
+    sound = path.read_bytes()
+    before, start = peak_host_memory(), time.perf_counter()
+    try:
+        path.write_bytes(content)
+        parser.read(path)
+        accepted = True
+    except UserError as e:
+        if not str(e):
+            raise AssertionError("an error without a message") from e
+        accepted = False
+    finally:
+        path.write_bytes(sound)
+    return Outcome(accepted, time.perf_counter() - start, peak_host_memory() - before)
+
+
+def _text(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    return changed_bytes(content)
+
+
+def _json(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    return changed_json(json.loads(content))
+
+
+def _lines(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    """Lines of JSON, some of whose values change, or bytes of any format."""
+    if not name.endswith(".jsonl"):
+        return changed_bytes(content)
+    values = [json.loads(line) for line in content.splitlines()]
+    lines = lambda tree: b"\n".join(json.dumps(v).encode() for v in (tree if isinstance(tree, list) else [tree]))  # noqa: E731
+    return st.one_of(changed_json(values, lines), changed_bytes(content))
+
+
+def _safetensors(folder: pathlib.Path) -> list[pathlib.Path]:
+    (folder / SINGLE).write_bytes(save(TENSORS))
+    return [folder / SINGLE]
+
+
+def _index(folder: pathlib.Path) -> list[pathlib.Path]:
+    write_shards(folder, TENSORS.items(), 30)
+    return [folder / INDEX]
+
+
+def _read_shards(path: pathlib.Path) -> None:
+    shards = Shards(path.parent)
+    for name in (n for n, header in shards.headers.items() if header.dtype is not None):
+        assert np.isfinite(shards.read(name)).all()
+
+
+def _families(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = []
+    for each in sorted(path for path in RECORDED.iterdir() if (path / SINGLE).exists()):
+        shutil.copytree(each, folder / each.name)
+        found.append(folder / each.name / "config.json")
+    return found
+
+
+def _finite(values: Any) -> bool:
+    if isinstance(values, dict):
+        return all(map(_finite, values.values()))
+    if isinstance(values, list | tuple):
+        return all(map(_finite, values))
+    return not isinstance(values, float) or math.isfinite(values)
+
+
+def _read_checkpoint(path: pathlib.Path) -> None:
+    assert _finite(open_pretrained(path.parent).config.model_dump()), "a number of the config is not finite"
+
+
+def _writing(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = []
+    for name, values in {
+        "gpt2": {"do_sample": True, "top_k": 20, "temperature": 0.7, "max_new_tokens": 9, "stop_strings": ["a"]},
+        "t5": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "bad_words_ids": [[3], [4, 5]]},
+        "bart": {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 3, "max_length": 20},
+    }.items():
+        shutil.copytree(RECORDED / name, folder / name)
+        path = folder / name / "generation_config.json"
+        path.write_text(json.dumps(values | {"eos_token_id": [1, 2], "suppress_tokens": [7], "min_length": 1}))
+        found.append(path)
+    return found
+
+
+def _read_writing(path: pathlib.Path) -> None:
+    opened = open_pretrained(path.parent)
+    opened.prompts(tokenizer())
+    values = GenerateConfig.model_validate(merged({}, opened.defaults)).model_dump()
+    assert _finite(values), "a number of the config is not finite"
+
+
+def _fast(folder: pathlib.Path) -> list[pathlib.Path]:
+    for kind in ("byte_level", "llama", "word_piece"):
+        (folder / kind).mkdir()
+        tokenizer_of(kind).save_in(folder / kind)
+    (folder / "unigram").mkdir()
+    export_tokenizer(tokenizer(), folder / "unigram", "gpt2", 16)
+    return sorted(folder.glob("*/*.json"))
+
+
+def _older(folder: pathlib.Path) -> list[pathlib.Path]:
+    for name, content in {
+        "gpt2/config.json": '{"model_type": "gpt2", "tokenizer_class": "GPT2Tokenizer"}',
+        "gpt2/vocab.json": json.dumps({c: i for i, c in enumerate(["a", "b", "c", "\u0120", "ab", "<|endoftext|>"])}),
+        "gpt2/merges.txt": "#version: 0.2\na b\n",
+        "gpt2/added_tokens.json": '{"<new>": 6}',
+        "bert/config.json": '{"model_type": "bert"}',
+        "bert/tokenizer_config.json": '{"do_lower_case": true, "strip_accents": null, "extra_special_tokens": []}',
+        "bert/special_tokens_map.json": '{"mask_token": {"content": "[MASK]"}}',
+        "bert/vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nking\n",
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    model = sentencepiece_model(model_type="unigram", vocab_size=300)
+    for kind in ("t5", "albert", "llama"):
+        (folder / kind).mkdir()
+        (folder / kind / "config.json").write_text(json.dumps({"model_type": kind}))
+        bpe = sentencepiece_model(model_type="bpe", vocab_size=500, byte_fallback=True)
+        (folder / kind / "spiece.model").write_bytes(bpe if kind == "llama" else model)
+    return sorted(path for path in folder.glob("*/*"))
+
+
+def _sentencepiece(folder: pathlib.Path) -> list[pathlib.Path]:
+    (folder / "lmjax.model").write_bytes(tokenizer().proto)
+    for kind, options in {
+        "unigram": {"vocab_size": 300},
+        "bpe": {"vocab_size": 500, "byte_fallback": True},
+        "char": {"vocab_size": 200},
+    }.items():
+        (folder / f"{kind}.model").write_bytes(sentencepiece_model(model_type=kind, **options))
+    return sorted(folder.iterdir())
+
+
+def _any_tokenizer(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    if name.endswith(".model"):
+        return changed_sentencepiece(content)
+    return _json(name, content) if name.endswith(".json") else changed_bytes(content)
+
+
+def _read_tokenizer(path: pathlib.Path) -> None:
+    found = load_tokenizer(
+        str(path if path.suffix == ".model" and not path.with_name("config.json").exists() else path.parent)
+    )
+    _check_tokenizer(found)
+
+
+def _check_tokenizer(found: Vocabulary) -> None:
+    """Raises AssertionError for a tokenizer that cannot do what every tokenizer does."""
+    [(ids, starts)] = found.locate_batch([SAMPLE])
+    assert all(0 <= i < found.vocab_size for i in ids)
+    assert all(0 <= start <= len(SAMPLE) for start in starts)
+    assert isinstance(found.decode(ids), str)
+    assert all(0 <= i < found.vocab_size for i in (*found.role_ids.values(), *found.sentinels))
+    if isinstance(found, FastTokenizer):
+        ids = list(found._fast.get_vocab().values())
+        assert len(set(ids)) == len(ids), "two tokens have one id"
+        content = json.loads(found.files["tokenizer.json"])
+        assert _finite(content), "a number of the tokenizer is not finite"
+    else:
+        pieces = parsed(found.proto).pieces
+        assert all(math.isfinite(piece.score) for piece in pieces), "a score is not finite"
+        assert len({piece.piece for piece in pieces}) == len(pieces), "two ids have one piece"
+
+
+def _records(folder: pathlib.Path) -> list[pathlib.Path]:
+    texts = [{"text": "The king.\nA queen, \u00e9"}, {"text": 'He said "no", and went.', "n": 1}, {"text": "x"}] * 3
+    pairs = [{"source": "a b", "target": "c, d"}, {"source": 'e "f"', "target": "g"}] * 3
+    table = io.StringIO()
+    table.write("source,target\n" + "".join('"{}",{}\n'.format(p["source"].replace('"', '""'), "t") for p in pairs))
+    for name, content in {
+        "a.jsonl": "".join(json.dumps(each) + "\n" for each in texts),
+        "a.json": json.dumps(pairs, indent=1),
+        "one.json": json.dumps(texts),
+        "a.csv": table.getvalue(),
+        "a.tsv": "text\tn\n" + 'The "king\tx\n' * 4,
+        "a.txt": "One.\nTwo.\n\nThree, \u00e9.\n\n" * 3,
+    }.items():
+        (folder / name).write_text(content)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content.encode(), mtime=0))
+    return sorted(folder.iterdir())
+
+
+def _read_records(path: pathlib.Path) -> None:
+    def read(action: str, pairs: bool, documents: str) -> None:
+        faults = Faults(action)
+        for record in read_records(str(path), faults, pairs=pairs, documents=documents, max_bytes=3000):
+            assert "\0" not in record.source
+            assert record.source.encode()
+
+    for documents in ("files", "lines"):
+        with contextlib.suppress(UserError):
+            read("skip", False, documents)
+        with contextlib.suppress(UserError):
+            read("skip", True, documents)
+    read("error", False, "paragraphs")
+
+
+def _tasks(folder: pathlib.Path) -> list[pathlib.Path]:
+    questions = [
+        {"context": "a", "choices": ["b", "c"], "answer": 1},
+        {"context": "", "choices": ["d", "e"], "answer": 0},
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
+    (folder / "pairs.csv").write_text('good,bad\n"a, b",c\nd,"e ""f"""\n')
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    (folder / "prompts.txt").write_text("The king\nA queen\n")
+    return sorted(folder.iterdir())
+
+
+def _read_task(path: pathlib.Path) -> None:
+    if path.name.startswith("prompts"):
+        read_prompts((), str(path))
+    else:
+        read_task(str(path), question if path.name.startswith("questions") else minimal_pair)
+
+
+def _workdir(folder: pathlib.Path) -> list[pathlib.Path]:
+    loaded = tiny("decoder")
+    ids = {f"{role}_token_id": i for role, i in tokenizer().role_ids.items()}
+    beside = lambda new: export_tokenizer(tokenizer(), new, "gpt2", 16)  # noqa: E731
+    family = choose_family(loaded.config, (), None, {})
+    export(family, loaded.config, loaded.params, folder / "hf", extra=ids, beside=beside)
+    run(["convert", f"--from={folder / 'hf'}", f"--workdir={folder / 'run'}"])
+    workdir = folder / "run"
+    (folder / "a.txt").write_text("One text.\n")
+    write_json(
+        workdir / "config.json",
+        replace(from_json(workdir / "config.json"), {"data.train": str(folder / "a.txt")}).to_json(),
+    )
+    write_json(workdir / "data.json", {"train": corpus_fingerprint(str(folder / "a.txt"))})
+    lines = [{"step": step, "train/loss": 1.5, "eval/loss": None} for step in range(1, 6)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plan = {"step": 4, "seconds": 1.5, "total": 50, "step_seconds": 0.1, "evaluation_seconds": 0.2}
+    (workdir / "plan.jsonl").write_text((json.dumps(plan) + "\n") * 2)
+    (workdir / "rollbacks.jsonl").write_text('{"to": 2, "at": 5}\n{"to": 4, "at": 9}\n')
+    return sorted(path for path in workdir.iterdir() if path.suffix in (".json", ".jsonl"))
+
+
+def _read_workdir(path: pathlib.Path) -> None:
+    workdir = path.parent
+    opened = open_pretrained(workdir)
+    assert _finite(opened.config.model_dump()), "a number of the config is not finite"
+    if path.name == "special_tokens.json":
+        opened.prompts(load_tokenizer(str(workdir)))
+    read_lines(workdir)
+    Rollbacks(workdir).skipped(5)
+    Budget(10.0, workdir / "plan.jsonl", 0, 0, Timers()).open(5)
+    if wrong := [finding.text for finding in examine(workdir) if not finding.sound]:
+        raise UserError(wrong[0])
+
+
+def _sealed(text: bytes) -> bytes:
+    """Returns a manifest with a last line that is right, as an attacker writes it."""
+    body = text.rpartition(b"end ")[0]
+    return body + f"end {zlib.crc32(body):08x}\n".encode()
+
+
+def _manifest(folder: pathlib.Path) -> list[pathlib.Path]:
+    (folder / "d").mkdir()
+    (folder / "d" / "a").write_bytes(b"numbers" * 50)
+    (folder / "_CHECKPOINT_METADATA").write_text('{"custom_metadata": {"lmjax": {"good": true}}}')
+    manifest.write(folder)
+    manifest.merge(folder)
+    return [folder / manifest.NAME, folder / "_CHECKPOINT_METADATA"]
+
+
+def _changed_manifest(name: str, content: bytes) -> st.SearchStrategy[bytes]:
+    if name != manifest.NAME:
+        return _json(name, content)
+    return st.one_of(changed_bytes(content).map(_sealed), changed_bytes(content))
+
+
+def _read_manifest(path: pathlib.Path) -> None:
+    found = manifest.problems(path.parent)
+    assert all(isinstance(problem, str) for problem in found)
+    manifest.noted(path.parent)
+    if found:
+        raise UserError(found[0])
+
+
+PARSERS = (
+    Parser("safetensors", _safetensors, lambda name, content: changed_safetensors(content), _read_shards, 200),
+    Parser("safetensors index", _index, _json, _read_shards, 60),
+    Parser("config.json of Hugging Face", _families, _json, _read_checkpoint, 80),
+    Parser("generation_config.json", _writing, _json, _read_writing, 80),
+    Parser("tokenizer.json", _fast, _json, _read_tokenizer, 15),
+    Parser("older tokenizers", _older, _any_tokenizer, _read_tokenizer, 15),
+    Parser("SentencePiece models", _sentencepiece, _any_tokenizer, _read_tokenizer, 15),
+    Parser("JSONL, JSON, CSV, TSV and text", _records, _lines, _read_records, 120),
+    Parser("tasks and prompts", _tasks, _lines, _read_task, 80),
+    Parser("files of a workdir", _workdir, _lines, _read_workdir, 60),
+    Parser("manifest of a checkpoint", _manifest, _changed_manifest, _read_manifest, 100),
+)
+
+
+def made(parser: Parser, folder: pathlib.Path) -> Mapping[pathlib.Path, bytes]:
+    """Returns the sound files of a parser, each with its content."""
+    folder.mkdir()
+    return {path: path.read_bytes() for path in parser.make(folder)}
+
+
+def changes(parser: Parser, files: Mapping[pathlib.Path, bytes]) -> st.SearchStrategy[tuple[pathlib.Path, bytes]]:
+    """Returns one of the files of a parser, and changed content for it."""
+    each = [st.tuples(st.just(path), parser.change(path.name, content)) for path, content in files.items()]
+    return st.one_of(each)
