@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.errors import FlagError
+from lmjax.errors import FlagError, SaveError
 from lmjax.interop.checkpoint import Checkpoint
 from lmjax.interop.export import choose_family, export
 from lmjax.interop.families import FAMILIES
@@ -67,7 +67,7 @@ def test_a_failed_export_leaves_no_folder(tmp_path):
     def fail(folder):
         raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(SaveError, match="full"):
         export(choose_family(config, (), None, {}), config, ones(config), tmp_path / "out", beside=fail)
     assert not (tmp_path / "out").exists()
 

@@ -109,7 +109,7 @@ REFUSED = {
     ),
     "mlx": ("llama-2-7b", {"quantization": {"bits": 4, "group_size": 64}}, "lmjax reads no quantised weights"),
     "no type": ("gpt2", {"model_type": None}, "model_type=None: .*write there what these weights are"),
-    "two": ("gpt2", {"whim": 1, "fancy": 2}, "fancy=2: .*nor whim, .*--accept_fields=fancy,whim"),
+    "two": ("gpt2", {"whim": 1, "fancy": 2}, "fancy=2: .*nor whim; .*--accept_fields=fancy,whim"),
 }
 
 
