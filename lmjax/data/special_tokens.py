@@ -145,7 +145,7 @@ def settings_of(folder: pathlib.Path) -> dict[str, Any]:
         return {}
     if "added_tokens_decoder" not in settings:
         settings |= named
-        settings["added_tokens_decoder"] = {i: token for token, i in read("added_tokens.json").items()}
+        settings["added_tokens_decoder"] = _by_id(folder, read("added_tokens.json"))
     for field, kinds in _TYPES.items():
         if settings.get(field) is not None and not isinstance(settings[field], kinds):
             raise FlagError(
@@ -157,6 +157,19 @@ def settings_of(folder: pathlib.Path) -> dict[str, Any]:
     start = model.get("decoder_start_token_id", model.get("bos_token_id"))
     given = {**_CLASSES.get(kind, {}), **settings}
     return {**given, "tokenizer_class": kind, "start_id": start, "folder": str(folder)}
+
+
+def _by_id(folder: pathlib.Path, ids: Mapping[str, Any]) -> dict[int, str]:
+    """Returns the added tokens by their ids; raises FlagError for what is no id, or is that of two tokens."""
+    found: dict[int, str] = {}
+    for token, i in ids.items():
+        if not isinstance(i, int) or i in found:
+            raise FlagError(
+                f"tokenizer.path: {str(folder / 'added_tokens.json')!r} gives {token!r} the id {str(i)[:80]}, which is "
+                "no number or another token's; copy it again"
+            )
+        found[i] = token
+    return found
 
 
 def content_of(settings: Mapping[str, Any], field: str, token: Any) -> str | None:

@@ -323,6 +323,15 @@ def test_settings_of_a_wrong_type_name_the_field(folders, tmp_path, settings, me
         load_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize("added", ['{"new": {}}', '{"new": 7, "other": 7}'])
+def test_added_tokens_without_an_id_of_their_own_are_refused(tmp_path, added):
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "a", "b"]))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "added_tokens.json").write_text(added)
+    with pytest.raises(FlagError, match=r"added_tokens\.json' gives '.*' the id .* copy it again"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_added_tokens_that_do_not_fit_the_vocabulary_are_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "a", "b"]))
     settings = {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": {"9": {"content": "new", "special": True}}}
