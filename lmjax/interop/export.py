@@ -204,17 +204,17 @@ def _no_family(
     config: ModelConfig, heads: tuple[str, ...], model_type: str | None, tried: Mapping[str, list[str]]
 ) -> str:
     """Returns the error that no family, or not the requested one, can express a model, with the changes needed."""
-    whose = f"--family={model_type}" if model_type else "no family of Hugging Face"
+    can = f"--family={model_type} cannot" if model_type else "no family of Hugging Face can"
     needed = {name: found for name in tried if (found := _changes(name, config, heads))}
     if not needed:
         reasons = f": {', '.join(tried[model_type][:4])}" if model_type else ""
         having = f" with heads={list(heads)}" if heads else ""
-        return f"{whose} cannot express this {config.family.label}{having}{reasons}"
+        return f"{can} express this {config.family.label}{having}{reasons}"
     nearest = min(needed, key=lambda name: len(needed[name]))
     ways = ", ".join(f"{c.path}={c.value!r}" for c in needed[nearest])
     return (
-        f"{whose} cannot express this model{'' if model_type else f'; the nearest is {nearest}'}, because of: {ways}. "
-        f"A model that is trained with these flags can be exported: {' '.join(c.flag for c in needed[nearest])}"
+        f"{can} express this model{', because of' if model_type else f'; {nearest} is nearest, and cannot express'}: "
+        f"{ways}. A model that is trained with these flags can be exported: {' '.join(c.flag for c in needed[nearest])}"
     )
 
 

@@ -32,10 +32,10 @@ def test_a_default_run_goes_out_or_its_error_says_what_would(objective, architec
     except FlagError as error:
         overrides, said = flags(error), str(error)
     assert overrides
-    assert all(f"{path.removeprefix('model.')}=" in said.partition("because of: ")[2] for path in overrides)
+    assert all(f"{path.removeprefix('model.')}=" in said.partition("cannot express: ")[2] for path in overrides)
     other = resolve(objective=(objective,), architecture=architecture, overrides=overrides).model
     found = choose_family(other.model_copy(update={"vocab_size": 512}), needed, None, {})
-    assert f"the nearest is {found.model_type}," in said
+    assert f"{found.model_type} is nearest" in said
     assert count_parameters(abstract_params(found.config, found.heads))
 
 
