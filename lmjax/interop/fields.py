@@ -91,7 +91,7 @@ class Fields:
         return value if value is None else float(value)
 
     def agree(self, name: str, elsewhere: Any) -> None:
-        """Raises FlagError where a field is there and is not what another field of the file says."""
+        """Raises FlagError if a field contradicts another field of the file."""
         if name in self and self.take(name) != elsewhere:
             raise self.error(name, f"another field of the file says {elsewhere!r}; remove the one that is wrong")
 

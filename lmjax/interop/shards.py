@@ -146,7 +146,7 @@ def _opened(file: pathlib.Path) -> safe_open:
 
 
 def _is_pointer(file: pathlib.Path) -> bool:
-    """Returns whether a file is what Git LFS leaves in the place of a large one."""
+    """Returns whether a file is the small pointer file that a clone without Git LFS has instead of a large one."""
     try:
         return file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER)
     except (OSError, ValueError):

@@ -52,7 +52,7 @@ def test_a_trained_tokenizer_has_the_same_ids_as_a_tokenizer_json(trained, lines
     for texts in (list(SAMPLES), lines, documents):
         ours, theirs = trained.encode_batch(texts), ids(fast, texts)
         different = [(t, a, b) for t, a, b in zip(texts, ours, theirs, strict=True) if a != b]
-        assert not different, "whoever loads the export feeds the model other tokens than it was trained on"
+        assert not different, "the export would give the model other tokens than in training"
     assert fast.get_vocab_size() == trained.vocab_size
 
 
@@ -138,7 +138,7 @@ def test_a_fast_tokenizer_in_a_model_of_another_type_keeps_its_class(tmp_path):
     target.mkdir()
     export_tokenizer(load_tokenizer(str(source)), target, "llama", 512)
     config = json.loads((target / "tokenizer_config.json").read_text())
-    assert config["tokenizer_class"] == "GPT2Tokenizer", "AutoTokenizer would take it for Llama's"
+    assert config["tokenizer_class"] == "GPT2Tokenizer", "AutoTokenizer would build a Llama tokenizer"
     assert config["eos_token"] == "<|endoftext|>"
     assert config["model_max_length"] == 1024
 
@@ -167,7 +167,7 @@ def test_transformers_gives_an_exported_tokenizers_ids(auto, trained, lines, tmp
         texts = [*SAMPLES, *lines] if model_type == "llama" else list(SAMPLES)
         assert plain(theirs, texts, split_special_tokens=True) == trained.encode_batch(texts)
         assert {r: getattr(theirs, f"{r}_token_id") for r in ROLES} == {r: getattr(trained, f"{r}_id") for r in ROLES}
-        assert len(theirs) == trained.vocab_size, "transformers added a token that the model has no row for"
+        assert len(theirs) == trained.vocab_size, "transformers added a token without a row in the model's table"
         assert theirs.model_max_length == 512
         around = {"llama": (["bos"], []), "gpt2": (["bos"], []), "bert": (["cls"], ["sep"]), "t5": ([], ["eos"])}
         before, after = ([getattr(trained, f"{r}_id") for r in roles] for roles in around[model_type])

@@ -10,7 +10,7 @@ from lmjax.data.special_tokens import CLASS_OF_MODEL
 from lmjax.interop.families import bart, bert, gemma, gpt2, llama, mistral, modernbert, neox, olmo, opt, phi, qwen, t5
 from lmjax.interop.table import Family
 
-# A dict display, because `commands/facts.py` reads the names for --help from this source.
+# A dict literal, because `commands/facts.py` reads the names for --help from this source file.
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
     **gpt2.FAMILIES,

@@ -203,7 +203,7 @@ def record(name: str, folder: pathlib.Path) -> None:
     true = [truth(model, prompts, run, stop) for run in runs(case)]
     agree = [(a[0] == b[0]).all((1, 2)) for a, b in zip(true, ragged, strict=True)]
     kept = np.flatnonzero(np.all(agree, axis=0))[:PROMPTS]
-    assert len(kept) == PROMPTS, f"{name}: only {len(kept)} prompts are decided by more than rounding"
+    assert len(kept) == PROMPTS, f"{name}: only {len(kept)} prompts do not depend on rounding"
     tensors = {"prompts": padded([prompts[i] for i in kept], left=False)["input_ids"].numpy().astype(np.uint8)}
     for i, (ids, length, scores) in enumerate(true):
         tensors |= {f"ids.{i}": ids[kept].astype(np.uint8), f"lengths.{i}": length[kept].astype(np.uint8)}

@@ -45,7 +45,7 @@ def walk(constraint, kind, rng, context=(), limit=200):
     text = ""
     while not state.finished:
         allowed = np.flatnonzero(state.allowed())
-        assert len(allowed), f"nothing may follow {text!r}"
+        assert len(allowed), f"no token is allowed after {text!r}"
         stop = [i for i in constraint.stop if i in allowed]
         ids.append(int(stop[0]) if stop and len(ids) > limit else int(rng.choice(allowed)))
         assert len(ids) < 10 * limit

@@ -126,7 +126,7 @@ def test_a_batch_that_has_one_number_of_slots_for_all_writes_other_texts(monkeyp
     decode._join.clear_cache()
     wrong = dict(_join_and_leave(loaded, strategy, _written))
     decode._join.clear_cache()
-    assert right[1] == wrong[1], "nothing had joined"
+    assert right[1] == wrong[1], "the broken batch must not change the text that did not join"
     assert [text for text in right if right[text] != wrong[text]]
 
 

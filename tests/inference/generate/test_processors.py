@@ -58,7 +58,7 @@ def test_no_ngram_occurs_twice(ragged, n):
     texts, scores = ragged
     found = np.asarray(process(scores, moment(texts), Processors.of(ProcessorConfig(no_repeat_ngram=n))))
     banned = [completing(text, n) for text in texts]
-    assert any(banned), "the texts repeat nothing, and would show nothing"
+    assert any(banned), "the texts have no repetition: the test would not check anything"
     expected = scores.copy()
     for row, ids in enumerate(banned):
         expected[row, list(ids)] = -np.inf

@@ -75,7 +75,7 @@ def rows():
 def test_the_distribution_is_the_one_defined_by_sorting(case, rows):
     config = SamplingConfig(**CASES[case])
     expected = np.stack([reference(row, config) for row in rows])
-    assert case == "temperature" or (expected == 0).sum() > 16, "the filter drops nothing, and would show nothing"
+    assert case == "temperature" or (expected == 0).sum() > 16, "the filter drops too few ids to be tested"
     np.testing.assert_allclose(distribution(rows, Numbers.of(config)), expected, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_a_top_k_of_many_is_searched_for_and_the_same():
     assert Numbers.of(config).candidates == 0
     assert Numbers.of(SamplingConfig(temperature=1, top_k=MOST_CANDIDATES)).candidates == MOST_CANDIDATES
     expected = reference(logits[0], config)
-    assert (expected > 0).sum() > config.top_k, "nothing equals the k-th"
+    assert (expected > 0).sum() > config.top_k, "no score ties with the k-th: the test would not check ties"
     np.testing.assert_allclose(distribution(logits, Numbers.of(config))[0], expected, atol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_a_place_without_weight_is_never_picked():
     parts = np.where(rng.random((32, 400)) < 0.3, 10.0 ** rng.uniform(-6, 0, size=(32, 400)), 0).astype(np.float32)
     sums = np.asarray(jax.jit(functools.partial(jnp.cumsum, axis=-1))(parts))
     row, place = np.nonzero((np.diff(sums) > 0) & (parts[:, 1:] == 0))
-    assert len(row), "no sum rounds apart, and nothing would be shown"
+    assert len(row), "no sum rounds differently: the test would not check anything"
     inside = (sums[row, place] + sums[row, place + 1]) / 2 / sums[row, -1]
     picked = np.asarray(jax.jit(pick)(parts[row], inside))
     assert (parts[row, picked] > 0).all()

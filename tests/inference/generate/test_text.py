@@ -49,7 +49,7 @@ def test_the_parts_joined_are_the_text_behind_the_prompt(kind, text, cut):
     if "\ufffd" not in prompt and not (cut and prompt.isspace()):
         # A prompt of only white space may decode to nothing: then no text precedes.
         assert prompt + found == vocabulary.decode(ids)
-    assert "".join(parts(kind, ids)[0]) == vocabulary.decode(ids), "a text that begins anew"
+    assert "".join(parts(kind, ids)[0]) == vocabulary.decode(ids), "the text of all ids, without context"
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -58,7 +58,7 @@ def test_no_part_breaks_a_character(kind):
     vocabulary = tokenizer(kind)
     found, _ = parts(kind, vocabulary.encode(text))
     assert not any("\ufffd" in part for part in found)
-    assert len([part for part in found if part]) > 20, "the text came at once"
+    assert len([part for part in found if part]) > 20, "the text was returned in too few parts"
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -111,11 +111,11 @@ def test_a_space_is_dropped_where_a_text_begins_and_nowhere_else(kind):
     prompt = vocabulary.encode("of")
     assert "".join(parts(kind, [token, token])[0]) == "the the"
     assert "".join(parts(kind, [token], prompt)[0]) == " the"
-    assert "".join(parts(kind, [token], [*prompt, vocabulary.eos_id])[0]) == "the", "behind a separator"
+    assert "".join(parts(kind, [token], [*prompt, vocabulary.eos_id])[0]) == "the", "after a separator"
     assert "".join(parts(kind, [token] * 100, prompt)[0]) == " the" * 100
     space = [i for i, piece in enumerate(vocabulary.pieces) if piece == b" "][1]  # the first is a byte piece
     spaces = [space] * 40
-    assert "".join(parts(kind, [token], [*prompt, *spaces])[0]) == " the", "behind spaces alone"
+    assert "".join(parts(kind, [token], [*prompt, *spaces])[0]) == " the", "after a prompt of spaces only"
     assert "".join(parts(kind, [*spaces, token], prompt)[0]) == " " * 40 + " the"
 
 

@@ -23,12 +23,12 @@ def test_the_scored_ids_decode_to_the_whole_continuation(kind):
         behind = t.decode([*found.context, *found.continuation]) == t.decode(whole)
         assert behind or t.decode(found.continuation) == t.decode(t.encode(rest)), (context, continuation)
         if t.decode(t.encode(rest)).strip():
-            assert found.continuation, "a continuation has nothing that is scored"
+            assert found.continuation, "a continuation has no ids to score"
         begins = whole[: len(found.context)] == found.context
         assert found.apart == ([*found.context, *found.continuation] != whole) or not begins
         apart += found.apart
     if kind != "char":
-        assert apart, "take texts whose tokens span a join"
+        assert apart, "the texts need tokens that span context and continuation"
 
 
 def test_a_token_that_spans_the_join_is_not_scored_by_its_tail():
@@ -38,7 +38,7 @@ def test_a_token_that_spans_the_join_is_not_scored_by_its_tail():
     for (context, continuation), found in zip(PAIRS, join(t, PAIRS), strict=True):
         tail = t.decode(t.encode(context + continuation)[len(found.context) :])
         wrong += found.apart and tail.strip() != continuation.strip()
-    assert wrong > 5, "take texts that the cut of the joint text gets wrong"
+    assert wrong > 5, "the texts need continuations that splitting the joint text would shorten"
 
 
 def test_text_that_a_tokenizer_drops_is_nothing_to_score():

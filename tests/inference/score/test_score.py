@@ -208,7 +208,7 @@ def test_every_token_of_a_long_text_is_predicted_once(architecture, stride):
         # The input at each position is the token before the predicted one.
         inputs = [i for p in pieces for i in (p.tokens[a] for a in p.at)]
         assert inputs[1:] == ids[:-1]
-        assert len(pieces[-1].tokens) == 16, "the last window reaches back until it is full"
+        assert len(pieces[-1].tokens) == 16, "the last window is extended to the left until it is full"
     if stride:
         assert {len(p.targets) for p in pieces[1:-1]} <= {1, 3}
 
@@ -257,7 +257,7 @@ def test_the_likelier_text_and_choice_win():
     best = max(texts, key=lambda t: by[t].log_likelihood)
     per_byte = max(texts, key=lambda t: by[t].log_likelihood / len(t))
     per_token = max(texts, key=lambda t: by[t].log_likelihood / by[t].tokens)
-    assert per_byte not in (best, per_token), "take texts that tell them apart"
+    assert per_byte not in (best, per_token), "the texts must give different answers for each normalisation"
     questions = [Question("The old", texts, i) for i in range(3)]
     assert multiple_choice(loaded, questions, SMALL) == {
         "accuracy": pytest.approx(1 / 3), "accuracy_per_byte": pytest.approx(1 / 3), "questions": 3, "apart": 0,
