@@ -80,7 +80,7 @@ def _leave_room_for_small_blocks() -> None:
 
 
 def in_turn(step: Callable) -> Callable:
-    """Returns `step` and, on a CPU, a wait for its end, because two steps in flight hold their temporaries twice.
+    """Returns `step`, which on a CPU also waits for its end, because two steps in flight hold their temporaries twice.
 
     Waiting costs nothing there: the host's cores are the device, so a step that starts early does not end earlier. The
     first call also makes room for small blocks. It is not made before, because the state would be allocated in it.
