@@ -34,7 +34,7 @@ class Relation:
     keys: Turns | None = None
 
 
-class Kept(NamedTuple):
+class Cached(NamedTuple):
     """The cache of one attention, and how many of its slots are filled.
 
     Attributes:
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         source: jax.Array | None,
         relation: Relation,
         dropout_rate: jax.Array | None,
-        kept: Kept | None = None,
+        cached: Cached | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
         """Returns `[batch, length, embed]`, and the cache with the keys and values of `source` added (None: no cache).
 
@@ -75,7 +75,7 @@ class Attention(nn.Module):
                 and values are read from the cache alone.
             relation: the mask, the bias and the rotations.
             dropout_rate: of the attention probabilities; None: no dropout.
-            kept: the cache; None: no cache.
+            cached: the cache; None: no cache.
         """
         config = self.config
         query_shape, kv_shape = (config.num_heads, config.width_of_head), (config.kv_heads, config.width_of_head)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
             query = relation.queries.turn(query)
         query = axes.constrain(query, _AXES)
         if source is None:
-            cached = kept.cache
+            cached = cached.cache
             key, value = cached.read(query.dtype)
         else:
             key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
@@ -95,8 +95,8 @@ class Attention(nn.Module):
                 key = relation.keys.turn(key)
             key, value = (axes.constrain(y, _AXES) for y in (key, value))
             cached = None
-            if kept is not None:
-                key, value, cached = kept.cache.extend(key, value, kept.filled, kept.capacity)
+            if cached is not None:
+                key, value, cached = cached.cache.extend(key, value, cached.filled, cached.capacity)
         sinks = None
         if config.attention.sink_logits:
             shape = (config.num_heads,)

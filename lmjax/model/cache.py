@@ -63,7 +63,7 @@ class Cache:
             filled=jnp.asarray(start + shape[1], jnp.int32),
         )
 
-    def places(self, slots: int, length: int) -> tuple[jax.Array, jax.Array]:
+    def positions_and_segments(self, slots: int, length: int) -> tuple[jax.Array, jax.Array]:
         """Returns positions and segments `[batch, keys]` of the keys that `KeyValue.extend` returns.
 
         Call it after `extend` has counted the new tokens as filled.
@@ -105,9 +105,9 @@ class Cache:
         """Returns the cache with each row repeated `times` times; the copies of a row are adjacent."""
         rows = jnp.repeat(jnp.arange(self.positions.shape[0]), times)
         layers = tuple({name: kept.take(rows) for name, kept in layer.items()} for layer in self.layers)
-        places = self.replace(layers=(), filled=None)
-        places = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), places)
-        return places.replace(layers=layers, filled=_filled_of(self.filled, rows))
+        fields = self.replace(layers=(), filled=None)
+        fields = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), fields)
+        return fields.replace(layers=layers, filled=_filled_of(self.filled, rows))
 
     def put(self, row: int | jax.Array, other: Cache) -> Cache:
         """Returns the cache with the rows from `row` on replaced by those of another cache; all other rows stay.
@@ -130,10 +130,10 @@ class Cache:
         )
         names = ["positions", "segment_ids"]
         names += ["memory_positions", "memory_segments"] if self.memory_positions is not None else []
-        places = {name: _put_rows(getattr(self, name), getattr(other, name), row) for name in names}
+        fields = {name: _put_rows(getattr(self, name), getattr(other, name), row) for name in names}
         filled = jnp.broadcast_to(other.filled, other.positions.shape[:1])
         filled = jax.lax.dynamic_update_slice_in_dim(self.filled_rows, filled, row, axis=0)
-        return self.replace(layers=layers, filled=filled, **places)
+        return self.replace(layers=layers, filled=filled, **fields)
 
     def free(self, row: int | jax.Array) -> Cache:
         """Returns the cache with one row emptied: all its slots are masked, and its next token goes into slot 0."""

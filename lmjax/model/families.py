@@ -160,14 +160,16 @@ class EncoderDecoder(nn.Module):
         """
         memory = None
         if cache.filled is None:
-            asked = _side(batch, "encoder_")
-            memory = Sequence(self.encode(batch, DropoutRates()), _positions(asked), asked.get("segment_ids"))
+            encoder_batch = _side(batch, "encoder_")
+            memory = Sequence(
+                self.encode(batch, DropoutRates()), _positions(encoder_batch), encoder_batch.get("segment_ids")
+            )
         return self.decoder.extend(_side(batch, "decoder_"), cache, memory)
 
     def decode(self, batch: Batch, memory: jax.Array, rates: DropoutRates) -> jax.Array:
         """Returns the decoder's `[batch, length, embed]`, given the encoder's output."""
-        asked = _side(batch, "encoder_")
-        sequence = Sequence(memory, _positions(asked), asked.get("segment_ids"))
+        encoder_batch = _side(batch, "encoder_")
+        sequence = Sequence(memory, _positions(encoder_batch), encoder_batch.get("segment_ids"))
         return self.decoder(_side(batch, "decoder_"), rates, sequence)
 
 

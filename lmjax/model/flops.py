@@ -70,6 +70,9 @@ def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = Fal
 
 def _cross(config: ModelConfig, queries: int, keys: int) -> int:
     """Returns the FLOPs of cross-attention for one row in one layer."""
-    asking, asked = 2 * config.num_heads * config.width_of_head, 2 * config.kv_heads * config.width_of_head
+    query_width, key_value_width = (
+        2 * config.num_heads * config.width_of_head,
+        2 * config.kv_heads * config.width_of_head,
+    )
     products = 2 * config.num_heads * config.width_of_head * queries * keys
-    return 2 * (config.embed_dim * (asking * queries + asked * keys) + products)
+    return 2 * (config.embed_dim * (query_width * queries + key_value_width * keys) + products)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax import axes
-from lmjax.model.attention import Attention, Kept, Relation
+from lmjax.model.attention import Attention, Cached, Relation
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.cpu import fence
@@ -51,20 +51,20 @@ class LayerInputs:
     Attributes:
         positions: of the sequence.
         segment_ids: of the sequence.
-        within: mask, bias and rotations of self-attention in layers without a window; None: all layers have one.
-        near: the same in layers with a window; None: no layer has a window.
+        full: mask, bias and rotations of self-attention in layers without a window; None: all layers have one.
+        windowed: the same in layers with a window; None: no layer has a window.
         memory: the encoder's output, for cross-attention; None: no cross-attention.
-        across: mask, bias and rotations of cross-attention; None: no cross-attention.
+        cross: mask, bias and rotations of cross-attention; None: no cross-attention.
         rates: of dropout.
         cache: the tokens read before; None: no cache.
     """
 
     positions: jax.Array
     segment_ids: jax.Array | None
-    within: Relation
-    near: Relation | None
+    full: Relation
+    windowed: Relation | None
     memory: Sequence | None
-    across: Relation | None
+    cross: Relation | None
     rates: DropoutRates
     cache: Cache | None = None
 
@@ -92,44 +92,44 @@ class Block(nn.Module):
             inputs: shared by all layers.
             layer: number of this layer in its stack, from 0; traced where layers are scanned.
         """
-        kept: dict[str, KeyValue] = {}
-        branches = self._branches(inputs, layer, kept)
+        caches: dict[str, KeyValue] = {}
+        branches = self._branches(inputs, layer, caches)
         groups = [[branch] for branch in branches] if self.config.block == "sequential" else [branches]
         for group in groups:
             x = self._add(x, dict(group), inputs.rates, layer)
-        return x, kept
+        return x, caches
 
     def _branches(
-        self, inputs: LayerInputs, layer: int | jax.Array, kept: dict[str, KeyValue]
+        self, inputs: LayerInputs, layer: int | jax.Array, caches: dict[str, KeyValue]
     ) -> list[tuple[str, Callable[[jax.Array], jax.Array]]]:
         """Returns (name, function of `[batch, length, embed]`) of each branch.
 
-        An attention with a cache puts its extended cache into `kept` when it is called.
+        An attention with a cache puts its extended cache into `caches` when it is called.
         """
         config, rates, scale = self.config, inputs.rates, self.config.residual_init_scale(layer)
 
-        def ask(name: str, x: jax.Array, source: jax.Array | None, relation: Relation) -> jax.Array:
+        def attention(name: str, x: jax.Array, source: jax.Array | None, relation: Relation) -> jax.Array:
             cache, before = inputs.cache, None
             if cache is not None:
-                before = Kept(cache.layers[layer][name], cache.filled, cache.capacity)
+                before = Cached(cache.layers[layer][name], cache.filled, cache.capacity)
             y, after = Attention(config, scale, name=name)(x, source, relation, rates.attention, before)
             if after is not None:
-                kept[name] = after
+                caches[name] = after
             return y
 
         def attend(x: jax.Array) -> jax.Array:
-            return ask("attention", x, x, self._within(inputs, layer))
+            return attention("attention", x, x, self._self_relation(inputs, layer))
 
         def cross_attend(x: jax.Array) -> jax.Array:
-            return ask("cross_attention", x, inputs.memory.x, self._across(inputs))
+            return attention("cross_attention", x, inputs.memory.x, self._cross_relation(inputs))
 
         def mlp(x: jax.Array) -> jax.Array:
             if config.moe.has_experts(layer):
                 return MoE(config, scale, name="moe")(x, inputs.segment_ids, rates.mlp)
             return MLP(config, scale, name="mlp")(x, rates.mlp)
 
-        cross = [] if inputs.across is None else [("cross_attention", cross_attend)]
-        return [("attention", attend), *cross, ("mlp", mlp)]
+        between = [] if inputs.cross is None else [("cross_attention", cross_attend)]
+        return [("attention", attend), *between, ("mlp", mlp)]
 
     def _add(
         self,
@@ -159,27 +159,29 @@ class Block(nn.Module):
             total = Norm(config, name=f"{first}_norm")(total)
         return axes.constrain(total, ("act_batch", "act_length", "act_embed"))
 
-    def _within(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
+    def _self_relation(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
         """Returns mask, bias and rotations of self-attention in this layer, with or without a window."""
         config, everywhere = self.config, self.config.attention.is_global(layer)
-        relation = inputs.near if everywhere is False else inputs.within
+        relation = inputs.windowed if everywhere is False else inputs.full
         if not isinstance(everywhere, bool):
-            near = inputs.near
+            windowed = inputs.windowed
             window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention.window)
-            turns = jax.tree.map(lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, near.queries)
+            turns = jax.tree.map(
+                lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, windowed.queries
+            )
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
         if (scheme := config.scheme(self.causal)).per_layer(config):
             bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
             relation = relation.replace(bias=bias(inputs.positions, relation.mask.cached_positions))
         return relation
 
-    def _across(self, inputs: LayerInputs) -> Relation:
+    def _cross_relation(self, inputs: LayerInputs) -> Relation:
         """Returns mask, bias and rotations of cross-attention in this layer."""
         config, scheme = self.config, self.config.cross_scheme
         if not scheme.per_layer(config):
-            return inputs.across
+            return inputs.cross
         bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)
-        return inputs.across.replace(bias=bias(inputs.positions, inputs.memory.positions))
+        return inputs.cross.replace(bias=bias(inputs.positions, inputs.memory.positions))
 
 
 def _no_bias(queries: jax.Array, keys: jax.Array | None = None) -> None:
@@ -207,24 +209,24 @@ class Stack(nn.Module):
             cache: the tokens read before; needs unrolled layers.
         """
         config, segment_ids = self.config, sequence.segment_ids
-        places = cache if cache is None else cache.extend(sequence.positions, segment_ids)
-        within, near = self._within(sequence, cache, places)
-        across = None
+        extended = cache if cache is None else cache.extend(sequence.positions, segment_ids)
+        full, windowed = self._self_relations(sequence, cache, extended)
+        cross = None
         if memory is not None:
-            across = self._across(sequence, memory)
-        inputs = LayerInputs(sequence.positions, segment_ids, within, near, memory, across, rates, cache)
-        x, kept = self._layers(sequence.x, inputs)
+            cross = self._cross_relation(sequence, memory)
+        inputs = LayerInputs(sequence.positions, segment_ids, full, windowed, memory, cross, rates, cache)
+        x, caches = self._layers(sequence.x, inputs)
         if config.final_norm:
             x = Norm(config, name="final_norm")(x)
         x = dropout(x, rates.output, self.make_rng)
         if cache is None:
             return x, None
         # Cross-attention returns its cache unchanged if the encoder's output was read in an earlier call.
-        layers = tuple({**old, **new} for old, new in zip(cache.layers, kept, strict=True))
-        return x, places.replace(layers=layers)
+        layers = tuple({**old, **new} for old, new in zip(cache.layers, caches, strict=True))
+        return x, extended.replace(layers=layers)
 
-    def _within(
-        self, sequence: Sequence, cache: Cache | None, places: Cache | None
+    def _self_relations(
+        self, sequence: Sequence, cache: Cache | None, extended: Cache | None
     ) -> tuple[Relation, Relation | None]:
         """Returns mask, bias and rotations of self-attention, for layers without a window and for layers with one.
 
@@ -233,7 +235,7 @@ class Stack(nn.Module):
         Args:
             sequence: the new tokens.
             cache: the tokens read before; None: no cache.
-            places: the cache with positions and segments of the new tokens added.
+            extended: the cache with positions and segments of the new tokens added.
         """
         config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
         scheme, bias = config.scheme(self.causal), _no_bias
@@ -254,7 +256,7 @@ class Stack(nn.Module):
                 key_positions=positions if config.attention.sink_tokens else None,
             )
             if cache is not None and cache.filled is not None:
-                keys, segments = places.places(slots, positions.shape[1])
+                keys, segments = extended.positions_and_segments(slots, positions.shape[1])
                 queries = jnp.ones(sequence.x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
                 mask = mask.replace(
                     query_segments=queries, key_segments=segments, query_positions=positions, key_positions=keys
@@ -269,7 +271,7 @@ class Stack(nn.Module):
         ring = slots if cache is None else min(layer["attention"].slots for layer in cache.layers)
         return everywhere, relation(window, ring)
 
-    def _across(self, sequence: Sequence, memory: Sequence) -> Relation:
+    def _cross_relation(self, sequence: Sequence, memory: Sequence) -> Relation:
         """Returns mask, bias (None if each layer makes its own) and rotations of cross-attention, for all layers."""
         config, scheme, bias = self.config, self.config.cross_scheme, None
         if not scheme.per_layer(config):
@@ -295,14 +297,14 @@ class Stack(nn.Module):
         if inputs.cache is not None and config.scan_layers:
             raise ValueError("a cache needs unrolled layers (scan_layers=False): a scan would copy it at every token")
         if not config.scan_layers:
-            kept = []
+            caches = []
             layers = [make(SHARED)] * self.num_layers if config.share_layers else None
             for i in range(self.num_layers):
                 if platform() == "cpu":
                     x = fence(x, inputs.positions)
                 x, own = (layers[i] if layers else make(f"{UNROLLED}{i}"))(x, inputs, i)
-                kept.append(own)
-            return x, kept
+                caches.append(own)
+            return x, caches
         axis = {AUXILIARY: 0} if config.share_layers else {AUXILIARY: 0, "params": 0}
         scan = nn.scan(
             lambda layer, x, number: (layer(x, inputs, number)[0], None),

@@ -199,7 +199,7 @@ def test_masks_are_the_same_whole_and_in_parts_and_nothing_seen_is_cut_off(name)
     seen = np.broadcast_to(seen, (len(seen), queries, keys))
     dense = mask.dense(queries, keys)
     np.testing.assert_array_equal(np.ones((1, queries, keys), bool) if dense is None else dense[:, 0], seen, name)
-    sighted = mask.sighted(queries, keys)
+    sighted = mask.any_key_visible(queries, keys)
     np.testing.assert_array_equal(True if sighted is None else sighted, seen.any(axis=2) if sighted is not None else 1)
     assert sighted is not None or seen.any(axis=2).all()
     for start, stop in ((0, 5), (queries - 5, queries)):

@@ -80,8 +80,8 @@ class ClassifierHead(Head):
         config, kind = self.config, self.config.head.classifier
         real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0
         if config.family.causal:
-            places = align(jnp.arange(hidden.shape[1]), real)
-            last = jnp.max(jnp.where(real, places, 0), axis=1)[:, None, None]
+            positions = align(jnp.arange(hidden.shape[1]), real)
+            last = jnp.max(jnp.where(real, positions, 0), axis=1)[:, None, None]
             return class_logits(config, config.head.labels, jnp.take_along_axis(hidden, last, axis=1)[:, 0], bias=False)
         x = hidden[:, 0]
         if config.head.pooling == "mean":

@@ -102,9 +102,9 @@ def attention(
     Raises:
         FlagError: a kernel given by name lacks a feature of this call, or does not run on this platform.
     """
-    asked = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
+    needed = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
     narrowed = mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
-    name = choose(kernel, platform(), asked, query.shape[1], narrowed)
+    name = choose(kernel, platform(), needed, query.shape[1], narrowed)
     arguments = {
         "mask": mask,
         "bias": bias,
@@ -147,13 +147,13 @@ def features(
     return frozenset(name for name, needed in found.items() if needed)
 
 
-def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narrowed: bool) -> str:
+def choose(kernel: str, platform: str, needed: frozenset[str], queries: int, narrowed: bool) -> str:
     """Returns the name of the kernel to use.
 
     Args:
         kernel: `attention.kernel` of the config.
         platform: cpu, gpu, cuda or tpu; any other gets a kernel that runs on every platform.
-        asked: names in `FEATURES` that the call needs.
+        needed: names in `FEATURES` that the call needs.
         queries: number of queries in a row.
         narrowed: whether the mask is known, while tracing, to hide some keys from a whole block of queries.
 
@@ -163,13 +163,13 @@ def choose(kernel: str, platform: str, asked: frozenset[str], queries: int, narr
     if kernel == "auto":
         if platform == "cpu" and queries < (_LONG_NARROWED if narrowed else _LONG):
             return "plain"
-        return next(name for name in _PREFERRED.get(platform, ("xla", "blockwise")) if not asked & LACKS[name])
+        return next(name for name in _PREFERRED.get(platform, ("xla", "blockwise")) if not needed & LACKS[name])
     if platform not in _PLATFORMS.get(kernel, (platform,)):
         needs = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[kernel]
         raise FlagError(
             f"--config.model.attention.kernel={kernel} needs {needs}, and this is {platform}; use auto or blockwise"
         )
-    missing = [FEATURES[name] for name in FEATURES if name in asked & LACKS[kernel]]
+    missing = [FEATURES[name] for name in FEATURES if name in needed & LACKS[kernel]]
     if missing:
         raise FlagError(
             f"--config.model.attention.kernel={kernel} does not support {' and '.join(missing)}; use auto or blockwise"

@@ -103,7 +103,7 @@ class Mask:
         columns = jax.lax.slice_in_dim(self.key_positions, column, column + keys, axis=1)
         return rows[:, None, :, None] - columns[:, None, None, :]
 
-    def sighted(self, queries: int, keys: int) -> jax.Array | None:
+    def any_key_visible(self, queries: int, keys: int) -> jax.Array | None:
         """Returns bool `[batch or 1, queries]`, True where a query may attend to any key; None: all queries may."""
         in_row = self.query_positions is None and queries <= keys
         if not self.segmented and (self.window is None or in_row):

@@ -131,5 +131,5 @@ def _splash_kernel(
 
 def _hide_blind(y: jax.Array, mask: Mask, queries: int, keys: int) -> jax.Array:
     """Returns `y` with zeros for queries whose keys are all masked; these kernels return the mean of masked values."""
-    sighted = mask.sighted(queries, keys)
-    return y if sighted is None else jnp.where(sighted[:, :, None, None], y, jnp.zeros((), y.dtype))
+    any_key_visible = mask.any_key_visible(queries, keys)
+    return y if any_key_visible is None else jnp.where(any_key_visible[:, :, None, None], y, jnp.zeros((), y.dtype))

@@ -23,8 +23,8 @@ class Alibi(Scheme):
         del name, causal
 
         def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-            places = jnp.arange(queries.shape[1])[None]
-            return alibi(config.num_heads, *((places, places) if keys is None else (queries, keys)))
+            slots = jnp.arange(queries.shape[1])[None]
+            return alibi(config.num_heads, *((slots, slots) if keys is None else (queries, keys)))
 
         return bias
 
