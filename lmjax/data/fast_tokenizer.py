@@ -5,6 +5,7 @@ files, and no code of a checkpoint is executed. As in transformers, text with th
 encoded as that token; a tokenizer that lmjax has trained never does this.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -12,7 +13,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,22 @@ SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SENTINEL = re.compile(r"<extra_id_(\d{1,6})>")
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Raises FlagError where the library fails on a text, such as at a regular expression that takes too many steps.
+
+    It raises Exception itself, or pyo3's PanicException, which is no Exception and cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise FlagError(
+            f"tokenizer.path: the tokenizer cannot encode or decode a text ({str(error)[:200]}); choose another"
+        ) from error
 
 
 class FastTokenizer(Vocabulary):
@@ -87,10 +104,13 @@ class FastTokenizer(Vocabulary):
         """Returns the id of a token by its text; None if there is no such token."""
         return self._fast.token_to_id(token)
 
+    @_clear_errors()
     def template(self) -> tuple[list[int], list[int]]:
         """Returns the ids that the tokenizer adds before and after a text if called with special tokens."""
         plain, whole = (self._fast.encode("a", add_special_tokens=asked).ids for asked in (False, True))
-        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        start = next((i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain), None)
+        if start is None:
+            raise FlagError("tokenizer.path: the tokenizer's post_processor changes the ids of a text; choose another")
         return whole[:start], whole[start + len(plain) :]
 
     def save_in(self, folder: pathlib.Path) -> None:
@@ -101,12 +121,14 @@ class FastTokenizer(Vocabulary):
         # This file is written last: if it exists, all others do.
         write_whole(folder / TOKENIZER, self.files[TOKENIZER])
 
+    @_clear_errors()
     def _encode(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Returns the token ids of each text; with more than one thread, the library chooses the number of threads."""
         if threads == 1:
             return [self._fast.encode(text, add_special_tokens=False).ids for text in texts]
         return [e.ids for e in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    @_clear_errors()
     def _locate(self, texts: Sequence[str], threads: int, parts: bool) -> list[Located]:
         if self._spells and not parts:
             # Without offsets the library needs two thirds of the time.
@@ -116,6 +138,7 @@ class FastTokenizer(Vocabulary):
             return [_located(self._fast.encode(text, add_special_tokens=False)) for text in texts]
         return [_located(encoding) for encoding in self._fast.encode_batch(list(texts), add_special_tokens=False)]
 
+    @_clear_errors()
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of token ids, without special tokens; the tokenizer's decoder decides the white space."""
         return self._fast.decode([i for i in map(int, ids) if i not in self.special_ids], skip_special_tokens=False)

@@ -62,7 +62,7 @@ class Description:
 def family_of(path: pathlib.Path, values: Mapping[str, Any]) -> tuple[str, Family]:
     """Returns the name of the family that a config.json names, and the family; raises FlagError if it is unknown."""
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         remedy = "; write there what these weights are" if name is None else ""
         raise FlagError(f"{path}: model_type={name!r}: lmjax implements {', '.join(sorted(FAMILIES))}{remedy}")
     return name, FAMILIES[name]

@@ -14,7 +14,7 @@ from lmjax.interop.immaterial import IMMATERIAL
 QUANTISATION = ("quantization_config", "quantization")
 _REQUIRED = object()
 # Upper bounds of integers, so that a malicious file cannot cause endless loops or huge products.
-_MOST_LAYERS, _LARGEST = 10_000, 2**40
+_MOST_LAYERS, _LARGEST = 10_000, 2**31 - 1
 _LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 

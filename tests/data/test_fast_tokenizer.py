@@ -323,6 +323,17 @@ def test_settings_of_a_wrong_type_name_the_field(folders, tmp_path, settings, me
         load_tokenizer(str(folder))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_text_that_the_library_fails_on_is_one_error(folders, tmp_path, threads):
+    """A regular expression that needs exponentially many steps ends by the library's limit, in a panic."""
+    data = json.loads((folders["gpt2"] / "tokenizer.json").read_bytes())
+    data["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+c"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(FlagError, match=r"cannot encode or decode a text \(.*limit.*\); choose another"):
+        tokenizer.encode_batch(["a" * 30 + "b"], threads)
+
+
 @pytest.mark.parametrize("added", ['{"new": {}}', '{"new": 7, "other": 7}'])
 def test_added_tokens_without_an_id_of_their_own_are_refused(tmp_path, added):
     (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "a", "b"]))

@@ -28,7 +28,9 @@ def run(parser: Parser, folder: pathlib.Path, seconds: float) -> tuple[collectio
         path, content = change
         try:
             outcome = attempt(parser, path, content)
-        except Exception as e:
+        except BaseException as e:  # a panic of a library in Rust is no Exception
+            if isinstance(e, KeyboardInterrupt | SystemExit):
+                raise
             places = [(pathlib.Path(f.filename), f.lineno) for f in traceback.extract_tb(e.__traceback__)]
             file, line = [(file, line) for file, line in places if {"lmjax", "faults"} & {*file.parts}][-1]
             place = f"{type(e).__name__} at {file.name}:{line}"

@@ -233,6 +233,7 @@ def _check_tokenizer(found: Vocabulary) -> None:
     assert isinstance(found.decode(ids), str)
     assert all(0 <= i < found.vocab_size for i in (*found.role_ids.values(), *found.sentinels))
     if isinstance(found, FastTokenizer):
+        found.template()
         ids = list(found._fast.get_vocab().values())
         assert len(set(ids)) == len(ids), "two tokens have one id"
         content = json.loads(found.files["tokenizer.json"])

@@ -84,6 +84,7 @@ def test_copies_that_differ(folder):
     [
         ({"model_type": "mamba"}, "model_type='mamba': lmjax implements"),
         ({"model_type": ...}, "model_type=None"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\]: lmjax implements"),
         ({"architectures": ["LlamaForTokenClassification"]}, r"architectures=\['LlamaForTokenClassification'\]"),
         ({"hidden_act": "mish"}, "hidden_act='mish': lmjax implements 'silu'"),
         ({"hidden_act": ["silu"]}, "hidden_act"),
@@ -93,6 +94,7 @@ def test_copies_that_differ(folder):
         ({"hidden_size": ...}, "hidden_size: is missing"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: is larger than any model's"),
         ({"vocab_size": 10**13}, "vocab_size=10000000000000: is larger than any model's"),
+        ({"vocab_size": 2**31}, "vocab_size=2147483648: is larger than any model's"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps='small'"),
         ({"num_attention_heads": 5}, "num_heads=5 is not a multiple of num_kv_heads=2"),
         ({"rope_parameters": {"rope_type": "su"}}, "rope_parameters: rope_type='su'"),
