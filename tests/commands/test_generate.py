@@ -120,7 +120,7 @@ def test_without_flags_the_config_is_the_default():
         (["--regex=("], r"--regex=\(: .*unclosed group"),
         (["--regex=[a-z]+~"], "--regex=.*no text matches it"),
         (["--json_schema=none.json"], "--json_schema=none.json: cannot be read .*No such file"),
-        (["--json_schema={1"], "--json_schema={1: is no JSON"),
+        (["--json_schema={1"], "--json_schema={1: is not JSON"),
         (["--cache_dtype=int4"], "--cache_dtype=int4: .*'compute' or 'int8'"),
         (["--prompt="], "--prompt='': an empty prompt"),
         (["--prompt=a", "--prompt= "], "--prompt=' ': an empty prompt"),
@@ -128,7 +128,7 @@ def test_without_flags_the_config_is_the_default():
         (["--prompt=" + "The old king " * 9], r"--prompt=.* has 37 tokens.*, and the model's rows have 16; shorten it"),
         (["--prompts=none.txt", "--prompt"], "--prompt and --prompts=none.txt: .*give one"),
         (["--output={here}"], "--output=.*exists, and is never overwritten"),
-        (["--output=no/such/file"], "--output=no/such/file: is in no folder"),
+        (["--output=no/such/file"], "--output=no/such/file: is in a folder that does not exist"),
         (["--preset=gpt2"], "needs one of --model.*--model, --preset given"),
         (["--tokenizer=x.model"], "--tokenizer=x.model: .* has its own"),
         (["--step=3"], "--step=3: .*no steps"),
@@ -301,7 +301,7 @@ def test_a_preset_gets_random_weights_and_says_so(workdir, capsys, monkeypatch):
     monkeypatch.setattr("lmjax.commands.generate._write", lambda loaded, *others: seen.append(loaded))
     flags = ["--preset=nano_decoder", f"--tokenizer={workdir}", "--prompt=The old"]
     run(["generate", *flags, "--seed=1"])
-    assert "nano_decoder: weights are random (--seed=1)" in capsys.readouterr().err
+    assert "nano_decoder: the weights are random (--seed=1)" in capsys.readouterr().err
     (loaded,) = seen
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.mesh), loaded.params)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.mesh), load_model(str(workdir)).params)
