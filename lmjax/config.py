@@ -87,7 +87,7 @@ class Config(Schema):
         rows = {"length": max(lengths)}
         if model.family.paired:
             stages = (task.with_fields({"length": length}) for length in lengths)
-            rows["target_length"] = max(stage.target_places() for stage in stages)
+            rows["target_length"] = max(stage.default_target_length() for stage in stages)
         for name, longest in rows.items():
             if longest > model.max_length:
                 raise FlagError(

@@ -164,7 +164,7 @@ def get_config(variant):
 
 def test_rows_of_targets_follow_from_the_objective_unless_they_are_given():
     def places(objective: str, **overrides: str) -> int:
-        return resolve(objective=(objective,), overrides=overrides).task.target_places()
+        return resolve(objective=(objective,), overrides=overrides).task.default_target_length()
 
     assert places("span_corruption") == 29
     assert places("span_corruption", **{"task.length": "64"}) < 20

@@ -41,7 +41,7 @@ class Mixture:
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     @functools.cached_property
-    def places(self) -> tuple[int, ...]:
+    def slots(self) -> tuple[int, ...]:
         """Returns the number of slots of each source in a block, the smallest numbers that give the rates."""
         return quantised(self.rates, _PLACES)
 
@@ -56,20 +56,20 @@ class Mixture:
         Epochs are counted for each source separately. Each epoch has every row of the source once, in a new random
         order unless `shuffle` is False.
         """
-        block, place = divmod(position, sum(self.places))
-        sources, ranks = _block(self.places, seed, block)
+        block, place = divmod(position, sum(self.slots))
+        sources, ranks = _block(self.slots, seed, block)
         source = sources[place]
         size = self.sizes[source]
-        epoch, row = divmod(block * self.places[source] + ranks[place], size)
+        epoch, row = divmod(block * self.slots[source] + ranks[place], size)
         if shuffle:
             row = int(self._order(source, seed, epoch)[row])
         return epoch, int(self.offsets[source]) + row
 
     def epochs(self, positions: int, seed: int) -> tuple[float, ...]:
         """Returns the number of epochs of each source in the first `positions` rows of the stream, as fractions."""
-        blocks, rest = divmod(positions, sum(self.places))
-        counts = np.array(self.places) * blocks
-        counts += np.bincount(_block(self.places, seed, blocks)[0][:rest], minlength=len(self.sizes))
+        blocks, rest = divmod(positions, sum(self.slots))
+        counts = np.array(self.slots) * blocks
+        counts += np.bincount(_block(self.slots, seed, blocks)[0][:rest], minlength=len(self.sizes))
         return tuple((counts / self.sizes).tolist())
 
     def _order(self, source: int, seed: int, epoch: int) -> np.ndarray:
@@ -129,12 +129,12 @@ def set_rates(weights: Sequence[float], tokens: Sequence[int], temperature: floa
 
 
 @functools.lru_cache(maxsize=16)
-def _block(places: tuple[int, ...], seed: int, block: int) -> tuple[list[int], list[int]]:
+def _block(slots: tuple[int, ...], seed: int, block: int) -> tuple[list[int], list[int]]:
     """Returns, for each slot of a block, its source and the number of earlier slots of that source in the block."""
-    if len(places) == 1:
+    if len(slots) == 1:
         return [0], [0]
-    sources = random_stream(seed, "block", block).permutation(np.repeat(np.arange(len(places)), places))
+    sources = random_stream(seed, "block", block).permutation(np.repeat(np.arange(len(slots)), slots))
     ranks = np.empty_like(sources)
-    for source, count in enumerate(places):
+    for source, count in enumerate(slots):
         ranks[sources == source] = np.arange(count)
     return sources.tolist(), ranks.tolist()

@@ -195,7 +195,7 @@ class Objective(abc.ABC):
         return FAMILIES[self.architecture]
 
     @classmethod
-    def target_places(cls, config: ObjectiveConfig, length: int) -> int:
+    def default_target_length(cls, config: ObjectiveConfig, length: int) -> int:
         """Returns the length of a decoder's row, so that it fills up as fast as an encoder's row of `length` tokens.
 
         By default both are equal, because a target is about as long as its source.

@@ -147,7 +147,7 @@ class Denoise(SourceToTarget):
     def cost(self, lengths: np.ndarray, denoiser: Denoiser) -> np.ndarray:
         """Returns the number of positions in a row that pieces of `lengths` tokens take after corruption."""
         noise, spans = denoiser.counts(lengths)
-        places = self.places(lengths - noise + spans + 2, noise + spans + 1)
+        places = self.row_positions(lengths - noise + spans + 2, noise + spans + 1)
         # A piece with more spans than sentinels must not be used, so it costs more than a row has.
         return np.where(spans > len(denoiser.sentinels), self.length + 1, places)
 

@@ -42,7 +42,7 @@ def span_lengths(count: int, mean: float, rng: np.random.Generator) -> np.ndarra
     return np.delete(lengths, empty[max(0, count - (len(lengths) - len(empty))) :])
 
 
-def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.random.Generator) -> np.ndarray:
+def mask_spans(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.random.Generator) -> np.ndarray:
     """Returns `tokens` with each of several random spans replaced by one mask; never more tokens than before.
 
     Masks are not adjacent, unless too few tokens are left to separate them.
@@ -65,7 +65,7 @@ def punch(tokens: np.ndarray, config: InfillingConfig, mask_id: int, rng: np.ran
 
 
 @dataclasses.dataclass(frozen=True)
-class PunchedPieces(PackedPieces, Rows):
+class MaskedPieces(PackedPieces, Rows):
     """Packed pieces of documents, each with its own masked spans."""
 
     objective: "Infilling"
@@ -77,7 +77,7 @@ class PunchedPieces(PackedPieces, Rows):
         for document, start, length in self.bounds(index):
             text = self.store.tokens(document, start, length)
             source = self._permuted(document, start, text, rng) if o.config.permute_sentences else text
-            source = punch(source, o.config, t.mask_id, rng)
+            source = mask_spans(source, o.config, t.mask_id, rng)
             pairs.append((np.append(source, t.eos_id), np.append(text, t.eos_id)))
         return o.row(pairs)
 
@@ -98,11 +98,11 @@ class Infilling(SourceToTarget):
     def sample(self, store: Store, room: int) -> Sample:
         """Returns a text with masked spans, for which the model generates the whole text."""
         t, tokens = self.tokenizer, beginning(store, room)
-        source = punch(tokens, self.config, t.mask_id, random_stream(0, "showcase")).tolist()
+        source = mask_spans(tokens, self.config, t.mask_id, random_stream(0, "showcase")).tolist()
         shown = "".join("[MASK]" if i == t.mask_id else t.decode([i]) for i in source)
         above = framed("a held-out text with holes:", shown)
         return Sample(above, tuple(source), lambda ids: framed("written:", t.decode(ids)), count=2 * len(tokens))
 
-    def rows(self, store: Store, seed: int) -> PunchedPieces:
+    def rows(self, store: Store, seed: int) -> MaskedPieces:
         """Returns packed pieces; in source and target, each takes the length of its text and an EOS."""
-        return PunchedPieces(store, self.plan(store, lambda n: self.places(n + 1, n + 1), seed), self)
+        return MaskedPieces(store, self.plan(store, lambda n: self.row_positions(n + 1, n + 1), seed), self)

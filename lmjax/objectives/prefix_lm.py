@@ -65,7 +65,7 @@ class PrefixLM(SourceToTarget):
     architectures: ClassVar[tuple[str, ...]] = ("decoder", "encoder_decoder")
 
     @classmethod
-    def target_places(cls, config: PrefixLMConfig, length: int) -> int:
+    def default_target_length(cls, config: PrefixLMConfig, length: int) -> int:
         """Returns three quarters of `length`, so the rest is at most about three quarters of a text."""
         del config
         return length * 3 // 4
@@ -87,7 +87,7 @@ class PrefixLM(SourceToTarget):
 
     def cost(self, lengths: np.ndarray) -> np.ndarray:
         """Returns the number of positions in an encoder-decoder's row that texts of `lengths` tokens take at most."""
-        return self.places(np.maximum(lengths, 2), self.longest_rest(lengths) + 1)
+        return self.row_positions(np.maximum(lengths, 2), self.longest_rest(lengths) + 1)
 
     def rows(self, store: Store, seed: int) -> Rows:
         """Returns packed pieces of documents."""

@@ -80,6 +80,6 @@ class Seq2Seq(SourceToTarget):
         target = np.minimum(store.lengths - middles + 1, target_room)
         # `pack` gets costs instead of lengths: no cost is more than a row, so no pair is cut into several pieces.
         plan = pack(
-            self.places(source, target), max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed
+            self.row_positions(source, target), max_piece=self.length, cost=lambda n: n, capacity=self.length, seed=seed
         )
         return PackedPairs(store, plan, self)

@@ -103,7 +103,7 @@ class SpanCorruption(SourceToTarget):
     usual_for: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
 
     @classmethod
-    def target_places(cls, config: SpanCorruptionConfig, length: int) -> int:
+    def default_target_length(cls, config: SpanCorruptionConfig, length: int) -> int:
         """Returns the length of the target of the longest text whose source fits into `length` tokens.
 
         `compute_input_and_target_lengths` of the T5 release gives the same: 114 for 512 with the default settings.
@@ -137,7 +137,7 @@ class SpanCorruption(SourceToTarget):
     def cost(self, lengths: np.ndarray) -> np.ndarray:
         """Returns the number of positions in a row that pieces of `lengths` tokens take after corruption."""
         noise, spans = noise_counts(lengths, self.config)
-        places = self.places(lengths - noise + spans + 1, noise + spans + 1)
+        places = self.row_positions(lengths - noise + spans + 1, noise + spans + 1)
         # A piece with more spans than sentinels must not be used, so it costs more than a row has.
         return np.where(spans > len(self.tokenizer.sentinel_ids), self.length + 1, places)
 

@@ -49,11 +49,11 @@ class TaskSettings(Schema):
     z_loss: float = Field(0.0, ge=0, description="training adds this times log(softmax's denominator)**2; PaLM's: 1e-4")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
 
-    def target_places(self) -> int:
+    def default_target_length(self) -> int:
         """Returns the tokens in a decoder's row: `target_length`, or else what the longest targets need."""
         if self.target_length is not None:
             return self.target_length
-        return max(8, *(OBJECTIVES[n].target_places(getattr(self, n), self.length) for n in self.objective))
+        return max(8, *(OBJECTIVES[n].default_target_length(getattr(self, n), self.length) for n in self.objective))
 
     def loss_weights(self) -> dict[str, float]:
         """Returns, for each loss sum of the chosen objectives, its weight in the total loss."""
@@ -77,7 +77,7 @@ TaskConfig: type[TaskSettings] = pydantic.create_model(
 def prompt_format(config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> PromptFormat:
     """Returns the prompt format for a model of this task; of several objectives, that of the first one named."""
     name = config.objective[0]
-    lengths = (config.length, config.target_places(), config.vocab_chunk)
+    lengths = (config.length, config.default_target_length(), config.vocab_chunk)
     return OBJECTIVES[name](getattr(config, name), tokenizer, architecture, *lengths).prompt_format()
 
 
@@ -198,7 +198,7 @@ class Task:
                 f"--architecture={architecture} cannot train --objective={names}; "
                 f"it needs {' or '.join(architectures(config.objective))}"
             )
-        lengths = (config.length, config.target_places(), config.vocab_chunk)
+        lengths = (config.length, config.default_target_length(), config.vocab_chunk)
         return cls(
             _groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)),
             config.objective,

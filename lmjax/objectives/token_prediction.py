@@ -61,7 +61,7 @@ class SourceToTarget(TokenPrediction):
             return PromptFormat(before=(t.bos_id,), after=end, stop=end, never=self.never())
         return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
-    def places(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def row_positions(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the number of positions in a row of `length` that sources and targets of these lengths take.
 
         An encoder-decoder has two rows; the one with the larger filled share counts, scaled to the encoder's length.

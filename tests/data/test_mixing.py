@@ -27,25 +27,25 @@ def source_of(row):
 
 
 def test_every_block_has_each_source_as_often_as_its_rate_says(mixture):
-    places = sum(mixture.places)
+    slots = sum(mixture.slots)
     for block in range(8):
-        rows = [mixture.row(g, seed=1)[1] for g in range(block * places, (block + 1) * places)]
+        rows = [mixture.row(g, seed=1)[1] for g in range(block * slots, (block + 1) * slots)]
         counts = collections.Counter(source_of(row) for row in rows)
-        assert tuple(counts[i] for i in range(3)) == mixture.places
-    assert np.abs(np.array(mixture.places) / places - np.array([4, 2, 1]) / 7).max() < 1 / 4096
+        assert tuple(counts[i] for i in range(3)) == mixture.slots
+    assert np.abs(np.array(mixture.slots) / slots - np.array([4, 2, 1]) / 7).max() < 1 / 4096
 
 
 def test_the_order_within_a_block_is_random_and_the_blocks_own(mixture):
-    places = sum(mixture.places)
+    slots = sum(mixture.slots)
 
     def order(seed, block):
-        return [source_of(mixture.row(g, seed)[1]) for g in range(block * places, (block + 1) * places)]
+        return [source_of(mixture.row(g, seed)[1]) for g in range(block * slots, (block + 1) * slots)]
 
     orders = [order(0, 0), order(0, 1), order(1, 0)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     first = np.flatnonzero(np.array(orders[0]) == 2)
-    assert first.min() < places / 10
-    assert first.max() > places * 9 / 10
+    assert first.min() < slots / 10
+    assert first.max() > slots * 9 / 10
 
 
 def test_a_source_is_read_once_an_epoch_in_an_order_of_its_own(mixture):
@@ -85,9 +85,9 @@ def test_epochs_are_counted_for_each_source(mixture):
 def test_evaluation_spreads_every_source_over_the_whole(mixture):
     assert sorted(mixture.spread.tolist()) == [*range(sum(SIZES))]
     for source in range(3):
-        places = [i for i, row in enumerate(mixture.spread.tolist()) if source_of(row) == source]
-        assert np.diff(mixture.spread[places]).min() == 1, "the rows of a source are not in order"
-        assert np.diff(places).max() <= 2 * sum(SIZES) / SIZES[source]
+        slots = [i for i, row in enumerate(mixture.spread.tolist()) if source_of(row) == source]
+        assert np.diff(mixture.spread[slots]).min() == 1, "the rows of a source are not in order"
+        assert np.diff(slots).max() <= 2 * sum(SIZES) / SIZES[source]
 
 
 @settings(max_examples=100, deadline=None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmjax.objectives.infilling import InfillingConfig, punch, span_lengths
+from lmjax.objectives.infilling import InfillingConfig, mask_spans, span_lengths
 
 MASK = 7
 
@@ -35,7 +35,7 @@ def test_a_source_is_its_text_with_holes_and_never_longer(rate, mean):
     config, rng = InfillingConfig(mask_rate=rate, mean_span_length=mean), np.random.default_rng(0)
     for n in [1, 2, 3, 4, 5, 8, 20, 100] * 5:
         text = np.arange(100, 100 + n)
-        source = punch(text, config, MASK, rng).tolist()
+        source = mask_spans(text, config, MASK, rng).tolist()
         assert matches(source, text.tolist())
         assert len(source) <= n
         assert MASK in source
@@ -64,7 +64,7 @@ def test_lengths_add_up_and_empty_spans_are_bounded():
 def test_every_place_is_taken_out_alike(rng_of):
     n, times = 60, np.zeros(60)
     for i in range(4000):
-        source = punch(np.arange(100, 100 + n), InfillingConfig(), MASK, rng_of(i))
+        source = mask_spans(np.arange(100, 100 + n), InfillingConfig(), MASK, rng_of(i))
         times[np.setdiff1d(np.arange(100, 100 + n), source) - 100] += 1
     rates = times / 4000
     assert abs(rates.mean() - 0.3) < 1e-6

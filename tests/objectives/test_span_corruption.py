@@ -207,13 +207,13 @@ def t5_lengths(inputs_length: int, density: float, mean: float) -> tuple[int, in
 @pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.15, 8.0), (0.3, 3.0), (0.5, 3.0), (0.5, 64.0)])
 def test_the_decoders_row_is_as_long_as_t5_has_it(length, density, mean):
     config = SpanCorruptionConfig(noise_density=density, mean_span_length=mean)
-    found = TaskConfig(objective=("span_corruption",), length=length, span_corruption=config).target_places()
+    found = TaskConfig(objective=("span_corruption",), length=length, span_corruption=config).default_target_length()
     assert found == t5_lengths(length, density, mean)[1]
-    assert TaskConfig(objective=("span_corruption",), length=length, target_length=48).target_places() == 48
+    assert TaskConfig(objective=("span_corruption",), length=length, target_length=48).default_target_length() == 48
 
 
 def test_t5s_own_row_of_512_has_114_targets():
-    assert TaskConfig(objective=("span_corruption",), length=512).target_places() == 114
+    assert TaskConfig(objective=("span_corruption",), length=512).default_target_length() == 114
 
 
 @pytest.mark.parametrize("length", [64, 200, 512])

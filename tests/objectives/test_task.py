@@ -338,7 +338,7 @@ def test_features_of_different_sizes_share_the_larger_one(make_task, small, rng_
 
 def test_epochs_count_how_often_the_data_was_read(mixed, corpus):
     examples, _ = mixed
-    places = sum(examples.mixture.places)
+    places = sum(examples.mixture.slots)
     epochs = examples.epochs(3 * places + 5, seed=0)
     counts = np.zeros(len(examples.sources))
     for g in range(3 * places + 5):

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.inference.generate.processors import Processors, apply
-from lmjax.inference.generate.strategy import Choice, Moment, put_requests
+from lmjax.inference.generate.strategy import Choice, ChoiceInput, put_requests
 from lmjax.schema import Schema
 
 PyTree = Any
@@ -71,8 +71,9 @@ class BeamState:
         lengths: int32, of the finished texts.
         done: bool `[requests, groups]`: no finished text can be added any more.
         norms: float32 `[room + 1]`: length ** length_penalty for each length, by which sums are divided.
-        hasty: bool scalar, early_stopping=True: a group is done when it has as many finished texts as beams.
-        patient: bool scalar, early_stopping="never": a group is not done while a longer text could still score better.
+        stop_early: bool scalar, early_stopping=True: a group is done when it has as many finished texts as beams.
+        never_stop_early: bool scalar, early_stopping="never": a group is not done while a longer text could score
+            better.
         diversity: float32 scalar, the penalty.
         processors: penalties and bans.
     """
@@ -84,8 +85,8 @@ class BeamState:
     lengths: jax.Array
     done: jax.Array
     norms: jax.Array
-    hasty: jax.Array
-    patient: jax.Array
+    stop_early: jax.Array
+    never_stop_early: jax.Array
     diversity: jax.Array
     processors: Processors
 
@@ -161,34 +162,34 @@ class BeamSearch:
             lengths=np.zeros(beams, np.int32),
             done=np.zeros(beams[:2], bool),
             norms=np.float32(lengths**self.length_penalty),
-            hasty=np.bool_(self.early_stopping is True),
-            patient=np.bool_(self.early_stopping == "never" and self.length_penalty > 0),
+            stop_early=np.bool_(self.early_stopping is True),
+            never_stop_early=np.bool_(self.early_stopping == "never" and self.length_penalty > 0),
             diversity=np.float32(self.diversity),
             processors=self.processors,
         )
 
-    def choose(self, moment: Moment, state: BeamState) -> Choice:
+    def choose(self, inputs: ChoiceInput, state: BeamState) -> Choice:
         """Returns the next token of every beam and the beam that it continues.
 
         A group continues its `width` likeliest candidates that have not ended. Ended ones among its `width` likeliest
         candidates are added to its finished texts, of which the `width` best are kept.
         """
         requests, groups, width, _ = state.written.shape
-        vocab = moment.logits.shape[-1]
+        vocab = inputs.logits.shape[-1]
         if state.processors.any:
-            logits = apply(jax.nn.log_softmax(moment.logits), moment, state.processors)
+            logits = apply(jax.nn.log_softmax(inputs.logits), inputs, state.processors)
             offset = jnp.zeros(len(logits), jnp.float32)
         else:
             # A row's logits and log-probabilities have the same order: one offset for each row replaces an array
             # `[rows, vocab]` of log-probabilities.
-            logits, offset = moment.logits, jax.nn.logsumexp(moment.logits, axis=-1)
+            logits, offset = inputs.logits, jax.nn.logsumexp(inputs.logits, axis=-1)
         logits = logits.reshape(requests, groups, width, vocab)
         offset = offset.reshape(requests, groups, width)
         taken = jnp.zeros((requests, vocab), jnp.float32)
         chosen, parts = [], []
         for g in range(groups):
             penalty = state.diversity * taken if g else None
-            found = _candidates(logits[:, g], offset[:, g], state.running[:, g], penalty, moment)
+            found = _candidates(logits[:, g], offset[:, g], state.running[:, g], penalty, inputs)
             # The likeliest candidates that have not ended. Below the limit there are at least `width` of them: at most
             # one candidate for each beam and stop id has ended.
             place = jnp.arange(found.ids.shape[1], dtype=jnp.float32)
@@ -197,14 +198,14 @@ class BeamSearch:
             parts.append(found)
             taken = taken.at[jnp.arange(requests)[:, None], chosen[-1].ids].add(1)
         found, kept = (jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each) for each in (parts, chosen))
-        state = self._advanced(state, found, kept, moment)
+        state = self._advanced(state, found, kept, inputs)
         first = width * jnp.arange(requests * groups).reshape(requests, groups, 1)
         return Choice(kept.ids.reshape(-1), (first + kept.parents).reshape(-1), state)
 
-    def _advanced(self, state: BeamState, found: Candidates, kept: Candidates, moment: Moment) -> BeamState:
+    def _advanced(self, state: BeamState, found: Candidates, kept: Candidates, inputs: ChoiceInput) -> BeamState:
         """Returns the state after a choice with the candidates `found`, of which the beams continue `kept`."""
         width = state.written.shape[2]
-        count, limit = (_of_groups(x, state.done.shape) for x in (moment.count, moment.limit))
+        count, limit = (_of_groups(x, state.done.shape) for x in (inputs.count, inputs.limit))
         length = count + 1
         best = jax.tree.map(lambda x: x[..., :width], found)
         # A banned id or an unused beam has the sum minus infinity, and its score marks it as no finished text.
@@ -217,8 +218,8 @@ class BeamSearch:
         running = jnp.where(kept.ended, -jnp.inf, kept.sums)
 
         worst = scores[..., -1]
-        hope = jnp.max(running, axis=-1) / state.norms[jnp.where(state.patient, limit, length)]
-        done = state.done | (hope <= worst) | (state.hasty & (worst > -jnp.inf)) | (length >= limit)
+        hope = jnp.max(running, axis=-1) / state.norms[jnp.where(state.never_stop_early, limit, length)]
+        done = state.done | (hope <= worst) | (state.stop_early & (worst > -jnp.inf)) | (length >= limit)
         return state.replace(
             running=running,
             written=_extended(state.written, kept, count),
@@ -252,7 +253,7 @@ class BeamSearch:
 
 
 def _candidates(
-    logits: jax.Array, offset: jax.Array, running: jax.Array, penalty: jax.Array | None, moment: Moment
+    logits: jax.Array, offset: jax.Array, running: jax.Array, penalty: jax.Array | None, inputs: ChoiceInput
 ) -> Candidates:
     """Returns a group's best continuations, enough of them that every beam can continue however many have ended.
 
@@ -261,10 +262,10 @@ def _candidates(
         offset: `[requests, width]`; log-probabilities are `logits - offset`.
         running: `[requests, width]`, sums of log-probabilities of the beams.
         penalty: `[requests, vocab]`, subtracted when continuations are compared, but not from their sums.
-        moment: stop ids, counts and limits.
+        inputs: stop ids, counts and limits.
     """
     width, vocab = logits.shape[1:]
-    count = max(2, 1 + moment.stop.shape[0]) * width
+    count = max(2, 1 + inputs.stop.shape[0]) * width
     # The best continuations of all beams are among the best of each beam: on a CPU, a search in each beam and one
     # among their results take half the time of one search over all beams.
     compared, ids = jax.lax.top_k(logits if penalty is None else logits - penalty[:, None], min(count, vocab))
@@ -273,8 +274,8 @@ def _candidates(
     base = running[..., None] - offset[..., None]
     _, order = jax.lax.top_k((compared + base).reshape(flat), min(count, width * vocab))
     ids = _taken(ids.reshape(flat), order, 1)
-    stops = jnp.any(ids[..., None] == moment.stop[None, None], axis=-1)
-    count, limit = (_of_groups(x, (len(ids), 1)) for x in (moment.count, moment.limit))
+    stops = jnp.any(ids[..., None] == inputs.stop[None, None], axis=-1)
+    count, limit = (_of_groups(x, (len(ids), 1)) for x in (inputs.count, inputs.limit))
     return Candidates(
         sums=_taken((plain + base).reshape(flat), order, 1),
         parents=order // compared.shape[-1],

@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lmjax.inference.generate.strategy import Moment, Strategy
+from lmjax.inference.generate.strategy import ChoiceInput, Strategy
 from lmjax.model.cache import Cache, init_cache
 from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel
@@ -207,8 +207,8 @@ def _choose(strategy: Strategy, now: Decoding, logits: jax.Array, allowed: jax.A
     """Returns the batch with one more token in every row; rows that continue another one take over its cache."""
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
-    moment = Moment(logits, now.tokens, now.written, now.count, now.limit, now.stop)
-    choice = strategy.choose(moment, now.state)
+    inputs = ChoiceInput(logits, now.tokens, now.written, now.count, now.limit, now.stop)
+    choice = strategy.choose(inputs, now.state)
     cache, tokens, written, positions = now.cache, now.tokens, now.written, now.positions
     if choice.parents is not None:
         cache = cache.reorder(choice.parents)

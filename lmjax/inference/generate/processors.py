@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.strategy import ChoiceInput
 from lmjax.inference.loaded import PromptFormat
 from lmjax.schema import Schema
 
@@ -102,32 +102,32 @@ class Processors:
         return bool(jax.tree.leaves(self)) or self.no_repeat_ngram > 0 or self.renormalize
 
 
-def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Array:
+def apply(scores: jax.Array, inputs: ChoiceInput, processors: Processors) -> jax.Array:
     """Returns float32 `[rows, vocab]` scores after penalties; minus infinity where an id is banned.
 
     Args:
         scores: float32 `[rows, vocab]`, logits or log-probabilities.
-        moment: the tokens of each row so far; its `logits` are not read.
+        inputs: the tokens of each row so far; its `logits` are not read.
         processors: penalties and bans.
     """
     if processors.repetition_penalty is not None:
-        scores = penalise(scores, moment, processors.repetition_penalty)
+        scores = penalise(scores, inputs, processors.repetition_penalty)
     if processors.no_repeat_ngram:
-        scores = _without(scores, repeats(moment, processors.no_repeat_ngram, scores.shape[-1]))
+        scores = _without(scores, repeats(inputs, processors.no_repeat_ngram, scores.shape[-1]))
     if processors.banned is not None:
         scores = _without(scores, processors.banned[None])
     if processors.words is not None:
-        scores = _without(scores, completions(moment, processors.words, scores.shape[-1]))
+        scores = _without(scores, completions(inputs, processors.words, scores.shape[-1]))
     if processors.min_new_tokens is not None:
-        scores = _unending(scores, moment, moment.count < processors.min_new_tokens)
+        scores = _unending(scores, inputs, inputs.count < processors.min_new_tokens)
     if processors.min_length is not None:
-        scores = _unending(scores, moment, jnp.sum(moment.written, axis=1) < processors.min_length)
+        scores = _unending(scores, inputs, jnp.sum(inputs.written, axis=1) < processors.min_length)
     if processors.banned_first is not None:
-        first = (moment.count == processors.forced)[:, None]
+        first = (inputs.count == processors.forced)[:, None]
         scores = _without(scores, jnp.where(first, processors.banned_first[None], scores.shape[-1]))
     if processors.last is not None:
         only = jnp.full_like(scores, -jnp.inf).at[:, processors.last].set(0)
-        scores = jnp.where((moment.count + 1 >= moment.limit)[:, None], only, scores)
+        scores = jnp.where((inputs.count + 1 >= inputs.limit)[:, None], only, scores)
     if processors.renormalize:
         # Scores of minus infinity stay: in a row where every id is banned, `scores - total` would be NaN.
         total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
@@ -135,16 +135,16 @@ def apply(scores: jax.Array, moment: Moment, processors: Processors) -> jax.Arra
     return scores
 
 
-def _unending(scores: jax.Array, moment: Moment, early: jax.Array) -> jax.Array:
+def _unending(scores: jax.Array, inputs: ChoiceInput, early: jax.Array) -> jax.Array:
     """Returns scores with the stop ids banned in the rows where `early`, bool `[rows]`, is True."""
     # -1 means no stop id; as an index it would select the last id of the vocabulary.
-    at = early[:, None] & (moment.stop >= 0)[None]
-    return _without(scores, jnp.where(at, moment.stop[None], scores.shape[-1]))
+    at = early[:, None] & (inputs.stop >= 0)[None]
+    return _without(scores, jnp.where(at, inputs.stop[None], scores.shape[-1]))
 
 
-def completions(moment: Moment, words: jax.Array, vocab: int) -> jax.Array:
+def completions(inputs: ChoiceInput, words: jax.Array, vocab: int) -> jax.Array:
     """Returns int32 `[rows, words]`: the last id of each word whose other ids are the last of the row; else `vocab`."""
-    tokens, written = moment.tokens, moment.written
+    tokens, written = inputs.tokens, inputs.written
     before = words.shape[1] - 1
     end = jnp.max(jnp.where(written, 1 + jnp.arange(tokens.shape[1])[None], 0), axis=1, keepdims=True)
     places = end - before + jnp.arange(before)[None]
@@ -154,18 +154,18 @@ def completions(moment: Moment, words: jax.Array, vocab: int) -> jax.Array:
     return jnp.where(jnp.all(alike, axis=-1), words[None, :, -1], vocab)
 
 
-def penalise(scores: jax.Array, moment: Moment, penalty: jax.Array) -> jax.Array:
+def penalise(scores: jax.Array, inputs: ChoiceInput, penalty: jax.Array) -> jax.Array:
     """Returns scores with the penalty applied once to every id that occurs in the row."""
     rows, vocab = scores.shape
-    ids = jnp.where(moment.written, moment.tokens, vocab)
+    ids = jnp.where(inputs.written, inputs.tokens, vocab)
     found = jnp.take_along_axis(scores, ids, axis=1, mode="clip")
     found = jnp.where(found < 0, found * penalty, found / penalty)
     return scores.at[jnp.arange(rows)[:, None], ids].set(found, mode="drop")
 
 
-def repeats(moment: Moment, n: int, vocab: int) -> jax.Array:
+def repeats(inputs: ChoiceInput, n: int, vocab: int) -> jax.Array:
     """Returns int32 `[rows, room - n + 1]`: ids that would complete an n-gram the row already has; else `vocab`."""
-    tokens, written = moment.tokens, moment.written
+    tokens, written = inputs.tokens, inputs.written
     windows = tokens.shape[1] - n + 1
     if windows < 1:
         return jnp.full((len(tokens), 1), vocab, jnp.int32)

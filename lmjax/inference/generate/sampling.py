@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.inference.generate.processors import Processors, apply
-from lmjax.inference.generate.strategy import NOTHING, Choice, Moment, put_requests
+from lmjax.inference.generate.strategy import NOTHING, Choice, ChoiceInput, put_requests
 from lmjax.schema import Schema
 from lmjax.streams import prng_keys
 
@@ -79,7 +79,7 @@ class SamplingConfig(Schema):
 
 
 @flax.struct.dataclass
-class Numbers:
+class FilterValues:
     """The values of a SamplingConfig as traced arrays, so that a new value does not recompile; None: off.
 
     Attributes:
@@ -121,7 +121,7 @@ class SamplingState:
         keys: random keys `[requests]`, made from the seeds; None: greedy.
         done: bool `[requests]`: the text has ended.
         scores: float32 `[requests]`, the sum of the log-probabilities of the chosen tokens, a stop id included. They
-            are the model's own: of `Moment.logits`, before penalties, temperature and filters.
+            are the model's own: of `ChoiceInput.logits`, before penalties, temperature and filters.
         numbers: temperature and filters.
         processors: penalties and bans.
     """
@@ -129,7 +129,7 @@ class SamplingState:
     keys: jax.Array | None
     done: jax.Array
     scores: jax.Array
-    numbers: Numbers
+    numbers: FilterValues
     processors: Processors
 
 
@@ -146,7 +146,7 @@ class Sampling:
         form: their tree structure, which is static: what is on.
     """
 
-    numbers: Numbers = dataclasses.field(default=Numbers(), compare=False)
+    numbers: FilterValues = dataclasses.field(default=FilterValues(), compare=False)
     processors: Processors = dataclasses.field(default=Processors(), compare=False)
     form: PyTree = dataclasses.field(init=False, repr=False)
 
@@ -156,7 +156,7 @@ class Sampling:
     @classmethod
     def of(cls, config: SamplingConfig, processors: Processors | None = None) -> Self:
         """Returns the strategy of a config."""
-        return cls(Numbers.of(config), processors or Processors())
+        return cls(FilterValues.of(config), processors or Processors())
 
     @property
     def rows(self) -> int:
@@ -175,25 +175,25 @@ class Sampling:
             processors=processors,
         )
 
-    def choose(self, moment: Moment, state: SamplingState) -> Choice:
+    def choose(self, inputs: ChoiceInput, state: SamplingState) -> Choice:
         """Returns the next token of every row.
 
         A row ends with a stop id or when the limit is reached; afterwards it gets the first stop id (0 if there is
         none), which is not part of the text. A draw depends on the row's seed, scores and number of generated tokens,
         not on other rows. A row in which no id is allowed gets NOTHING and ends.
         """
-        scores = apply(moment.logits, moment, state.processors)
+        scores = apply(inputs.logits, inputs, state.processors)
         if state.keys is None:
             ids = jnp.argmax(scores, axis=-1)
         else:
-            keys = jax.vmap(jax.random.fold_in)(state.keys, moment.count)
+            keys = jax.vmap(jax.random.fold_in)(state.keys, inputs.count)
             ids = draw(weights(scores, state.numbers), keys)
-        chosen = jnp.take_along_axis(moment.logits, ids[:, None], axis=1)[:, 0]
-        gained = chosen - jax.nn.logsumexp(moment.logits, axis=-1)
+        chosen = jnp.take_along_axis(inputs.logits, ids[:, None], axis=1)[:, 0]
+        gained = chosen - jax.nn.logsumexp(inputs.logits, axis=-1)
         # The chosen id is banned only if every id of the row is banned.
         stuck = jnp.isneginf(jnp.take_along_axis(scores, ids[:, None], axis=1)[:, 0])
-        ended = stuck | jnp.any(ids[:, None] == moment.stop[None], axis=1) | (moment.count + 1 >= moment.limit)
-        filler = jnp.maximum(moment.stop[0], 0) if len(moment.stop) else 0
+        ended = stuck | jnp.any(ids[:, None] == inputs.stop[None], axis=1) | (inputs.count + 1 >= inputs.limit)
+        filler = jnp.maximum(inputs.stop[0], 0) if len(inputs.stop) else 0
         ids = jnp.where(state.done, filler, jnp.where(stuck, NOTHING, ids)).astype(jnp.int32)
         scores = state.scores + jnp.where(state.done | stuck, 0, gained)
         return Choice(ids, None, state.replace(done=state.done | ended, scores=scores))
@@ -207,7 +207,7 @@ class Sampling:
         return state.done
 
 
-def probabilities(logits: jax.Array, numbers: Numbers) -> jax.Array:
+def probabilities(logits: jax.Array, numbers: FilterValues) -> jax.Array:
     """Returns float32 `[rows, vocab]`: the distribution that a token is drawn from; greedy: one id has probability 1.
 
     Args:
@@ -222,7 +222,7 @@ def probabilities(logits: jax.Array, numbers: Numbers) -> jax.Array:
     return kept / jnp.maximum(jnp.sum(kept, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 
 
-def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
+def weights(logits: jax.Array, numbers: FilterValues) -> jax.Array:
     """Returns float32 `[rows, vocab]`: probabilities before normalisation; 0 where a filter drops an id.
 
     Args:
@@ -248,7 +248,7 @@ def weights(logits: jax.Array, numbers: Numbers) -> jax.Array:
     return kept
 
 
-def _largest(logits: jax.Array, gaps: jax.Array, numbers: Numbers) -> jax.Array:
+def _largest(logits: jax.Array, gaps: jax.Array, numbers: FilterValues) -> jax.Array:
     """Returns bool `[rows, vocab]`: whether a logit is at least the k-th largest of its row."""
     if numbers.candidates == 0:
         return _first(gaps, jnp.ones_like(gaps), jnp.broadcast_to(numbers.top_k, len(gaps)).astype(jnp.float32)) > 0

@@ -26,7 +26,7 @@ from lmjax.inference.generate.decode import row_fields
 from lmjax.inference.generate.processors import apply
 from lmjax.inference.generate.requests import Request, bucket
 from lmjax.inference.generate.sampling import Sampling, SamplingState, draw, probabilities
-from lmjax.inference.generate.strategy import NOTHING, Moment
+from lmjax.inference.generate.strategy import NOTHING, ChoiceInput
 from lmjax.inference.generate.writing import read_prompts
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.cache import Cache
@@ -40,7 +40,7 @@ _GUESS, _ACCEPT, _CORRECT = range(3)
 
 
 @flax.struct.dataclass
-class Guessing:
+class SpeculativeState:
     """The state of one text during speculative decoding.
 
     Attributes:
@@ -134,7 +134,7 @@ class SpeculativeWriting:
             with draft.on_devices():
                 _, drafted, _ = read_prompts(draft, [request], **arguments)
         self.start = int(prompts["column"][0])
-        self.decoding = Guessing(
+        self.decoding = SpeculativeState(
             # A round begins by reading the last token: its slot is freed.
             cache=cache.rewind(cache.filled - 1),
             draft=None if drafted is None else drafted.rewind(drafted.filled - 1),
@@ -187,14 +187,14 @@ class SpeculativeWriting:
 def rounds(
     params: PyTree,
     draft_params: PyTree,
-    now: Guessing,
+    now: SpeculativeState,
     steps: jax.Array,
     *,
     model: LanguageModel,
     draft: LanguageModel | None,
     guesses: int,
     lookup: int,
-) -> Guessing:
+) -> SpeculativeState:
     """Returns the text after at most `steps` rounds of guessing and checking.
 
     Args:
@@ -208,10 +208,10 @@ def rounds(
         lookup: the number of last tokens whose earlier occurrence is searched for.
     """
 
-    def go_on(carry: tuple[jax.Array, Guessing]) -> jax.Array:
+    def go_on(carry: tuple[jax.Array, SpeculativeState]) -> jax.Array:
         return (carry[0] < steps) & ~carry[1].state.done[0]
 
-    def step(carry: tuple[jax.Array, Guessing]) -> tuple[jax.Array, Guessing]:
+    def step(carry: tuple[jax.Array, SpeculativeState]) -> tuple[jax.Array, SpeculativeState]:
         done, now = carry
         if draft is None:
             ids, chances = look_up(now, guesses, lookup, model.config.vocab_size)
@@ -223,7 +223,7 @@ def rounds(
     return jax.lax.while_loop(go_on, step, (jnp.int32(0), now))[1]
 
 
-def look_up(now: Guessing, guesses: int, lookup: int, vocab: int) -> tuple[jax.Array, jax.Array]:
+def look_up(now: SpeculativeState, guesses: int, lookup: int, vocab: int) -> tuple[jax.Array, jax.Array]:
     """Returns the tokens that followed an earlier occurrence of the last ones (Saxena 2023, prompt lookup decoding).
 
     They are int32 `[guesses]`, with their one-hot distribution `[guesses, vocab]`. Of several occurrences the latest
@@ -241,7 +241,9 @@ def look_up(now: Guessing, guesses: int, lookup: int, vocab: int) -> tuple[jax.A
     return ids, jax.nn.one_hot(ids, vocab, dtype=jnp.float32)
 
 
-def _draft(draft: LanguageModel, params: PyTree, now: Guessing, guesses: int) -> tuple[jax.Array, jax.Array, Cache]:
+def _draft(
+    draft: LanguageModel, params: PyTree, now: SpeculativeState, guesses: int
+) -> tuple[jax.Array, jax.Array, Cache]:
     """Returns the smaller model's guesses `[guesses]`, their distributions `[guesses, vocab]`, and its cache."""
 
     def guess(carry: tuple[Any, ...], i: jax.Array) -> tuple[tuple[Any, ...], tuple[jax.Array, jax.Array]]:
@@ -258,7 +260,9 @@ def _draft(draft: LanguageModel, params: PyTree, now: Guessing, guesses: int) ->
     return ids[:guesses], chances[:guesses], cache
 
 
-def _check(model: LanguageModel, params: PyTree, now: Guessing, ids: jax.Array, chances: jax.Array) -> Guessing:
+def _check(
+    model: LanguageModel, params: PyTree, now: SpeculativeState, ids: jax.Array, chances: jax.Array
+) -> SpeculativeState:
     """Returns the text extended by the accepted guesses and one more token, drawn from the model's distribution."""
     guesses = len(ids)
     tokens, written = _put(now.tokens, ids, now.column), now.written
@@ -307,7 +311,7 @@ def _read_on(
     model: LanguageModel,
     params: PyTree,
     tokens: jax.Array,
-    now: Guessing,
+    now: SpeculativeState,
     ahead: int | jax.Array,
     length: int,
     cache: Cache,
@@ -325,17 +329,19 @@ def _read_on(
     return model.apply({"params": params}, hidden[0], method="logits"), cache
 
 
-def _processed(logits: jax.Array, tokens: jax.Array, written: jax.Array, counts: jax.Array, now: Guessing) -> jax.Array:
+def _processed(
+    logits: jax.Array, tokens: jax.Array, written: jax.Array, counts: jax.Array, now: SpeculativeState
+) -> jax.Array:
     """Returns the logits `[rows, vocab]` after penalties and bans, for rows with `counts` generated tokens each."""
 
     def one(logits: jax.Array, tokens: jax.Array, written: jax.Array, count: jax.Array) -> jax.Array:
-        moment = Moment(logits[None], tokens[None], written[None], count[None], now.limit[None], now.stop)
-        return apply(logits[None], moment, now.state.processors)[0]
+        inputs = ChoiceInput(logits[None], tokens[None], written[None], count[None], now.limit[None], now.stop)
+        return apply(logits[None], inputs, now.state.processors)[0]
 
     return jax.vmap(one)(logits, tokens, written, jnp.broadcast_to(counts, (len(logits),)))
 
 
-def _key(now: Guessing, purpose: int, number: int | jax.Array) -> jax.Array:
+def _key(now: SpeculativeState, purpose: int, number: int | jax.Array) -> jax.Array:
     """Returns the key of a draw; for greedy decoding a constant key, as nothing depends on it."""
     if now.state.keys is None:
         return prng_key(0, "certain")

@@ -19,7 +19,7 @@ NOTHING = -1
 
 
 @flax.struct.dataclass
-class Moment:
+class ChoiceInput:
     """The input of a choice: the logits and the tokens so far of every row.
 
     Attributes:
@@ -69,11 +69,11 @@ class Strategy(Protocol):
 
         Args:
             seeds: one for each request.
-            room: columns of `Moment.tokens`.
+            room: columns of `ChoiceInput.tokens`.
         """
         ...
 
-    def choose(self, moment: Moment, state: PyTree) -> Choice:
+    def choose(self, inputs: ChoiceInput, state: PyTree) -> Choice:
         """Returns the next token of every row; pure, traced by jit."""
         ...
 

@@ -14,7 +14,7 @@ import pytest
 
 from lmjax.inference.generate.beam import BeamConfig, BeamSearch
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.strategy import ChoiceInput
 
 STOP = 0
 
@@ -27,7 +27,7 @@ def step(strategy, table, tokens, count, limit, stop, state):
     # The prompt is one token.
     written = jnp.broadcast_to(jnp.arange(tokens.shape[1]) <= count, tokens.shape)
     counts, limits = (jnp.full(len(tokens), x) for x in (count, limit))
-    choice = strategy.choose(Moment(logits, tokens, written, counts, limits, stop), state)
+    choice = strategy.choose(ChoiceInput(logits, tokens, written, counts, limits, stop), state)
     tokens = tokens[choice.parents].at[:, count + 1].set(choice.ids)
     return tokens, choice.state, strategy.finished(choice.state)
 

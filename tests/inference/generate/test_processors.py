@@ -7,15 +7,15 @@ import pydantic
 import pytest
 
 from lmjax.inference.generate.processors import ProcessorConfig, Processors, apply, repeats
-from lmjax.inference.generate.strategy import Moment
+from lmjax.inference.generate.strategy import ChoiceInput
 from lmjax.inference.loaded import PromptFormat
 
 VOCAB, ROOM, ROWS = 6, 14, 12
 process = jax.jit(apply)
 
 
-def moment(texts, *, count=0, stop=(-1,), room=ROOM):
-    """Returns the moment after `texts` as in the decode loop: padding before short rows, unused columns after all."""
+def inputs(texts, *, count=0, stop=(-1,), room=ROOM):
+    """Returns the inputs after `texts` as in the decode loop: padding before short rows, unused columns after all."""
     longest = max(map(len, texts))
     tokens, written = np.zeros((len(texts), room), np.int32), np.zeros((len(texts), room), bool)
     for row, text in enumerate(texts):
@@ -25,7 +25,7 @@ def moment(texts, *, count=0, stop=(-1,), room=ROOM):
     tokens[~written] = 1
     scores = jnp.zeros((len(texts), VOCAB))
     counts, limits = (jnp.full(len(texts), x, jnp.int32) for x in (count, 99))
-    return Moment(scores, *map(jnp.asarray, (tokens, written)), counts, limits, jnp.asarray(stop))
+    return ChoiceInput(scores, *map(jnp.asarray, (tokens, written)), counts, limits, jnp.asarray(stop))
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def test_an_id_that_occurred_is_penalised_once_whatever_its_sign_and_padding_is_
     for row, text in enumerate(texts):
         for i in set(text):
             expected[row, i] *= 1.5 if scores[row, i] < 0 else 1 / 1.5
-    np.testing.assert_allclose(process(scores, moment(texts), processors), expected, rtol=1e-6)
+    np.testing.assert_allclose(process(scores, inputs(texts), processors), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_no_ngram_occurs_twice(ragged, n):
     texts, scores = ragged
-    found = np.asarray(process(scores, moment(texts), Processors.of(ProcessorConfig(no_repeat_ngram=n))))
+    found = np.asarray(process(scores, inputs(texts), Processors.of(ProcessorConfig(no_repeat_ngram=n))))
     banned = [completing(text, n) for text in texts]
     assert any(banned), "the texts have no repetition: the test would not check anything"
     expected = scores.copy()
@@ -66,14 +66,14 @@ def test_no_ngram_occurs_twice(ragged, n):
 
 
 def test_an_ngram_longer_than_the_room_bans_nothing():
-    np.testing.assert_array_equal(repeats(moment([[2, 3]], room=2), 3, VOCAB), [[VOCAB]])
+    np.testing.assert_array_equal(repeats(inputs([[2, 3]], room=2), 3, VOCAB), [[VOCAB]])
 
 
 @pytest.mark.parametrize(("count", "may_end"), [(1, False), (2, True)])
 def test_a_text_may_not_end_before_so_many_tokens(ragged, count, may_end):
     texts, scores = ragged
     processors = Processors.of(ProcessorConfig(min_new_tokens=2))
-    found = np.asarray(process(scores, moment(texts, count=count, stop=(4, -1)), processors))
+    found = np.asarray(process(scores, inputs(texts, count=count, stop=(4, -1)), processors))
     expected = scores.copy()
     if not may_end:
         expected[:, 4] = -np.inf
@@ -87,7 +87,7 @@ def test_banned_ids_are_never_written_and_another_number_compiles_nothing(ragged
     second = Processors.of(ProcessorConfig(banned=(2, 4), repetition_penalty=1.2))
     before = process._cache_size()
     for processors, ids in ((first, [3, 5]), (second, [2, 4])):
-        found = np.asarray(process(scores, moment(texts), processors))
+        found = np.asarray(process(scores, inputs(texts), processors))
         assert np.isneginf(found[:, ids]).all()
         assert np.isfinite(np.delete(found[1:], ids, axis=1)).all()
     assert process._cache_size() == before + 1
@@ -96,7 +96,7 @@ def test_banned_ids_are_never_written_and_another_number_compiles_nothing(ragged
 def test_the_default_changes_nothing(ragged):
     texts, scores = ragged
     for config in (ProcessorConfig(), ProcessorConfig(repetition_penalty=1)):
-        assert apply(scores, moment(texts), Processors.of(config)) is scores
+        assert apply(scores, inputs(texts), Processors.of(config)) is scores
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_scores_are_those_of_transformers():
         never_first=(0,),
         forced=(1, 1, 1, 1),
     )
-    ours = process(scores, moment(texts.tolist(), count=4, stop=(3,)), Processors.of(config, form))
+    ours = process(scores, inputs(texts.tolist(), count=4, stop=(3,)), Processors.of(config, form))
     np.testing.assert_allclose(ours, theirs(ids, torch.tensor(scores)), rtol=1e-6)
 
 
@@ -143,7 +143,7 @@ def test_words_are_found_at_the_end_of_what_is_written_and_nowhere_else(longest)
     words = tuple({tuple(rng.integers(0, 3, size=n).tolist()) for n in rng.integers(2, 5, size=12)})
     scores = jnp.zeros((len(texts), VOCAB))
     found = np.asarray(
-        process(scores, moment(texts), Processors.of(ProcessorConfig(), PromptFormat(never_words=words)))
+        process(scores, inputs(texts), Processors.of(ProcessorConfig(), PromptFormat(never_words=words)))
     )
     for text, row in zip(texts, found, strict=True):
         banned = {w[-1] for w in words if tuple(text[len(text) - len(w) + 1 :]) == w[:-1] and len(text) >= len(w) - 1}
@@ -154,7 +154,7 @@ def test_words_are_found_at_the_end_of_what_is_written_and_nowhere_else(longest)
 def test_the_last_token_is_the_one_that_is_forced(count, forced):
     form = PromptFormat(last=(4,), never=(4,))
     found = np.asarray(
-        process(jnp.zeros((1, VOCAB)), moment([[3]], count=count), Processors.of(ProcessorConfig(), form))
+        process(jnp.zeros((1, VOCAB)), inputs([[3]], count=count), Processors.of(ProcessorConfig(), form))
     )
     expected = np.where(np.arange(VOCAB) == 4, *((0, -np.inf) if forced else (-np.inf, 0)))
     np.testing.assert_array_equal(found[0], expected)

@@ -10,8 +10,15 @@ import pydantic
 import pytest
 
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.sampling import MOST_CANDIDATES, Numbers, Sampling, SamplingConfig, pick, probabilities
-from lmjax.inference.generate.strategy import NOTHING, Moment
+from lmjax.inference.generate.sampling import (
+    MOST_CANDIDATES,
+    FilterValues,
+    Sampling,
+    SamplingConfig,
+    pick,
+    probabilities,
+)
+from lmjax.inference.generate.strategy import NOTHING, ChoiceInput
 
 VOCAB, DRAWS = 20, 20_000
 CASES = {
@@ -55,11 +62,11 @@ def reference(logits, config):
     return p / p.sum()
 
 
-def moment(logits, count=0, limit=99, stop=(-1,)):
+def inputs(logits, count=0, limit=99, stop=(-1,)):
     logits = jnp.asarray(logits, jnp.float32)
     nothing = jnp.zeros((len(logits), 1), jnp.int32)
     counts, limits = (jnp.full(len(logits), x, jnp.int32) for x in (count, limit))
-    return Moment(logits, nothing, nothing > 0, counts, limits, jnp.asarray(stop, jnp.int32))
+    return ChoiceInput(logits, nothing, nothing > 0, counts, limits, jnp.asarray(stop, jnp.int32))
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +83,13 @@ def test_the_distribution_is_the_one_defined_by_sorting(case, rows):
     config = SamplingConfig(**CASES[case])
     expected = np.stack([reference(row, config) for row in rows])
     assert case == "temperature" or (expected == 0).sum() > 16, "the filter drops too few ids to be tested"
-    np.testing.assert_allclose(distribution(rows, Numbers.of(config)), expected, atol=1e-6)
+    np.testing.assert_allclose(distribution(rows, FilterValues.of(config)), expected, atol=1e-6)
 
 
 def test_equal_ids_at_the_edge_of_a_filter_are_all_kept():
     logits = np.log(np.array([[0.4, 0.2, 0.2, 0.2, 0.0]], np.float32) + 1e-30)
     for name, value in (("top_k", 2), ("top_p", 0.5), ("min_p", 0.45), ("typical_p", 0.3)):
-        kept = np.asarray(distribution(logits, Numbers.of(SamplingConfig(temperature=1, **{name: value}))))[0]
+        kept = np.asarray(distribution(logits, FilterValues.of(SamplingConfig(temperature=1, **{name: value}))))[0]
         assert len(set(kept[1:4].tolist())) == 1, name
         assert kept[1] > 0, name
 
@@ -94,7 +101,7 @@ def test_the_narrowest_filter_keeps_one_id_and_the_widest_all(name):
     logits[:, 3] = -30
     narrow, wide = {"top_k": (1, 10 * VOCAB), "min_p": (1.0, 1e-20)}.get(name, (1e-9, 1.0))
     for value, kept in ((narrow, 1), (wide, VOCAB)):
-        found = distribution(logits, Numbers.of(SamplingConfig(temperature=1, **{name: value})))
+        found = distribution(logits, FilterValues.of(SamplingConfig(temperature=1, **{name: value})))
         np.testing.assert_array_equal((np.asarray(found) > 0).sum(axis=1), kept)
 
 
@@ -102,15 +109,15 @@ def test_a_top_k_of_many_is_searched_for_and_the_same():
     """Beyond MOST_CANDIDATES another algorithm finds the k-th score."""
     logits = np.round(np.random.default_rng(2).normal(size=(1, 1500)), 2).astype(np.float32)
     config = SamplingConfig(temperature=1, top_k=MOST_CANDIDATES + 200)
-    assert Numbers.of(config).candidates == 0
-    assert Numbers.of(SamplingConfig(temperature=1, top_k=MOST_CANDIDATES)).candidates == MOST_CANDIDATES
+    assert FilterValues.of(config).candidates == 0
+    assert FilterValues.of(SamplingConfig(temperature=1, top_k=MOST_CANDIDATES)).candidates == MOST_CANDIDATES
     expected = reference(logits[0], config)
     assert (expected > 0).sum() > config.top_k, "no score ties with the k-th: the test would not check ties"
-    np.testing.assert_allclose(distribution(logits, Numbers.of(config))[0], expected, atol=1e-6)
+    np.testing.assert_allclose(distribution(logits, FilterValues.of(config))[0], expected, atol=1e-6)
 
 
 def test_greedy_has_all_of_the_probability_on_one_id(rows):
-    found = np.asarray(distribution(rows, Numbers.of(SamplingConfig())))
+    found = np.asarray(distribution(rows, FilterValues.of(SamplingConfig())))
     np.testing.assert_array_equal(found, np.eye(VOCAB)[rows.argmax(axis=1)])
 
 
@@ -124,7 +131,7 @@ def test_the_distribution_is_that_of_transformers():
     for case in CASES.values():
         theirs = hf.LogitsProcessorList([warpers[name](case[name]) for name in warpers if name in case])
         expected = torch.softmax(theirs(None, torch.tensor(logits)), dim=-1)
-        found = distribution(logits, Numbers.of(SamplingConfig(**case)))
+        found = distribution(logits, FilterValues.of(SamplingConfig(**case)))
         np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=str(case))
 
 
@@ -149,7 +156,7 @@ def test_draws_follow_the_distribution(case):
     config = SamplingConfig(**CASES[case])
     logits = np.random.default_rng(4).normal(size=VOCAB).astype(np.float32) * 1.5
     strategy, seeds = Sampling.of(config), np.arange(DRAWS)
-    drawn = choose(strategy, moment(np.tile(logits, (DRAWS, 1)), count=3), strategy.start(seeds, 1)).ids
+    drawn = choose(strategy, inputs(np.tile(logits, (DRAWS, 1)), count=3), strategy.start(seeds, 1)).ids
     assert not improbable(np.asarray(drawn), reference(logits, config))
     # Negative control: the test detects a temperature that is wrong by one tenth.
     wrong = config.model_copy(update={"temperature": 1.1 * config.temperature})
@@ -164,7 +171,7 @@ def test_draws_after_draws_of_one_row_follow_the_distribution_too():
     @jax.jit
     def written(state):
         def step(state, count):
-            choice = strategy.choose(moment(logits[None], count, DRAWS + 1), state)
+            choice = strategy.choose(inputs(logits[None], count, DRAWS + 1), state)
             return choice.state, choice.ids[0]
 
         return jax.lax.scan(step, state, jnp.arange(DRAWS))[1]
@@ -199,7 +206,7 @@ def test_the_draws_of_a_seed_do_not_depend_on_the_batch():
         for place, own in enumerate(logits):
             batch = rng.normal(size=(len(seeds), VOCAB)).astype(np.float32)
             batch[row] = own
-            choice = choose(strategy, moment(batch, place), state)
+            choice = choose(strategy, inputs(batch, place), state)
             state, ids = choice.state, [*ids, int(choice.ids[row])]
         return ids
 
@@ -219,7 +226,7 @@ def test_a_row_ends_with_a_stop_id_or_at_the_limit_and_adds_up_what_the_model_ga
     state, step = strategy.start(np.zeros(3), 1), functools.partial(choose, strategy)
     done, written = [], []
     for count, each in enumerate(logits):
-        choice = step(moment(each, count, limit=3, stop=(4, 6, -1)), state)
+        choice = step(inputs(each, count, limit=3, stop=(4, 6, -1)), state)
         state = choice.state
         done.append(np.asarray(strategy.finished(state)).tolist())
         written.append(np.asarray(choice.ids))
@@ -237,11 +244,11 @@ def test_a_row_in_which_nothing_is_allowed_harms_no_other(case, rows):
     logits = rows.copy()
     logits[1] = -np.inf
     config = SamplingConfig(**CASES[case])
-    found = np.asarray(distribution(logits, Numbers.of(config)))
+    found = np.asarray(distribution(logits, FilterValues.of(config)))
     np.testing.assert_array_equal(found[1], 0)
-    np.testing.assert_array_equal(np.delete(found, 1, 0), np.delete(distribution(rows, Numbers.of(config)), 1, 0))
+    np.testing.assert_array_equal(np.delete(found, 1, 0), np.delete(distribution(rows, FilterValues.of(config)), 1, 0))
     strategy = Sampling.of(config)
-    assert int(choose(strategy, moment(logits), strategy.start(np.arange(8), 1)).ids[1]) == NOTHING
+    assert int(choose(strategy, inputs(logits), strategy.start(np.arange(8), 1)).ids[1]) == NOTHING
 
 
 def test_other_numbers_compile_nothing_anew(rows):
@@ -249,7 +256,7 @@ def test_other_numbers_compile_nothing_anew(rows):
     strategies = [Sampling.of(c) for c in (first, SamplingConfig(temperature=2, top_k=7, min_p=0.01))]
     before = choose._cache_size()
     for strategy in strategies:
-        choose(strategy, moment(rows), strategy.start(np.arange(8), 1))
+        choose(strategy, inputs(rows), strategy.start(np.arange(8), 1))
     assert choose._cache_size() == before + 1
     assert strategies[0] == strategies[1] != Sampling.of(SamplingConfig(temperature=1))
 
@@ -265,8 +272,8 @@ def test_other_numbers_compile_nothing_anew(rows):
         ({"temperature": 1, "top_p": 0}, "top_p.*greater than 0"),
         ({"temperature": 1, "min_p": 1.5}, "min_p.*less than or equal to 1.*1.5"),
         ({"temperature": 1, "typical_p": float("nan")}, "typical_p.*finite.*nan"),
-        ({"top_k": 50}, "top_k=50 .*temperature=0 .*set temperature above 0"),
-        ({"top_p": 0.9}, "top_p=0.9 .*temperature=0 .*set temperature above 0"),
+        ({"top_k": 50}, "top_k=50 .*temperature=0.*set temperature above 0"),
+        ({"top_p": 0.9}, "top_p=0.9 .*temperature=0.*set temperature above 0"),
     ],
 )
 def test_values_that_cannot_work_are_errors_that_name_them(values, words):
