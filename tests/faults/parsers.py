@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import io
 import json
-import math
 import pathlib
 import shutil
 import time
@@ -22,12 +21,10 @@ from safetensors.numpy import save
 from lmjax.cli import run
 from lmjax.commands.prompts import read_prompts
 from lmjax.config import from_json, replace, write_json
-from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.files import Faults
 from lmjax.data.records import read_records
 from lmjax.data.sources import corpus_fingerprint
-from lmjax.data.tokenizer import parsed
-from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import UserError
 from lmjax.evaluation.records import minimal_pair, question, read_task
 from lmjax.inference.defaults import merged
@@ -41,13 +38,12 @@ from lmjax.training import manifest
 from lmjax.training.budget import Budget
 from lmjax.training.metrics import Timers, peak_host_memory, read_lines
 from lmjax.training.rollback import Rollbacks
-from tests.faults.fuzzing import changed_bytes, changed_json, changed_safetensors, changed_sentencepiece
+from tests.faults import hostile_tokenizers as tokenizers
+from tests.faults.fuzzing import changed_bytes, changed_json, changed_safetensors
+from tests.faults.hostile_tokenizers import is_finite
 from tests.inference.scoring import tiny, tokenizer
-from tests.inference.tokenizers import tokenizer as tokenizer_of
-from tests.texts import sentencepiece_model
 
 RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
-SAMPLE = "The king's house, ``12'' [MASK] <0x41>\n\u2581 \u00e9\U0001f600 </s>"
 TENSORS = {f"t{i}": np.arange(6, dtype=np.float32).reshape(2, 3) for i in range(4)}
 
 
@@ -137,16 +133,8 @@ def _families(folder: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def _finite(values: Any) -> bool:
-    if isinstance(values, dict):
-        return all(map(_finite, values.values()))
-    if isinstance(values, list | tuple):
-        return all(map(_finite, values))
-    return not isinstance(values, float) or math.isfinite(values)
-
-
 def _read_checkpoint(path: pathlib.Path) -> None:
-    assert _finite(open_pretrained(path.parent).config.model_dump()), "a number of the config is not finite"
+    assert is_finite(open_pretrained(path.parent).config.model_dump()), "a number of the config is not finite"
 
 
 def _writing(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -167,81 +155,7 @@ def _read_writing(path: pathlib.Path) -> None:
     opened = open_pretrained(path.parent)
     opened.prompts(tokenizer())
     values = GenerateConfig.model_validate(merged({}, opened.defaults)).model_dump()
-    assert _finite(values), "a number of the config is not finite"
-
-
-def _fast(folder: pathlib.Path) -> list[pathlib.Path]:
-    for kind in ("byte_level", "llama", "word_piece"):
-        (folder / kind).mkdir()
-        tokenizer_of(kind).save_in(folder / kind)
-    (folder / "unigram").mkdir()
-    export_tokenizer(tokenizer(), folder / "unigram", "gpt2", 16)
-    return sorted(folder.glob("*/*.json"))
-
-
-def _older(folder: pathlib.Path) -> list[pathlib.Path]:
-    for name, content in {
-        "gpt2/config.json": '{"model_type": "gpt2", "tokenizer_class": "GPT2Tokenizer"}',
-        "gpt2/vocab.json": json.dumps({c: i for i, c in enumerate(["a", "b", "c", "\u0120", "ab", "<|endoftext|>"])}),
-        "gpt2/merges.txt": "#version: 0.2\na b\n",
-        "gpt2/added_tokens.json": '{"<new>": 6}',
-        "bert/config.json": '{"model_type": "bert"}',
-        "bert/tokenizer_config.json": '{"do_lower_case": true, "strip_accents": null, "extra_special_tokens": []}',
-        "bert/special_tokens_map.json": '{"mask_token": {"content": "[MASK]"}}',
-        "bert/vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nking\n",
-    }.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
-    model = sentencepiece_model(model_type="unigram", vocab_size=300)
-    for kind in ("t5", "albert", "llama"):
-        (folder / kind).mkdir()
-        (folder / kind / "config.json").write_text(json.dumps({"model_type": kind}))
-        bpe = sentencepiece_model(model_type="bpe", vocab_size=500, byte_fallback=True)
-        (folder / kind / "spiece.model").write_bytes(bpe if kind == "llama" else model)
-    return sorted(path for path in folder.glob("*/*"))
-
-
-def _sentencepiece(folder: pathlib.Path) -> list[pathlib.Path]:
-    (folder / "lmjax.model").write_bytes(tokenizer().proto)
-    for kind, options in {
-        "unigram": {"vocab_size": 300},
-        "bpe": {"vocab_size": 500, "byte_fallback": True},
-        "char": {"vocab_size": 200},
-    }.items():
-        (folder / f"{kind}.model").write_bytes(sentencepiece_model(model_type=kind, **options))
-    return sorted(folder.iterdir())
-
-
-def _any_tokenizer(name: str, content: bytes) -> st.SearchStrategy[bytes]:
-    if name.endswith(".model"):
-        return changed_sentencepiece(content)
-    return _json(name, content) if name.endswith(".json") else changed_bytes(content)
-
-
-def _read_tokenizer(path: pathlib.Path) -> None:
-    found = load_tokenizer(
-        str(path if path.suffix == ".model" and not path.with_name("config.json").exists() else path.parent)
-    )
-    _check_tokenizer(found)
-
-
-def _check_tokenizer(found: Vocabulary) -> None:
-    """Raises AssertionError for a tokenizer that cannot do what every tokenizer does."""
-    [(ids, starts)] = found.locate_batch([SAMPLE])
-    assert all(0 <= i < found.vocab_size for i in ids)
-    assert all(0 <= start <= len(SAMPLE) for start in starts)
-    assert isinstance(found.decode(ids), str)
-    assert all(0 <= i < found.vocab_size for i in (*found.role_ids.values(), *found.sentinels))
-    if isinstance(found, FastTokenizer):
-        found.template()
-        ids = list(found._fast.get_vocab().values())
-        assert len(set(ids)) == len(ids), "two tokens have one id"
-        content = json.loads(found.files["tokenizer.json"])
-        assert _finite(content), "a number of the tokenizer is not finite"
-    else:
-        pieces = parsed(found.proto).pieces
-        assert all(math.isfinite(piece.score) for piece in pieces), "a score is not finite"
-        assert len({piece.piece for piece in pieces}) == len(pieces), "two ids have one piece"
+    assert is_finite(values), "a number of the config is not finite"
 
 
 def _records(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -321,7 +235,7 @@ def _workdir(folder: pathlib.Path) -> list[pathlib.Path]:
 def _read_workdir(path: pathlib.Path) -> None:
     workdir = path.parent
     opened = open_pretrained(workdir)
-    assert _finite(opened.config.model_dump()), "a number of the config is not finite"
+    assert is_finite(opened.config.model_dump()), "a number of the config is not finite"
     if path.name == "special_tokens.json":
         opened.prompts(load_tokenizer(str(workdir)))
     read_lines(workdir)
@@ -365,9 +279,15 @@ PARSERS = (
     Parser("safetensors index", _index, _json, _read_shards, 60),
     Parser("config.json of Hugging Face", _families, _json, _read_checkpoint, 80),
     Parser("generation_config.json", _writing, _json, _read_writing, 80),
-    Parser("tokenizer.json", _fast, _json, _read_tokenizer, 15),
-    Parser("older tokenizers", _older, _any_tokenizer, _read_tokenizer, 15),
-    Parser("SentencePiece models", _sentencepiece, _any_tokenizer, _read_tokenizer, 15),
+    Parser("tokenizer.json", tokenizers.fast, _json, tokenizers.read, 15),
+    Parser("older tokenizers", tokenizers.older, tokenizers.changed, tokenizers.read, 15),
+    Parser(
+        "SentencePiece models",
+        tokenizers.sentencepiece,
+        tokenizers.changed,
+        tokenizers.read,
+        15,
+    ),
     Parser("JSONL, JSON, CSV, TSV and text", _records, _lines, _read_records, 120),
     Parser("tasks and prompts", _tasks, _lines, _read_task, 80),
     Parser("files of a workdir", _workdir, _lines, _read_workdir, 60),
