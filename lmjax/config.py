@@ -46,6 +46,12 @@ class Config(Schema):
     minutes: float | None = Field(
         None, gt=0, description="the run and its schedule end after this time instead of after steps; none: after steps"
     )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="the run ends after this many passes over the training rows, in the run's own length and batch"
+        " size; none: after steps",
+    )
     max_skipped: int = Field(50, ge=1, description="non-finite updates in a row after which a run has diverged")
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop",
@@ -59,6 +65,9 @@ class Config(Schema):
     accumulation: int = Field(1, ge=1, description="number of microbatches that a step computes one after the other")
     init_from: str = Field(
         "", description="a workdir or Hugging Face folder with the initial parameters; empty: random parameters"
+    )
+    fresh: tuple[str, ...] = Field(
+        (), description="parts of init_from's model, such as classifier_head, that start anew in place of being loaded"
     )
     accept_fields: tuple[str, ...] = Field(
         (), description="unknown fields of init_from's config.json that do not change the numbers of the model"
@@ -100,6 +109,8 @@ class Config(Schema):
                     f"--config.batch_size={size} is not divisible by "
                     f"--config.accumulation={self.accumulation}; take a multiple"
                 )
+        if self.epochs is not None and self.minutes is not None:
+            raise FlagError(f"--epochs={self.epochs} and --minutes={self.minutes}: either ends the run; give one")
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         for each in objective_types(task.objective):

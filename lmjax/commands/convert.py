@@ -13,9 +13,11 @@ from absl import flags
 
 from lmjax.config import Config, default_config, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
+from lmjax.interop.labels import label_fields
 from lmjax.interop.shards import read_json
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import HEADS
@@ -53,6 +55,11 @@ def main(values: flags.FlagValues) -> pathlib.Path:
         "\n".join([f"{target}", *(f"  {name:<14}{text}" for name, text in lines.items()), "", f"next: {next_command}"])
     )
     return target
+
+
+def _special_ids(tokenizer: Vocabulary) -> dict[str, int]:
+    """Returns the fields of a config.json that name the special tokens of a tokenizer."""
+    return {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()}
 
 
 def _described(source: Pretrained, params: Any) -> dict[str, str]:
@@ -131,7 +138,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         params,
         folder,
         dtype=values["dtype"].value,
-        extra={} if source.origin else {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()},
+        extra={} if source.origin else label_fields(source.labels) | _special_ids(tokenizer),
         beside=beside,
         shard_bytes=int(shard_gb * 1e9),
     )

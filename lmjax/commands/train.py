@@ -23,6 +23,7 @@ from lmjax.config import Config, resolve, write_json
 from lmjax.errors import FlagError
 from lmjax.model.language_model import init_params
 from lmjax.model.parameters import parameter_table
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.parallel import distributed
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
@@ -34,6 +35,9 @@ from lmjax.runs.workdir import claim_workdir
 from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups
 from lmjax.training.state import TrainState
+
+# Flags and fields of which each says when a run ends.
+_ENDS = ("steps", "minutes", "epochs")
 
 
 def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
@@ -53,8 +57,13 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
     fields: dict[str, Any] = {path: values[name].value for name, path in FIELDS.items()}
     fields = {path: value for path, value in fields.items() if value is not None}
     fields |= data_fields(values["data"].value)
-    if {"steps", "minutes"} <= fields.keys():
-        raise FlagError(f"--steps={fields['steps']} and --minutes={fields['minutes']}: give one; either ends the run")
+    if len(ends := [name for name in _ENDS if name in fields]) > 1:
+        both = " and ".join(f"--{name}={fields[name]}" for name in ends)
+        raise FlagError(f"{both}: give one; either ends the run")
+    if ends and ends != ["epochs"]:
+        fields["epochs"] = None
+    elif ends:
+        fields["minutes"] = None
     if values["eval_data"].value:
         fields["data.eval"] = _eval_sets(values["eval_data"].value)
     objective, source, origin = values["objective"].value, None, {}
@@ -72,6 +81,11 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
         }
         if objective is None and values["config"].value is None:
             objective = (source.objective,)
+        if values["config"].value is None:
+            origin |= _recipe(values, overrides, source.config.max_length)
+        fresh = overrides.get("fresh", "none") != "none"
+        for name in objective if source.labels and not fresh and objective else ():
+            origin |= {f"task.{name}.labels": source.labels} if "labels" in OBJECTIVES[name].learned else {}
     choices = {
         "experiment": values["config"].value,
         "objective": objective,
@@ -94,6 +108,20 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
     return config, run_name(beginning, plain, config)
 
 
+def _recipe(values: flags.FlagValues, overrides: Mapping[str, str], longest: int) -> dict[str, Any]:
+    """Returns the objective's recipe for a run from pretrained parameters, by dotted path; empty if it has none.
+
+    Args:
+        values: the flags.
+        overrides: values by dotted path, which take precedence.
+        longest: the most tokens in a row of the model.
+    """
+    recipe = dict(OBJECTIVES[values["objective"].value[0]].recipe) if values["objective"].value else {}
+    if any(values[name].value is not None or name in overrides for name in _ENDS):
+        recipe.pop("epochs", None)
+    return recipe | {"task.length": min(128, longest)} if recipe else {}
+
+
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
     """Returns the workdir after training the run that the flags describe; None if only its config was printed."""
     config, name = _resolve(values, overrides)
@@ -103,6 +131,11 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if values["print_config"].value:
         _print_config(config)
         return None
+    if values["progress"].value and values["init_from"].value and not values["config"].value:
+        shown = {path: config.flat()[path] for path in _recipe(values, overrides, config.model.max_length)}
+        if shown:
+            said = " ".join(f"--config.{path}={value}" for path, value in shown.items())
+            print(f"recipe for pretrained parameters, unless you say otherwise: {said}", file=sys.stderr)
     workdir = pathlib.Path(values["workdir"].value or f"runs/{name}")
     if values["keep_memory"].value:
         keep_freed_memory()

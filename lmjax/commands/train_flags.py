@@ -22,6 +22,7 @@ lmjax train: trains an encoder, a decoder or an encoder-decoder. The family foll
   lmjax train --objective=span_corruption --data='texts/*.txt' --steps=5000
   lmjax train --minutes=15 --optimizer=muon --schedule=wsd
   lmjax train --init_from=gpt2/ --data=input.txt             starts from a Hugging Face checkpoint or a workdir
+  lmjax train --init_from=bert/ --objective=classification --data=train.tsv --eval_data=dev.tsv     text, label
   lmjax train --config=experiments/tinyshakespeare.py --data=input.txt
 
 Every field of the config is a flag: --config.a.b=value. --help_config explains all fields, --help_config=WORD those
@@ -34,6 +35,7 @@ Exit codes: 0 done, 64 bad flag, 65 bad data, 66 no checkpoint can be read, 70 d
 FIELDS = {
     "steps": "steps",
     "minutes": "minutes",
+    "epochs": "epochs",
     "on_divergence": "on_divergence",
     "seed": "seed",
     "batch_size": "batch_size",
@@ -117,6 +119,7 @@ def define() -> flags.FlagValues:
         "train for this time instead of for a number of steps: the schedule is planned from the measured speed",
         flag_values=values,
     )
+    flags.DEFINE_float("epochs", None, "passes over the training rows, instead of steps", flag_values=values)
     flags.DEFINE_multi_string(
         "eval_data",
         [],

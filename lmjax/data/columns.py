@@ -41,11 +41,14 @@ class Column(NamedTuple):
         type: the type of its values; text and texts are tokenised, all others are stored unchanged.
         optional: whether a record may lack it; the value is then an empty text, list or string. A number cannot be
             optional.
+        classes: the only values that a string may have; empty: any that is not blank, for labels whose names are not
+            known yet; None: any.
     """
 
     name: str
     type: Literal["text", "texts", "string", "strings", "integer", "integers", "number"] = "text"
     optional: bool = False
+    classes: tuple[str, ...] | None = None
 
     @property
     def tokenised(self) -> bool:
@@ -60,7 +63,7 @@ def read_columns(
     names: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Document]:
-    """Yields the records of one file as documents; leaves out those without any text.
+    """Yields the records of one file as documents; leaves out those without any text, unless they have values.
 
     Args:
         path: the file; its suffix decides the format.
@@ -97,7 +100,8 @@ def read_columns(
         except DataError as error:
             faults.bad(str(error))
             continue
-        if document.text.strip():
+        # A label belongs to an empty text too.
+        if document.text.strip() or document.values:
             yield document
 
 
@@ -109,6 +113,8 @@ def _document(
         name = names[column.name]
         if name in fields:
             value = _value(where, name, field_of(where, fields, name, need), column.type, table)
+            if column.classes is not None:
+                _check_class(where, name, value, column.classes)
         else:
             value = () if column.type.endswith("s") else ""
         if column.tokenised:
@@ -138,6 +144,15 @@ def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
         if number is not None:
             return number
     raise DataError(f"{where}: {name!r} is {str(given)[:40]!r}, and must be {_TYPES[kind]}")
+
+
+def _check_class(where: str, name: str, value: str, classes: Sequence[str]) -> None:
+    """Raises DataError for a value that is blank, or not one of the known classes."""
+    known = f"the known ones are {', '.join(classes[:20])}{' ...' if classes[20:] else ''}" if classes else ""
+    if not value.strip():
+        raise DataError(f"{where}: {name!r} is empty; {known or 'give each record a label'}")
+    if classes and value not in classes:
+        raise DataError(f"{where}: {name!r} is {value[:40]!r}; {known}")
 
 
 def _number(given: Any, kind: type) -> int | float | None:

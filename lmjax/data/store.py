@@ -252,13 +252,13 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
-    """Yields each document with its tokens and the ends of its segments in them; skips documents without tokens."""
+    """Yields documents that have tokens or values, each with its tokens and the ends of its segments in them."""
     threads = os.cpu_count() or 1
     if batch[0].pair or batch[0].counts:
         encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
         for document in batch:
             texts = [next(encoded) for _ in document.segments]
-            if any(texts):
+            if any(texts) or document.values:
                 ids = np.array([i for text in texts for i in text], np.int32)
                 yield document, ids, np.cumsum([len(text) for text in texts])
         return

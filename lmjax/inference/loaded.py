@@ -43,6 +43,8 @@ class LoadedModel:
         prompts: the ids that are put before and after a text, and other ids with a role in prompts.
         mesh: the devices.
         defaults: generation settings of the model's folder, used for what a call does not set.
+        labels: names of the classes of its classifier, in the order of the logits; empty if it has none.
+        length: the most tokens in a row that it was trained on; None: not known.
     """
 
     model: LanguageModel
@@ -51,6 +53,8 @@ class LoadedModel:
     prompts: PromptFormat
     mesh: jax.sharding.Mesh
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    labels: tuple[str, ...] = ()
+    length: int | None = None
 
     @property
     def config(self) -> ModelConfig:

@@ -48,7 +48,9 @@ class InputEmbedding(nn.Module):
         if (added := config.scheme(self.decoder).embed(config, positions)) is not None:
             x += added.astype(x.dtype)
         if config.embedding.types:
-            types = batch.get("type_ids", jnp.zeros_like(tokens))
+            # A model with one type, such as RoBERTa, has no other for the second text of a pair.
+            several = config.embedding.types > 1
+            types = batch.get("type_ids", jnp.zeros_like(tokens)) if several else jnp.zeros_like(tokens)
             x += Embed(config, config.embedding.types, "types", name="types")(types)
         if config.embedding.norm:
             x = Norm(config, name="norm")(x)

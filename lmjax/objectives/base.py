@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -164,6 +164,9 @@ class Objective(abc.ABC):
         predicts_at: the feature with the positions of these predictions; None if it predicts at all positions.
         num_types: number of type ids, which tell the texts of a row apart; 0 for none.
         nano: by family, the default training run of `lmjax train`.
+        recipe: by dotted path, values of the config for a run that starts from pretrained parameters.
+        learned: fields of its settings that follow from the training data where the config leaves them empty (`learn`);
+            a workdir keeps each in a JSON file of this name.
     """
 
     config: ObjectiveConfig
@@ -189,10 +192,31 @@ class Objective(abc.ABC):
         "encoder_decoder": NanoRun(900, 8, 3e-3),
     }
 
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    learned: ClassVar[tuple[str, ...]] = ()
+
     @property
     def family(self) -> Family:
         """Returns the traits of the family of the model that is trained."""
         return FAMILIES[self.architecture]
+
+    @classmethod
+    def learn(cls, config: Any, stores: Sequence[Store]) -> Any:
+        """Returns its settings with the fields in `learned` filled in from the training data."""
+        del stores
+        return config
+
+    @classmethod
+    def known_columns(cls, config: Any) -> tuple[Column, ...]:
+        """Returns its columns, with what its settings know of their values."""
+        del config
+        return cls.columns
+
+    @classmethod
+    def model_fields(cls, config: Any) -> dict[str, Any]:
+        """Returns the fields of the model's config that follow from its settings, by dotted path."""
+        del config
+        return {}
 
     @classmethod
     def default_target_length(cls, config: ObjectiveConfig, length: int) -> int:

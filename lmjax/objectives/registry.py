@@ -19,6 +19,7 @@ CLASSES = (
     "infilling.Infilling",
     "sentence_order.SentenceOrder",
     "replaced_token.ReplacedToken",
+    "classification.Classification",
 )
 
 

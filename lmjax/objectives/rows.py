@@ -4,12 +4,14 @@ A piece is a contiguous part of a document (`lmjax.data.packing`).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from lmjax.data.packing import Plan
 from lmjax.data.store import Store
 from lmjax.objectives.base import Features
+from lmjax.objectives.prompts import PromptFormat
 
 
 def pad(values: np.ndarray, length: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
@@ -39,6 +41,36 @@ def side(pieces: list[np.ndarray], length: int, pad_id: int, prefix: str = "") -
         f"{prefix}positions": pad(positions, length),
         f"{prefix}segment_ids": pad(ids, length),
     }
+
+
+def text_row(
+    form: PromptFormat, texts: Sequence[np.ndarray], *, between: Sequence[int], length: int, pad_id: int
+) -> Features:
+    """Returns `tokens`, `positions`, `segment_ids` and `type_ids`, int32 `[length]`, of a row of one or two texts.
+
+    Of two texts that do not fit, the longer one loses its end first (Devlin et al. 2019, arXiv:1810.04805, in the code
+    of its authors). A row without any id holds the first of `between`, so that the model reads something.
+
+    Args:
+        form: the ids before and after a text, or a pair of them.
+        texts: the ids of one or two texts; a second one without ids counts as absent.
+        between: ids between the two texts, at least one.
+        length: tokens in the row.
+        pad_id: padding.
+    """
+    first, *rest = texts
+    second = rest[0] if rest else first[:0]
+    joint = list(between) if len(second) else []
+    room = max(0, length - len(form.before) - len(joint) - len(form.after))
+    halves = (room - room // 2, room // 2)
+    rooms = (max(room - len(second), halves[0]), max(room - len(first), halves[1]))
+    if not len(second):
+        rooms = (room, 0)
+    a, b = first[: rooms[0]], second[: rooms[1]]
+    begin, end = [*form.before, *a, *joint], [*b, *form.after]
+    tokens = np.array([*begin, *end] or between[:1], np.int32)[:length]
+    types = [0] * len(begin) + [1 if len(second) else 0] * len(end)
+    return side([tokens], length, pad_id) | {"type_ids": pad(np.array(types, np.int32)[:length], length)}
 
 
 def source_target(

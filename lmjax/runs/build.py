@@ -11,7 +11,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from lmjax import __version__
 from lmjax.config import Config, write_json
+from lmjax.data.columns import Column
 from lmjax.data.documents import Document
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
@@ -38,6 +39,7 @@ from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
 from lmjax.paths import shell_quoted
 from lmjax.phases import phase
+from lmjax.runs.learned import keep, learn
 from lmjax.streams import subseed
 from lmjax.training.checkpoint import saved_steps
 from lmjax.training.evaluate import EvalSet
@@ -154,7 +156,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
     _check_identity(workdir, whole_identity)
 
-    def store(documents: Any, name: str, part_of: str | None = None) -> Store:
+    def store(documents: Any, name: str, part_of: str | None = None, columns: Sequence[Column] = columns) -> Store:
         # The store of a data set depends only on this set, so that other mixtures with it can reuse the store.
         own = {"train": prints[part_of]} if part_of in prints else {}
         parts = identity | own | {"set": name}
@@ -164,11 +166,25 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
             )
 
     stores = {name: store(documents, "train", name) for name, documents in train.items()}
+
+    def evaluated(evals: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Store]:
+        return {n: store(read, "heldout" if n in prints else n, n, columns) for n, read in evals.items()}
+
+    # Parts held out of the training data are learned from too: a rare label may be in one of them alone.
+    held_out = {} if config.data.eval else evaluated(evals, columns)
+    config = learn(config, [*stores.values(), *held_out.values()])
+    known = objective.known_columns(getattr(config.task, objective.name))
+    if known != columns:
+        evals = open_splits(config.data, pairs=pairs, columns=known).evals
+    eval_stores = held_out or evaluated(evals, known)
     tokens = [s.num_tokens for s in stores.values()]
     rates = set_rates(config.data.weights, tokens, config.data.temperature)
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
     stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
     task = stages[-1].task
+    if config.epochs is not None:
+        rows = len(stages[-1].examples)
+        config = config.with_fields({"steps": max(1, math.ceil(config.epochs * rows / config.batch_size))})
     run = Run(
         config=config,
         workdir=workdir,
@@ -177,12 +193,12 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         eval_sets=tuple(
             EvalSet.build(
                 name,
-                task.examples(store(documents, "heldout" if name in prints else name, name), 0, name),
+                task.examples(each, 0, name),
                 batch_size=config.batch_size,
                 max_batches=config.evaluation.batches,
                 token_bytes=tokenizer.token_bytes,
             )
-            for name, documents in evals.items()
+            for name, each in eval_stores.items()
         ),
         model=LanguageModel(config.model, task.heads),
         mesh=mesh,
@@ -191,6 +207,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_in(workdir)
+        keep(config, workdir)
         write_json(workdir / IDENTITY, whole_identity)
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from lmjax.config import Config
 from lmjax.data.pipeline import batches
 from lmjax.errors import DivergedError, FlagError
 from lmjax.model.language_model import abstract_params
-from lmjax.model.parameters import flat
+from lmjax.model.parameters import count_parameters, flat
 from lmjax.parallel import pmap
 from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import to_device
@@ -24,6 +25,7 @@ from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs import diverged
 from lmjax.runs.build import Run
+from lmjax.runs.learned import learned
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import Claim, check_nothing_lost
 from lmjax.training.board import HyperparameterTable
@@ -103,7 +105,7 @@ def _fit(
             restored = checkpoints.restore(abstract)
             check_nothing_lost(run.workdir, None if restored is None else int(restored.step))
             # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
-            state = make_state(_given(run)) if restored is None else restored
+            state = make_state(_given(run, progress)) if restored is None else restored
         start = 0 if restored is None else int(restored.step)
         _warn_of_warmup(config)
         if announce is not None:
@@ -156,7 +158,7 @@ def _warn_of_warmup(config: Config) -> None:
         )  # fmt: skip
 
 
-def _given(run: Run) -> dict[str, Any] | None:
+def _given(run: Run, progress: bool) -> dict[str, Any] | None:
     """Returns the parameters of `init_from` by part of the model, or None if the config names no model to start from.
 
     Raises:
@@ -168,19 +170,48 @@ def _given(run: Run) -> dict[str, Any] | None:
     wanted = abstract_params(run.model.config, run.model.heads)
     there = abstract_params(source.config.with_fields({"scan_layers": run.config.model.scan_layers}), source.heads)
     ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
-    parts = wanted.keys() & there.keys()
+    fresh = set(run.config.fresh)
+    if absent := sorted(fresh - wanted.keys()):
+        raise FlagError(f"--config.fresh={absent[0]}: this model has no such part; choose from {', '.join(wanted)}")
+    parts = (wanted.keys() & there.keys()) - fresh
     for path in sorted(ours.keys() | theirs.keys()):
         if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
             raise FlagError(
                 f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
-                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model"
+                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model, or start this "
+                f"part at random with --config.fresh={path.split('/')[0]}"
             )
     params = source.params(run.model.config, run.mesh)
-    if new := sorted(wanted.keys() - parts):
-        logging.warning(
-            "--init_from=%s: lacks these parts, which start at random: %s", run.config.init_from, ", ".join(new)
-        )
+    told = _told(run, wanted, sorted(parts), sorted(there.keys() - parts))
+    if progress:
+        print(told, file=sys.stderr)
+    elif wanted.keys() - parts:
+        logging.warning("%s", told)
     return {part: params[part] for part in parts}
+
+
+def _told(run: Run, wanted: dict[str, Any], loaded: list[str], left: list[str]) -> str:
+    """Returns a line that says what of the model was loaded, what is new, what was left, and what was reset.
+
+    Args:
+        run: the run.
+        wanted: the shapes of its parameters by part.
+        loaded: the parts that were loaded.
+        left: the parts that the source has and the model does not.
+    """
+    sizes = {part: count_parameters(tree) for part, tree in wanted.items()}
+    new = [f"{part} ({sizes[part]:,} parameters)" for part in sorted(wanted.keys() - set(loaded))]
+    known = [f"{name}: {', '.join(map(str, value))}" for name, value in learned(run.config).items()]
+    return "; ".join(
+        [
+            f"--init_from={run.config.init_from}: loaded {', '.join(loaded)} "
+            f"({sum(sizes[part] for part in loaded):,} parameters)",
+            *([f"new {', '.join(new)}"] if new else []),
+            *known,
+            *([f"not used {', '.join(left)}"] if left else []),
+            "optimizer and step start from zero",
+        ]
+    )
 
 
 def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:

@@ -20,6 +20,7 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
+from lmjax.interop.labels import read_labels
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, abstract_params
@@ -32,6 +33,7 @@ from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
+from lmjax.runs.learned import learned, recall
 from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
@@ -56,6 +58,9 @@ class Pretrained:
         prompts: from its tokenizer to the special tokens around a text.
         largest_file: bytes of the largest parameter file, which bounds the host memory for reading; None: not known.
         ignored: tensors of the folder that are not read.
+        labels: names of the classes of its classifier, in the order of the logits; empty: it has none, or they are
+            not named.
+        length: the most tokens in a row that it was trained on; None: not known.
         defaults: its generation settings, used where no flag sets another.
     """
 
@@ -67,6 +72,8 @@ class Pretrained:
     prompts: Callable[[Vocabulary], PromptFormat]
     largest_file: int | None = None
     ignored: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    length: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
 
     @property
@@ -111,6 +118,7 @@ def open_pretrained(
             prompts=functools.partial(read_prompts, folder, values, found.config.family),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
+            labels=read_labels(folder / "config.json", values, found.heads),
             defaults=read_defaults(folder, values, found.config),
         )
     if accept_fields:
@@ -146,7 +154,7 @@ def load_model(
     check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
-    return dataclasses.replace(loaded, defaults=opened.defaults)
+    return dataclasses.replace(loaded, defaults=opened.defaults, labels=opened.labels, length=opened.length)
 
 
 def check_parameters(place: str, params: PyTree) -> None:
@@ -261,6 +269,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         # The config leaves the number of rows of the token table to the tokenizer.
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
         config = config.with_fields({"model": config.model.with_fields({"vocab_size": rows})})
+    config = recall(config, folder)
     origin = read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else {}
     present = tuple(origin.pop(HEADS_FIELD, ()) or ()) if HEADS_FIELD in origin else None
     if present is None:
@@ -283,7 +292,18 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         return prompt_format(config.task, tokenizer, config.model.architecture)
 
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
-    return Pretrained(folder, config.model, present, params, origin, prompts, defaults=defaults)
+    labels = tuple(learned(config).get("labels", ()))
+    return Pretrained(
+        folder,
+        config.model,
+        present,
+        params,
+        origin,
+        prompts,
+        labels=read_labels(folder / ORIGIN, origin, present) if origin else labels,
+        length=None if origin else config.task.length,
+        defaults=defaults,
+    )
 
 
 def _trained(

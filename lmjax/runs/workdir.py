@@ -38,6 +38,7 @@ _EARLY = (_LOCK, f"{STATE}.tmp")
 # the steps only through the schedule, which ends with the run.
 MAY_CHANGE = (
     "steps",
+    "epochs",
     "minutes",
     "max_skipped",
     "on_divergence",

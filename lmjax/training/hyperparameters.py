@@ -34,10 +34,18 @@ _LONGEST_WARMUP = 40
 class _Common(Schema):
     """The fields that all optimizers and schedules have in common."""
 
+    # Only the number of steps that follows from it is traced.
+    static: ClassVar[tuple[str, ...]] = ("warmup_share",)
+
     name: Literal[*OPTIMIZERS] = Field("adamw", description="the optimizer")
     learning_rate: float = Field(1e-3, gt=0, description="the peak learning rate")
     warmup_steps: int | None = Field(
-        0, ge=0, description="steps of linear warm-up from zero; none: a tenth of the run, but at most 40"
+        0,
+        ge=0,
+        description="steps of linear warm-up from zero; none: warmup_share of the run, or else a tenth, but at most 40",
+    )
+    warmup_share: float | None = Field(
+        None, ge=0, le=1, description="share of the run that the warm-up takes where warmup_steps is none"
     )
     final_ratio: float = Field(0.1, ge=0, le=1, description="the last learning rate divided by the peak")
     schedule: Literal[*SCHEDULES, "joined"] = Field("cosine", description="the schedule after the warm-up")
@@ -116,7 +124,9 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
 
     def warmup(self, steps: int) -> int:
         """Returns the warm-up steps of a run of `steps`."""
-        return min(_LONGEST_WARMUP, steps // 10) if self.warmup_steps is None else self.warmup_steps
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(_LONGEST_WARMUP, steps // 10) if self.warmup_share is None else int(self.warmup_share * steps)
 
 
 def _is_number(annotation: Any) -> bool:
