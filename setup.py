@@ -19,6 +19,7 @@ DEV = [
     "matplotlib>=3.9",
     "llguidance>=1.9",
     "lm-eval>=0.4.13",
+    "scikit-learn>=1.5",
 ]
 
 setup(
@@ -49,6 +50,8 @@ setup(
     extras_require={
         "dev": DEV,
         "viz": VIZ,
+        # The metrics of classifiers.
+        "evaluate": ["scikit-learn>=1.5"],
         "harness": ["lm-eval>=0.4.13"],
         # --regex and --json_schema of lmjax generate.
         "constrain": ["llguidance>=1.9"],

@@ -18,7 +18,8 @@ COMMANDS = {
     "convert": "import Hugging Face checkpoints, and export trained models",
     "generate": "continue prompts, answer them, or fill in masks",
     "doctor": "verify a workdir: checkpoints, data, versions",
-    "evaluate": "score texts, pairs and questions, or run lm-evaluation-harness",
+    "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",
+    "predict": "label texts with a classifier",
 }
 
 

@@ -15,12 +15,16 @@ from lmjax.commands.flags import set_name
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
+from lmjax.data.files import find_files
 from lmjax.data.records import FieldNames
+from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
+from lmjax.evaluation.labels import BOUNDS, bound
 from lmjax.evaluation.tasks import evaluate, read
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
+from lmjax.runs.trained import open_pretrained
 
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
 
@@ -29,8 +33,16 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     """Returns the metrics of every set of data, or of every task of the harness, by name."""
     place, config, output = _checked(values)
     fields = FieldNames(**{name: values[f"{name}_field"].value for name in FieldNames._fields})
+    sets = _sets(values)
+    for path in sets.values():
+        # A missing file is told before the model is looked for.
+        _ = path == STDLIB or find_files(path)
+    task, labels = values["task"].value or "perplexity", ()
+    if values["task"].value in (None, "labels") and not values["harness"].value:
+        labels = open_pretrained(place, values["step"].value, values["accept_fields"].value).labels
+        task = values["task"].value or ("labels" if labels else task)
     with phase("reading the data"):
-        data = {name: read(values["task"].value, path, fields) for name, path in _sets(values).items()}
+        data = {name: read(task, path, fields, labels) for name, path in sets.items()}
     prepare()
     start = time.perf_counter()
     loaded = opened(values, place)
@@ -41,12 +53,13 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         results = {}
         for name, found in data.items():
             with phase(f"scoring {len(found.records):,} text(s) of {name}"):
-                results[name] = evaluate(loaded, found, config, task=values["task"].value)
+                results[name] = evaluate(loaded, found, config, task=task)
     print(table(results))
     kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
+    kind = f"{len(labels)} labels, 95 % intervals over the records" if task == "labels" else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
     if output is not None:
-        said = {"model": place, "lmjax": __version__, "task": values["harness"].value or values["task"].value}
+        said = {"model": place, "lmjax": __version__, "task": values["harness"].value or task}
         content = said | {"config": config.model_dump(), "results": results}
         with output.open("x") as file:
             file.write(strict_json.dumps(content, indent=2) + "\n")
@@ -99,7 +112,12 @@ def _harness(loaded: LoadedModel, values: flags.FlagValues, config: ScoreConfig)
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Returns the metrics of several sets as text, a row for each; adjacent sets with equal columns share a table."""
+    """Returns the metrics of several sets as text, a row for each; adjacent sets with equal columns share a table.
+
+    Metrics with intervals have a row each.
+    """
+    if any(bound("accuracy", BOUNDS[0]) in metrics for metrics in results.values()):
+        return "\n".join(line for name, metrics in results.items() for line in _with_intervals(name, metrics))
     lines: list[str] = []
     for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):
         rows = [("", *columns)]
@@ -108,3 +126,15 @@ def table(results: dict[str, dict[str, float]]) -> str:
             rows.append((name, *cells))
         lines += aligned(rows)
     return "\n".join(lines)
+
+
+def _with_intervals(name: str, metrics: dict[str, float]) -> list[str]:
+    """Returns the lines of a table with the metrics of one set and the ends of their intervals."""
+    ends = {bound(metric, percent) for metric in metrics for percent in BOUNDS}
+    rows = [(name, "", *(f"{percent:g}%" for percent in BOUNDS))]
+    for metric, value in metrics.items():
+        if metric not in ends:
+            between = [metrics[bound(metric, p)] for p in BOUNDS if bound(metric, p) in metrics]
+            cells = [f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in (value, *between)]
+            rows.append((metric, *cells, *[""] * (3 - len(cells))))
+    return aligned(rows)

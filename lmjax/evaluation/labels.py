@@ -85,11 +85,9 @@ def label_metrics(
     drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
     found = [_metrics(cells, weights, labels) for weights in drawn]
     ends = {name: np.percentile([each[name] for each in found], BOUNDS) for name in metrics}
-    return {
-        key: value
-        for name, x in metrics.items()
-        for key, value in {name: x, **{bound(name, p): float(e) for p, e in zip(BOUNDS, ends[name], strict=True)}}.items()
-    }
+    for name, values in ends.items():
+        metrics |= {bound(name, percent): float(x) for percent, x in zip(BOUNDS, values, strict=True)}
+    return metrics
 
 
 def bound(name: str, percent: float) -> str:
@@ -106,7 +104,12 @@ def _metrics(cells: np.ndarray, weights: np.ndarray, labels: Sequence[str]) -> d
     there = weights > 0
     arguments = {"y_true": cells[0][there], "y_pred": cells[1][there], "sample_weight": weights[there]}
     numbers = list(range(len(labels)))
-    metrics = {"accuracy": accuracy_score(**arguments), "matthews": matthews_corrcoef(**arguments)}
+    # With a single label it is 0 divided by 0, and scikit-learn warns.
+    several = len(np.unique(cells[:, there])) > 1
+    metrics = {
+        "accuracy": accuracy_score(**arguments),
+        "matthews": matthews_corrcoef(**arguments) if several else 0.0,
+    }
     for average in ("macro", "micro", None):
         found = precision_recall_fscore_support(**arguments, labels=numbers, average=average, zero_division=0.0)
         for kind, values in zip(("precision", "recall", "f1"), found[:3], strict=True):

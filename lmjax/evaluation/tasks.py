@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
+from lmjax.evaluation.labels import LabelledText, label_metrics, read_labelled
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
+from lmjax.inference.classify import check_classifier, probabilities
 from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
 from lmjax.inference.score.score import DEFAULT, Question, minimal_pairs, multiple_choice, rolling, score, summary
 from lmjax.inference.score.texts import Item, ScoreConfig
@@ -39,9 +41,10 @@ def evaluate(
     Args:
         loaded: the model.
         data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
-            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`.
+            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`,
+            of `LabelledText` for `labels`.
         config: settings of scoring.
-        task: perplexity, minimal_pairs, multiple_choice or pairs.
+        task: perplexity, minimal_pairs, multiple_choice, pairs or labels.
         fields: the names of the fields of texts and pairs, for files.
 
     Raises:
@@ -51,7 +54,7 @@ def evaluate(
     check_arguments(loaded, config, ScoreConfig)
     checked(task)
     if isinstance(data, str | os.PathLike):
-        data = read(task, os.fspath(data), fields)
+        data = read(task, os.fspath(data), fields, loaded.labels)
     elif not isinstance(data, Data):
         check_list(data, "data", f"what {task} takes")
         data = Data([f"data[{i}]" for i in range(len(data))], list(data))
@@ -68,13 +71,14 @@ def checked(task: str) -> str:
     return task
 
 
-def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
+def read(task: str, path: str, names: FieldNames = USUAL_NAMES, labels: Sequence[str] = ()) -> Data:
     """Returns the data of a task, read from a file or a glob of files.
 
     Args:
-        task: perplexity, minimal_pairs, multiple_choice or pairs.
+        task: perplexity, minimal_pairs, multiple_choice, pairs or labels.
         path: of a file, or a glob.
         names: of the fields of texts and pairs.
+        labels: the labels that the model knows, for the task labels.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
@@ -86,6 +90,9 @@ def read(task: str, path: str, names: FieldNames = USUAL_NAMES) -> Data:
     }
     if task in parsers:
         return Data(*read_task(path, parsers[task]))
+    if task == "labels":
+        found = read_labelled(path, labels, names=names)
+        return Data([f"{path}, record {i}" for i in range(1, len(found) + 1)], found)
     texts = [document.text for document in read_documents(path, names=names)]
     return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
 
@@ -114,11 +121,28 @@ def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
 
 
+def _labels(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the `label_metrics` of texts, and their number."""
+    check_classifier(loaded)
+    numbers = {label: i for i, label in enumerate(loaded.labels)}
+    for name, found in zip(*data, strict=True):
+        if not isinstance(found, LabelledText) or found.label not in numbers:
+            raise FlagError(
+                f"{name}: {str(found)[:80]!r} is not a LabelledText with one of the labels {', '.join(loaded.labels)}"
+            )
+    texts = [(each.text, each.second) for each in data.records]
+    scores = probabilities(loaded, texts, max(1, config.batch_tokens // (loaded.length or _USUAL_LENGTH)))
+    return label_metrics([numbers[each.label] for each in data.records], scores, loaded.labels) | {"texts": len(texts)}
+
+
+# The tokens of a row that a batch is made of where a classifier does not say what it was trained on.
+_USUAL_LENGTH = 128
 TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {
     "perplexity": _perplexity,
     "minimal_pairs": _minimal_pairs,
     "multiple_choice": _multiple_choice,
     "pairs": _pairs,
+    "labels": _labels,
 }
 
 

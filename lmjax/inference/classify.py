@@ -48,9 +48,10 @@ def probabilities(loaded: LoadedModel, texts: Sequence[Pair], batch_size: int = 
         FlagError: the model has no classifier.
     """
     check_classifier(loaded)
-    firsts, seconds = ([np.array(ids, np.int32) for ids in loaded.tokenizer.encode_batch(t)] for t in zip(*texts))
-    limit = min(x for x in (loaded.length, longest_row(loaded.config, decoder=loaded.config.family.causal), _LONGEST)
-                if x is not None)  # fmt: skip
+    sides = zip(*texts, strict=True)
+    firsts, seconds = ([np.array(ids, np.int32) for ids in loaded.tokenizer.encode_batch(side)] for side in sides)
+    rooms = (loaded.length, longest_row(loaded.config, decoder=loaded.config.family.causal), _LONGEST)
+    limit = min(room for room in rooms if room is not None)
     form = loaded.prompts
     between = form.after or (loaded.tokenizer.eos_id,)
     extra = len(form.before) + len(form.after) + len(between)

@@ -79,7 +79,7 @@ def test_the_longer_text_is_cut(classify, tmp_path):
         (
             "jsonl",
             [*RECORDS[:2], {TEXT: "a fly", LABEL: "insect"}],
-            "dev.jsonl:3: 'label' is 'insect'; the known ones are animal, p",
+            "dev.jsonl:3: 'label' is 'insect'; the known ones are a",
         ),
         (
             "tsv",

@@ -1,0 +1,32 @@
+"""The flags of `lmjax predict`. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands.flags import define_help, define_model, define_path
+
+DESCRIPTION = """
+lmjax predict: the label that a classifier gives to each text, and its probability.
+
+  lmjax predict --workdir=runs/classifier --data=new.tsv                            to the terminal
+  lmjax predict --model=classifier_folder/ --data=new.jsonl --output=predictions.jsonl
+"""
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, not parsed yet."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "data",
+        None,
+        "a file or a quoted glob of JSONL, CSV or TSV, also gzipped, with the field text, with text2 for pairs; a "
+        "label is copied to --output as gold",
+        flag_values=values,
+    )
+    flags.DEFINE_string("text_field", "text", "the field of JSON, or column, of a text", flag_values=values)
+    define_path(values, "output", "a new JSON Lines file: text, label, score and the scores of all labels")
+    flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, flag_values=values)
+    define_model(values)
+    define_help(values)
+    return values

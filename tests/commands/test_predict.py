@@ -1,0 +1,163 @@
+"""From pretrained parameters to a classifier, its predictions, its metrics, and out to Hugging Face and in again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lmjax.cli import run
+from lmjax.errors import DataError, FlagError
+from lmjax.evaluation.labels import bound, label_metrics, read_labelled
+from lmjax.evaluation.tasks import evaluate
+from lmjax.inference.classify import probabilities
+from lmjax.runs.trained import load_model, open_pretrained
+
+pytestmark = pytest.mark.long
+
+WORDS = {"animal": ("fox", "cow", "owl", "eel"), "plant": ("oak", "fir", "elm", "ivy"), "7": ("one", "two", "six")}
+ROWS = [(f"{a} {x}", kind) for a in ("the", "an old", "never a") for kind, xs in WORDS.items() for x in xs]
+LABELS = ("7", "animal", "plant")
+SMALL = ("--config.model.embed_dim=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
+         "--config.model.max_length=32", "--config.task.length=32", "--config.tokenizer.kind=char",
+         "--config.tokenizer.byte_fallback=false", "--config.logging.tensorboard=false", "--batch_size=8")  # fmt: skip
+QUICK = ("--config.logging.tensorboard=false", "--batch_size=8", "--config.task.length=32", "--lr=0.01")
+
+
+def written(path, rows=ROWS):
+    path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    return path
+
+
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def place(request, tmp_path_factory, corpus):
+    """The workdir of a classifier that began from a pretrained run, and what the run printed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    objective = {"encoder": "mlm", "decoder": "next_token"}[request.param]
+    preset = "--preset=" + {"encoder": "bert_tiny", "decoder": "nano_decoder"}[request.param]
+    held = "--config.data.held_out=0.2"
+    run(["train", f"--objective={objective}", f"--data={corpus}", f"--workdir={folder / 'pre'}", "--steps=2", held,
+         preset, "--noprogress", *SMALL])  # fmt: skip
+    dev = written(folder / "dev.tsv", [*ROWS[::3], ("", "7")])
+    run(["train", f"--init_from={folder / 'pre'}", "--objective=classification", f"--data={written(folder / 'a.tsv')}",
+         f"--eval_data=dev={dev}", f"--workdir={folder / 'run'}", "--epochs=10", *QUICK])  # fmt: skip
+    return folder
+
+
+def test_a_run_says_what_is_loaded_and_what_is_new(place, capsys, tmp_path):
+    run(["train", f"--init_from={place / 'pre'}", "--objective=classification", f"--data={place / 'a.tsv'}",
+         f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={tmp_path / 'run'}", "--steps=1", *QUICK])  # fmt: skip
+    said = capsys.readouterr().err
+    assert "--config.optimizer.schedule=linear" in said
+    assert "--config.optimizer.learning_rate=0.01" in said
+    assert "--config.epochs" not in said, "--steps says when the run ends"
+    line = next(line for line in said.splitlines() if "loaded backbone, embedding (" in line)
+    assert "new classifier_head (" in line
+    assert "labels: 7, animal, plant" in line
+    assert "optimizer and step start from zero" in line
+
+
+def test_predictions_are_those_of_the_model(place, tmp_path, capsys):
+    output = tmp_path / "predictions.jsonl"
+    found = run(["predict", f"--workdir={place / 'run'}", f"--data={place / 'dev.tsv'}", f"--output={output}"])
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert records == found
+    loaded = load_model(place / "run")
+    assert loaded.labels == LABELS
+    rows = [*ROWS[::3], ("", "7")]
+    scores = probabilities(loaded, [(text, "") for text, _ in rows])
+    for record, (text, label), row in zip(records, rows, scores, strict=True):
+        assert (record["text"], record["gold"]) == (text, label)
+        assert record["label"] == LABELS[row.argmax()]
+        assert record["score"] == max(record["scores"].values())
+        np.testing.assert_allclose([record["scores"][name] for name in LABELS], row, atol=1e-6)
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"text": "the fox"}\n{"text": ""}\n')
+    capsys.readouterr()
+    assert len(run(["predict", f"--workdir={place / 'run'}", f"--data={new}"])) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_metrics_do_not_depend_on_the_batch(place, capsys):
+    loaded = load_model(place / "run")
+    texts = read_labelled(str(place / "dev.tsv"), loaded.labels)
+    gold = [LABELS.index(each.label) for each in texts]
+    pairs = [(each.text, each.second) for each in texts]
+    scores = [probabilities(loaded, pairs, size) for size in (1, 7, 64)]
+    for other in scores[1:]:
+        np.testing.assert_allclose(other, scores[0], atol=1e-6)
+    one, *others = (label_metrics(gold, each, LABELS, resamples=20) for each in scores)
+    assert others == [one, one]
+    found = run(["evaluate", f"--workdir={place / 'run'}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
+    assert {name: found[name] for name in ("accuracy", "f1 macro", "matthews")} == pytest.approx(
+        {name: one[name] for name in ("accuracy", "f1 macro", "matthews")}
+    )
+    assert found["texts"] == len(texts)
+    shown = capsys.readouterr().out
+    assert f"{found[bound('f1 plant', 97.5)]:.4f}" in shown
+    assert "3 labels, 95 % intervals over the records" in shown
+
+
+def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):
+    data = written(tmp_path / "x.tsv", [ROWS[0], ("a fly", "insect")])
+    with pytest.raises(DataError, match=r"x.tsv:3: 'label' is 'insect'; the known ones are 7, animal, plant"):
+        run(["evaluate", f"--workdir={place / 'run'}", f"--data={data}"])
+    with pytest.raises(FlagError, match="has no classifier of single labels"):
+        run(["predict", f"--workdir={place / 'pre'}", f"--data={data}"])
+    with pytest.raises(FlagError, match="is not a LabelledText with one of the labels"):
+        evaluate(load_model(place / "run"), ["a text"], task="labels")
+
+
+def test_training_goes_on_from_a_classifier_with_its_labels(place, tmp_path, capsys):
+    """Data with some of its labels keeps the others; other labels need a new head."""
+    two = written(tmp_path / "two.tsv", [row for row in ROWS if row[1] != "7"])
+    argv = ["train", f"--init_from={place / 'run'}", "--objective=classification", f"--data={two}", "--steps=1",
+            f"--eval_data=dev={written(tmp_path / 'd.tsv', ROWS[:2])}", *QUICK]  # fmt: skip
+    run([*argv, f"--workdir={tmp_path / 'more'}"])
+    assert open_pretrained(tmp_path / "more").labels == LABELS
+    assert "new " not in next(line for line in capsys.readouterr().err.splitlines() if "loaded " in line)
+    run([*argv, f"--workdir={tmp_path / 'anew'}", "--config.fresh=classifier_head"])
+    assert open_pretrained(tmp_path / "anew").labels == LABELS[1:]
+    with pytest.raises(FlagError, match=r"--config.fresh=head: this model has no such part; choose from"):
+        run([*argv, f"--workdir={tmp_path / 'x'}", "--config.fresh=head"])
+
+
+def test_a_classifier_goes_out_and_comes_in_with_its_labels(place, tmp_path):
+    out = tmp_path / "hf"
+    run(["convert", f"--workdir={place / 'run'}", f"--to={out}"])
+    values = json.loads((out / "config.json").read_text())
+    assert values["id2label"] == {str(i): name for i, name in enumerate(LABELS)}
+    assert values["label2id"] == {name: i for i, name in enumerate(LABELS)}
+    texts = [(text, "") for text, _ in ROWS[:5]]
+    expected = probabilities(load_model(place / "run"), texts)
+    back = load_model(out)
+    assert back.labels == LABELS
+    run(["convert", f"--from={out}", f"--workdir={tmp_path / 'in'}"])
+    for each in (back, load_model(tmp_path / "in")):
+        np.testing.assert_allclose(probabilities(each, texts), expected, atol=1e-5)
+    found = run(["evaluate", f"--model={out}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
+    assert found["texts"] == len(ROWS[::3]) + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_gives_the_same_logits(place, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    run(["convert", f"--workdir={place / 'run'}", f"--to={tmp_path / 'hf'}"])
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    assert model.config.id2label == dict(enumerate(LABELS))
+    loaded = load_model(place / "run")
+    for text, _ in ROWS[:3]:
+        ids = loaded.encode(text)
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0].numpy()
+        np.testing.assert_allclose(loaded([ids]).heads["classifier"][0], expected, atol=1e-5)
+
+
+def test_metrics_are_scikit_learns():
+    """Against counts by hand: 3 of 4 right, one plant taken for an animal."""
+    scores = np.eye(3)[[1, 1, 1, 0]]
+    found = label_metrics([1, 1, 2, 0], scores, LABELS, resamples=200)
+    expected = {"accuracy": 0.75, "precision animal": 2 / 3, "recall animal": 1.0, "f1 plant": 0.0, "f1 7": 1.0,
+                "recall macro": 2 / 3, "f1 micro": 0.75}  # fmt: skip
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found[bound("accuracy", 2.5)] < 0.75 < found[bound("accuracy", 97.5)]
