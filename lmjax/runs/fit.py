@@ -178,8 +178,8 @@ def _given(run: Run, progress: bool) -> dict[str, Any] | None:
         if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
             raise FlagError(
                 f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
-                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model, or start this "
-                f"part at random with --config.fresh={path.split('/')[0]}"
+                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model, or start "
+                f"this part at random with --config.fresh={path.split('/')[0]}"
             )
     params = source.params(run.model.config, run.mesh)
     told = _told(run, wanted, sorted(parts), sorted(there.keys() - parts))

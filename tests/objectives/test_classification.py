@@ -86,7 +86,7 @@ def test_the_longer_text_is_cut(classify, tmp_path):
             [*RECORDS[:2], {TEXT: "a fly", LABEL: ""}],
             "dev.tsv:4: 'label' is empty; the known ones are",
         ),
-        ("jsonl", [{TEXT: "a fly"}], "dev.jsonl:1: no 'label', but text; a record needs text and label"),
+        ("jsonl", [{TEXT: "a fly"}], "dev.jsonl:1: no 'label' among the fields text; a record needs text and label"),
         ("jsonl", [{TEXT: "a fly", LABEL: 0.5}], "dev.jsonl:1: 'label' is '0.5', and must be a string or a whole"),
     ],
 )
