@@ -65,7 +65,7 @@ class Attention(nn.Module):
         source: jax.Array | None,
         relation: Relation,
         dropout_rate: jax.Array | None,
-        cached: Cached | None = None,
+        cache: Cached | None = None,
     ) -> tuple[jax.Array, KeyValue | None]:
         """Returns `[batch, length, embed]`, and the cache with the keys and values of `source` added (None: no cache).
 
@@ -75,7 +75,7 @@ class Attention(nn.Module):
                 and values are read from the cache alone.
             relation: the mask, the bias and the rotations.
             dropout_rate: of the attention probabilities; None: no dropout.
-            cached: the cache; None: no cache.
+            cache: the keys and values read before; None: no cache.
         """
         config = self.config
         query_shape, kv_shape = (config.num_heads, config.width_of_head), (config.kv_heads, config.width_of_head)
@@ -86,24 +86,24 @@ class Attention(nn.Module):
             query = relation.queries.turn(query)
         query = axes.constrain(query, _AXES)
         if source is None:
-            cached = cached.cache
-            key, value = cached.read(query.dtype)
+            extended = cache.cache
+            key, value = extended.read(query.dtype)
         else:
             key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
             value = Dense(config, kv_shape, kv_axes, name="value")(source)
             if relation.keys is not None:
                 key = relation.keys.turn(key)
             key, value = (axes.constrain(y, _AXES) for y in (key, value))
-            cached = None
-            if cached is not None:
-                key, value, cached = cached.cache.extend(key, value, cached.filled, cached.capacity)
+            extended = None
+            if cache is not None:
+                key, value, extended = cache.cache.extend(key, value, cache.filled, cache.capacity)
         sinks = None
         if config.attention.sink_logits:
             shape = (config.num_heads,)
             sinks = parameter(self, "sink_logits", nn.initializers.zeros, ("heads",), shape, config.param_dtype)
         y = self.weigh(query, key, value, relation, sinks, dropout_rate)
         out_axes = ("heads", "head_dim", "embed")
-        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y), cached
+        return Dense(config, (config.embed_dim,), out_axes, init_scale=self.init_scale, name="out")(y), extended
 
     def weigh(
         self,
