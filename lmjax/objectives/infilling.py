@@ -98,7 +98,7 @@ class Infilling(SourceToTarget):
     def sample(self, store: Store, room: int) -> Sample:
         """Returns a text with masked spans, for which the model generates the whole text."""
         t, tokens = self.tokenizer, beginning(store, room)
-        source = mask_spans(tokens, self.config, t.mask_id, random_stream(0, "showcase")).tolist()
+        source = mask_spans(tokens, self.config, t.mask_id, random_stream(0, "infilled sample")).tolist()
         shown = "".join("[MASK]" if i == t.mask_id else t.decode([i]) for i in source)
         above = framed("a held-out text with holes:", shown)
         return Sample(above, tuple(source), lambda ids: framed("written:", t.decode(ids)), count=2 * len(tokens))

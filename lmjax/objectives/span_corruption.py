@@ -120,7 +120,7 @@ class SpanCorruption(SourceToTarget):
 
     def sample(self, store: Store, room: int) -> Sample:
         """Returns a text with spans cut out, for the model to restore."""
-        t, rng = self.tokenizer, random_stream(0, "showcase")
+        t, rng = self.tokenizer, random_stream(0, "sample with spans")
         source, target = corrupt(beginning(store, room), t.sentinel_ids, t.eos_id, self.config, rng)
         order = {token: i for i, token in enumerate(t.sentinel_ids.tolist())}
         shown = [f"<{order[i]}>" if i in order else t.decode([i]) for i in source[:-1].tolist()]

@@ -106,6 +106,8 @@ def test_alibi_falls_linearly_to_either_side():
 
 def _config(head_dim, max_length=8, **rope):
     fields = {"positions": "rope", "head_dim": head_dim, "max_length": max_length, "rope": RopeConfig(**rope)}
+    if "local_theta" in rope:
+        fields["attention.window"] = 4
     return CONFIG.model_copy(update=fields)
 
 
