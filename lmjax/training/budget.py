@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lmjax.errors import DataError
 from lmjax.training.metrics import Timers, keep_lines
 
 # The total before the first plan: so large that the learning rate stays at its peak.
@@ -58,6 +59,13 @@ class Budget:
         """Reads the time used and the speeds from the last plan of a run that starts or resumes at `step`."""
         lines = keep_lines(self.path, step) if jax.process_index() == 0 else []
         last = json.loads(lines[-1]) if lines else {}
+        for name in ("seconds", "total", *(f"{name}_seconds" for name in self._costs)):
+            value = last.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+                raise DataError(
+                    f"{self.path}: the last plan has {name}={str(value)[:80]}, which is not a time or a number of "
+                    "steps; copy the file back, or remove it: the run then measures its time from here on"
+                )
         self._used = last.get("seconds", 0.0)
         self._costs = {name: last.get(f"{name}_seconds", 0.0) for name in self._costs}
         self.total = int(_from_first(np.array(last.get("total", UNPLANNED))))

@@ -116,7 +116,7 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             values = json.loads(text)
             found.append((text.decode(), values | {"step": int(values["step"])}))
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
             if number == len(texts):
                 break
             raise DataError(

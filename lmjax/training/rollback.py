@@ -41,7 +41,7 @@ class Rollbacks:
         try:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
             self._rollbacks = [Rollback(int(x["to"]), int(x["at"])) for x in map(json.loads, lines)]
-        except (ValueError, KeyError, TypeError, OSError) as e:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError) as e:
             raise ConfigMismatchError(
                 f"{self._path}: cannot be read ({e}); without it the run's batches are not known. Restore it from a "
                 "copy, or start over in another --workdir"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lmjax.commands.train import train
+from lmjax.errors import DataError
 from lmjax.training import budget as budget_module
 from lmjax.training.budget import UNPLANNED, Budget
 from lmjax.training.metrics import Timers, read_metrics
@@ -97,6 +98,13 @@ def test_a_resumed_run_has_the_time_that_its_checkpoint_left(machine, tmp_path):
     assert used + machine.now - began == pytest.approx(600, rel=0.02)
     steps = [line["step"] for line in plans(tmp_path)]
     assert steps == sorted(set(steps)), "plans of lost steps are still in the file"
+
+
+@pytest.mark.parametrize("value", ['"soon"', "[]", "true", "-1", "NaN", "1e999", "1" + "0" * 400])
+def test_a_damaged_plan_is_one_error(machine, tmp_path, value):
+    (tmp_path / "plan.jsonl").write_text(f'{{"step": 3, "seconds": 1.0, "total": {value}}}\n')
+    with pytest.raises(DataError, match=r"plan\.jsonl: the last plan has total=.*remove it"):
+        machine.budget(tmp_path, step=5)
 
 
 def test_a_new_stage_is_measured_anew(machine, tmp_path):
