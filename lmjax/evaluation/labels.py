@@ -15,6 +15,7 @@ from lmjax.data.files import Faults, find_files
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.errors import DataError, FlagError
 from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.streams import random_stream
 
 RESAMPLES = 1000
 # Ends of a 95 % interval, in percent, as they are named behind a metric.
@@ -82,7 +83,7 @@ def label_metrics(
     metrics = _metrics(cells, counts, labels)
     if not resamples:
         return metrics
-    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=resamples)
+    drawn = random_stream(0, "bootstrap").multinomial(counts.sum(), counts / counts.sum(), size=resamples)
     found = [_metrics(cells, weights, labels) for weights in drawn]
     ends = {name: np.percentile([each[name] for each in found], BOUNDS) for name in metrics}
     for name, values in ends.items():
