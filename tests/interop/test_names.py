@@ -146,7 +146,7 @@ def test_a_decoder_without_its_output_layer_is_said_to_be_one(tmp_path):
     tensors["model.layers.1.norm.weight"] = tensors.pop("model.layers.1.input_layernorm.weight")
     with pytest.raises(
         DataError,
-        match=r"'lm_head.weight' is missing, and 1 more.*'model.layers.1.norm.weight' belongs.*is it the config.json",
+        match=r"'lm_head.weight' is missing, and 1 more.*it has no 'model.layers.1.norm.weight'.*is it the config.json",
     ) as error:
         checkpoint(tmp_path / "y", "llama", tensors)
     assert "copy" not in str(error.value)
