@@ -139,7 +139,11 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     workdir = pathlib.Path(values["workdir"].value or f"runs/{name}")
     if values["keep_memory"].value:
         keep_freed_memory()
-    distributed.initialize(*(values[n].value for n in ("coordinator_address", "num_processes", "process_id")))
+    distributed.initialize(
+        *(values[n].value for n in ("coordinator_address", "num_processes", "process_id")),
+        connect_timeout=config.parallel.connect_timeout,
+        heartbeat_timeout=config.parallel.heartbeat_timeout,
+    )
     if jax.process_index():
         tell(False)
     with distributed.together():

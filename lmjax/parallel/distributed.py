@@ -11,9 +11,6 @@ import jax
 from lmjax.errors import FlagError, PreemptedError, StuckError, UserError
 from lmjax.parallel.watchdog import leave, leave_when_aborted
 
-# Seconds without a heartbeat after which a process counts as lost, and seconds in which all processes must connect.
-_SILENCE, _GATHERING = 20, 300
-
 
 def _detected(environment: dict[str, str]) -> bool:
     """Returns whether the environment variables of a launcher that jax supports show several processes."""
@@ -25,7 +22,12 @@ def _detected(environment: dict[str, str]) -> bool:
 
 
 def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: int = _GATHERING
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    connect_timeout: int = 300,
+    heartbeat_timeout: int = 20,
 ) -> None:
     """Starts `jax.distributed` if an argument is given or a cluster is detected; call it before any use of a device.
 
@@ -33,7 +35,8 @@ def initialize(
         coordinator: HOST:PORT of process 0, or None to detect it.
         num_processes: the number of processes, or None to detect it.
         process_id: the number of this process, or None to detect it.
-        seconds: the time in which all processes must connect.
+        connect_timeout: seconds in which all processes must connect.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
         FlagError: only some of the three are given where no cluster is detected, or one of them is invalid.
@@ -49,13 +52,17 @@ def initialize(
     _check(coordinator, num_processes, process_id)
     missing = (
         f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes connected within "
-        f"{seconds} seconds (reported by --process_id={process_id}); start all of them with the same address"
+        f"{connect_timeout} seconds (reported by --process_id={process_id}); start all of them with the same address"
     )
     # jax either raises an error or aborts the process, depending on where it notices.
     leave_when_aborted(missing)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=seconds, heartbeat_timeout_seconds=_SILENCE
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=connect_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
         )
     except RuntimeError as e:
         raise StuckError(f"{missing} ({str(e).splitlines()[0][:300]})") from e

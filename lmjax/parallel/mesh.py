@@ -23,6 +23,8 @@ class ParallelConfig(Schema):
     fsdp: int = Field(1, ge=1, description="devices that split the batch and the parameters")
     expert: int = Field(1, ge=1, description="devices that split the experts of a mixture of experts")
     tensor: int = Field(1, ge=1, description="devices that split heads, MLP and vocabulary")
+    connect_timeout: int = Field(300, ge=1, description="seconds in which all processes of a run must connect")
+    heartbeat_timeout: int = Field(20, ge=2, description="seconds without a heartbeat after which a process is lost")
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:

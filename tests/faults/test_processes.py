@@ -134,7 +134,7 @@ def test_a_process_whose_others_never_come_says_so():
         "from lmjax.errors import StuckError\n"
         "from lmjax.parallel import distributed\n"
         "try:\n"
-        f"    distributed.initialize('127.0.0.1:{port}', 2, 0, seconds=3)\n"
+        f"    distributed.initialize('127.0.0.1:{port}', 2, 0, connect_timeout=3)\n"
         "except StuckError as e:\n"
         "    print(e, flush=True)\n"
         "    import os; os._exit(70)\n"
