@@ -207,8 +207,10 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save_in(workdir)
-        keep(config, workdir)
         write_json(workdir / IDENTITY, whole_identity)
+    if jax.process_index() == 0:
+        # The same data gives the same labels, so a file that was lost is written again.
+        keep(config, workdir)
     return run
 
 

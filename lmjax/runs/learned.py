@@ -30,7 +30,12 @@ def recall(config: Config, workdir: pathlib.Path) -> Config:
 
     def filled(objective: type[Objective], own: Any) -> Any:
         files = {field: workdir / f"{field}.json" for field in objective.learned if not getattr(own, field)}
-        values = {field: read_json(path).get(field) for field, path in files.items() if path.is_file()}
+        for path in files.values():
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: is missing; copy it back, or give the training command again"
+                )
+        values = {field: read_json(path).get(field) for field, path in files.items()}
         try:
             return own.with_fields(values)
         except ValidationError as e:

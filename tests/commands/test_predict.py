@@ -136,6 +136,12 @@ def test_a_classifier_goes_out_and_comes_in_with_its_labels(place, tmp_path):
         np.testing.assert_allclose(probabilities(each, texts), expected, atol=1e-5)
     found = run(["evaluate", f"--model={out}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
     assert found["texts"] == len(ROWS[::3]) + 1
+    run(["train", f"--init_from={out}", "--objective=classification", f"--data={place / 'a.tsv'}", "--steps=1",
+         f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={tmp_path / 'on'}", *QUICK])  # fmt: skip
+    assert open_pretrained(tmp_path / "on").labels == LABELS
+    (tmp_path / "on" / "labels.json").unlink()
+    with pytest.raises(DataError, match=r"labels.json: is missing; copy it back, or give the training command again"):
+        open_pretrained(tmp_path / "on")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -213,3 +213,13 @@ def test_embeddings_are_scaled_by_the_root_of_their_width(build, forward, archit
     found = forward(scaled, params, batch)
     np.testing.assert_allclose(found, forward(plain, larger, batch), atol=1e-5)
     assert np.abs(found - forward(plain, params, batch)).max() > 0.1
+
+
+@pytest.mark.parametrize("types", [1, 2])
+def test_a_model_with_one_type_has_it_for_both_texts_of_a_pair(build, forward, types):
+    """RoBERTa's table has one row: an id of 1 would read past its end."""
+    model, params = build("encoder", **{"embedding.types": types})
+    batch = _batch("encoder")
+    found, first = (forward(model, params, batch | {"type_ids": np.full_like(TOKENS, i)}) for i in (1, 0))
+    assert np.isfinite(found).all()
+    assert np.array_equal(found, first) == (types == 1)
