@@ -81,10 +81,14 @@ def label_metrics(
     predicted = np.argmax(probabilities, axis=-1)
     cells, counts = np.unique(np.stack([np.asarray(gold), predicted]), axis=1, return_counts=True)
     metrics = _metrics(cells, counts, labels)
+    import sklearn
+
     if not resamples:
         return metrics
+    # The arguments were checked above; to check those of every draw takes longer than the metrics.
     drawn = random_stream(0, "bootstrap").multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    found = [_metrics(cells, weights, labels) for weights in drawn]
+    with sklearn.config_context(skip_parameter_validation=True):
+        found = [_metrics(cells, weights, labels) for weights in drawn]
     ends = {name: np.percentile([each[name] for each in found], BOUNDS) for name in metrics}
     for name, values in ends.items():
         metrics |= {bound(name, percent): float(x) for percent, x in zip(BOUNDS, values, strict=True)}
@@ -111,11 +115,11 @@ def _metrics(cells: np.ndarray, weights: np.ndarray, labels: Sequence[str]) -> d
         "accuracy": accuracy_score(**arguments),
         "matthews": matthews_corrcoef(**arguments) if several else 0.0,
     }
-    for average in ("macro", "micro", None):
-        found = precision_recall_fscore_support(**arguments, labels=numbers, average=average, zero_division=0.0)
-        for kind, values in zip(("precision", "recall", "f1"), found[:3], strict=True):
-            names = [average] if average else labels
-            metrics |= {f"{kind} {name}": float(x) for name, x in zip(names, np.atleast_1d(values), strict=True)}
+    found = precision_recall_fscore_support(**arguments, labels=numbers, average=None, zero_division=0.0)
+    for kind, values in zip(("precision", "recall", "f1"), found[:3], strict=True):
+        # Of single labels, all of which count, the micro averages are the accuracy, and the macro averages the means.
+        metrics |= {f"{kind} macro": np.mean(values), f"{kind} micro": metrics["accuracy"]}
+        metrics |= {f"{kind} {name}": x for name, x in zip(labels, values, strict=True)}
     return {name: float(x) for name, x in metrics.items()}
 
 

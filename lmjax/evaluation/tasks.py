@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
-from lmjax.evaluation.labels import LabelledText, label_metrics, read_labelled
+from lmjax.evaluation.labels import RESAMPLES, LabelledText, label_metrics, read_labelled
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.inference.classify import check_classifier, probabilities
 from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
@@ -132,7 +132,9 @@ def _labels(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
             )
     texts = [(each.text, each.second) for each in data.records]
     scores = probabilities(loaded, texts, max(1, config.batch_tokens // (loaded.length or _USUAL_LENGTH)))
-    return label_metrics([numbers[each.label] for each in data.records], scores, loaded.labels) | {"texts": len(texts)}
+    return label_metrics([numbers[each.label] for each in data.records], scores, loaded.labels, RESAMPLES) | {
+        "texts": len(texts)
+    }
 
 
 # The tokens of a row that a batch is made of where a classifier does not say what it was trained on.

@@ -32,9 +32,7 @@ def recall(config: Config, workdir: pathlib.Path) -> Config:
         files = {field: workdir / f"{field}.json" for field in objective.learned if not getattr(own, field)}
         for path in files.values():
             if not path.is_file():
-                raise DataError(
-                    f"{path}: is missing; copy it back, or give the training command again"
-                )
+                raise DataError(f"{path}: is missing; copy it back, or give the training command again")
         values = {field: read_json(path).get(field) for field, path in files.items()}
         try:
             return own.with_fields(values)

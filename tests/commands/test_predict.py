@@ -1,6 +1,7 @@
 """From pretrained parameters to a classifier, its predictions, its metrics, and out to Hugging Face and in again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ LABELS = ("7", "animal", "plant")
 SMALL = ("--config.model.embed_dim=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
          "--config.model.max_length=32", "--config.task.length=32", "--config.tokenizer.kind=char",
          "--config.tokenizer.byte_fallback=false", "--config.logging.tensorboard=false", "--batch_size=8")  # fmt: skip
-QUICK = ("--config.logging.tensorboard=false", "--batch_size=8", "--config.task.length=32", "--lr=0.01")
+QUICK = ("--config.logging.tensorboard=false", "--batch_size=8", "--config.task.length=32", "--lr=0.003")
 
 
 def written(path, rows=ROWS):
@@ -43,12 +44,17 @@ def place(request, tmp_path_factory, corpus):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    monkeypatch.setattr("lmjax.evaluation.tasks.RESAMPLES", 30)
+
+
 def test_a_run_says_what_is_loaded_and_what_is_new(place, capsys, tmp_path):
     run(["train", f"--init_from={place / 'pre'}", "--objective=classification", f"--data={place / 'a.tsv'}",
          f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={tmp_path / 'run'}", "--steps=1", *QUICK])  # fmt: skip
     said = capsys.readouterr().err
     assert "--config.optimizer.schedule=linear" in said
-    assert "--config.optimizer.learning_rate=0.01" in said
+    assert "--config.optimizer.learning_rate=0.003" in said
     assert "--config.epochs" not in said, "--steps says when the run ends"
     line = next(line for line in said.splitlines() if "loaded backbone, embedding (" in line)
     assert "new classifier_head (" in line
@@ -121,6 +127,14 @@ def test_training_goes_on_from_a_classifier_with_its_labels(place, tmp_path, cap
         run([*argv, f"--workdir={tmp_path / 'x'}", "--config.fresh=head"])
 
 
+def test_a_run_without_its_labels_is_not_opened(place, tmp_path):
+    for file in (place / "run").glob("*.*"):
+        if file.name != "labels.json":
+            shutil.copy(file, tmp_path)
+    with pytest.raises(DataError, match=r"labels.json: is missing; copy it back, or give the training command again"):
+        open_pretrained(tmp_path)
+
+
 def test_a_classifier_goes_out_and_comes_in_with_its_labels(place, tmp_path):
     out = tmp_path / "hf"
     run(["convert", f"--workdir={place / 'run'}", f"--to={out}"])
@@ -139,9 +153,6 @@ def test_a_classifier_goes_out_and_comes_in_with_its_labels(place, tmp_path):
     run(["train", f"--init_from={out}", "--objective=classification", f"--data={place / 'a.tsv'}", "--steps=1",
          f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={tmp_path / 'on'}", *QUICK])  # fmt: skip
     assert open_pretrained(tmp_path / "on").labels == LABELS
-    (tmp_path / "on" / "labels.json").unlink()
-    with pytest.raises(DataError, match=r"labels.json: is missing; copy it back, or give the training command again"):
-        open_pretrained(tmp_path / "on")
 
 
 @pytest.mark.filterwarnings("ignore")
