@@ -44,7 +44,7 @@ def sentence(rng: random.Random) -> str:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> pathlib.Path:
+def _texts(tmp_path_factory) -> pathlib.Path:
     """A file of 60 short documents, blank lines between them."""
     rng = random.Random(0)
     documents = (" ".join(sentence(rng) for _ in range(rng.randint(2, 6))) for _ in range(60))
@@ -54,13 +54,19 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(corpus):
+def corpus(_texts) -> pathlib.Path:
+    """The same file; `tiny` does not use this name, because tests/objectives has a corpus of its own."""
+    return _texts
+
+
+@pytest.fixture(scope="session")
+def tiny(_texts):
     """A function from an objective and overrides to a config that compiles in seconds and has dropout on."""
     from lmjax.config import Config, resolve
 
     def build(objective: str = "next_token", **overrides: object) -> Config:
         values = {
-            "data.train": str(corpus),
+            "data.train": str(_texts),
             "data.held_out": "0.2",
             "tokenizer.kind": "char",
             "tokenizer.byte_fallback": "false",

@@ -25,7 +25,7 @@ from lmjax.data.documents import Document
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
 from lmjax.data.sources import corpus_fingerprint
-from lmjax.data.splits import open_splits
+from lmjax.data.splits import Splits, open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
@@ -148,15 +148,15 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     # All objectives of a run read the same columns.
     objective = objective_types(config.task.objective)[0]
     pairs, columns = objective.wants_pairs, objective.columns
-    train, evals = open_splits(config.data, pairs=pairs, columns=columns)
+    splits = open_splits(config.data, pairs=pairs, columns=_columns(config))
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
     identity = _identity(config, prints, pairs) | ({"columns": [list(column) for column in columns]} if columns else {})
-    tokenizer = _tokenizer(config, workdir, train, identity)
+    tokenizer = _tokenizer(config, workdir, splits.train, identity)
     config = _with_vocabulary(config, tokenizer)
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
     _check_identity(workdir, whole_identity)
 
-    def store(documents: Any, name: str, part_of: str | None = None, columns: Sequence[Column] = columns) -> Store:
+    def store(documents: Any, name: str, part_of: str, columns: Sequence[Column]) -> Store:
         # The store of a data set depends only on this set, so that other mixtures with it can reuse the store.
         own = {"train": prints[part_of]} if part_of in prints else {}
         parts = identity | own | {"set": name}
@@ -165,28 +165,14 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
                 documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path, columns=columns
             )
 
-    stores = {name: store(documents, "train", name) for name, documents in train.items()}
-
-    def evaluated(evals: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Store]:
-        return {n: store(read, "heldout" if n in prints else n, n, columns) for n, read in evals.items()}
-
-    # Parts held out of the training data are learned from too: a rare label may be in one of them alone.
-    held_out = {} if config.data.eval else evaluated(evals, columns)
-    config = learn(config, [*stores.values(), *held_out.values()])
-    known = objective.known_columns(getattr(config.task, objective.name))
-    if known != columns:
-        evals = open_splits(config.data, pairs=pairs, columns=known).evals
-    eval_stores = held_out or evaluated(evals, known)
+    config, stores, eval_stores = _stores(config, splits, store)
     tokens = [s.num_tokens for s in stores.values()]
     rates = set_rates(config.data.weights, tokens, config.data.temperature)
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
     stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
     task = stages[-1].task
-    if config.epochs is not None:
-        rows = len(stages[-1].examples)
-        config = config.with_fields({"steps": max(1, math.ceil(config.epochs * rows / config.batch_size))})
     run = Run(
-        config=config,
+        config=_with_steps(config, len(stages[-1].examples)),
         workdir=workdir,
         tokenizer=tokenizer,
         stages=stages,
@@ -212,6 +198,44 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         # The same data gives the same labels, so a file that was lost is written again.
         keep(config, workdir)
     return run
+
+
+def _with_steps(config: Config, rows: int) -> Config:
+    """Returns the config with the steps of its epochs over `rows` rows; unchanged if it has no epochs."""
+    if config.epochs is None:
+        return config
+    return config.with_fields({"steps": max(1, math.ceil(config.epochs * rows / config.batch_size))})
+
+
+def _columns(config: Config) -> tuple[Column, ...]:
+    """Returns the columns of the records, with what the settings of the objective know of their values."""
+    objective = objective_types(config.task.objective)[0]
+    return objective.known_columns(getattr(config.task, objective.name))
+
+
+def _stores(
+    config: Config, splits: Splits, store: Callable[[Any, str, str, Sequence[Column]], Store]
+) -> tuple[Config, dict[str, Store], dict[str, Store]]:
+    """Returns the config with what it learns from the training data, and the stores of training and evaluation sets.
+
+    Args:
+        config: the config.
+        splits: the documents of all sets.
+        store: a function from documents, the name of the part, the name of the set, and columns to a store.
+    """
+    columns = _columns(config)
+    train = {name: store(documents, "train", name, columns) for name, documents in splits.train.items()}
+
+    def evaluated(evals: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Store]:
+        return {n: store(read, "heldout" if n in train else n, n, columns) for n, read in evals.items()}
+
+    # Parts held out of the training data are learned from too: a rare label may be in one of them alone.
+    held_out = {} if config.data.eval else evaluated(splits.evals, columns)
+    config = learn(config, [*train.values(), *held_out.values()])
+    known = _columns(config)
+    if config.data.eval and known != columns:
+        splits = open_splits(config.data, pairs=objective_types(config.task.objective)[0].wants_pairs, columns=known)
+    return config, train, held_out or evaluated(splits.evals, known)
 
 
 def _identity(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[str, Any]:

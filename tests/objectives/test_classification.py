@@ -100,8 +100,10 @@ def test_training_data_are_refused_with_file_and_line(classify, tmp_path):
         build(classify([RECORDS[0], {TEXT: "a fly", LABEL: " "}]), tmp_path / "run")
     with pytest.raises(DataError, match="only 'label' of all records is 'animal'; give records of two or more"):
         build(classify(RECORDS[:2]), tmp_path / "run")
-    named = classify(task__classification__labels="plant,fungus")
-    with pytest.raises(DataError, match=r"train.jsonl:1: 'label' is 'animal'; the known ones are plant, fungus"):
+    named = classify(held=RECORDS[:2], task__classification__labels="plant,animal")
+    assert build(named, tmp_path / "named").config.task.classification.labels == ("plant", "animal")
+    named = classify([*RECORDS, {TEXT: "a fly", LABEL: "insect"}], task__classification__labels="plant,animal")
+    with pytest.raises(DataError, match=r"train.jsonl:33: 'label' is 'insect'; the known ones are plant, animal"):
         build(named, tmp_path / "run")
     with pytest.raises(ValueError, match="give two labels or more, each once"):
         ClassificationConfig(labels=("a", "a"))
