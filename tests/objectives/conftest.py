@@ -156,6 +156,7 @@ def toy_forward(tokenizer, forward_of):
             states=states,
             logits=lambda h: h @ head,
             next_sentence=lambda h: h[:, 0] @ pair,
+            classifier=lambda h: h[:, 0] @ pair,
             replaced_token=lambda h: h @ yes,
             generator_states=states,
             generator_logits=lambda h: -(h @ head),

@@ -14,7 +14,8 @@ from lmjax.model.config import ModelConfig
 from lmjax.objectives.registry import OBJECTIVES
 from lmjax.objectives.task import TaskConfig, prompt_format
 
-WRITING = [(n, a) for n, o in OBJECTIVES.items() for a in o.architectures if a != "encoder"]
+# An objective that learns labels writes nothing.
+WRITING = [(n, a) for n, o in OBJECTIVES.items() for a in o.architectures if a != "encoder" and not o.learned]
 LENGTH = 24
 
 

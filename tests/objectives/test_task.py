@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.data.documents import Document
 from lmjax.data.pipeline import batches
+from lmjax.data.store import build_store
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import DropoutRates
@@ -29,26 +31,38 @@ MIXTURES = (
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
-BINARY = ("nsp", "sop", "rtd")
+BINARY = ("nsp", "sop", "rtd", "classification")
+# What is learned from the training data.
+LEARNED = {"classification": {"labels": ("no", "yes")}}
 
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def small(sentences, make_store):
-    """Returns a store of running text and one of pairs, both with documents of one token and a long document."""
+def small(sentences, make_store, tokenizer, tmp_path_factory):
+    """Returns a function from a task to a store of its kind, with documents of one token and a long document."""
     text = [*sentences[:12], ("a",), ("b", "c"), ("abcdefgh" * 30,)]
     pairs = [(d[0], d[1]) for d in sentences[:30]] + [("a", "b"), ("", "b"), ("a" * 200, "b"), ("a", "b" * 200)]
-    return {False: make_store(text), True: make_store(pairs, pairs=True)}
+    texts = [("a", ""), ("", ""), ("b", "c"), ("abcdefgh" * 30, ""), ("a", "b" * 200), ("it", "so")]
+    records = [Document(t, "", counts=(1, 1), values=(("no", "yes")[i % 2],)) for i, t in enumerate(texts)]
+    columns, folder = OBJECTIVES["classification"].columns, str(tmp_path_factory.mktemp("records"))
+    labelled = build_store(lambda: iter(records), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
+    stores = {False: make_store(text), True: make_store(pairs, pairs=True)}
+
+    def store_of(task):
+        objective = task.objectives[-1]
+        return labelled if objective.columns else stores[objective.wants_pairs]
+
+    return store_of
 
 
 @pytest.fixture(scope="module")
 def case(request, small, make_task):
     """Returns (objective, architecture, the examples of its task)."""
     objective, architecture = request.param
-    task = make_task(objective, architecture, length=LENGTH, target_length=TARGET_LENGTH, vocab_chunk=5)
-    store = small[task.objectives[-1].wants_pairs]
-    return objective, architecture, task.examples(store, 0)
+    learned = {objective: LEARNED[objective]} if objective in LEARNED else {}
+    task = make_task(objective, architecture, length=LENGTH, target_length=TARGET_LENGTH, vocab_chunk=5, **learned)
+    return objective, architecture, task.examples(small(task), 0)
 
 
 def shapes(features):
@@ -99,7 +113,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
         assert equal(examples(i, rng_of(i)), again(i, rng_of(i)))
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
-    assert changed == (objective not in ("next_token", "seq2seq"))
+    assert changed == (objective not in ("next_token", "seq2seq", "classification"))
     with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
     _, row = examples.mixture.row(1, seed=0, shuffle=False)
@@ -109,8 +123,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
 @every_case
 def test_plan_is_that_of_its_seed(case, small, rng_of):
     _, _, examples = case
-    store = small[examples.task.objectives[-1].wants_pairs]
-    same = examples.task.examples(store, 0)
+    same = examples.task.examples(small(examples.task), 0)
     assert len(same) == len(examples)
     assert all(equal(examples(i, rng_of(i)), same(i, rng_of(i))) for i in range(len(examples)))
 
@@ -172,7 +185,7 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
 
     poisoned = {name: array.copy() for name, array in padded.items()}
     for name, array in poisoned.items():
-        if name.endswith("tokens") or name in ("targets", "next_sentence_labels"):
+        if name.endswith("tokens") or name in ("targets", "next_sentence_labels", "labels"):
             array[-2:] = 1
     for first, second in zip(*map(jax.tree.leaves, (run(params, poisoned), (gradient, sums, whole))), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
@@ -201,8 +214,9 @@ def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_has_no_weight_and_no_loss(name, make_task, small, rng_of, toy_forward):
-    task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH)
-    f = task.examples(small[task.objectives[-1].wants_pairs], 0)(0, rng_of(0))
+    learned = {name: LEARNED[name]} if name in LEARNED else {}
+    task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH, **learned)
+    f = task.examples(small(task), 0)(0, rng_of(0))
     empty = {k: jnp.zeros((2, *v.shape), v.dtype) for k, v in f.items()}
     assert not any(float(w) for w in task.weights(empty).values())
     assert not any(float(x) for x in jax.tree.leaves(jax.jit(lambda b: task.losses(toy_forward(b), b))(empty)))
@@ -329,7 +343,7 @@ def test_a_mixture_computes_its_logits_once(mixed, rng_of, toy_forward):
 def test_features_of_different_sizes_share_the_larger_one(make_task, small, rng_of):
     """With different mask rates of mlm and rtd, the row with fewer predictions is padded."""
     task = make_task("mlm,rtd", "encoder", length=LENGTH, mlm={"mask_rate": 0.1}, rtd={"mask_rate": 0.4})
-    examples = task.examples(small[False], 0)
+    examples = task.examples(small(task), 0)
     f = examples(0, rng_of(0))
     assert f["targets"].shape == f["prediction_positions"].shape == f["weights"].shape == (10,)
     assert not f["weights"][3:].any()
