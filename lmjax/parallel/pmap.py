@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax.axes import MESH_AXES
 from lmjax.errors import FlagError
 from lmjax.parallel.mesh import ParallelConfig
 
@@ -24,7 +25,7 @@ AXIS = "replicas"
 
 def check(config: ParallelConfig) -> None:
     """Raises FlagError if the config splits more than the batch with pmap."""
-    split = {n: s for n in sorted(set(type(config).model_fields) - {"kind", "data"}) if (s := getattr(config, n)) != 1}
+    split = {n: size for n in sorted(set(MESH_AXES) - {"data"}) if (size := getattr(config, n)) != 1}
     if config.kind == "pmap" and split:
         sizes = ", ".join(f"{name}={size}" for name, size in split.items())
         raise FlagError(f"--parallel=pmap splits the batch alone, not {sizes}; set to 1, or take --parallel=mesh")

@@ -157,7 +157,7 @@ def test_the_fingerprint_follows_contents_and_formats_and_not_names(write, tmp_p
 
 
 def test_bad_configs_are_refused():
-    with pytest.raises(pydantic.ValidationError, match="one name"):
+    with pytest.raises(pydantic.ValidationError, match="the same name"):
         DataConfig(eval=(NamedSet(name="x", path="a"), NamedSet(name="x", path="b")))
     with pytest.raises(pydantic.ValidationError, match="pattern"):
         NamedSet(name="a/b", path="x")

@@ -119,7 +119,7 @@ def test_what_cannot_be_opened(tmp_path, trained):
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         source.params(source.config, storage_mesh(source.config, source.heads))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FlagError, match="not a config of this version"):
+    with pytest.raises(DataError, match="not a config of this version"):
         open_pretrained(str(tmp_path))
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(DataError, match="not JSON"):

@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.inference.generate.generate import GenerateConfig, generate, stream
 from lmjax.inference.generate.requests import Request
-from lmjax.inference.generate.sampling import Numbers, Sampling, SamplingConfig
+from lmjax.inference.generate.sampling import FilterValues, Sampling, SamplingConfig
 from lmjax.inference.generate.speculative import SpeculativeWriting, rounds
 from tests.inference.generate.test_sampling import improbable, reference
 from tests.inference.scoring import tokenizer
@@ -156,7 +156,7 @@ def test_sampled_texts_are_as_likely_as_without_guesses(guessed_by):
         return jax.lax.map(one, seeds, batch_size=1000)
 
     for sampling in (WHOLE, FILTERED):
-        numbers = dataclasses.replace(Numbers.of(sampling), candidates=now.state.numbers.candidates)
+        numbers = dataclasses.replace(FilterValues.of(sampling), candidates=now.state.numbers.candidates)
         texts, count = written(np.arange(DRAWS, dtype=np.uint32), numbers)
         drawn = np.ravel_multi_index(np.asarray(texts).T, (VOCAB,) * TOKENS)
         expected = joint(loaded, prompt, sampling)

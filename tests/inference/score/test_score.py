@@ -323,7 +323,7 @@ def test_mistakes_are_named():
         score(decoder, [Item([], [120] * 17)])
     with pytest.raises(FlagError, match=r"texts\[0\]"):
         rolling(decoder, [""])
-    with pytest.raises(FlagError, match="--max_length=17: the model's rows have 16 tokens"):
+    with pytest.raises(FlagError, match="--max_length=17: the model's rows have at most 16 tokens"):
         rolling(decoder, ["a"], ScoreConfig(max_length=17))
     with pytest.raises(FlagError, match="stride=15: a window of 16 tokens has room for 14"):
         rolling(encoder, ["a"], ScoreConfig(stride=15))
