@@ -37,13 +37,13 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     for path in sets.values():
         # A missing file is told before the model is looked for.
         _ = path == STDLIB or find_files(path)
+    prepare()
     task, labels = values["task"].value or "perplexity", ()
     if values["task"].value in (None, "labels") and not values["harness"].value:
         labels = open_pretrained(place, values["step"].value, values["accept_fields"].value).labels
         task = values["task"].value or ("labels" if labels else task)
     with phase("reading the data"):
         data = {name: read(task, path, fields, labels) for name, path in sets.items()}
-    prepare()
     start = time.perf_counter()
     loaded = opened(values, place)
     if values["harness"].value:
