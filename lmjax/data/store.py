@@ -36,6 +36,7 @@ from lmjax.data.documents import Document
 from lmjax.data.values import RecordWriter, Values
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, SaveError
+from lmjax.paths import sync_folder
 
 _FORMAT = 2  # raise it when the format, or the way texts are split and encoded, changes
 _BATCH_CHARS = 4_000_000
@@ -275,7 +276,7 @@ def _write_meta(folder: pathlib.Path, meta: dict) -> None:
         json.dump(meta, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _publish(folder: pathlib.Path, final: pathlib.Path) -> None:
@@ -285,7 +286,7 @@ def _publish(folder: pathlib.Path, final: pathlib.Path) -> None:
         if _read_meta(final) is None:
             shutil.rmtree(final, ignore_errors=True)
             folder.rename(final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
 
 
 @contextlib.contextmanager
@@ -324,11 +325,3 @@ def _lock(file, wait: bool) -> bool:
     except OSError:
         return False
     return True
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -44,7 +44,7 @@ _NEUTRAL |= {"top_k": 0, "top_p": 1.0, "typical_p": 1.0, "min_p": 0.0}
 _NEUTRAL |= {"num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": 1}
 # The top_k of transformers if a file turns on sampling without a top_k.
 _TOP_K = 50
-# The default max_length of the config class, which early files contain although nobody chose it.
+# The default max_length of the config class. Early files contain it, also if it was never set.
 _UNCHOSEN = 20
 # Fields that lmjax does not implement, and the values without effect.
 _FOREIGN: dict[str, tuple[Any, ...]] = {

@@ -11,7 +11,6 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from lmjax.config import write_json
-from lmjax.data.pipeline import example_stream
 from lmjax.errors import DivergedError
 from lmjax.runs.build import Run
 from lmjax.training.checkpoint import remove_steps
@@ -46,9 +45,8 @@ def _rows(run: Run, rollbacks: Rollbacks, step: int) -> Any:
     stage = next(s for s in run.stages if s.end is None or step <= s.end)
     first = (step - 1 - stage.begin + rollbacks.skipped(step - 1)) * stage.batch_size
     for position in range(first, first + stage.batch_size):
-        epoch, index = stage.examples.mixture.row(position, stage.seed)
+        epoch, index, features = stage.example(position)
         source, row = stage.examples.mixture.source(index)
-        features = stage.examples(index, example_stream(stage.seed, epoch, index))
         tokens = next(x for name, x in features.items() if name.endswith("tokens"))
         text = run.tokenizer.decode(int(x) for x in tokens if x < run.tokenizer.vocab_size)
         name = stage.examples.sources[source].name

@@ -91,7 +91,7 @@ def _fit(
     with (
         _layout(run),
         Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
-        # Entered before compilation: a run that is asked to stop while it compiles makes one more step and saves it.
+        # Entered before compilation, so that a signal during compilation is noted: the run makes one step and saves it.
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
     ):

@@ -50,6 +50,8 @@ MAY_CHANGE = (
     "data.worker_timeout",
     "data.prefetch",
     "data.cache_dir",
+    "parallel.connect_timeout",
+    "parallel.heartbeat_timeout",
 )
 # Fields that change only the order of the arithmetic. They may differ too, with a warning.
 ROUNDING = ("accumulation", "parallel.", "model.attention.kernel", "model.remat", "model.moe.dispatch")

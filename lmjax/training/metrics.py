@@ -17,6 +17,7 @@ from pydantic import Field
 
 from lmjax import strict_json
 from lmjax.errors import DataError, SaveError
+from lmjax.paths import write_durably
 from lmjax.schema import Schema
 from lmjax.training.board import Board, HyperparameterTable
 
@@ -99,9 +100,7 @@ def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
     if not path.exists():
         return []
     lines = [text for text, values in _lines(path) if values["step"] <= start_step] if start_step else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines))
-    temporary.replace(path)
+    write_durably(path, "".join(f"{line}\n" for line in lines))
     return lines
 
 

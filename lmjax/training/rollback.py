@@ -8,11 +8,11 @@ a resumed run needs them to find its batches.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import NamedTuple
 
 from lmjax.errors import ConfigMismatchError
+from lmjax.paths import write_durably
 
 _FILE = "rollbacks.jsonl"
 # The most rollbacks of a run; if it diverges more often, the batches are not the cause.
@@ -57,9 +57,4 @@ class Rollbacks:
     def add(self, rollback: Rollback) -> None:
         """Adds a rollback and writes it to disk before it returns."""
         self._rollbacks.append(rollback)
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(r._asdict()) + "\n" for r in self._rollbacks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        write_durably(self._path, "".join(json.dumps(r._asdict()) + "\n" for r in self._rollbacks))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from pydantic import Field, model_validator
 
-from lmjax.data.pipeline import Batches, example_stream
+from lmjax.data.pipeline import Batches, Features, example_stream
 from lmjax.objectives.task import Examples, Task
 from lmjax.schema import Schema
 from lmjax.streams import random_stream
@@ -79,13 +79,17 @@ class Stage:
         rows = self.batch_size // jax.process_count()
         return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
 
+    def example(self, position: int) -> tuple[int, int, Features]:
+        """Returns the epoch, the row number and the features of the row at a position in the order of the data."""
+        epoch, row = self.examples.mixture.row(position, self.seed)
+        return epoch, row, self.examples(row, example_stream(self.seed, epoch, row))
+
     def fill(self, rows: int = 64) -> dict[str, float]:
         """Returns the share of positions that hold a token, over the first `rows` rows, by side; "" is all sides."""
         tokens: collections.Counter[str] = collections.Counter()
         places: collections.Counter[str] = collections.Counter()
         for position in range(rows):
-            epoch, row = self.examples.mixture.row(position, self.seed)
-            for name, array in self.examples(row, example_stream(self.seed, epoch, row)).items():
+            for name, array in self.example(position)[-1].items():
                 side = name.removesuffix("segment_ids").rstrip("_")
                 for key in {"", side} if name.endswith("segment_ids") else ():
                     tokens[key] += int((array > 0).sum())

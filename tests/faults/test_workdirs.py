@@ -121,6 +121,11 @@ def test_what_changes_only_rounding_may_change_and_is_told(config, workdir, capl
     train(config.model_copy(update={"model": model, "steps": STEPS + 1}), workdir, progress=False)
     assert "continues with model.remat: 'none' there, 'full' here" in caplog.text
     assert read_metrics(workdir, "train/loss")[0] == [*range(1, STEPS + 2)]
+    caplog.clear()
+    timeouts = config.parallel.model_copy(update={"connect_timeout": 60, "heartbeat_timeout": 30})
+    fields = {"model": model, "steps": STEPS + 1, "parallel": timeouts}
+    claim_workdir(workdir, config.model_copy(update=fields)).close()
+    assert "continues with" not in caplog.text, "a timeout changes no arithmetic"
     with pytest.raises(ConfigMismatchError, match="batch_size: 8 there, 16 here"):
         train(config.model_copy(update={"batch_size": 16}), workdir, progress=False)
 
