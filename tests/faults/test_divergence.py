@@ -8,6 +8,7 @@ import pytest
 from lmjax.commands.train import train
 from lmjax.errors import DivergedError
 from lmjax.runs import fit as fit_module
+from lmjax.runs.build import build
 from lmjax.training.metrics import read_metrics
 from lmjax.training.rollback import Rollbacks
 from tests.workdirs import bits, losses
@@ -50,6 +51,10 @@ def test_a_run_that_stops_names_the_rows(config, bad_batches, tmp_path):
     assert (found["first_step"], found["last_step"], found["last_good_checkpoint"]) == (8, 10, 6)
     assert [row["step"] for row in found["rows"]] == [step for step in (8, 9, 10) for _ in range(config.batch_size)]
     assert all(row["set"] == "train" and row["text"].strip() for row in found["rows"])
+    (stage,) = build(config, tmp_path / "run").stages
+    positions = range(BAD[0] * config.batch_size, (BAD[0] + 3) * config.batch_size)
+    order = [stage.examples.mixture.row(position, stage.seed) for position in positions]
+    assert [(row["epoch"], row["row"]) for row in found["rows"]] == order, "the rows are those of other batches"
 
 
 def test_a_run_that_goes_back_passes_them_and_ends(config, bad_batches, tmp_path):
