@@ -17,8 +17,8 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
-from lmjax.interop.labels import label_fields
 from lmjax.interop.shards import read_json
+from lmjax.interop.tasks import task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import HEADS
 from lmjax.model.parameters import count_parameters
@@ -138,7 +138,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         params,
         folder,
         dtype=values["dtype"].value,
-        extra={} if source.origin else label_fields(source.labels) | _special_ids(tokenizer),
+        extra={} if source.origin else task_fields(source.tasks) | _special_ids(tokenizer),
         beside=beside,
         shard_bytes=int(shard_gb * 1e9),
     )

@@ -20,11 +20,10 @@ from lmjax.data.records import FieldNames
 from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
 from lmjax.evaluation.labels import BOUNDS, bound
-from lmjax.evaluation.tasks import evaluate, read
+from lmjax.evaluation.tasks import OWN, evaluate, read
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
-from lmjax.runs.trained import open_pretrained
 
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
 
@@ -38,14 +37,16 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         # A missing file is told before the model is looked for.
         _ = path == STDLIB or find_files(path)
     prepare()
-    task, labels = values["task"].value or "perplexity", ()
-    if values["task"].value in (None, "labels") and not values["harness"].value:
-        labels = open_pretrained(place, values["step"].value, values["accept_fields"].value).labels
-        task = values["task"].value or ("labels" if labels else task)
+    start, loaded, own = time.perf_counter(), None, None
+    task = values["task"].value or "perplexity"
+    if values["task"].value in (None, OWN) and not values["harness"].value:
+        # Which columns are read depends on what the model was fine-tuned for.
+        loaded = opened(values, place)
+        if values["task"].value == OWN or loaded.has_task:
+            task, own = OWN, loaded.task
     with phase("reading the data"):
-        data = {name: read(task, path, fields, labels) for name, path in sets.items()}
-    start = time.perf_counter()
-    loaded = opened(values, place)
+        data = {name: read(task, path, fields, own) for name, path in sets.items()}
+    loaded = loaded or opened(values, place)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
             results = _harness(loaded, values, config)
@@ -56,7 +57,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
                 results[name] = evaluate(loaded, found, config, task=task)
     print(table(results))
     kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
-    kind = f"{len(labels)} labels, 95 % intervals over the records" if task == "labels" else kind
+    kind = f"{own.name}, 95 % intervals over the records" if own else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
     if output is not None:
         said = {"model": place, "lmjax": __version__, "task": values["harness"].value or task}
@@ -116,7 +117,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
     Metrics with intervals have a row each.
     """
-    if any(bound("accuracy", BOUNDS[0]) in metrics for metrics in results.values()):
+    if any(bound(name, BOUNDS[0]) in metrics for metrics in results.values() for name in metrics):
         return "\n".join(line for name, metrics in results.items() for line in _with_intervals(name, metrics))
     lines: list[str] = []
     for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):

@@ -19,7 +19,7 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
   lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
   lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
   lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
-  lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: a classifier's metrics
+  lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: the metrics of its task
   lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
 """
 
@@ -28,7 +28,7 @@ TASKS = {
     "minimal_pairs": "share of records whose good text is likelier than their bad one",
     "multiple_choice": "share of questions whose likeliest choice is the answer; each directly follows its context",
     "pairs": "log-likelihood of the targets given their sources",
-    "labels": "accuracy, precision, recall, F1 and Matthews' correlation of a classifier, with 95 % intervals",
+    "own": "the metrics of what the model was fine-tuned for, such as a classifier's accuracy, with 95 % intervals",
 }
 # Fields of ScoreConfig that are flags.
 NUMBERS = ("max_length", "stride", "batch_tokens")
@@ -53,7 +53,7 @@ def define() -> flags.FlagValues:
         what = "a text" if name == "text" else f"the {name} of a pair"
         flags.DEFINE_string(f"{name}_field", name, f"the field of JSON, or column, of {what}", flag_values=values)
     meanings = "; ".join(f"{name}: {text}" for name, text in TASKS.items())
-    define_choice(values, "task", TASKS, f"{meanings} (default: labels of a classifier, else perplexity)")
+    define_choice(values, "task", TASKS, f"{meanings} (default: own of a fine-tuned model, else perplexity)")
     define_model(values)
     flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
     known = facts.fields("lmjax.inference.score.texts", "ScoreConfig")

@@ -1,8 +1,7 @@
-"""`lmjax predict`: labels texts with a trained classifier."""
+"""`lmjax predict`: what a fine-tuned model predicts for each record of a file."""
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,32 +9,32 @@ from absl import flags
 
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file, write_records
-from lmjax.data.records import FieldNames
+from lmjax.data.files import find_files
 from lmjax.errors import FlagError
-from lmjax.evaluation.labels import predictions, read_labelled
-from lmjax.inference.classify import check_classifier, probabilities
+from lmjax.evaluation.predicted import predict_documents, read_documents
 from lmjax.phases import phase
 
 
 def main(values: flags.FlagValues) -> list[Mapping[str, Any]]:
-    """Returns a record for each text: its label, the label's probability, and those of all labels."""
+    """Returns a record for each record of the data: what it holds, and what the model predicts."""
     place = values[named(values, "predict")].value
     if not values["data"].value:
         raise FlagError("lmjax predict needs --data=FILE")
+    # A missing file is told before the model is looked for.
+    find_files(values["data"].value)
     output = new_file(values["output"].value)
-    with phase("reading the data"):
-        texts = read_labelled(values["data"].value, (), needed=False, names=FieldNames(text=values["text_field"].value))
     prepare()
     loaded = opened(values, place)
-    check_classifier(loaded)
-    with phase(f"labelling {len(texts):,} text(s)"):
-        scores = probabilities(loaded, [(each.text, each.second) for each in texts], values["batch_size"].value)
-    found = predictions(texts, scores, loaded.labels)
+    task = loaded.task
+    with phase("reading the data"):
+        names = {"text": values["text_field"].value}
+        documents = read_documents(values["data"].value, task, gold=False, names=names)
+    with phase(f"predicting for {len(documents):,} record(s)"):
+        found = predict_documents(loaded, documents, values["batch_size"].value)
     if output is None:
         for record in found:
-            print(f"{record['label']}\t{record['score']:.4f}")
+            print(task.shown(record))
         return found
     write_records(output, found)
-    counts = collections.Counter(record["label"] for record in found)
-    print(f"{', '.join(f'{label}: {count:,}' for label, count in counts.most_common())}\nwritten to {output}")
+    print(f"{len(found):,} record(s) written to {output}")
     return found

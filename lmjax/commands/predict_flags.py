@@ -7,7 +7,7 @@ from absl import flags
 from lmjax.commands.flags import define_help, define_model, define_path
 
 DESCRIPTION = """
-lmjax predict: the label that a classifier gives to each text, and its probability.
+lmjax predict: what a fine-tuned model predicts for each record, such as the label of a text and its probability.
 
   lmjax predict --workdir=runs/classifier --data=new.tsv                            to the terminal
   lmjax predict --model=classifier_folder/ --data=new.jsonl --output=predictions.jsonl
@@ -20,12 +20,14 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string(
         "data",
         None,
-        "a file or a quoted glob of JSONL, CSV or TSV, also gzipped, with the field text, with text2 for pairs; a "
-        "label is copied to --output as gold",
+        "a file or a quoted glob of JSONL, CSV or TSV, also gzipped, with the fields of the task, such as text, and "
+        "text2 for pairs; a gold value such as label is copied to --output",
         flag_values=values,
     )
     flags.DEFINE_string("text_field", "text", "the field of JSON, or column, of a text", flag_values=values)
-    define_path(values, "output", "a new JSON Lines file: text, label, score and the scores of all labels")
+    define_path(
+        values, "output", "a new JSON Lines file: each record, its gold value, and what is predicted with its scores"
+    )
     flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, flag_values=values)
     define_model(values)
     define_help(values)

@@ -84,8 +84,14 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
         if values["config"].value is None:
             origin |= _recipe(values, overrides, source.config.max_length)
         fresh = overrides.get("fresh", "none") != "none"
-        for name in objective if source.labels and not fresh and objective else ():
-            origin |= {f"task.{name}.labels": source.labels} if "labels" in OBJECTIVES[name].learned else {}
+        for name in () if fresh or not objective else objective:
+            # What the source has learned, such as the names of labels, is that of its head, which is loaded too.
+            known = (
+                {field: getattr(source.tasks[name], field) for field in OBJECTIVES[name].learned}
+                if name in source.tasks
+                else {}
+            )
+            origin |= {f"task.{name}.{field}": value for field, value in known.items() if value}
     choices = {
         "experiment": values["config"].value,
         "objective": objective,

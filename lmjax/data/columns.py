@@ -9,6 +9,7 @@
 | strings, integers | a list of them | words separated by white space |
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -39,8 +40,8 @@ class Column(NamedTuple):
     Attributes:
         name: of the field.
         type: the type of its values; text and texts are tokenised, all others are stored unchanged.
-        optional: whether a record may lack it; the value is then an empty text, list or string. A number cannot be
-            optional.
+        optional: whether a record may lack it; the value is then an empty text, list or string, or a number that is
+            NaN. An integer cannot be optional.
         classes: the only values that a string may have; empty: any that is not blank, for labels whose names are not
             known yet; None: any.
     """
@@ -75,28 +76,15 @@ def read_columns(
     Raises:
         DataError: a record is bad and `faults` raises it, a table lacks a column, or the file cannot be read.
     """
-    assert not any(c.optional and c.type in ("integer", "integers", "number") for c in columns), (
-        "which number, if none?"
-    )
     names = {column.name: (names or {}).get(column.name, column.name) for column in columns}
-    needed = [names[column.name] for column in columns if not column.optional]
-    need = f"a record needs {' and '.join(needed)}"
     if not has_fields(path):
-        faults.bad(f"{path}: plain text, and {need}: give JSONL or CSV/TSV with these fields")
+        faults.bad(f"{path}: plain text, and {_need(columns, names)}: give JSONL or CSV/TSV with these fields")
         return
-
-    def check(where: str, there: Sequence[str]) -> None:
-        if missing := [name for name in needed if name not in there]:
-            fields = ", ".join(there)[:200] or "(none)"
-            raise DataError(f"{where}: no {missing[0]!r} among the fields {fields}; {need}")
-        if repeated := [name for name in names.values() if there.count(name) > 1]:
-            raise DataError(f"{where}: {there.count(repeated[0])} columns are called {repeated[0]!r}; rename one")
-
+    check = functools.partial(_check_fields, columns=columns, names=names)
     table = suffix(path) in _TABLES
     for where, fields in read_fields(path, faults, check_header=check, max_bytes=max_bytes):
         try:
-            check(where, list(fields))
-            document = _document(where, fields, columns, names, table, need)
+            document = read_record(where, fields, columns, names, table=table)
         except DataError as error:
             faults.bad(str(error))
             continue
@@ -105,9 +93,30 @@ def read_columns(
             yield document
 
 
-def _document(
-    where: str, fields: Fields, columns: Sequence[Column], names: Mapping[str, str], table: bool, need: str
+def read_record(
+    where: str,
+    fields: Fields,
+    columns: Sequence[Column],
+    names: Mapping[str, str] | None = None,
+    *,
+    table: bool = False,
 ) -> Document:
+    """Returns a record as a document.
+
+    Args:
+        where: the place of the record in messages.
+        fields: its fields.
+        columns: what is read of it.
+        names: as for `read_columns`.
+        table: whether its values are cells of a table.
+
+    Raises:
+        DataError: a field is missing or has another type.
+    """
+    assert not any(c.optional and c.type == "integer" for c in columns), "which number, if none?"
+    names = {column.name: (names or {}).get(column.name, column.name) for column in columns}
+    _check_fields(where, list(fields), columns, names)
+    need = _need(columns, names)
     texts, values = [], []
     for column in columns:
         name = names[column.name]
@@ -116,7 +125,7 @@ def _document(
             if column.classes is not None:
                 _check_class(where, name, value, column.classes)
         else:
-            value = () if column.type.endswith("s") else ""
+            value = () if column.type.endswith("s") else math.nan if column.type == "number" else ""
         if column.tokenised:
             texts.append(value if column.type == "texts" else (value,))
         else:
@@ -125,6 +134,20 @@ def _document(
     group = hashlib.blake2b("\n".join(texts[0]).strip().encode(), digest_size=16).hexdigest()
     segments = tuple(segment for text in texts for segment in text)
     return Document(segments, group, counts=tuple(map(len, texts)), values=tuple(values))
+
+
+def _need(columns: Sequence[Column], names: Mapping[str, str]) -> str:
+    """Returns the part of an error message that says which fields a record needs."""
+    return f"a record needs {' and '.join(names[column.name] for column in columns if not column.optional)}"
+
+
+def _check_fields(where: str, there: Sequence[str], columns: Sequence[Column], names: Mapping[str, str]) -> None:
+    """Raises DataError if the fields of a record, or the header of a table, lack a column or repeat one."""
+    if missing := [names[c.name] for c in columns if not c.optional and names[c.name] not in there]:
+        fields = ", ".join(there)[:200] or "(none)"
+        raise DataError(f"{where}: no {missing[0]!r} among the fields {fields}; {_need(columns, names)}")
+    if repeated := [name for name in names.values() if there.count(name) > 1]:
+        raise DataError(f"{where}: {there.count(repeated[0])} columns are called {repeated[0]!r}; rename one")
 
 
 def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:

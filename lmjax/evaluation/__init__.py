@@ -3,6 +3,8 @@
 `tasks.evaluate` takes a file or a list; `lmjax evaluate` calls it. `records` parses the records of each task, and
 `harness` is the adapter to lm-eval (extra `harness`, imported only when it is used).
 
+`predicted` predicts and measures the task that a model was fine-tuned for, with the metrics of `measures`.
+
 This room may import data, inference, and the layers below them.
 
 To add a task: a parser of its records in `records`, a function from data to metrics in `tasks.TASKS`, and its

@@ -5,65 +5,19 @@ The only module that needs scikit-learn (extra `evaluate`): it is imported when 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from lmjax.data.columns import read_columns
-from lmjax.data.files import Faults, find_files
-from lmjax.data.records import USUAL_NAMES, FieldNames
-from lmjax.errors import DataError, FlagError
-from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.errors import FlagError
 from lmjax.streams import random_stream
 
-RESAMPLES = 1000
 # Ends of a 95 % interval, in percent, as they are named behind a metric.
 BOUNDS = (2.5, 97.5)
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelledText:
-    """One or two texts and their label.
-
-    Attributes:
-        text: the first text.
-        second: the second text; empty: there is none.
-        label: its name; empty: not known.
-    """
-
-    text: str
-    second: str = ""
-    label: str = ""
-
-
-def read_labelled(
-    path: str, labels: Sequence[str], *, needed: bool = True, names: FieldNames = USUAL_NAMES
-) -> list[LabelledText]:
-    """Returns the records of a file or a glob of files, in order.
-
-    Args:
-        path: or glob.
-        labels: the labels that the model knows.
-        needed: whether each record must have one of these labels; otherwise labels may be absent, and are not checked.
-        names: of the fields.
-
-    Raises:
-        DataError: the data cannot be read, or a label is missing, empty or unknown; the message names file and line.
-    """
-    *texts, label = Classification.known_columns(ClassificationConfig(labels=tuple(labels)))
-    columns = (*texts, label if needed else label._replace(optional=True, classes=None))
-    found = []
-    for file in find_files(path):
-        for document in read_columns(file, Faults("error"), columns, names._asdict()):
-            found.append(LabelledText(*document.segments, str(document.values[0])))
-    if not found:
-        raise DataError(f"--data: {path!r} holds no records; give it at least one")
-    return found
-
-
 def label_metrics(
-    gold: Sequence[int], probabilities: np.ndarray, labels: Sequence[str], resamples: int = RESAMPLES
+    gold: Sequence[int], probabilities: np.ndarray, labels: Sequence[str], resamples: int = 1000
 ) -> dict[str, float]:
     """Returns scikit-learn's metrics by name, each with the ends of its 95 % interval.
 
@@ -121,17 +75,3 @@ def _metrics(cells: np.ndarray, weights: np.ndarray, labels: Sequence[str]) -> d
         metrics |= {f"{kind} macro": np.mean(values), f"{kind} micro": metrics["accuracy"]}
         metrics |= {f"{kind} {name}": x for name, x in zip(labels, values, strict=True)}
     return {name: float(x) for name, x in metrics.items()}
-
-
-def predictions(
-    texts: Sequence[LabelledText], probabilities: np.ndarray, labels: Sequence[str]
-) -> list[Mapping[str, object]]:
-    """Returns for each text a record with its text, gold label if it has one, predicted label, and all scores."""
-    found = []
-    for each, scores in zip(texts, probabilities, strict=True):
-        best = int(np.argmax(scores))
-        record: dict[str, object] = {"text": each.text} | ({"text2": each.second} if each.second else {})
-        record |= {"gold": each.label} if each.label else {}
-        record |= {"label": labels[best], "score": float(scores[best])}
-        found.append(record | {"scores": {name: float(x) for name, x in zip(labels, scores, strict=True)}})
-    return found

@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
-from lmjax.evaluation.labels import RESAMPLES, LabelledText, label_metrics, read_labelled
+from lmjax.evaluation.predicted import as_documents, evaluate_records
+from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
-from lmjax.inference.classify import check_classifier, probabilities
 from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
 from lmjax.inference.score.score import DEFAULT, Question, minimal_pairs, multiple_choice, rolling, score, summary
 from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.nearest import nearest
+from lmjax.objectives.records import RecordTask
 
 Metrics = dict[str, float]
+# The task that a model was fine-tuned for.
+OWN = "own"
 
 
 class Data(NamedTuple):
@@ -42,9 +45,9 @@ def evaluate(
         loaded: the model.
         data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
             (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`,
-            of `LabelledText` for `labels`.
+            of mappings from columns to values for `own`.
         config: settings of scoring.
-        task: perplexity, minimal_pairs, multiple_choice, pairs or labels.
+        task: perplexity, minimal_pairs, multiple_choice or pairs; or `own`, the task that the model was fine-tuned for.
         fields: the names of the fields of texts and pairs, for files.
 
     Raises:
@@ -54,10 +57,11 @@ def evaluate(
     check_arguments(loaded, config, ScoreConfig)
     checked(task)
     if isinstance(data, str | os.PathLike):
-        data = read(task, os.fspath(data), fields, loaded.labels)
+        data = read(task, os.fspath(data), fields, loaded.task if task == OWN else None)
     elif not isinstance(data, Data):
         check_list(data, "data", f"what {task} takes")
-        data = Data([f"data[{i}]" for i in range(len(data))], list(data))
+        records = as_documents(data, loaded.task) if task == OWN else list(data)
+        data = Data([f"data[{i}]" for i in range(len(data))], records)
     if not data.records:
         raise FlagError("data: is empty; give at least one")
     return TASKS[task](loaded, data, config)
@@ -71,14 +75,14 @@ def checked(task: str) -> str:
     return task
 
 
-def read(task: str, path: str, names: FieldNames = USUAL_NAMES, labels: Sequence[str] = ()) -> Data:
+def read(task: str, path: str, names: FieldNames = USUAL_NAMES, own: RecordTask | None = None) -> Data:
     """Returns the data of a task, read from a file or a glob of files.
 
     Args:
-        task: perplexity, minimal_pairs, multiple_choice, pairs or labels.
+        task: as for `evaluate`.
         path: of a file, or a glob.
         names: of the fields of texts and pairs.
-        labels: the labels that the model knows, for the task labels.
+        own: for `own`, the task that the model was fine-tuned for.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
@@ -90,8 +94,8 @@ def read(task: str, path: str, names: FieldNames = USUAL_NAMES, labels: Sequence
     }
     if task in parsers:
         return Data(*read_task(path, parsers[task]))
-    if task == "labels":
-        found = read_labelled(path, labels, names=names)
+    if own is not None:
+        found = read_own(path, own, names=names._asdict())
         return Data([f"{path}, record {i}" for i in range(1, len(found) + 1)], found)
     texts = [document.text for document in read_documents(path, names=names)]
     return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
@@ -121,30 +125,17 @@ def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
 
 
-def _labels(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
-    """Returns the `label_metrics` of texts, and their number."""
-    check_classifier(loaded)
-    numbers = {label: i for i, label in enumerate(loaded.labels)}
-    for name, found in zip(*data, strict=True):
-        if not isinstance(found, LabelledText) or found.label not in numbers:
-            raise FlagError(
-                f"{name}: {str(found)[:80]!r} is not a LabelledText with one of the labels {', '.join(loaded.labels)}"
-            )
-    texts = [(each.text, each.second) for each in data.records]
-    scores = probabilities(loaded, texts, max(1, config.batch_tokens // (loaded.length or _USUAL_LENGTH)))
-    return label_metrics([numbers[each.label] for each in data.records], scores, loaded.labels, RESAMPLES) | {
-        "texts": len(texts)
-    }
+def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the metrics of the task that the model was fine-tuned for, with intervals."""
+    return evaluate_records(loaded, data.records, max(1, config.batch_tokens // loaded.task.length))
 
 
-# The tokens of a row that a batch is made of where a classifier does not say what it was trained on.
-_USUAL_LENGTH = 128
 TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {
     "perplexity": _perplexity,
     "minimal_pairs": _minimal_pairs,
     "multiple_choice": _multiple_choice,
     "pairs": _pairs,
-    "labels": _labels,
+    OWN: _own,
 }
 
 

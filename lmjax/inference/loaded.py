@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
@@ -18,7 +19,10 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.forward import ModelOutput, forward
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.records import RecordTask
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.objectives.rows import side
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
@@ -30,6 +34,8 @@ Texts = Text | Sequence[Text]
 
 # The least length of the rows of a forward pass: all shorter texts share one compiled program.
 _SHORTEST = 16
+# The longest row of a task whose model has positions without a limit and does not say what it was trained on.
+_LONGEST = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +49,7 @@ class LoadedModel:
         prompts: the ids that are put before and after a text, and other ids with a role in prompts.
         mesh: the devices.
         defaults: generation settings of the model's folder, used for what a call does not set.
-        labels: names of the classes of its classifier, in the order of the logits; empty if it has none.
+        tasks: settings of the objectives that it was fine-tuned on, by name; empty: none that is known.
         length: the most tokens in a row that it was trained on; None: not known.
     """
 
@@ -53,13 +59,37 @@ class LoadedModel:
     prompts: PromptFormat
     mesh: jax.sharding.Mesh
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
-    labels: tuple[str, ...] = ()
+    tasks: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     length: int | None = None
 
     @property
     def config(self) -> ModelConfig:
         """Returns the architecture."""
         return self.model.config
+
+    @property
+    def has_task(self) -> bool:
+        """Returns whether the model was fine-tuned for a task on records."""
+        return any(issubclass(OBJECTIVES[name], RecordTask) for name in self.tasks)
+
+    @functools.cached_property
+    def task(self) -> RecordTask:
+        """Returns the task on records that the model was fine-tuned for; the same object at each call.
+
+        Raises:
+            FlagError: there is none.
+        """
+        # One object, because compiled programs are found by the task among their arguments.
+        rooms = (self.length, longest_row(self.config, decoder=self.config.family.causal), _LONGEST)
+        length = min(room for room in rooms if room is not None)
+        for name, settings in self.tasks.items():
+            if issubclass(OBJECTIVES[name], RecordTask):
+                return OBJECTIVES[name](settings, self.tokenizer, self.config.architecture, length, length, 0)
+        known = ", ".join(name for name, objective in OBJECTIVES.items() if issubclass(objective, RecordTask))
+        raise FlagError(
+            f"this {self.config.family.label} was not fine-tuned to predict something for each record; train one "
+            f"with one of --objective={known}"
+        )
 
     @contextlib.contextmanager
     def on_devices(self) -> Iterator[None]:

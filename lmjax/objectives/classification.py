@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, ObjectiveConfig, Rows
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import class_loss
+from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.objectives.rows import text_row
 
 TEXT, SECOND, LABEL = "text", "text2", "label"
@@ -35,32 +37,7 @@ class ClassificationConfig(ObjectiveConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledTexts(Rows):
-    """One record in each row, in the order of the file: rows are not packed.
-
-    Attributes:
-        store: the records.
-        objective: makes the rows.
-    """
-
-    store: Store
-    objective: "Classification"
-
-    def __len__(self) -> int:
-        return self.store.num_documents
-
-    def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns the features of `text_row`, and the label and its weight 1 as scalars."""
-        del rng
-        o = self.objective
-        texts = [self.store.texts(index, name)[0] for name in (TEXT, SECOND)]
-        row = text_row(o.form, texts, between=o.between, length=o.length, pad_id=o.tokenizer.pad_id)
-        label = o.numbers[str(self.store.value(index, LABEL))]
-        return row | {"labels": np.int32(label), "label_weights": np.float32(1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Classification(Objective):
+class Classification(RecordTask):
     """Predicts the label of one or two texts, from an encoder's [CLS] or from a decoder's last token.
 
     An encoder reads [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with type 1 from B on. A decoder reads BOS A, or
@@ -76,6 +53,7 @@ class Classification(Objective):
         Column(SECOND, optional=True),
         Column(LABEL, "string", classes=()),
     )
+    gold: ClassVar[tuple[str, ...]] = (LABEL,)
     learned: ClassVar[tuple[str, ...]] = ("labels",)
     # Devlin et al. 2019, appendix A.3: rates from 2e-5 to 5e-5, 2 to 4 epochs, batches of 16 or 32; the warm-up and
     # the linear decay to 0 are those of the code of its authors.
@@ -120,20 +98,17 @@ class Classification(Objective):
         """Returns the number of each label."""
         return {label: number for number, label in enumerate(self.config.labels)}
 
-    @functools.cached_property
-    def form(self) -> Any:
-        """Returns the prompt format, computed once."""
-        return self.prompt_format()
+    def reads(self, record: TokenRecord, form: PromptFormat, length: int) -> list[Features]:
+        """Returns the features of `text_row`."""
+        texts = [record.texts[name][0] for name in (TEXT, SECOND)]
+        # What follows a text separates two texts too; a decoder has EOS there.
+        between = form.after or (self.tokenizer.eos_id,)
+        return [text_row(form, texts, between=between, length=length, pad_id=self.tokenizer.pad_id)]
 
-    @property
-    def between(self) -> tuple[int, ...]:
-        """Returns the ids between two texts: what follows a text, or else EOS."""
-        return self.form.after or (self.tokenizer.eos_id,)
-
-    def rows(self, store: Store, seed: int) -> LabelledTexts:
-        """Returns one row for each record."""
-        del seed
-        return LabelledTexts(store, self)
+    def targets(self, record: TokenRecord, rows: Sequence[Features]) -> list[Features]:
+        """Returns the number of the label and its weight 1, as scalars."""
+        del rows
+        return [{"labels": np.int32(self.numbers[str(record.values[LABEL])]), "label_weights": np.float32(1)}]
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the number of records."""
@@ -144,9 +119,23 @@ class Classification(Objective):
         logits = forward.head("classifier", forward.hidden)
         return {self.name: class_loss(logits, batch["labels"], batch["label_weights"], forward.penalties)}
 
-    def sample(self, store: Store, room: int) -> None:
-        """Returns None: a classifier continues no text."""
-        del store, room
+    def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the log-probabilities of the labels, `[batch, labels]`."""
+        del batch
+        return {"log_probs": jax.nn.log_softmax(forward.head("classifier", forward.hidden).astype(jnp.float32))}
+
+    def predict(
+        self, record: TokenRecord, rows: Sequence[Features], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> Prediction:
+        """Returns the likeliest label, its probability, and the probabilities of all labels by name."""
+        del record, rows
+        scores = dict(zip(self.config.labels, np.exp(outputs[0]["log_probs"]).tolist(), strict=True))
+        best = max(scores, key=lambda label: scores[label])
+        return {"label": best, "score": scores[best], "scores": scores}
+
+    def shown(self, prediction: Mapping[str, Any]) -> str:
+        """Returns the label and its probability, separated by a tab."""
+        return f"{prediction['label']}\t{prediction['score']:.4f}"
 
 
 def _place(label: str) -> tuple[int, int, str]:

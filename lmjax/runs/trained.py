@@ -20,20 +20,21 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
-from lmjax.interop.labels import read_labels
 from lmjax.interop.shards import read_json
+from lmjax.interop.tasks import read_tasks
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest
+from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.registry import heads, objective_types, usual_objective
 from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
-from lmjax.runs.learned import learned, recall
+from lmjax.runs.learned import recall
 from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
@@ -58,8 +59,8 @@ class Pretrained:
         prompts: from its tokenizer to the special tokens around a text.
         largest_file: bytes of the largest parameter file, which bounds the host memory for reading; None: not known.
         ignored: tensors of the folder that are not read.
-        labels: names of the classes of its classifier, in the order of the logits; empty: it has none, or they are
-            not named.
+        tasks: settings of the objectives that it was trained on, by name; of a Hugging Face checkpoint, those that
+            its head says.
         length: the most tokens in a row that it was trained on; None: not known.
         defaults: its generation settings, used where no flag sets another.
     """
@@ -72,7 +73,7 @@ class Pretrained:
     prompts: Callable[[Vocabulary], PromptFormat]
     largest_file: int | None = None
     ignored: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    tasks: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     length: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
 
@@ -118,7 +119,7 @@ def open_pretrained(
             prompts=functools.partial(read_prompts, folder, values, found.config.family),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
-            labels=read_labels(folder / "config.json", values, found.heads),
+            tasks=read_tasks(folder / "config.json", values, found.heads),
             defaults=read_defaults(folder, values, found.config),
         )
     if accept_fields:
@@ -154,7 +155,7 @@ def load_model(
     check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
-    return dataclasses.replace(loaded, defaults=opened.defaults, labels=opened.labels, length=opened.length)
+    return dataclasses.replace(loaded, defaults=opened.defaults, tasks=opened.tasks, length=opened.length)
 
 
 def check_parameters(place: str, params: PyTree) -> None:
@@ -182,7 +183,9 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
     placed = on_mesh(abstract_params(config, run.model.heads), mesh)
     params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)
     prompts = prompt_format(run.config.task, run.tokenizer, config.architecture)
-    return assemble(config, run.model.heads, params, run.tokenizer, prompts, mesh)
+    loaded = assemble(config, run.model.heads, params, run.tokenizer, prompts, mesh)
+    tasks = {name: getattr(run.config.task, name) for name in run.config.task.objective}
+    return dataclasses.replace(loaded, tasks=tasks, length=run.config.task.length)
 
 
 def inference_config(config: ModelConfig, dtype: str | None) -> ModelConfig:
@@ -292,7 +295,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         return prompt_format(config.task, tokenizer, config.model.architecture)
 
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
-    labels = tuple(learned(config).get("labels", ()))
+    tasks = {name: getattr(config.task, name) for name in config.task.objective}
     return Pretrained(
         folder,
         config.model,
@@ -300,7 +303,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         params,
         origin,
         prompts,
-        labels=read_labels(folder / ORIGIN, origin, present) if origin else labels,
+        tasks=read_tasks(folder / ORIGIN, origin, present) if origin else tasks,
         length=None if origin else config.task.length,
         defaults=defaults,
     )

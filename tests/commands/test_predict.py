@@ -8,9 +8,10 @@ import pytest
 
 from lmjax.cli import run
 from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.labels import bound, label_metrics, read_labelled
+from lmjax.evaluation.labels import bound, label_metrics
+from lmjax.evaluation.predicted import as_documents, encoded, read_documents
 from lmjax.evaluation.tasks import evaluate
-from lmjax.inference.classify import probabilities
+from lmjax.inference.predict import predict
 from lmjax.runs.trained import load_model, open_pretrained
 
 pytestmark = pytest.mark.long
@@ -46,7 +47,22 @@ def place(request, tmp_path_factory, corpus):
 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch):
-    monkeypatch.setattr("lmjax.evaluation.tasks.RESAMPLES", 30)
+    monkeypatch.setattr("lmjax.evaluation.predicted.RESAMPLES", 30)
+
+
+def labels_of(place):
+    return open_pretrained(place).tasks["classification"].labels
+
+
+def probabilities(loaded, texts, batch_size=32):
+    """Returns `[texts, labels]`, the probabilities in the order of the labels."""
+    records = encoded(loaded, as_documents([{"text": text} for text in texts], loaded.task, gold=False), gold=False)
+    found = predict(loaded, records, batch_size)
+    return np.array([[each["scores"][label] for label in labels_of_loaded(loaded)] for each in found])
+
+
+def labels_of_loaded(loaded):
+    return loaded.tasks["classification"].labels
 
 
 def test_a_run_says_what_is_loaded_and_what_is_new(place, capsys, tmp_path):
@@ -68,9 +84,9 @@ def test_predictions_are_those_of_the_model(place, tmp_path, capsys):
     records = [json.loads(line) for line in output.read_text().splitlines()]
     assert records == found
     loaded = load_model(place / "run")
-    assert loaded.labels == LABELS
+    assert labels_of_loaded(loaded) == LABELS
     rows = [*ROWS[::3], ("", "7")]
-    scores = probabilities(loaded, [(text, "") for text, _ in rows])
+    scores = probabilities(loaded, [text for text, _ in rows])
     for record, (text, label), row in zip(records, rows, scores, strict=True):
         assert (record["text"], record["gold"]) == (text, label)
         assert record["label"] == LABELS[row.argmax()]
@@ -85,10 +101,9 @@ def test_predictions_are_those_of_the_model(place, tmp_path, capsys):
 
 def test_metrics_do_not_depend_on_the_batch(place, capsys):
     loaded = load_model(place / "run")
-    texts = read_labelled(str(place / "dev.tsv"), loaded.labels)
-    gold = [LABELS.index(each.label) for each in texts]
-    pairs = [(each.text, each.second) for each in texts]
-    scores = [probabilities(loaded, pairs, size) for size in (1, 7, 64)]
+    texts = read_documents(str(place / "dev.tsv"), loaded.task)
+    gold = [LABELS.index(each.values[0]) for each in texts]
+    scores = [probabilities(loaded, [each.segments[0] for each in texts], size) for size in (1, 7, 64)]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-6)
     one, *others = (label_metrics(gold, each, LABELS, resamples=20) for each in scores)
@@ -97,20 +112,20 @@ def test_metrics_do_not_depend_on_the_batch(place, capsys):
     assert {name: found[name] for name in ("accuracy", "f1 macro", "matthews")} == pytest.approx(
         {name: one[name] for name in ("accuracy", "f1 macro", "matthews")}
     )
-    assert found["texts"] == len(texts)
+    assert found["records"] == len(texts)
     shown = capsys.readouterr().out
     assert f"{found[bound('f1 plant', 97.5)]:.4f}" in shown
-    assert "3 labels, 95 % intervals over the records" in shown
+    assert "classification, 95 % intervals over the records" in shown
 
 
 def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):
     data = written(tmp_path / "x.tsv", [ROWS[0], ("a fly", "insect")])
     with pytest.raises(DataError, match=r"x.tsv:3: 'label' is 'insect'; the known ones are 7, animal, plant"):
         run(["evaluate", f"--workdir={place / 'run'}", f"--data={data}"])
-    with pytest.raises(FlagError, match="has no classifier of single labels"):
+    with pytest.raises(FlagError, match="was not fine-tuned to predict something for each record"):
         run(["predict", f"--workdir={place / 'pre'}", f"--data={data}"])
-    with pytest.raises(FlagError, match="is not a LabelledText with one of the labels"):
-        evaluate(load_model(place / "run"), ["a text"], task="labels")
+    with pytest.raises(FlagError, match="is not a record"):
+        evaluate(load_model(place / "run"), ["a text"], task="own")
 
 
 def test_training_goes_on_from_a_classifier_with_its_labels(place, tmp_path, capsys):
@@ -119,10 +134,10 @@ def test_training_goes_on_from_a_classifier_with_its_labels(place, tmp_path, cap
     argv = ["train", f"--init_from={place / 'run'}", "--objective=classification", f"--data={two}", "--steps=1",
             f"--eval_data=dev={written(tmp_path / 'd.tsv', ROWS[:2])}", *QUICK]  # fmt: skip
     run([*argv, f"--workdir={tmp_path / 'more'}"])
-    assert open_pretrained(tmp_path / "more").labels == LABELS
+    assert labels_of(tmp_path / "more") == LABELS
     assert "new " not in next(line for line in capsys.readouterr().err.splitlines() if "loaded " in line)
     run([*argv, f"--workdir={tmp_path / 'anew'}", "--config.fresh=classifier_head"])
-    assert open_pretrained(tmp_path / "anew").labels == LABELS[1:]
+    assert labels_of(tmp_path / "anew") == LABELS[1:]
     with pytest.raises(FlagError, match=r"--config.fresh=head: this model has no such part; choose from"):
         run([*argv, f"--workdir={tmp_path / 'x'}", "--config.fresh=head"])
 
@@ -141,18 +156,18 @@ def test_a_classifier_goes_out_and_comes_in_with_its_labels(place, tmp_path):
     values = json.loads((out / "config.json").read_text())
     assert values["id2label"] == {str(i): name for i, name in enumerate(LABELS)}
     assert values["label2id"] == {name: i for i, name in enumerate(LABELS)}
-    texts = [(text, "") for text, _ in ROWS[:5]]
+    texts = [text for text, _ in ROWS[:5]]
     expected = probabilities(load_model(place / "run"), texts)
     back = load_model(out)
-    assert back.labels == LABELS
+    assert labels_of_loaded(back) == LABELS
     run(["convert", f"--from={out}", f"--workdir={tmp_path / 'in'}"])
     for each in (back, load_model(tmp_path / "in")):
         np.testing.assert_allclose(probabilities(each, texts), expected, atol=1e-5)
     found = run(["evaluate", f"--model={out}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
-    assert found["texts"] == len(ROWS[::3]) + 1
+    assert found["records"] == len(ROWS[::3]) + 1
     run(["train", f"--init_from={out}", "--objective=classification", f"--data={place / 'a.tsv'}", "--steps=1",
          f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={tmp_path / 'on'}", *QUICK])  # fmt: skip
-    assert open_pretrained(tmp_path / "on").labels == LABELS
+    assert labels_of(tmp_path / "on") == LABELS
 
 
 @pytest.mark.filterwarnings("ignore")

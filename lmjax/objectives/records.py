@@ -1,0 +1,144 @@
+"""Tasks on records: objectives that predict something for each record, such as its label, and say what they predict."""
+
+import abc
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from lmjax.data.columns import Column, Value
+from lmjax.data.documents import Document
+from lmjax.data.store import Store
+from lmjax.objectives.base import Batch, Features, Forward, Objective, Rows
+from lmjax.objectives.prompts import PromptFormat
+
+# What is predicted for one record, as JSON values.
+Prediction = dict[str, Any]
+Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRecord:
+    """A record whose texts are token ids.
+
+    Attributes:
+        texts: by column, the ids of each of its texts, int32; a column of type `text` has one.
+        values: by column, what is not tokenised.
+    """
+
+    texts: Mapping[str, Sequence[np.ndarray]]
+    values: Mapping[str, Value]
+
+    @classmethod
+    def stored(cls, store: Store, index: int) -> "TokenRecord":
+        """Returns record `index` of a store."""
+        texts = {c.name: store.texts(index, c.name) for c in store.columns if c.tokenised}
+        return cls(texts, {c.name: store.value(index, c.name) for c in store.columns if not c.tokenised})
+
+    @classmethod
+    def encoded(cls, documents: Sequence[Document], columns: Sequence[Column], encode: Encode) -> list["TokenRecord"]:
+        """Returns records as they were read, with their texts encoded as in a store.
+
+        Args:
+            documents: the records.
+            columns: that they were read with.
+            encode: from texts to the ids of each, such as `Vocabulary.encode_batch`.
+        """
+        ids = iter(encode([text for document in documents for text in document.segments]))
+        tokenised = [c.name for c in columns if c.tokenised]
+        others = [c.name for c in columns if not c.tokenised]
+        return [
+            cls(
+                {
+                    name: [np.array(next(ids), np.int32) for _ in range(count)]
+                    for name, count in zip(tokenised, document.counts, strict=True)
+                },
+                dict(zip(others, document.values, strict=True)),
+            )
+            for document in documents
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordRows(Rows):
+    """One row for each record, in the order of the file: rows are not packed.
+
+    Attributes:
+        store: the records.
+        task: makes the rows.
+    """
+
+    store: Store
+    task: "RecordTask"
+
+    def __len__(self) -> int:
+        return self.store.num_documents
+
+    def features(self, index: int, rng: np.random.Generator) -> Features:
+        """Returns what is read of a record, and its targets."""
+        del rng
+        task, record = self.task, TokenRecord.stored(self.store, index)
+        (read,) = task.reads(record, task.form, task.length)
+        (wanted,) = task.targets(record, [read])
+        return read | wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordTask(Objective):
+    """An objective that predicts something for each record of a file. `lmjax predict` and the metrics call it.
+
+    A record becomes one or several rows (`reads`). The model's outputs for them (`outputs`, on the device) become a
+    prediction (`predict`, on the host), which is written to a file and compared with the record's gold columns.
+
+    Attributes:
+        gold: the columns that hold what is to be predicted: training and metrics need them, prediction does not.
+    """
+
+    gold: ClassVar[tuple[str, ...]]
+
+    @functools.cached_property
+    def form(self) -> PromptFormat:
+        """Returns the prompt format of the rows of training, computed once."""
+        return self.prompt_format()
+
+    def rows(self, store: Store, seed: int) -> Rows:
+        """Returns one row for each record."""
+        del seed
+        return RecordRows(store, self)
+
+    @abc.abstractmethod
+    def reads(self, record: TokenRecord, form: PromptFormat, length: int) -> list[Features]:
+        """Returns the features that the model reads, for each row of a record; none depends on its gold columns.
+
+        Arrays over tokens have `length` as their last dimension.
+        """
+
+    @abc.abstractmethod
+    def targets(self, record: TokenRecord, rows: Sequence[Features]) -> list[Features]:
+        """Returns for each of the `rows` of a record its targets and their weights."""
+
+    @abc.abstractmethod
+    def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns by name the float32 outputs `[batch, ...]` that a prediction is made from."""
+
+    @abc.abstractmethod
+    def predict(
+        self, record: TokenRecord, rows: Sequence[Features], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> Prediction:
+        """Returns the prediction for a record, from the features and the float64 outputs of each of its rows."""
+
+    def shown(self, prediction: Mapping[str, Any]) -> str:
+        """Returns a prediction as one line for a terminal."""
+        return json.dumps(prediction, ensure_ascii=False)
+
+    def truth(self, record: TokenRecord) -> Prediction:
+        """Returns the gold values of a record by column, as they are compared with predictions."""
+        return {name: record.values[name] for name in self.gold}
+
+    def sample(self, store: Store, room: int) -> None:
+        """Returns None: a model of this task continues no text."""
+        del store, room
