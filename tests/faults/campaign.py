@@ -11,7 +11,8 @@ import tempfile
 # Each part of the campaign is a module `campaign_NAME` with `rows(folder, number)`: lines of the table.
 PARTS = {
     "flips": "bits flipped in a checkpoint",
-    "kills": "kills of a run at any time; from 100 on also five at each of chosen points",
+    "kills": "kills of a run at any time",
+    "points": "kills of a run at each of chosen points, such as in a save",
     "deaths": "processes of a pair killed or stopped",
     "soak": "minutes of training, evaluating and saving beside a reader",
     "fuzz": "minutes for each reader of files that others wrote, which are changed at random",

@@ -1,4 +1,4 @@
-"""Runs killed again and again, at any time and at chosen points, each compared bit for bit with a run that was not."""
+"""Runs killed again and again at any time, each compared bit for bit with a run that was not killed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 
 STEPS, EVERY = 40, 5
-# Functions in whose call a run is killed, by what it does then. Each is killed at its first to fifth call.
-POINTS = {
-    "building": "lmjax.runs.fit:_fit",
-    "compiling": "lmjax.runs.fit:_open_stage",
-    "beginning to save": "lmjax.training.checkpoint:Checkpoints.save",
-    "writing a manifest": "lmjax.training.manifest:write",
-    "completing a manifest": "lmjax.training.manifest:merge",
-    "removing an old checkpoint": "lmjax.training.checkpoint:_remove",
-    "evaluating": "lmjax.training.evaluate:Evaluator._evaluate",
-    "writing metrics": "lmjax.training.metrics:MetricsWriter.write",
-    "reporting a step": "lmjax.training.loop:Loop._report",
-    "taking a batch": "lmjax.data.pipeline:Batches.__next__",
-}
 
 
 @dataclasses.dataclass
@@ -69,7 +56,7 @@ def config_of(folder: pathlib.Path) -> object:
         "tokenizer.byte_fallback": "false", "batch_size": 8, "accumulation": 2, "task.length": 32, "steps": STEPS,
         "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32, "model.num_layers": 2,
         "model.max_length": 64, "model.dropout.residual": 0.1, "model.dropout.attention": 0.1,
-        "evaluation.every": 10, "evaluation.batches": 2, "checkpoint.every": EVERY, "checkpoint.keep": 10,
+        "evaluation.every": 10, "evaluation.batches": 2, "checkpoint.every": EVERY, "checkpoint.keep": 2,
         "logging.every": 1, "logging.tensorboard": "false",
     }  # fmt: skip
     return resolve(overrides={path: str(value) for path, value in values.items()})
@@ -199,13 +186,18 @@ class Campaign:
         record.unequal += digest(workdir) != self.whole
 
     @property
+    def kills(self) -> int:
+        """How many processes were killed so far in the current record."""
+        return self._record.kills
+
+    @property
     def record(self) -> Record:
         """What became of the kills so far; from here on a new record is kept."""
         record, self._record = self._record, Record()
         return record
 
 
-def _row(name: str, record: Record, step_seconds: float) -> str:
+def row(name: str, record: Record, step_seconds: float) -> str:
     goodput = record.runs * STEPS * step_seconds / record.seconds
     return (
         f"| {name} | {record.kills} kills in {record.runs} runs | {record.runs - record.unequal} of {record.runs} runs "
@@ -225,12 +217,10 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
 
     done = 0
     while done < number:
-        before = campaign._record.kills
+        before = campaign.kills
         campaign.run(at_any_time(min(10, number - done)))
-        done += campaign._record.kills - before
-    yield _row("kill -9 at any time", campaign.record, campaign.step_seconds)
-    calls = range(1, 6) if number >= 100 else (1,)
-    for name, place in POINTS.items():
-        for call in calls:
-            campaign.run(iter([(None, killed_in(place, call)), (None, None)]))
-        yield _row(f"kill -9 while {name}", campaign.record, campaign.step_seconds)
+        done += campaign.kills - before
+        # The row so far, because a campaign of hours may be stopped.
+        so_far = row("kill -9 at any time, so far", campaign._record, campaign.step_seconds)
+        print(so_far, file=sys.stderr, flush=True)
+    yield row("kill -9 at any time", campaign.record, campaign.step_seconds)
