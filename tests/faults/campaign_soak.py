@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tests.faults.campaign_kills import config_of, progress, start
+from tests.faults.campaign_kills import config_of, newest, progress, start
 
 # Seconds between measurements, the share of the time at the beginning that is left out, and the parts whose means
 # make a slope.
 _EVERY, _BEGINNING, _BLOCKS = 5.0, 0.25, 10
+# Steps between saves, which take a few seconds.
+_INTERVAL = 100
 
 
 def _measure(pid: int) -> tuple[float, int, int]:
@@ -39,13 +41,7 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     """Yields the rows of the table of the campaign; `number`: minutes."""
     from lmjax.config import replace
 
-    fields = {
-        "steps": 10**7,
-        "evaluation.every": 400,
-        "checkpoint.every": 400,
-        "checkpoint.keep": 2,
-        "logging.every": 40,
-    }
+    fields = {"steps": 10**7, "evaluation.every": _INTERVAL, "checkpoint.every": _INTERVAL, "logging.every": 40}
     workdir, reads, failed = folder / "run", 0, 0
     pid = start(replace(config_of(folder), fields), workdir)
     reader = [
@@ -63,18 +59,23 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
             measured.append((time.monotonic() - begin, *_measure(pid)))
             time.sleep(_EVERY)
             # A reader, every minute.
-            if (workdir / "checkpoints").is_dir() and progress(workdir) > 800 and measured[-1][0] // 60 > reads:
+            trains = (workdir / "checkpoints").is_dir() and progress(workdir) > 2 * _INTERVAL
+            if trains and measured[-1][0] // 60 > reads:
                 done = subprocess.run(reader, capture_output=True, check=False)
                 reads, failed = reads + 1, failed + (done.returncode != 0)
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
     times, resident, files, threads = np.array(measured).T
+    for minute in range(0, number, 5):
+        part = resident[(times >= 60 * minute) & (times < 60 * (minute + 5))]
+        print(f"from minute {minute}: {part.mean() / 2**20:.1f} MiB", file=sys.stderr, flush=True)
     late = times > _BEGINNING * times[-1]
     slope, error = _slope(times[late] / 3600, resident[late] / 2**20)
     memory = f"{resident[late].mean() / 2**20:.0f} MiB, slope {slope:+.1f} ± {error:.1f} MiB an hour"
     yield (
         f"| {number} minutes of training, evaluating and saving beside a reader | {progress(workdir)} steps, "
-        f"{reads} reads ({failed} failed) | resident memory {memory}; open files {files[late].min():.0f} to "
-        f"{files[late].max():.0f}, threads {threads[late].min():.0f} to {threads[late].max():.0f} |"
+        f"{newest(workdir) // _INTERVAL} saves, {reads} reads ({failed} failed) | resident memory {memory}; open files "
+        f"{files[late].min():.0f} to {files[late].max():.0f}, threads "
+        f"{threads[late].min():.0f} to {threads[late].max():.0f} |"
     )
