@@ -9,7 +9,9 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_text()).group(1)
 
 VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
+EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
 DEV = [
+    *EVALUATE,
     "pytest>=8.3",
     "pytest-xdist>=3.7",
     "hypothesis>=6.100",
@@ -19,7 +21,8 @@ DEV = [
     "matplotlib>=3.9",
     "llguidance>=1.9",
     "lm-eval>=0.4.13",
-    "scikit-learn>=1.5",
+    # The tests compare entities with it.
+    "nervaluate>=1.2.1",
 ]
 
 setup(
@@ -50,8 +53,8 @@ setup(
     extras_require={
         "dev": DEV,
         "viz": VIZ,
-        # The metrics of classifiers.
-        "evaluate": ["scikit-learn>=1.5"],
+        # The metrics of classes and numbers, of translations, and of summaries.
+        "evaluate": EVALUATE,
         "harness": ["lm-eval>=0.4.13"],
         # --regex and --json_schema of lmjax generate.
         "constrain": ["llguidance>=1.9"],

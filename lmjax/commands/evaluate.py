@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import time
+from collections.abc import Mapping
 
 from absl import flags
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from lmjax.data.files import find_files
 from lmjax.data.records import FieldNames
 from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
-from lmjax.evaluation.labels import BOUNDS, bound
+from lmjax.evaluation.intervals import BOUNDS, Measured
 from lmjax.evaluation.tasks import OWN, evaluate, read
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
@@ -62,6 +63,9 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     if output is not None:
         said = {"model": place, "lmjax": __version__, "task": values["harness"].value or task}
         content = said | {"config": config.model_dump(), "results": results}
+        for part, of in (("intervals", _ends), ("signatures", _signature)):
+            found = {name: {k: of(x) for k, x in metrics.items() if of(x)} for name, metrics in results.items()}
+            content |= {part: found} if any(found.values()) else {}
         with output.open("x") as file:
             file.write(strict_json.dumps(content, indent=2) + "\n")
         print(f"written to {output}")
@@ -117,25 +121,33 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
     Metrics with intervals have a row each.
     """
-    if any(bound(name, BOUNDS[0]) in metrics for metrics in results.values() for name in metrics):
+    if any(_ends(x) for metrics in results.values() for x in metrics.values()):
         return "\n".join(line for name, metrics in results.items() for line in _with_intervals(name, metrics))
     lines: list[str] = []
     for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):
         rows = [("", *columns)]
-        for name in names:
-            cells = (f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in results[name].values())
-            rows.append((name, *cells))
+        rows += [(name, *map(_cell, results[name].values())) for name in names]
         lines += aligned(rows)
     return "\n".join(lines)
 
 
-def _with_intervals(name: str, metrics: dict[str, float]) -> list[str]:
-    """Returns the lines of a table with the metrics of one set and the ends of their intervals."""
-    ends = {bound(metric, percent) for metric in metrics for percent in BOUNDS}
+def _with_intervals(name: str, metrics: Mapping[str, float]) -> list[str]:
+    """Returns the lines of a table with the metrics of one set, their intervals and signatures."""
     rows = [(name, "", *(f"{percent:g}%" for percent in BOUNDS))]
-    for metric, value in metrics.items():
-        if metric not in ends:
-            between = [metrics[bound(metric, p)] for p in BOUNDS if bound(metric, p) in metrics]
-            cells = [f"{x:,}" if isinstance(x, int) else f"{x:.4f}" for x in (value, *between)]
-            rows.append((metric, *cells, *[""] * (3 - len(cells))))
-    return aligned(rows)
+    rows += [(metric, _cell(x), *(map(_cell, _ends(x)) if _ends(x) else ("", ""))) for metric, x in metrics.items()]
+    return aligned(rows) + [f"{metric}: {_signature(x)}" for metric, x in metrics.items() if _signature(x)]
+
+
+def _signature(value: float) -> str:
+    """Returns the library and settings of a metric; empty: it has none."""
+    return getattr(value, "signature", "")
+
+
+def _cell(value: float) -> str:
+    """Returns a number as it is printed in a table."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _ends(value: float) -> list[float]:
+    """Returns the ends of a metric's interval; none: it has no interval."""
+    return [value.low, value.high] if isinstance(value, Measured) and value.low is not None else []

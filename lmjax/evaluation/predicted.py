@@ -11,7 +11,8 @@ from lmjax.data.documents import Document
 from lmjax.data.fields import Fields
 from lmjax.data.files import Faults, find_files
 from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.measures import MEASURES, RESAMPLES
+from lmjax.evaluation.intervals import RESAMPLES
+from lmjax.evaluation.measures import MEASURES
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.predict import predict
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
@@ -73,7 +74,7 @@ def encoded(loaded: LoadedModel, documents: Sequence[Document], *, gold: bool = 
 def measure(task: RecordTask, records: Sequence[TokenRecord], found: Sequence[Prediction]) -> dict[str, float]:
     """Returns the metrics of predictions, each with the ends of its 95 % interval, and the number of records."""
     truths = [task.truth(record) for record in records]
-    return MEASURES[task.name].metrics(task, truths, found, RESAMPLES) | {"records": len(records)}
+    return MEASURES[task.name].metrics(task, truths, found).measured(RESAMPLES) | {"records": len(records)}
 
 
 def evaluate_records(loaded: LoadedModel, documents: Sequence[Document], batch_size: int = 32) -> dict[str, float]:

@@ -12,6 +12,7 @@ from lmjax.commands import evaluate_flags
 from lmjax.commands.evaluate import table
 from lmjax.data.records import FieldNames
 from lmjax.errors import DataError, FlagError
+from lmjax.evaluation.intervals import Measured
 from lmjax.evaluation.tasks import TASKS, evaluate, read
 from lmjax.inference.score.score import Question, multiple_choice, perplexity, score
 from lmjax.inference.score.texts import Item, ScoreConfig
@@ -191,3 +192,10 @@ def test_help_lists_the_tasks(capsys):
     shown = capsys.readouterr().out
     assert "--task=perplexity|minimal_pairs|multiple_choice|pairs" in shown
     assert "--stride" in shown
+
+
+def test_a_table_has_a_row_for_each_metric_with_an_interval():
+    metrics = {"bleu": Measured(41.25, 40.0, 42.5, "case:lc|version:2"), "ter": Measured(0.5), "texts": 1000}
+    lines = [line.split() for line in table({"dev": metrics}).splitlines()]
+    assert lines == [["dev", "2.5%", "97.5%"], ["bleu", "41.2500", "40.0000", "42.5000"], ["ter", "0.5000"],
+                     ["texts", "1,000"], ["bleu:", "case:lc|version:2"]]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.cli import run
 from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.labels import bound, label_metrics
+from lmjax.evaluation.classes import single_label
 from lmjax.evaluation.predicted import as_documents, encoded, read_documents
 from lmjax.evaluation.tasks import evaluate
 from lmjax.inference.predict import predict
@@ -106,16 +106,21 @@ def test_metrics_do_not_depend_on_the_batch(place, capsys):
     scores = [probabilities(loaded, [each.segments[0] for each in texts], size) for size in (1, 7, 64)]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=1e-6)
-    one, *others = (label_metrics(gold, each, LABELS, resamples=20) for each in scores)
+    one, *others = (single_label(gold, each.argmax(axis=1), LABELS).measured(20) for each in scores)
     assert others == [one, one]
-    found = run(["evaluate", f"--workdir={place / 'run'}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
+    output = place / "metrics.json"
+    found = run(["evaluate", f"--workdir={place / 'run'}", f"--data=dev={place / 'dev.tsv'}",
+                 f"--output={output}"])["dev"]  # fmt: skip
     assert {name: found[name] for name in ("accuracy", "f1 macro", "matthews")} == pytest.approx(
         {name: one[name] for name in ("accuracy", "f1 macro", "matthews")}
     )
     assert found["records"] == len(texts)
     shown = capsys.readouterr().out
-    assert f"{found[bound('f1 plant', 97.5)]:.4f}" in shown
+    assert f"{found['f1 plant'].high:.4f}" in shown
     assert "classification, 95 % intervals over the records" in shown
+    content = json.loads(output.read_text())
+    assert content["results"]["dev"] == found
+    assert content["intervals"]["dev"]["brier"] == [found["brier"].low, found["brier"].high]
 
 
 def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):
@@ -183,13 +188,3 @@ def test_transformers_gives_the_same_logits(place, tmp_path):
         with torch.no_grad():
             expected = model(torch.tensor([ids])).logits[0].numpy()
         np.testing.assert_allclose(loaded([ids]).heads["classifier"][0], expected, atol=1e-5)
-
-
-def test_metrics_are_scikit_learns():
-    """Against counts by hand: 3 of 4 right, one plant taken for an animal."""
-    scores = np.eye(3)[[1, 1, 1, 0]]
-    found = label_metrics([1, 1, 2, 0], scores, LABELS, resamples=200)
-    expected = {"accuracy": 0.75, "precision animal": 2 / 3, "recall animal": 1.0, "f1 plant": 0.0, "f1 7": 1.0,
-                "recall macro": 2 / 3, "f1 micro": 0.75}  # fmt: skip
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found[bound("accuracy", 2.5)] < 0.75 < found[bound("accuracy", 97.5)]
