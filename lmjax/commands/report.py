@@ -11,6 +11,7 @@ from lmjax.commands.table import aligned
 from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
+from lmjax.objectives.records import RecordTask
 from lmjax.objectives.registry import architectures, usual_objectives
 from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
@@ -72,6 +73,10 @@ def _evaluations(run: Run) -> list[dict[str, float]]:
     return [line for line in read_lines(run.workdir) if name in line]
 
 
+# The most metrics of a task, besides loss and accuracy, that the table shows.
+_SHOWN = 8
+
+
 def _table(run: Run) -> list[str]:
     """Returns the lines of a table with the held-out metrics of the first and the last evaluation."""
     evaluations = _evaluations(run)
@@ -86,11 +91,12 @@ def _table(run: Run) -> list[str]:
     for evaluated in run.eval_sets:
         for name in run.config.task.loss_weights():
             prefix = f"eval/{evaluated.name}/{name}/"
-            for key, label in labels.items():
-                if prefix + key in after:
-                    rows.append(
-                        (f"{evaluated.name} {name} {label}", *(f"{x[prefix + key]:.4f}" for x in (before, after)))
-                    )
+            known = [key.removeprefix(prefix) for key in after if key.startswith(prefix)]
+            # A task with many classes has metrics for each of them, which metrics.jsonl holds too.
+            shown = [key for key in labels if key in known] + [key for key in known if key not in labels][:_SHOWN]
+            for key in shown:
+                values = (f"{x[prefix + key]:.4f}" if x.get(prefix + key) is not None else "" for x in (before, after))
+                rows.append((f"{evaluated.name} {name} {labels.get(key, key)}", *values))
             if name in evaluated.unigram_entropy:
                 yardstick = f"{evaluated.unigram_entropy[name]:.4f}"
                 rows.append((f"{evaluated.name} {name} unigram entropy, a yardstick", "", yardstick))
@@ -137,6 +143,10 @@ def _next_commands(run: Run) -> list[str]:
         prompt = "Return the" if embedded else "A text like those it was trained on"
         prompt += "" if config.model.family.causal else " [MASK]"
         commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
+    if run.config.data.eval and any(isinstance(o, RecordTask) for o in run.task.objectives):
+        data = shell_quoted(run.config.data.eval[0].path)
+        for command in ("evaluate", "predict"):
+            commands.append(f"lmjax {command} --workdir={shell_quoted(run.workdir)} --data={data}")
     if embedded:
         others = [names for names in usual_objectives() if architectures(names)[0] != config.model.architecture]
         commands += [f"lmjax train --objective={','.join(names)}" for names in others]

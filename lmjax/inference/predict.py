@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,7 @@ def predictions(
     *,
     mesh: jax.sharding.Mesh,
     batch_size: int,
+    each_batch: Callable[[], object] = lambda: None,
 ) -> list[Prediction]:
     """Returns a task's prediction for each record; with several processes, each calls it with the same records.
 
@@ -66,13 +67,12 @@ def predictions(
         params: its parameters, on `mesh`.
         mesh: the devices; the caller has activated it.
         batch_size: rows of a batch; raised to a multiple of the parts that the mesh splits a batch into.
+        each_batch: called before each batch.
     """
     read = [task.reads(record, form, task.length) for record in records]
-    found = row_outputs(task, [row for rows in read for row in rows], model, params, mesh=mesh, batch_size=batch_size)
-    outputs = iter(found)
-    return [
-        task.predict(record, rows, [next(outputs) for _ in rows]) for record, rows in zip(records, read, strict=True)
-    ]
+    rows = [row for rows in read for row in rows]
+    outputs = iter(row_outputs(task, rows, model, params, mesh=mesh, batch_size=batch_size, each_batch=each_batch))
+    return [task.predict(record, own, [next(outputs) for _ in own]) for record, own in zip(records, read, strict=True)]
 
 
 def row_outputs(
@@ -83,6 +83,7 @@ def row_outputs(
     *,
     mesh: jax.sharding.Mesh,
     batch_size: int,
+    each_batch: Callable[[], object] = lambda: None,
 ) -> list[dict[str, np.ndarray]]:
     """Returns a task's float64 outputs for each row, as `predictions` describes."""
     size = max(1, batch_size) + -max(1, batch_size) % batch_shards(mesh)
@@ -93,6 +94,7 @@ def row_outputs(
     for shape in sorted(set(shapes)):
         numbers = [i for i, other in enumerate(shapes) if other == shape]
         for start in range(0, len(numbers), size):
+            each_batch()
             part = numbers[start : start + size]
             padding = [{name: np.zeros_like(x) for name, x in short[part[0]].items()}] * (size - len(part))
             made = [*(short[i] for i in part), *padding]

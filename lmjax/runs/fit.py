@@ -26,6 +26,7 @@ from lmjax.phases import phase
 from lmjax.runs import diverged
 from lmjax.runs.build import Run
 from lmjax.runs.learned import learned
+from lmjax.runs.measured import measured
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import Claim, check_nothing_lost
 from lmjax.training.board import HyperparameterTable
@@ -118,7 +119,9 @@ def _fit(
                 return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams)
 
         with Course(run.stages, start_stage, rollbacks.skipped) as course, _writer(run, start) as writer:
-            stopping = resumed(config.evaluation, checkpoints, run.workdir, run.eval_sets[0].name, start)
+            evaluator = _evaluator(run)
+            followed = evaluator.followed(config.evaluation.metric)
+            stopping = resumed(config.evaluation, checkpoints, run.workdir, followed, start)
             # The first training step is compiled before the first evaluation, so that errors in it appear early.
             if start < config.steps or budget:
                 course.at(start)
@@ -134,7 +137,7 @@ def _fit(
                 course=course,
                 budget=budget,
                 stopping=stopping,
-                evaluator=_evaluator(run),
+                evaluator=evaluator,
                 checkpoints=checkpoints,
                 writer=writer,
                 stop=stop,
@@ -262,6 +265,7 @@ def _evaluator(run: Run) -> Evaluator:
         mesh=run.mesh,
         token_bytes=jax.device_put(run.token_bytes(), replicated),
         loss_weights=run.config.task.loss_weights(),
+        measured=measured(run),
     )
 
 

@@ -133,8 +133,8 @@ class SavedCheckpoints:
 class Checkpoints(SavedCheckpoints):
     """The checkpoints of the one run that writes to a workdir. A context manager that waits for the last save at exit.
 
-    The best checkpoint is the one with the least held-out loss. Losses are kept by step and not saved with the arrays,
-    because a step that is saved when the run is asked to stop is only evaluated after the run resumes.
+    The best checkpoint is the one whose evaluation has the least cost. Costs are kept by step and not saved with the
+    arrays, because a step that is saved when the run is asked to stop is only evaluated after the run resumes.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, on_saved: Callable[[int], None] | None = None):
@@ -151,7 +151,7 @@ class Checkpoints(SavedCheckpoints):
         super().__init__(workdir)
         reduce_leaks()
         self._keep, self._on_saved = config.keep, on_saved
-        self._losses: dict[int, float] = {}
+        self._costs: dict[int, float] = {}
         self._number = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
@@ -188,20 +188,20 @@ class Checkpoints(SavedCheckpoints):
 
     @property
     def best_step(self) -> int | None:
-        """Returns the step with the least loss among the evaluated checkpoints, or None if there is none."""
+        """Returns the step with the least cost among the evaluated checkpoints, or None if there is none."""
         return self._best(self._steps)
 
     def _best(self, steps: Iterable[int]) -> int | None:
-        scored = [(self._losses[step], step) for step in steps if math.isfinite(self._losses.get(step, math.nan))]
+        scored = [(self._costs[step], step) for step in steps if math.isfinite(self._costs.get(step, math.nan))]
         return min(scored)[1] if scored else None
 
     def evaluated(self, step: int) -> bool:
-        """Returns whether the loss of a step is known."""
-        return step in self._losses
+        """Returns whether the cost of a step is known."""
+        return step in self._costs
 
-    def note(self, step: int, loss: float) -> None:
-        """Records the held-out loss of a step, whether the step is saved or not."""
-        self._losses[step] = loss
+    def note(self, step: int, cost: float) -> None:
+        """Records the cost of a step (lower is better: `Followed`), whether the step is saved or not."""
+        self._costs[step] = cost
 
     def save(self, step: int, state: PyTree, *, good: bool = True) -> None:
         """Starts to save the state, and returns once its arrays may be donated. Waits for the save before it.
@@ -224,7 +224,7 @@ class Checkpoints(SavedCheckpoints):
                 response = ocp.save_checkpointables_async(partial, {"state": state}, custom_metadata=note)
         except Exception as e:
             raise self._error(step, e) from e
-        # Which checkpoints stay is decided here and not in the thread, so that all processes use the same losses.
+        # Which checkpoints stay is decided here and not in the thread, so that all processes use the same costs.
         self._good = self._good | {step} if good else self._good - {step}
         self._unreadable.discard(step)
         kept = self._kept(sorted({*self._steps, step}))

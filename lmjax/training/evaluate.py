@@ -1,17 +1,19 @@
-"""Held-out loss: sums over an evaluation set, and from them nats per token, perplexity and bits per byte."""
+"""Evaluation in training: held-out losses, perplexity and bits per byte, and the metrics of tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from pydantic import Field
 
 from lmjax.data.pipeline import eval_batches
+from lmjax.errors import FlagError
+from lmjax.nearest import nearest
 from lmjax.objectives.task import Examples
 from lmjax.parallel.mesh import to_device
 from lmjax.schema import Schema
@@ -24,8 +26,16 @@ class EvaluationConfig(Schema):
 
     every: int = Field(500, ge=0, description="steps between evaluations; 0: only at the start and the end")
     batches: int = Field(16, ge=1, description="the most batches of every evaluation set; they are always the same")
-    patience: int = Field(0, ge=0, description="evaluations without a better loss after which the run stops; 0: never")
-    min_delta: float = Field(0.0, ge=0, description="nats by which a loss must be lower to count as better")
+    metric: str = Field(
+        "loss",
+        min_length=1,
+        description="what early stopping and the best checkpoint follow: a metric of the first set, such as loss or "
+        "classification/accuracy, or SET/METRIC; higher or lower is better as the metric is",
+    )
+    patience: int = Field(
+        0, ge=0, description="evaluations without a better value of that metric after which the run stops; 0: never"
+    )
+    min_delta: float = Field(0.0, ge=0, description="by how much a value must be better to count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +106,56 @@ def unigram_entropy(evaluated: EvalSet) -> dict[str, float]:
     return {name: float(-(p * np.log(p)).sum()) for name, p in shares.items()}
 
 
+EachBatch = Callable[[], object]
+# Metrics of every run that are better when they are lower.
+FALLING = ("loss", "perplexity", "bits_per_byte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """The metric of an evaluation that early stopping and the best checkpoint follow.
+
+    Attributes:
+        name: its name in metrics.jsonl.
+        falling: whether lower values are better.
+    """
+
+    name: str
+    falling: bool = True
+
+    def cost(self, value: float | None) -> float:
+        """Returns a number that is lower if a value of the metric is better; metrics.jsonl has null for NaN."""
+        value = math.nan if value is None else value
+        return value if self.falling else -value
+
+    def read(self, metrics: Mapping[str, float]) -> float:
+        """Returns the cost of an evaluation.
+
+        Raises:
+            FlagError: the evaluation has no such metric.
+        """
+        if self.name not in metrics:
+            name, known = self.name.removeprefix("eval/"), [x.removeprefix("eval/") for x in metrics]
+            hint = nearest(name, known)
+            raise FlagError(
+                f"--config.evaluation.metric: the evaluation has no {name!r}; {hint}{' ' if hint else ''}it has "
+                f"{', '.join(known[:20])}{' ...' if known[20:] else ''}"
+            )
+        return self.cost(metrics[self.name])
+
+
+class Measured(NamedTuple):
+    """Computes the metrics of an evaluation set that are no sums over batches, such as F1 or BLEU.
+
+    Attributes:
+        metrics: from parameters, and a function that is called before each batch, to metrics by name.
+        falling: the last part of the names of those that are better when they are lower.
+    """
+
+    metrics: Callable[[PyTree, EachBatch], dict[str, float]]
+    falling: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """Evaluates parameters on every named set.
@@ -106,6 +166,7 @@ class Evaluator:
         mesh: the mesh for the batches.
         token_bytes: `[vocab]`, UTF-8 bytes of every token.
         loss_weights: weight of every objective in the total loss.
+        measured: by the name of a set, what is measured on it besides the losses.
     """
 
     sets: tuple[EvalSet, ...]
@@ -113,8 +174,16 @@ class Evaluator:
     mesh: jax.sharding.Mesh
     token_bytes: jax.Array
     loss_weights: dict[str, float]
+    measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, params: PyTree, each_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
+    def followed(self, metric: str) -> Followed:
+        """Returns the metric `METRIC` of the first set, or `SET/METRIC` of another one."""
+        named = metric.partition("/")[0] in {s.name for s in self.sets}
+        name = f"eval/{metric}" if named else f"eval/{self.sets[0].name}/{metric}"
+        falling = {*FALLING, *(part for each in self.measured.values() for part in each.falling)}
+        return Followed(name, name.rpartition("/")[2] in falling)
+
+    def __call__(self, params: PyTree, each_batch: EachBatch = lambda: None) -> dict[str, float]:
         """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on.
 
         Args:
@@ -128,7 +197,7 @@ class Evaluator:
         with self.sets[0].batches(jax.process_index(), jax.process_count()) as batches:
             jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
 
-    def _evaluate(self, evaluated: EvalSet, params: PyTree, each_batch: Callable[[], object]) -> dict[str, float]:
+    def _evaluate(self, evaluated: EvalSet, params: PyTree, each_batch: EachBatch) -> dict[str, float]:
         totals: PyTree = None
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
             each_batch()
@@ -138,7 +207,12 @@ class Evaluator:
             totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
         losses, num_bytes = totals
         num_bytes = {name: count * evaluated.text_bytes for name, count in num_bytes.items()}
-        return self._named(f"eval/{evaluated.name}", losses, num_bytes)
+        prefix = f"eval/{evaluated.name}"
+        metrics = self._named(prefix, losses, num_bytes)
+        if evaluated.name in self.measured:
+            found = self.measured[evaluated.name].metrics(params, each_batch)
+            metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
+        return metrics
 
     def _named(self, prefix: str, losses: dict[str, Any], num_bytes: dict[str, float]) -> dict[str, float]:
         metrics = {f"{prefix}/loss": 0.0}

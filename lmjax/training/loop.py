@@ -168,16 +168,17 @@ class Loop:
             self._evaluate(state, number)
 
     def _evaluate(self, state: TrainState, number: int) -> None:
-        """Evaluates the state, and records the first set's loss for early stopping and the best checkpoint."""
+        """Evaluates the state, and records the metric that early stopping and the best checkpoint follow."""
         params = state.evaluation_params()
         with self.timers.time("evaluation"):
             here = f"a batch of the evaluation at step {number}"
             metrics = self.evaluator(params, lambda: self.watchdog.report(here))
+        cost = self.stopping.followed.read(metrics)
         if self.writer is not None:
             self.writer.write(number, metrics)
         loss = metrics[f"eval/{self.evaluator.sets[0].name}/loss"]
-        self.stopping.add(loss)
-        self.checkpoints.note(number, loss)
+        self.stopping.add(cost)
+        self.checkpoints.note(number, cost)
         self._sound = self._sound and math.isfinite(loss)
         self._held_out = loss
 

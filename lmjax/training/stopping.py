@@ -1,4 +1,4 @@
-"""Early stopping: a run ends once its held-out loss has stopped falling."""
+"""Early stopping: a run ends once the held-out metric that it follows has stopped improving."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from collections.abc import Iterable
 from absl import logging
 
 from lmjax.training.checkpoint import Checkpoints
-from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.metrics import read_metrics
 
 
 class EarlyStopping:
     """Counts the evaluations since the last improvement, a simple form of the criteria of Prechelt 1998, section 2.
 
-    It is rebuilt from the losses in metrics.jsonl, so a resumed run stops at the same step as one without a break.
+    It is rebuilt from the values in metrics.jsonl, so a resumed run stops at the same step as one without a break.
+
+    Attributes:
+        followed: the metric.
     """
 
-    def __init__(self, config: EvaluationConfig, losses: Iterable[float] = ()):
-        """Counts the losses of the run so far."""
+    def __init__(self, config: EvaluationConfig, followed: Followed, costs: Iterable[float] = ()):
+        """Counts the costs of the run so far."""
+        self.followed = followed
         self._config = config
         self._best, self._since = math.inf, 0
-        for loss in losses:
-            self.add(loss)
+        for cost in costs:
+            self.add(cost)
 
-    def add(self, loss: float) -> None:
-        """Adds a held-out loss; a loss that is not finite is not an improvement."""
-        if loss < self._best - self._config.min_delta:
-            self._best, self._since = loss, 0
+    def add(self, cost: float) -> None:
+        """Adds the cost of an evaluation; one that is not finite is not an improvement."""
+        if cost < self._best - self._config.min_delta:
+            self._best, self._since = cost, 0
         else:
             self._since += 1
 
@@ -39,33 +43,34 @@ class EarlyStopping:
         return 0 < self._config.patience <= self._since
 
     def __str__(self) -> str:
+        moved = "fallen below" if self.followed.falling else "risen above"
         return (
-            f"the held-out loss has not fallen below {self._best:.4f} by more than {self._config.min_delta:g} in "
-            f"{self._since} evaluations (--config.evaluation.patience={self._config.patience})"
+            f"{self.followed.name} has not {moved} {self.followed.cost(self._best):.4f} by more than "
+            f"{self._config.min_delta:g} in {self._since} evaluations "
+            f"(--config.evaluation.patience={self._config.patience})"
         )
 
 
 def resumed(
-    config: EvaluationConfig, checkpoints: Checkpoints, workdir: pathlib.Path, name: str, start: int
+    config: EvaluationConfig, checkpoints: Checkpoints, workdir: pathlib.Path, followed: Followed, start: int
 ) -> EarlyStopping:
-    """Returns the early stopping of a run that starts or resumes, and passes the recorded losses to its checkpoints.
+    """Returns the early stopping of a run that starts or resumes, and passes the recorded values to its checkpoints.
 
     Args:
         config: when the run is evaluated and stopped.
         checkpoints: the run's checkpoints.
         workdir: the run's workdir, with its metrics.
-        name: the evaluation set whose loss decides.
-        start: updates done so far; 0: the run begins and has no losses.
+        followed: the metric that decides.
+        start: updates done so far; 0: the run begins and has no metrics.
     """
     written = start and (workdir / "metrics.jsonl").exists()
-    steps, losses = read_metrics(workdir, f"eval/{name}/loss") if written else ([], [])
+    steps, values = read_metrics(workdir, followed.name) if written else ([], [])
     if start and not steps:
         logging.warning(
-            "%s: metrics.jsonl has no held-out loss of this run; early stopping and the best checkpoint start over",
-            workdir,
-        )
-    # metrics.jsonl holds null for a loss that is not finite.
-    known = {s: math.nan if x is None else x for s, x in zip(steps, losses, strict=True) if s <= start}
-    for step, loss in known.items():
-        checkpoints.note(step, loss)
-    return EarlyStopping(config, known.values())
+            "%s: metrics.jsonl has no %s of this run; early stopping and the best checkpoint start over",
+            workdir, followed.name,
+        )  # fmt: skip
+    known = {step: followed.cost(value) for step, value in zip(steps, values, strict=True) if step <= start}
+    for step, cost in known.items():
+        checkpoints.note(step, cost)
+    return EarlyStopping(config, followed, known.values())

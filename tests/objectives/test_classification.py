@@ -7,7 +7,7 @@ import pytest
 
 import lmjax
 from lmjax.data.pipeline import example_stream
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 from lmjax.objectives.classification import LABEL, SECOND, TEXT, ClassificationConfig
 from lmjax.runs.build import build
 from lmjax.training.metrics import read_lines
@@ -119,8 +119,22 @@ def test_a_tiny_model_learns_32_examples_whatever_the_padding(classify, tmp_path
     last = read_lines(workdir)[-1]
     assert last["step"] == 30 * 32 / 8
     assert last["eval/dev/classification/loss"] < 0.02
-    assert last["eval/dev/classification/accuracy"] == 1
+    assert last["eval/dev/classification/accuracy"] == last["eval/dev/classification/f1 macro"] == 1
     longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
                                  "task": config.task.with_fields({"length": 64})})  # fmt: skip
     again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
     np.testing.assert_allclose(again["eval/dev/classification/loss"], last["eval/dev/classification/loss"], rtol=1e-4)
+
+
+def test_early_stopping_and_the_best_checkpoint_follow_a_metric_of_the_task(classify, tmp_path):
+    """The rate is so low that no prediction changes: the first evaluation stays the best, and the run stops early."""
+    fields = {"steps": 20, "optimizer__learning_rate": 1e-7, "evaluation__every": 2, "evaluation__patience": 3,
+              "checkpoint__every": 2, "evaluation__metric": "classification/f1 macro"}  # fmt: skip
+    workdir = lmjax.train(classify(**fields), tmp_path / "run", progress=False)
+    lines = [line for line in read_lines(workdir) if "eval/dev/loss" in line]
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert len({line["eval/dev/classification/f1 macro"] for line in lines}) == 1
+    with pytest.raises(
+        FlagError, match="the evaluation has no 'dev/classification/f1'; did you mean dev/classification/f1 "
+    ):
+        lmjax.train(classify(**fields | {"evaluation__metric": "classification/f1"}), tmp_path / "x", progress=False)

@@ -13,7 +13,7 @@ from lmjax.errors import PreemptedError
 from lmjax.model.groups import DropoutRates
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
-from lmjax.training.evaluate import EvaluationConfig
+from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.loop import Loop
 from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers
@@ -116,7 +116,7 @@ def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, lo
         start = int(state.step)
         with MetricsWriter(workdir, logging, start) as writer:
             writer.write, checkpoints.save = moments(writer.write), moments(checkpoints.save)
-            stopping = resumed(evaluation, checkpoints, workdir, "heldout", start)
+            stopping = resumed(evaluation, checkpoints, workdir, Followed("eval/heldout/loss"), start)
             state = Loop(
                 steps=STEPS, max_skipped=5, evaluation=evaluation, checkpoint=CheckpointConfig(every=3),
                 logging=logging, hparams=hparams, course=Course(start), budget=None, stopping=stopping,

@@ -2,14 +2,18 @@
 
 import math
 
-from lmjax.training.evaluate import EvaluationConfig
+import pytest
+
+from lmjax.errors import FlagError
+from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.stopping import EarlyStopping
 
+LOSS = Followed("eval/heldout/loss")
 LOSSES = (3.0, 2.0, 2.1, 1.9, 1.95, math.nan, 1.9)
 
 
 def reached_at(patience: int, min_delta: float = 0.0) -> int | None:
-    stopping = EarlyStopping(EvaluationConfig(patience=patience, min_delta=min_delta))
+    stopping = EarlyStopping(EvaluationConfig(patience=patience, min_delta=min_delta), LOSS)
     for number, loss in enumerate(LOSSES):
         stopping.add(loss)
         if stopping.reached:
@@ -34,8 +38,25 @@ def test_no_patience_means_never():
 
 def test_rebuilt_from_its_losses_it_stands_where_it_stood():
     config = EvaluationConfig(patience=2)
-    rebuilt = EarlyStopping(config, LOSSES[:5])
+    rebuilt = EarlyStopping(config, LOSS, LOSSES[:5])
     assert not rebuilt.reached
     rebuilt.add(LOSSES[5])
     assert rebuilt.reached
     assert "has not fallen below 1.9000" in str(rebuilt)
+
+
+def test_a_metric_that_should_rise_is_followed_upwards():
+    followed = Followed("eval/dev/accuracy", falling=False)
+    stopping = EarlyStopping(EvaluationConfig(patience=1), followed)
+    for accuracy in (0.5, 0.7, 0.6):
+        assert not stopping.reached
+        stopping.add(followed.cost(accuracy))
+    assert stopping.reached
+    assert "eval/dev/accuracy has not risen above 0.7000" in str(stopping)
+
+
+def test_a_metric_that_no_evaluation_has_is_refused_with_those_that_it_has():
+    with pytest.raises(
+        FlagError, match=r"evaluation.metric: the evaluation has no 'dev/acuracy'; did you mean dev/accuracy"
+    ):
+        Followed("eval/dev/acuracy").read({"eval/dev/accuracy": 1.0})

@@ -4,6 +4,7 @@ To add one: a file here with `metrics(task, truths, predictions)`, and a line in
 the objective. Libraries of the extra `evaluate` are imported only when metrics are computed.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +21,20 @@ class Measure(NamedTuple):
         metrics: from the task, the gold values and the predictions of all records to metrics by name, whose intervals
             and comparisons `intervals` computes.
         falling: names of the metrics that are better when they are lower.
+        needs: modules of the extra `evaluate` that compute them.
     """
 
     metrics: Callable[[Any, Sequence[Prediction], Sequence[Prediction]], Measurement]
     falling: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Returns the modules that are not installed."""
+        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
 
 
 # The measures by the name of the objective.
 MEASURES: dict[str, Measure] = {
-    Classification.name: Measure(classification.metrics),
+    Classification.name: Measure(classification.metrics, needs=("sklearn",)),
 }
