@@ -45,7 +45,7 @@ def _metrics(run: Run, evaluated: EvalSet, tasks: list[RecordTask]) -> Any:
                 mesh=run.mesh, batch_size=evaluated.batch_size, each_batch=each_batch,
             )  # fmt: skip
             truths = [task.truth(record) for record in records]
-            values = MEASURES[task.name].metrics(task, truths, predicted, 0)
+            values = MEASURES[task.name].metrics(task, truths, predicted).values
             found |= {f"{task.name}/{name}": value for name, value in values.items()}
         return found
 

@@ -36,5 +36,5 @@ class Measure(NamedTuple):
 
 # The measures by the name of the objective.
 MEASURES: dict[str, Measure] = {
-    Classification.name: Measure(classification.metrics, needs=("sklearn",)),
+    Classification.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
 }
