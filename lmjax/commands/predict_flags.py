@@ -20,8 +20,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string(
         "data",
         None,
-        "a file or a quoted glob of JSONL, CSV or TSV, also gzipped, with the fields of the task, such as text, and "
-        "text2 for pairs; a gold value such as label is copied to --output",
+        "a file or a quoted glob of JSONL, CSV or TSV, or of CoNLL for words with tags, also gzipped, with the "
+        "fields of the task, such as text, and text2 for pairs; a gold value such as label is copied to --output",
         flag_values=values,
     )
     flags.DEFINE_string("text_field", "text", "the field of JSON, or column, of a text", flag_values=values)

@@ -3,7 +3,8 @@
 | type | JSON | cell of a table |
 |---|---|---|
 | text | a string, tokenised | the same |
-| texts | a list of strings, each tokenised separately (words, choices) | words separated by white space |
+| texts | a list of strings, each tokenised separately (choices) | words separated by white space |
+| words | a list of strings, tokenised as one text with a space between them | words separated by white space |
 | string | a string; an integer or boolean is stored as JSON writes it | the same |
 | integer, number | a number | a number |
 | strings, integers | a list of them | words separated by white space |
@@ -16,9 +17,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from lmjax.data.documents import Document
-from lmjax.data.fields import Fields, check_text, field_of, has_fields, read_fields
+from lmjax.data.documents import Document, spaced
+from lmjax.data.fields import Fields, check_text, field_of
 from lmjax.data.files import MAX_BYTES, Faults, suffix
+from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.errors import DataError
 
 Value = str | int | float | tuple[str, ...] | tuple[int, ...]
@@ -26,12 +28,15 @@ _TABLES = (".csv", ".tsv")
 _TYPES = {
     "text": "a string",
     "texts": "a list of strings",
+    "words": "a list of strings",
     "string": "a string or a whole number",
     "strings": "a list of strings",
     "integer": "a whole number of at most 64 bits",
     "integers": "a list of whole numbers of at most 64 bits",
     "number": "a finite number",
 }
+# The types of lists, and those of their items.
+_ITEMS = {"texts": "text", "words": "text", "strings": "string", "integers": "integer"}
 
 
 class Column(NamedTuple):
@@ -39,22 +44,22 @@ class Column(NamedTuple):
 
     Attributes:
         name: of the field.
-        type: the type of its values; text and texts are tokenised, all others are stored unchanged.
+        type: the type of its values; text, texts and words are tokenised, all others are stored unchanged.
         optional: whether a record may lack it; the value is then an empty text, list or string, or a number that is
             NaN. An integer cannot be optional.
-        classes: the only values that a string may have; empty: any that is not blank, for labels whose names are not
-            known yet; None: any.
+        classes: the only values that a string, or each string of a list, may have; empty: any that is not blank, for
+            labels whose names are not known yet; None: any.
     """
 
     name: str
-    type: Literal["text", "texts", "string", "strings", "integer", "integers", "number"] = "text"
+    type: Literal["text", "texts", "words", "string", "strings", "integer", "integers", "number"] = "text"
     optional: bool = False
     classes: tuple[str, ...] | None = None
 
     @property
     def tokenised(self) -> bool:
         """Returns whether the column is stored as tokens, not as values."""
-        return self.type in ("text", "texts")
+        return self.type in ("text", "texts", "words")
 
 
 def read_columns(
@@ -63,28 +68,30 @@ def read_columns(
     columns: Sequence[Column],
     names: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
+    record_format: RecordFormat = PLAIN,
 ) -> Iterator[Document]:
     """Yields the records of one file as documents; leaves out those without any text, unless they have values.
 
     Args:
         path: the file; its suffix decides the format.
         faults: handles bad records.
-        columns: what is read from each record; at least one is tokenised, and the first of these decides the group.
+        columns: what is read from each record; at least one is tokenised, and the first column decides the group.
         names: the names of columns in the file, where they differ from the columns' own names.
         max_bytes: the largest size of a line, or of an object in an array.
+        record_format: how records stand in the file.
 
     Raises:
         DataError: a record is bad and `faults` raises it, a table lacks a column, or the file cannot be read.
     """
     names = {column.name: (names or {}).get(column.name, column.name) for column in columns}
-    if not has_fields(path):
+    if not record_format.reads(path):
         faults.bad(f"{path}: plain text, and {_need(columns, names)}: give JSONL or CSV/TSV with these fields")
         return
     check = functools.partial(_check_fields, columns=columns, names=names)
     table = suffix(path) in _TABLES
-    for where, fields in read_fields(path, faults, check_header=check, max_bytes=max_bytes):
+    for where, fields in record_format.records(path, faults, check, max_bytes):
         try:
-            document = read_record(where, fields, columns, names, table=table)
+            document = read_record(where, fields, columns, names, table=table, record_format=record_format)
         except DataError as error:
             faults.bad(str(error))
             continue
@@ -100,6 +107,7 @@ def read_record(
     names: Mapping[str, str] | None = None,
     *,
     table: bool = False,
+    record_format: RecordFormat = PLAIN,
 ) -> Document:
     """Returns a record as a document.
 
@@ -109,31 +117,48 @@ def read_record(
         columns: what is read of it.
         names: as for `read_columns`.
         table: whether its values are cells of a table.
+        record_format: how records stand in files.
 
     Raises:
         DataError: a field is missing or has another type.
     """
     assert not any(c.optional and c.type == "integer" for c in columns), "which number, if none?"
     names = {column.name: (names or {}).get(column.name, column.name) for column in columns}
+    fields = record_format.arranged(where, fields)
     _check_fields(where, list(fields), columns, names)
     need = _need(columns, names)
-    texts, values = [], []
+    found: dict[str, Value] = {}
     for column in columns:
         name = names[column.name]
         if name in fields:
             value = _value(where, name, field_of(where, fields, name, need), column.type, table)
-            if column.classes is not None:
-                _check_class(where, name, value, column.classes)
         else:
-            value = () if column.type.endswith("s") else math.nan if column.type == "number" else ""
-        if column.tokenised:
-            texts.append(value if column.type == "texts" else (value,))
-        else:
-            values.append(value)
+            value = () if column.type in _ITEMS else math.nan if column.type == "number" else ""
+        found[column.name] = value
+    found = record_format.checked(where, found)
+    for column in columns:
+        if column.classes is not None and names[column.name] in fields:
+            given = found[column.name]
+            for each in given if isinstance(given, tuple) else (given,):
+                _check_class(where, names[column.name], each, column.classes)
+    return _document(found, columns)
+
+
+def _document(found: Mapping[str, Value], columns: Sequence[Column]) -> Document:
+    """Returns a record as a document, from its values by column."""
+    texts = [found[c.name] if c.type in _ITEMS else (found[c.name],) for c in columns if c.tokenised]
+    running = tuple(c.type == "words" for c in columns if c.tokenised)
+    texts = [spaced(text) if joined else text for text, joined in zip(texts, running, strict=True)]
+    first = found[columns[0].name]
     # Texts that differ only in surrounding white space are in one group.
-    group = hashlib.blake2b("\n".join(texts[0]).strip().encode(), digest_size=16).hexdigest()
-    segments = tuple(segment for text in texts for segment in text)
-    return Document(segments, group, counts=tuple(map(len, texts)), values=tuple(values))
+    said = "\n".join(map(str, first)) if isinstance(first, tuple) else str(first)
+    return Document(
+        tuple(segment for text in texts for segment in text),
+        hashlib.blake2b(said.strip().encode(), digest_size=16).hexdigest(),
+        counts=tuple(map(len, texts)),
+        values=tuple(found[c.name] for c in columns if not c.tokenised),
+        running=running,
+    )
 
 
 def _need(columns: Sequence[Column], names: Mapping[str, str]) -> str:
@@ -152,10 +177,10 @@ def _check_fields(where: str, there: Sequence[str], columns: Sequence[Column], n
 
 def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
     """Returns the value of a field in the type of its column; raises DataError if it has another type."""
-    if kind.endswith("s"):
+    if kind in _ITEMS:
         items = given.split() if table else given
         if isinstance(items, list):
-            return tuple(_value(where, name, item, kind[:-1], table) for item in items)
+            return tuple(_value(where, name, item, _ITEMS[kind], table) for item in items)
     elif kind in ("text", "string"):
         if kind == "string" and isinstance(given, int):
             return json.dumps(given)

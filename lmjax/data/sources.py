@@ -24,6 +24,7 @@ import pydantic
 from lmjax.data import files, stdlib
 from lmjax.data.columns import Column, read_columns
 from lmjax.data.documents import Document
+from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.records import USUAL_NAMES, FieldNames, Record, read_records
 from lmjax.data.sentences import split_sentences
 from lmjax.errors import DataError, FlagError
@@ -201,6 +202,7 @@ def read_unsplit(
     names: FieldNames,
     max_bytes: int = files.MAX_BYTES,
     columns: Sequence[Column] = (),
+    record_format: RecordFormat = PLAIN,
 ) -> Iterator[Unsplit]:
     """Yields the documents of `read_documents` before they are split into sentences; with `columns`, records."""
     if spec == STDLIB:
@@ -216,7 +218,7 @@ def read_unsplit(
     empty = True
     for path in paths:
         if columns:
-            for document in read_columns(path, faults, columns, names._asdict(), max_bytes):
+            for document in read_columns(path, faults, columns, names._asdict(), max_bytes, record_format):
                 empty = False
                 yield Unsplit(None, document.group, pairs, document)
             continue

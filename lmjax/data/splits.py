@@ -11,6 +11,7 @@ from lmjax.data import files
 from lmjax.data.columns import Column
 from lmjax.data.documents import Document
 from lmjax.data.fields import has_fields
+from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.records import FieldNames, Record
 from lmjax.data.sources import STDLIB, DataConfig, Unsplit, read_unsplit
 from lmjax.errors import DataError, FlagError
@@ -25,7 +26,9 @@ class Splits(NamedTuple):
     evals: dict[str, Callable[[], Iterator[Document]]]
 
 
-def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = ()) -> Splits:
+def open_splits(
+    config: DataConfig, *, pairs: bool, columns: Sequence[Column] = (), record_format: RecordFormat = PLAIN
+) -> Splits:
     """Returns the training sets and the evaluation sets: `config.eval`, or else held-out parts of the training sets.
 
     A hash of a document's group decides whether it is held out, so the split is the same on every machine, and a text
@@ -37,6 +40,7 @@ def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = 
         config: what is read, and how it is split.
         pairs: whether documents are pairs.
         columns: of records; empty if documents are pairs or running text.
+        record_format: how records stand in files.
 
     Raises:
         FlagError: this data cannot be split in this way, or a file is read twice.
@@ -52,7 +56,16 @@ def open_splits(config: DataConfig, *, pairs: bool, columns: Sequence[Column] = 
     names = FieldNames(config.text_field, config.source_field, config.target_field)
 
     def reader(path: str) -> Read:
-        return functools.partial(read_unsplit, path, pairs, config.bad_records, documents, names, columns=columns)
+        return functools.partial(
+            read_unsplit,
+            path,
+            pairs,
+            config.bad_records,
+            documents,
+            names,
+            columns=columns,
+            record_format=record_format,
+        )
 
     train = {name: _Set(path, reader(path), config.held_out, tail) for name, path in config.train_sets.items()}
     evals = {item.name: _Set(item.path, reader(item.path), 0.0, tail) for item in config.eval}

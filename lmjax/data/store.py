@@ -33,6 +33,7 @@ import numpy as np
 
 from lmjax.data.columns import Column, Value
 from lmjax.data.documents import Document
+from lmjax.data.encoding import encode_records
 from lmjax.data.values import RecordWriter, Values
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, SaveError
@@ -255,13 +256,19 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
     """Yields documents that have tokens or values, each with its tokens and the ends of its segments in them."""
     threads = os.cpu_count() or 1
-    if batch[0].pair or batch[0].counts:
+    if batch[0].counts:
+        for document, texts in zip(batch, encode_records(batch, tokenizer, threads), strict=True):
+            if any(map(len, texts)) or document.values:
+                ids = np.concatenate([np.zeros(0, np.int32), *texts])
+                yield document, ids, np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return
+    if batch[0].pair:
         encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
         for document in batch:
             texts = [next(encoded) for _ in document.segments]
-            if any(texts) or document.values:
+            if any(texts):
                 ids = np.array([i for text in texts for i in text], np.int32)
-                yield document, ids, np.cumsum([len(text) for text in texts])
+                yield document, ids, np.cumsum([len(text) for text in texts], dtype=np.int64)
         return
     located = tokenizer.locate_batch([document.text for document in batch], threads)
     for document, (ids, starts) in zip(batch, located, strict=True):

@@ -7,45 +7,13 @@ entity is right if its type, its first and its last word are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from lmjax.data.tag_schemes import entities
 from lmjax.errors import DataError
 from lmjax.evaluation.classes import of_hits
 from lmjax.evaluation.intervals import Measurement, check_examples, of_sums
-
-
-class Entity(NamedTuple):
-    """An entity: its type, and the numbers of its first word and of the word after its last one."""
-
-    type: str
-    start: int
-    end: int
-
-
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """Returns the entities of a sentence in order, from tags in IOB1, IOB2 (BIO) or BIOES.
-
-    An entity begins at B or S, where the type changes, and where the word before is O, E or S: so a sequence that is
-    not well formed, as a model may predict, has entities too, those that conlleval counts. Tags without a type ("B")
-    have the type "".
-
-    Raises:
-        DataError: a tag is neither O nor begins with B, I, E or S.
-    """
-    found: list[Entity] = []
-    before, type_before = "O", ""
-    for i, tag in enumerate(tags):
-        part, _, kind = tag.partition("-")
-        if part not in ("O", "B", "I", "E", "S") or (part == "O" and kind):
-            raise DataError(f"tag {i} is {tag!r}; tags are O, or B, I, E or S with a type, such as B-person")
-        if part != "O" and (part in "BS" or before in "OES" or kind != type_before):
-            found.append(Entity(kind, i, i + 1))
-        elif part != "O":
-            found[-1] = found[-1]._replace(end=i + 1)
-        before, type_before = part, kind
-    return found
 
 
 def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> Measurement:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmjax.data.columns import Column, read_columns, read_record
-from lmjax.data.documents import Document
+from lmjax.data.documents import Document, unspaced
 from lmjax.data.fields import Fields
 from lmjax.data.files import Faults, find_files
+from lmjax.data.record_format import RecordFormat
 from lmjax.errors import DataError, FlagError
 from lmjax.evaluation.intervals import RESAMPLES
 from lmjax.evaluation.measures import MEASURES
@@ -31,6 +33,11 @@ def columns_of(task: RecordTask, gold: bool) -> tuple[Column, ...]:
     )
 
 
+def _format_of(task: RecordTask, gold: bool) -> RecordFormat:
+    """Returns how a task's records stand in files; without `gold`, what is predicted is not checked."""
+    return dataclasses.replace(type(task).record_format(task.config), gold=gold)
+
+
 def read_documents(
     path: str, task: RecordTask, *, gold: bool = True, names: Mapping[str, str] | None = None
 ) -> list[Document]:
@@ -45,8 +52,12 @@ def read_documents(
     Raises:
         DataError: the data cannot be read; the message names file and line.
     """
-    columns = columns_of(task, gold)
-    found = [d for file in find_files(path) for d in read_columns(file, Faults("error"), columns, names)]
+    columns, form = columns_of(task, gold), _format_of(task, gold)
+    found = [
+        document
+        for file in find_files(path)
+        for document in read_columns(file, Faults("error"), columns, names, record_format=form)
+    ]
     if not found:
         raise DataError(f"--data: {path!r} holds no records; give it at least one")
     return found
@@ -62,13 +73,16 @@ def as_documents(records: Sequence[Mapping[str, Any]], task: RecordTask, *, gold
     for i, record in enumerate(records):
         if not isinstance(record, Mapping):
             raise FlagError(f"data[{i}]: {str(record)[:80]!r} is not a record; give {{'text': ...}} and the like")
-    columns = columns_of(task, gold)
-    return [read_record(f"data[{i}]", Fields(list(record.items())), columns) for i, record in enumerate(records)]
+    columns, form = columns_of(task, gold), _format_of(task, gold)
+    return [
+        read_record(f"data[{i}]", Fields(list(record.items())), columns, record_format=form)
+        for i, record in enumerate(records)
+    ]
 
 
 def encoded(loaded: LoadedModel, documents: Sequence[Document], *, gold: bool = True) -> list[TokenRecord]:
     """Returns records with their texts as the ids of a model's tokenizer."""
-    return TokenRecord.encoded(documents, columns_of(loaded.task, gold), loaded.tokenizer.encode_batch)
+    return TokenRecord.encoded(documents, columns_of(loaded.task, gold), loaded.tokenizer)
 
 
 def measure(task: RecordTask, records: Sequence[TokenRecord], found: Sequence[Prediction]) -> dict[str, float]:
@@ -105,7 +119,9 @@ def _given(task: RecordTask, columns: Sequence[Column], document: Document) -> d
             whole[column.name] = next(values)
             continue
         texts = [next(segments) for _ in range(next(counts))]
-        whole[column.name] = texts if column.type == "texts" else texts[0]
+        whole[column.name] = (
+            unspaced(texts) if column.type == "words" else texts if column.type == "texts" else texts[0]
+        )
     there = {
         name: x
         for name, x in whole.items()

@@ -9,6 +9,7 @@ from typing import Any
 from lmjax.errors import DataError
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 Fields = Mapping[str, Any]
 Tasks = Mapping[str, ObjectiveConfig]
@@ -50,6 +51,17 @@ def _classification(settings: ClassificationConfig) -> dict[str, Any]:
     return _label_fields(settings.labels) | {"problem_type": "single_label_classification"} if settings.labels else {}
 
 
+def _tagger(path: pathlib.Path, values: Fields) -> Tasks:
+    """Returns what a classifier of tokens was fine-tuned on; the scheme of its labels is not known."""
+    labels = _labels(path, values)
+    return {Tagging.name: TaggingConfig(labels=labels)} if len(labels) > 1 else {}
+
+
+def _tagging(settings: TaggingConfig) -> dict[str, Any]:
+    """Returns the fields of a classifier of tokens."""
+    return _label_fields(settings.labels) if settings.labels else {}
+
+
 def _labels(path: pathlib.Path, values: Fields) -> tuple[str, ...]:
     """Returns the names of the labels in the order of the logits.
 
@@ -74,5 +86,8 @@ def _label_fields(labels: Sequence[str]) -> dict[str, Any]:
 
 
 # What is read from a config.json for a head, and what is written to it for an objective.
-_READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {"classifier": _classifier}
-_WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {Classification.name: _classification}
+_READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {"classifier": _classifier, "tagger": _tagger}
+_WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {
+    Classification.name: _classification,
+    Tagging.name: _tagging,
+}

@@ -15,6 +15,7 @@ from flax import struct
 from pydantic import Field
 
 from lmjax.data.columns import Column
+from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.model.traits import FAMILIES, Family
@@ -211,6 +212,12 @@ class Objective(abc.ABC):
         """Returns its columns, with what its settings know of their values."""
         del config
         return cls.columns
+
+    @classmethod
+    def record_format(cls, config: Any) -> RecordFormat:
+        """Returns how its records stand in files."""
+        del config
+        return PLAIN
 
     @classmethod
     def model_fields(cls, config: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
+from lmjax.objectives.records import Prediction, RecordTask, TokenRecord, in_order
 from lmjax.objectives.rows import text_row
 
 TEXT, SECOND, LABEL = "text", "text2", "label"
@@ -81,7 +81,7 @@ class Classification(RecordTask):
         found = {str(store.value(i, LABEL)) for store in stores for i in range(store.num_documents)}
         if len(found) < 2:
             raise DataError(f"--data: the only {LABEL!r} of all records is {min(found)!r}; give records of two or more")
-        return config.with_fields({"labels": tuple(sorted(found, key=_place))})
+        return config.with_fields({"labels": in_order(found)})
 
     @classmethod
     def known_columns(cls, config: ClassificationConfig) -> tuple[Column, ...]:
@@ -136,9 +136,3 @@ class Classification(RecordTask):
     def shown(self, prediction: Mapping[str, Any]) -> str:
         """Returns the label and its probability, separated by a tab."""
         return f"{prediction['label']}\t{prediction['score']:.4f}"
-
-
-def _place(label: str) -> tuple[int, int, str]:
-    """Returns what labels are sorted by: whole numbers first, as numbers."""
-    whole = label.removeprefix("-")
-    return (0, int(label), label) if whole.isascii() and whole.isdigit() else (1, 0, label)

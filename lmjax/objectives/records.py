@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -12,13 +12,14 @@ import numpy as np
 
 from lmjax.data.columns import Column, Value
 from lmjax.data.documents import Document
+from lmjax.data.encoding import encode_records
 from lmjax.data.store import Store
+from lmjax.data.vocabulary import Vocabulary
 from lmjax.objectives.base import Batch, Features, Forward, Objective, Rows
 from lmjax.objectives.prompts import PromptFormat
 
 # What is predicted for one record, as JSON values.
 Prediction = dict[str, Any]
-Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,51 +41,54 @@ class TokenRecord:
         return cls(texts, {c.name: store.value(index, c.name) for c in store.columns if not c.tokenised})
 
     @classmethod
-    def encoded(cls, documents: Sequence[Document], columns: Sequence[Column], encode: Encode) -> list["TokenRecord"]:
-        """Returns records as they were read, with their texts encoded as in a store.
-
-        Args:
-            documents: the records.
-            columns: that they were read with.
-            encode: from texts to the ids of each, such as `Vocabulary.encode_batch`.
-        """
-        ids = iter(encode([text for document in documents for text in document.segments]))
+    def encoded(
+        cls, documents: Sequence[Document], columns: Sequence[Column], tokenizer: Vocabulary
+    ) -> list["TokenRecord"]:
+        """Returns records as they were read with `columns`, with their texts encoded as in a store."""
         tokenised = [c.name for c in columns if c.tokenised]
         others = [c.name for c in columns if not c.tokenised]
-        return [
-            cls(
-                {
-                    name: [np.array(next(ids), np.int32) for _ in range(count)]
-                    for name, count in zip(tokenised, document.counts, strict=True)
-                },
-                dict(zip(others, document.values, strict=True)),
-            )
-            for document in documents
-        ]
+        found = []
+        for document, segments in zip(documents, encode_records(documents, tokenizer), strict=True):
+            ids = iter(segments)
+            texts = zip(tokenised, document.counts, strict=True)
+            values = dict(zip(others, document.values, strict=True))
+            found.append(cls({name: [next(ids) for _ in range(count)] for name, count in texts}, values))
+        return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RecordRows(Rows):
-    """One row for each record, in the order of the file: rows are not packed.
+    """The rows of all records, in the order of the file: rows are not packed.
 
     Attributes:
         store: the records.
         task: makes the rows.
+        counts: int `[documents]`, the number of rows of each record; None: one each.
     """
 
     store: Store
     task: "RecordTask"
+    counts: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return self.store.num_documents
+        return self.store.num_documents if self.counts is None else int(self._ends[-1])
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """Returns int64 `[documents]`, the number of rows of each record and those before it."""
+        return np.cumsum(self.counts, dtype=np.int64)
 
     def features(self, index: int, rng: np.random.Generator) -> Features:
-        """Returns what is read of a record, and its targets."""
+        """Returns what is read in a row of a record, and its targets."""
         del rng
-        task, record = self.task, TokenRecord.stored(self.store, index)
-        (read,) = task.reads(record, task.form, task.length)
-        (wanted,) = task.targets(record, [read])
-        return read | wanted
+        document, number = index, 0
+        if self.counts is not None:
+            document = int(np.searchsorted(self._ends, index, side="right"))
+            number = index - int(self._ends[document] - self.counts[document])
+        task, record = self.task, TokenRecord.stored(self.store, document)
+        rows = task.reads(record, task.form, task.length)
+        assert len(rows) == (1 if self.counts is None else self.counts[document]), "counted otherwise than made"
+        return rows[number] | task.targets(record, rows)[number]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +146,13 @@ class RecordTask(Objective):
     def sample(self, store: Store, room: int) -> None:
         """Returns None: a model of this task continues no text."""
         del store, room
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of labels, sorted; whole numbers first, as numbers."""
+
+    def place(label: str) -> tuple[int, int, str]:
+        whole = label.removeprefix("-")
+        return (0, int(label), label) if whole.isascii() and whole.isdigit() else (1, 0, label)
+
+    return tuple(sorted(set(labels), key=place))

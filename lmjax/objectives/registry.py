@@ -20,6 +20,7 @@ CLASSES = (
     "sentence_order.SentenceOrder",
     "replaced_token.ReplacedToken",
     "classification.Classification",
+    "tagging.Tagging",
 )
 
 

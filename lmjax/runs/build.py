@@ -148,9 +148,11 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     # All objectives of a run read the same columns.
     objective = objective_types(config.task.objective)[0]
     pairs, columns = objective.wants_pairs, objective.columns
-    splits = open_splits(config.data, pairs=pairs, columns=_columns(config))
+    splits = _splits(config)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
     identity = _identity(config, prints, pairs) | ({"columns": [list(column) for column in columns]} if columns else {})
+    if parts := objective.record_format(getattr(config.task, objective.name)).parts:
+        identity["record_format"] = parts
     tokenizer = _tokenizer(config, workdir, splits.train, identity)
     config = _with_vocabulary(config, tokenizer)
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
@@ -213,6 +215,17 @@ def _columns(config: Config) -> tuple[Column, ...]:
     return objective.known_columns(getattr(config.task, objective.name))
 
 
+def _splits(config: Config) -> Splits:
+    """Returns the training and evaluation sets, with what the settings of the objective know of their records."""
+    objective = objective_types(config.task.objective)[0]
+    return open_splits(
+        config.data,
+        pairs=objective.wants_pairs,
+        columns=_columns(config),
+        record_format=objective.record_format(getattr(config.task, objective.name)),
+    )
+
+
 def _stores(
     config: Config, splits: Splits, store: Callable[[Any, str, str, Sequence[Column]], Store]
 ) -> tuple[Config, dict[str, Store], dict[str, Store]]:
@@ -234,7 +247,7 @@ def _stores(
     config = learn(config, [*train.values(), *held_out.values()])
     known = _columns(config)
     if config.data.eval and known != columns:
-        splits = open_splits(config.data, pairs=objective_types(config.task.objective)[0].wants_pairs, columns=known)
+        splits = _splits(config)
     return config, train, held_out or evaluated(splits.evals, known)
 
 

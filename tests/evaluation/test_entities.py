@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from lmjax.data.tag_schemes import Entity, entities
 from lmjax.errors import DataError
-from lmjax.evaluation.entities import Entity, entities, entity_f1
+from lmjax.evaluation.entities import entity_f1
 
 RNG = np.random.default_rng(0)
 

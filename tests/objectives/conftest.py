@@ -157,6 +157,7 @@ def toy_forward(tokenizer, forward_of):
             logits=lambda h: h @ head,
             next_sentence=lambda h: h[:, 0] @ pair,
             classifier=lambda h: h[:, 0] @ pair,
+            tagger=lambda h: h @ pair,
             replaced_token=lambda h: h @ yes,
             generator_states=states,
             generator_logits=lambda h: -(h @ head),

@@ -31,9 +31,9 @@ MIXTURES = (
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
-BINARY = ("nsp", "sop", "rtd", "classification")
+BINARY = ("nsp", "sop", "rtd", "classification", "tagging")
 # What is learned from the training data.
-LEARNED = {"classification": {"labels": ("no", "yes")}}
+LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging")}
 
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
@@ -45,13 +45,23 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
     pairs = [(d[0], d[1]) for d in sentences[:30]] + [("a", "b"), ("", "b"), ("a" * 200, "b"), ("a", "b" * 200)]
     texts = [("a", ""), ("", ""), ("b", "c"), ("abcdefgh" * 30, ""), ("a", "b" * 200), ("it", "so")]
     records = [Document(t, "", counts=(1, 1), values=(("no", "yes")[i % 2],)) for i, t in enumerate(texts)]
-    columns, folder = OBJECTIVES["classification"].columns, str(tmp_path_factory.mktemp("records"))
-    labelled = build_store(lambda: iter(records), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
+    words = [("a", " b"), (), ("",), tuple("abcdefgh" * 30), ("a", " " + "b" * 200), ("it", " so")]
+    tagged = [
+        Document(w, "", counts=(len(w),), values=(tuple(("no", "yes")[i % 2] for i in range(len(w))),), running=(True,))
+        for w in words
+    ]
+    folder = str(tmp_path_factory.mktemp("records"))
+
+    def stored(name, documents):
+        columns = OBJECTIVES[name].columns
+        return build_store(lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
+
+    labelled = {"classification": stored("classification", records), "tagging": stored("tagging", tagged)}
     stores = {False: make_store(text), True: make_store(pairs, pairs=True)}
 
     def store_of(task):
         objective = task.objectives[-1]
-        return labelled if objective.columns else stores[objective.wants_pairs]
+        return labelled[objective.name] if objective.columns else stores[objective.wants_pairs]
 
     return store_of
 
@@ -113,7 +123,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
         assert equal(examples(i, rng_of(i)), again(i, rng_of(i)))
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
-    assert changed == (objective not in ("next_token", "seq2seq", "classification"))
+    assert changed == (objective not in ("next_token", "seq2seq", *LEARNED))
     with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
     _, row = examples.mixture.row(1, seed=0, shuffle=False)

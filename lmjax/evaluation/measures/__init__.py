@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lmjax.evaluation.intervals import Measurement
-from lmjax.evaluation.measures import classification
+from lmjax.evaluation.measures import classification, tagging
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.records import Prediction
+from lmjax.objectives.tagging import Tagging
 
 
 class Measure(NamedTuple):
@@ -37,4 +38,5 @@ class Measure(NamedTuple):
 # The measures by the name of the objective.
 MEASURES: dict[str, Measure] = {
     Classification.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
+    Tagging.name: Measure(tagging.metrics),
 }
