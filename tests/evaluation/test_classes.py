@@ -74,6 +74,9 @@ def test_order_counts():
     """Classes that are never predicted have their places: 0 for 3 is worse than 0 for 1."""
     near, far = ordered([0, 1, 0, 1], [0, 0, 0, 1]), ordered([0, 3, 0, 3], [0, 0, 0, 3])
     assert (near.values["mae"], far.values["mae"]) == (0.25, 0.75)
+    gap = ([0, 1, 3, 3], [0, 3, 3, 1])
+    expected = sk.cohen_kappa_score(*gap, labels=range(4), weights="quadratic")
+    assert ordered(*gap).values["quadratic_kappa"] == pytest.approx(expected)
     assert ordered([0, 1, 2], [0, 1, 2]).values["quadratic_kappa"] == 1
     assert ordered([0, 1, 2], [2, 1, 0]).values["quadratic_kappa"] == pytest.approx(-1)
 
@@ -85,10 +88,11 @@ def test_calibration_by_hand():
     assert found.values["ece"] == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
     assert found.values["brier"] == pytest.approx((2 * 0.1**2 + 2 * 0.9**2 + 4 * 0.4**2) / 4)
     bins = reliability([0, 1, 1, 1], scores, bins=5)
-    # 0.6 is the right end of the bin from 0.4 to 0.6.
     np.testing.assert_array_equal(bins.examples, [0, 0, 2, 0, 2])
     np.testing.assert_allclose(bins.confidence, [0, 0, 0.6, 0, 0.9])
     np.testing.assert_allclose(bins.accuracy, [0, 0, 1.0, 0, 0.5])
+    # The right end of a bin belongs to it.
+    np.testing.assert_array_equal(reliability([0, 0], [[0.75, 0.25], [0.5, 0.5]], bins=4).examples, [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("picked", DRAWS)
