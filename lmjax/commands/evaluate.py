@@ -122,7 +122,9 @@ def table(results: dict[str, dict[str, float]]) -> str:
     Metrics with intervals have a row each.
     """
     if any(_ends(x) for metrics in results.values() for x in metrics.values()):
-        return "\n".join(line for name, metrics in results.items() for line in _with_intervals(name, metrics))
+        rows = [row for name, metrics in results.items() for row in _with_intervals(name, metrics)]
+        notes = [f"{k}: {_signature(x)}" for metrics in results.values() for k, x in metrics.items() if _signature(x)]
+        return "\n".join(aligned(rows) + list(dict.fromkeys(notes)))
     lines: list[str] = []
     for columns, names in itertools.groupby(results, lambda name: tuple(results[name])):
         rows = [("", *columns)]
@@ -131,11 +133,11 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _with_intervals(name: str, metrics: Mapping[str, float]) -> list[str]:
-    """Returns the lines of a table with the metrics of one set, their intervals and signatures."""
+def _with_intervals(name: str, metrics: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """Returns the rows of a table with the metrics of one set and their intervals."""
     rows = [(name, "", *(f"{percent:g}%" for percent in BOUNDS))]
     rows += [(metric, _cell(x), *(map(_cell, _ends(x)) if _ends(x) else ("", ""))) for metric, x in metrics.items()]
-    return aligned(rows) + [f"{metric}: {_signature(x)}" for metric, x in metrics.items() if _signature(x)]
+    return rows
 
 
 def _signature(value: float) -> str:

@@ -80,9 +80,9 @@ class Measurement:
     signatures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def measured(self, resamples: int = RESAMPLES) -> dict[str, Measured]:
-        """Returns the metrics with their intervals; without intervals if `resamples` is 0."""
+        """Returns the metrics with their intervals; without intervals if `resamples` is 0, or of a single example."""
         found = {name: Measured(x, signature=self.signatures.get(name, "")) for name, x in self.values.items()}
-        if not resamples:
+        if not resamples or len(self.kinds) == 1:
             return found
         drawn = [self.of_counts(counts) for counts in _draws(np.bincount(self.kinds), resamples)]
         for name, x in found.items():

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
+from lmjax.evaluation.intervals import of_means
 from lmjax.evaluation.predicted import as_documents, evaluate_records
 from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
+from lmjax.evaluation.texts import likelihood
 from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
-from lmjax.inference.score.score import DEFAULT, Question, minimal_pairs, multiple_choice, rolling, score, summary
+from lmjax.inference.score.score import DEFAULT, Question, Score, choices_right, pairs_right, rolling, score
 from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.nearest import nearest
 from lmjax.objectives.records import RecordTask
@@ -102,27 +104,35 @@ def read(task: str, path: str, names: FieldNames = USUAL_NAMES, own: RecordTask 
 
 
 def _perplexity(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
-    """Returns the `summary` of texts of any length."""
-    return summary(rolling(loaded, data.records, config, data.names))
+    """Returns the likelihood of texts of any length."""
+    return _likelihood(rolling(loaded, data.records, config, data.names))
 
 
 def _minimal_pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     """Returns the share of pairs whose good text is likelier."""
-    return minimal_pairs(loaded, _tuples(data, 2, "a good and a bad text"), config, data.names)
+    right = pairs_right(loaded, _tuples(data, 2, "a good and a bad text"), config, data.names)
+    return of_means({"accuracy": right}).measured() | {"pairs": len(right)}
 
 
 def _multiple_choice(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     """Returns the share of questions whose likeliest choice is right."""
     questions = [Question(*of) for of in _tuples(data, 3, "a context, choices and the number of the right one")]
-    return multiple_choice(loaded, questions, config, data.names)
+    right, apart = choices_right(loaded, questions, config, data.names)
+    return of_means(right).measured() | {"questions": len(questions), "apart": apart}
 
 
 def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
-    """Returns the `summary` of targets given their sources, and the share that greedy decoding would generate."""
+    """Returns the likelihood of targets given their sources, and the share that greedy decoding would generate."""
     items = [Item(*pair) for pair in _tuples(data, 2, "a source and a target")]
     scores = score(loaded, items, config, data.names)
     counts = {"pairs": len(scores), "apart": sum(s.apart for s in scores)}
-    return summary(scores) | {"greedy": sum(s.greedy for s in scores) / len(scores)} | counts
+    return _likelihood(scores) | of_means({"greedy": [s.greedy for s in scores]}).measured() | counts
+
+
+def _likelihood(scores: Sequence[Score]) -> Metrics:
+    """Returns the metrics of `texts.likelihood`, and the numbers of tokens and bytes."""
+    nats, tokens, sizes = zip(*((-s.log_likelihood, s.tokens, s.bytes) for s in scores), strict=True)
+    return likelihood(nats, tokens, sizes).measured() | {"tokens": sum(tokens), "bytes": sum(sizes)}
 
 
 def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:

@@ -26,6 +26,7 @@ def bio(rng, length=12):
     ("S-x B-x I-x E-x S-y", [("x", 0, 1), ("x", 1, 4), ("y", 4, 5)]),
     ("B-x E-x I-x", [("x", 0, 2), ("x", 2, 3)]),
     ("E-x S-x I-x", [("x", 0, 1), ("x", 1, 2), ("x", 2, 3)]),
+    ("B-x S-x", [("x", 0, 1), ("x", 1, 2)]),
     ("B-a-b I-a-b", [("a-b", 0, 2)]),
     ("B I O B", [("", 0, 2), ("", 3, 4)]),
     ("", []),
@@ -89,5 +90,5 @@ def test_what_cannot_be_measured_is_refused():
         entity_f1([["O"], ["O"]], [["O"], ["O", "O"]])
     with pytest.raises(DataError, match="no entity in 1 sentences"):
         entity_f1([["O"]], [["O"]])
-    nothing = entity_f1([["B-x"]], [["O"]]).measured(10)
+    nothing = entity_f1([["B-x"], ["O"]], [["O"], ["O"]]).measured(10)
     assert (nothing["f1 micro"], nothing["f1 micro"].high) == (0, 0)

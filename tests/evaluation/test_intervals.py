@@ -74,6 +74,12 @@ def test_a_measured_number_is_a_number():
     assert of_means({"x": NORMAL}).measured(0)["x"].low is None
 
 
+def test_a_single_example_has_no_interval():
+    """Its draws are all the same, and would look like certainty."""
+    found = of_means({"x": [0.5]}).measured()["x"]
+    assert (found, found.low, found.high) == (0.5, None, None)
+
+
 def test_a_paired_comparison_sees_a_small_difference():
     """The second system is a little worse on each example: far less than the examples differ among themselves."""
     first = of_means({"x": NORMAL, "only here": NORMAL})

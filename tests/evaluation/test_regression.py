@@ -55,6 +55,11 @@ def test_the_correlation_with_a_constant_is_0():
     found = regression([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]).measured()
     assert (found["pearson"], found["spearman"], found["pearson"].high, found["spearman"].high) == (0, 0, 0, 0)
     assert drawn(regression([0.1, 2.0], [0.3, 0.4]), np.array([0, 0]))["pearson"] == 0
+    found = regression(GOLD, PREDICTED)
+    for i in range(100):
+        # Seven times one example, whose variance is at most a rounding error.
+        same = drawn(found, np.full(7, i))
+        assert (same["pearson"], same["spearman"]) == (0, 0)
     assert regression([1.0], [2.0]).values == {"mse": 1.0, "mae": 1.0, "pearson": 0.0, "spearman": 0.0}
 
 

@@ -148,13 +148,23 @@ def minimal_pairs(
     Warstadt et al. 2020, arXiv:1912.00582, section 4.1. A pair of two equally likely texts counts one half, the
     expected accuracy of a guess.
     """
+    right = pairs_right(loaded, pairs, config, names)
+    return {"accuracy": sum(right) / len(right), "pairs": len(right)}
+
+
+def pairs_right(
+    loaded: LoadedModel,
+    pairs: Sequence[tuple[Text, Text]],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> list[float]:
+    """Returns what each pair counts in the accuracy of `minimal_pairs`: 0, 1/2 or 1."""
     if not pairs:
         raise FlagError("no pairs; give at least one (good, bad)")
     names = [name for name in _names("pairs", len(pairs), names) for _ in range(2)]
     scores = score(loaded, [Item("", text) for pair in pairs for text in pair], config, names)
     found = [s.log_likelihood for s in scores]
-    right = [_chance(pair, 0) for pair in zip(found[::2], found[1::2], strict=True)]
-    return {"accuracy": sum(right) / len(right), "pairs": len(right)}
+    return [_chance(pair, 0) for pair in zip(found[::2], found[1::2], strict=True)]
 
 
 def multiple_choice(
@@ -170,6 +180,17 @@ def multiple_choice(
     choices, it counts 1/n, so that the order of the choices does not matter. Context and choice are joined without a
     separator: a space between them must be part of one of the two.
     """
+    right, apart = choices_right(loaded, questions, config, names)
+    return {name: sum(of) / len(of) for name, of in right.items()} | {"questions": len(questions), "apart": apart}
+
+
+def choices_right(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    config: ScoreConfig = DEFAULT,
+    names: Sequence[str] | None = None,
+) -> tuple[dict[str, list[float]], int]:
+    """Returns what each question counts in the accuracies of `multiple_choice`, and the choices encoded apart."""
     if not questions:
         raise FlagError("no questions; give at least one (context, choices, answer)")
     names = _names("questions", len(questions), names)
@@ -182,15 +203,14 @@ def multiple_choice(
     names = [name for name, q in zip(names, questions, strict=True) for _ in q.choices]
     scored = score(loaded, items, config, names)
     found = iter(scored)
-    right = {"accuracy": 0.0, "accuracy_per_byte": 0.0}
+    right: dict[str, list[float]] = {"accuracy": [], "accuracy_per_byte": []}
     for question in questions:
         scores = [next(found) for _ in question.choices]
         plain = [s.log_likelihood for s in scores]
         per_byte = [s.log_likelihood / max(s.bytes, 1) for s in scores]
-        right["accuracy"] += _chance(plain, question.answer)
-        right["accuracy_per_byte"] += _chance(per_byte, question.answer)
-    counts = {"questions": len(questions), "apart": sum(s.apart for s in scored)}
-    return {name: count / len(questions) for name, count in right.items()} | counts
+        right["accuracy"].append(_chance(plain, question.answer))
+        right["accuracy_per_byte"].append(_chance(per_byte, question.answer))
+    return right, sum(s.apart for s in scored)
 
 
 def _chance(likelihoods: Sequence[float], answer: int) -> float:
