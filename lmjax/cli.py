@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -59,7 +60,14 @@ def run(argv: Sequence[str]) -> object:
     tell()
     with phase("loading jax"):
         main = importlib.import_module(f"lmjax.commands.{command}").main
-    return main(values) if same is None else main(values, overrides)
+    try:
+        return main(values) if same is None else main(values, overrides)
+    except OSError as e:
+        if e.errno != errno.ENAMETOOLONG:
+            raise
+        given = {n: str(values[n].value) for n in values} | {f"config.{path}": v for path, v in overrides.items()}
+        name = next((f"--{n}=" for n, value in given.items() if value and value in str(e.filename)), "")
+        raise FlagError(f"{name}{str(e.filename)[:60]}...: this name is too long for a file; shorten it") from e
 
 
 def main() -> None:

@@ -55,14 +55,26 @@ def remove_folders(made: list[pathlib.Path]) -> None:
             folder.rmdir()
 
 
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Sets the file of an OSError that names none, as those of writes and syncs."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(path)
+        raise
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Syncs the entries of a folder to disk, so that a file renamed in it keeps its new name after a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some network file systems do not offer this for folders.
-        pass
+        with _named(folder):
+            os.fsync(descriptor)
+    except OSError as e:
+        # Some network file systems do not offer this for folders; other errors mean that the entries may be lost.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 
@@ -70,7 +82,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 def write_durably(path: pathlib.Path, text: str) -> None:
     """Writes a file and syncs it to disk; if it is interrupted, the old file stays complete."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
+    with _named(path), temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

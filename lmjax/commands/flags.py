@@ -63,7 +63,9 @@ class _Path(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument: str) -> str:
-        """Returns the path with `~` expanded."""
+        """Returns the path with `~` expanded; raises ValueError for one that no file can have."""
+        if "\0" in argument:
+            raise ValueError("no path has a NUL character")
         return os.path.expanduser(argument)
 
 

@@ -122,6 +122,11 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        # The errors of what is written rarely are caught where it is written; this is the last place that knows them.
+        if isinstance(error, OSError) and str(error.filename).startswith(str(self._workdir)):
+            raise SaveError(
+                f"{error.filename}: {error.strerror}; make room or repair the disk, then run the command again"
+            ) from error
 
     def begun(self) -> None:
         """Records that the first step starts; from now on the workdir belongs to this config."""
