@@ -1,7 +1,7 @@
 """System calls that fail in what a run reads and writes, without its model: many tries in one process.
 
-The stand-in for a run claims a workdir, restores, writes metrics, saves and removes checkpoints as `train` does, but its
-step adds a number. `campaign_calls` has whole runs, and kills them in such calls too.
+The stand-in for a run claims a workdir, restores, writes metrics, saves and removes checkpoints as `train` does, but
+its step adds a number. `campaign_calls` has whole runs, and kills them in such calls too.
 """
 
 from __future__ import annotations
