@@ -33,7 +33,7 @@ from lmjax.errors import CheckpointError, SaveError
 from lmjax.paths import sync_folder
 from lmjax.schema import Schema
 from lmjax.training import manifest
-from lmjax.training.tensorstore_leaks import reduce_leaks
+from lmjax.training.tensorstore_patches import apply_patches
 
 PyTree = Any
 _FOLDER = "checkpoints"
@@ -149,7 +149,7 @@ class Checkpoints(SavedCheckpoints):
             SaveError: the folder cannot be written to.
         """
         super().__init__(workdir)
-        reduce_leaks()
+        apply_patches()
         self._keep, self._on_saved = config.keep, on_saved
         self._costs: dict[int, float] = {}
         self._number = 0

@@ -41,6 +41,13 @@ _FAILURES = {
     "unlink": (errno.EIO, errno.EACCES, KILL),
 }
 _SECONDS = 240
+# Names that differ from try to try, and patterns of all of them.
+_ROLES = (
+    (r"/[0-9a-f]{32}(?=$|/)", "/[0-9a-f]{32}"),
+    (r"/\d+(?=[./]|$)", "/[0-9]+"),
+    (r"/events\.out\..*", "/events.*"),
+    (r"(?<=/xla)/.*", "/.*"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +85,11 @@ def build(folder: pathlib.Path) -> pathlib.Path:
 
 def _pattern(path: str) -> str:
     """Returns a pattern that paths of one role have in common."""
-    roles = [(r"[0-9a-f]{32}", "[0-9a-f]{32}"), (r"/\d+(?=\\|/|$)", "/[0-9]+"), (r"events\.out\..*", "events.*")]
-    roles += [(r"/xla/[^/]+$", "/xla/[^/]+"), (r"[^/]*cache-\d+[^/]*$", "[^/]*cache-[^/]*")]
-    path = re.escape(path).replace(r"\-", "-").replace(r"\_", "_")
-    for found, pattern in roles:
-        path = re.sub(found.replace(r"events\.out", r"events\\\.out"), lambda _, p=pattern: p, path)
+    for number, (found, _) in enumerate(_ROLES):
+        path = re.sub(found, f"/ROLE{number}ROLE", path)
+    path = re.escape(path).replace(r"\-", "-")  # the C library knows no such escape
+    for number, (_, pattern) in enumerate(_ROLES):
+        path = path.replace(f"/ROLE{number}ROLE", pattern)
     return f"{path}$"
 
 
@@ -112,7 +119,7 @@ class Campaign:
         found: collections.Counter[tuple[str, str]] = collections.Counter()
         for line in log.read_text(errors="replace").splitlines():
             kind, _, path = line.partition("\t")
-            if path.startswith(f"{place}/") and kind in _FAILURES:
+            if path.startswith((f"{place}/run", f"{place}/cache")) and kind in _FAILURES:
                 found[kind, _pattern(path.removeprefix(str(place)))] += 1
         return found
 

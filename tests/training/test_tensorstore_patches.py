@@ -1,6 +1,8 @@
-"""Saves do not lose memory in tensorstore."""
+"""Saves do not lose memory in tensorstore, and show no tracebacks of it."""
 
+import asyncio
 import gc
+import sys
 import tracemalloc
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import tensorstore
 
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
+from lmjax.training.tensorstore_patches import hide_late_reports
 
 _SAVES, _ARRAYS = 12, 20
 
@@ -44,3 +47,25 @@ def test_specs_as_json_are_right_and_may_be_changed(tmp_path):
     values["path"] = "changed"
     assert tensorstore.KvStore.Spec(first).to_json() == first
     assert tensorstore.KvStore.Spec(first | {"path": "/b/"}).to_json() == {"driver": "file", "path": "/b/"}
+
+
+def test_late_reports_to_a_closed_loop_are_not_shown_and_other_errors_are(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: shown.append(report.exc_type))
+    hide_late_reports()
+    hide_late_reports()
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    class Dropped:
+        """Raises an error where nobody can catch it."""
+
+        def __init__(self, action):
+            self.action = action
+
+        def __del__(self):
+            self.action()
+
+    for action in (lambda: loop.call_soon_threadsafe(print), lambda: [][0], lambda: int("a")):
+        Dropped(action)
+    assert shown == [IndexError, ValueError]
