@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
+from lmjax.training.checkpoint import saved_steps
 from tests.faults.campaign_calls import EVERY, KILL, STEPS, Campaign, build, tries
 from tests.workdirs import losses
 
@@ -82,7 +83,8 @@ class Writes(Campaign):
             signal.alarm(_SECONDS)
             state = stand_in(self._config, place / "run")
             self._shim.fault_pause()
-            (place / "digest").write_text(f"{state} {sorted(losses(place / 'run').items())}")
+            saved = saved_steps(place / "run")[-1:]
+            (place / "digest").write_text(f"{saved} {state} {sorted(losses(place / 'run').items())}")
         except UserError as e:
             self._shim.fault_pause()
             os.write(2, f"lmjax: {e}\n".encode())
@@ -110,7 +112,8 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
         yield from map(str.rstrip, process.stdout)
 
 
-def _main(folder: pathlib.Path, number: int) -> None:
+def main(folder: pathlib.Path, number: int) -> None:
+    """Prints the rows of so many tries; the process has loaded the library."""
     campaign = Writes(folder)
     counts: collections.Counter[str] = collections.Counter()
     ends: collections.Counter[str] = collections.Counter()
@@ -130,4 +133,4 @@ def _main(folder: pathlib.Path, number: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
