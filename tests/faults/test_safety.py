@@ -12,6 +12,7 @@ ROOT = pathlib.Path(lmjax.__file__).parent
 # Where one is needed, and why nothing that is read from outside decides what runs there.
 ALLOWED = {
     "lmjax.__init__.__getattr__ importlib.import_module": "the modules of the public names, which stand in the file",
+    "lmjax.evaluation.intervals.required importlib.import_module": "its callers name packages of an extra as constants",
     "lmjax.config.load_experiment importlib.util.spec_from_file_location": "experiment files are trusted code",
     "lmjax.config.load_experiment importlib.util.module_from_spec": "experiment files are trusted code",
     "lmjax.config.load_experiment exec_module": "experiment files are trusted code",

@@ -163,7 +163,7 @@ def test_deleted_files(config, workdir, caplog):
     for left in (lambda path: path.write_text(""), lambda path: path.unlink()):
         left(workdir / "metrics.jsonl")
         train(config, workdir, progress=False)
-        assert "metrics.jsonl has no held-out loss" in caplog.text
+        assert "metrics.jsonl has no eval/heldout/loss" in caplog.text
         caplog.clear()
     (workdir / "config.json").unlink()
     with pytest.raises(FlagError, match=r"holds no run of lmjax \(no config.json\)"):
