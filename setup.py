@@ -23,6 +23,7 @@ DEV = [
     "lm-eval>=0.4.13",
     # The tests compare entities with it.
     "nervaluate>=1.2.1",
+    "jinja2>=3.1.6",
 ]
 
 setup(
@@ -55,6 +56,8 @@ setup(
         "viz": VIZ,
         # The metrics of classes and numbers, of translations, and of summaries.
         "evaluate": EVALUATE,
+        # Chat templates: older versions of jinja2 have known ways out of its sandbox.
+        "chat": ["jinja2>=3.1.6"],
         "harness": ["lm-eval>=0.4.13"],
         # --regex and --json_schema of lmjax generate.
         "constrain": ["llguidance>=1.9"],

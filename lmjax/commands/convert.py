@@ -62,6 +62,12 @@ def _special_ids(tokenizer: Vocabulary) -> dict[str, int]:
     return {f"{role}_token_id": i for role, i in tokenizer.role_ids.items()}
 
 
+def _stop(source: Pretrained, tokenizer: Vocabulary) -> dict[str, list[int]]:
+    """Returns the field of a config.json with the ids that end a text, if they are not the end-of-text token alone."""
+    stop = sorted(source.prompts(tokenizer).stop) if source.config.family.causal else []
+    return {"eos_token_id": stop} if stop not in ([], [tokenizer.role_ids.get("eos")]) else {}
+
+
 def _described(source: Pretrained, params: Any) -> dict[str, str]:
     """Returns the lines of the report that describe a model."""
     config = source.config
@@ -138,7 +144,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         params,
         folder,
         dtype=values["dtype"].value,
-        extra={} if source.origin else task_fields(source.tasks) | _special_ids(tokenizer),
+        extra={} if source.origin else task_fields(source.tasks) | _special_ids(tokenizer) | _stop(source, tokenizer),
         beside=beside,
         shard_bytes=int(shard_gb * 1e9),
     )

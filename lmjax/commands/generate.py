@@ -14,16 +14,19 @@ from typing import Any
 from absl import flags
 from pydantic import ValidationError
 
+from lmjax.commands.conversation import Conversation
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
+from lmjax.data.chat import MESSAGES
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask
 from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.generate.requests import chatting
+from lmjax.inference.loaded import LoadedModel, Text, is_conversation
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.paths import expanded
@@ -45,7 +48,9 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     place, encoder, defaults = _place(values)
     output = new_file(values["output"].value)
     if encoder:
-        if surplus := [name for name in (*settings, "draft") if name not in _OF_MASKS and values[name].value]:
+        if surplus := [
+            name for name in (*settings, "draft", "conversation") if name not in _OF_MASKS and values[name].value
+        ]:
             raise FlagError(
                 f"--{surplus[0]}: {place} is an encoder, which fills masks and writes no text; leave it out"
             )
@@ -54,16 +59,20 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
         config = configure(settings, values["draft"].value, defaults)
         _say(config, defaults)
     prompts = read_prompts(values["prompt"].value, values["prompts"].value)
+    if encoder and prompts and (odd := next((n for n, t in zip(*prompts, strict=True) if is_conversation(t)), None)):
+        raise FlagError(f"{odd}: a conversation, and {place} is an encoder, which fills masks; give texts")
     if prompts is None and output:
         raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
     prepare()
     loaded = _random(values, place) if values["preset"].value else opened(values, place)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
+    loaded = chatting(loaded) if values["conversation"].value else loaded
     draft = _draft(values)
     if prompts is None:
+        said = Conversation() if loaded.prompts.chat else None
         with history():
-            Repl(settings, functools.partial(_prepared, loaded, draft)).run()
+            Repl(settings, functools.partial(_prepared, loaded, draft, said), said).run()
         return None
     return _write(loaded, draft, prompts, config, output)
 
@@ -222,13 +231,20 @@ def _filled(mask: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _prepared(
-    loaded: LoadedModel, draft: LoadedModel | None, settings: Mapping[str, Any]
+    loaded: LoadedModel, draft: LoadedModel | None, said: Conversation | None, settings: Mapping[str, Any]
 ) -> Callable[[str, int], Generation]:
-    """Returns a function that prints the text for a prompt, with these settings; prompt i uses seed + i."""
+    """Returns a function that prints the text for a prompt, with these settings; prompt i uses seed + i.
+
+    In a conversation it also records what was asked and answered; an answer that is interrupted is not recorded.
+    """
     config = configure(settings, "the model that was given" if draft else None, loaded.defaults)
 
     def write(prompt: str, number: int) -> Generation:
-        return _streamed(loaded, draft, prompt, config.model_copy(update={"seed": config.seed + number}))
+        whole = said.asked(prompt) if said else prompt
+        found = _streamed(loaded, draft, whole, config.model_copy(update={"seed": config.seed + number}))
+        if said:
+            said.answered(prompt, found.text)
+        return found
 
     return write
 
@@ -236,7 +252,7 @@ def _prepared(
 def _streamed(
     loaded: LoadedModel,
     draft: LoadedModel | None,
-    prompt: str,
+    prompt: Text,
     config: GenerateConfig,
     name: str = "--prompt",
     *,
@@ -250,8 +266,8 @@ def _streamed(
         opening = list(itertools.islice(pieces, 1))
     if echo:
         # The prompt goes to stderr: a terminal shows both, and a pipe receives only the generated text.
-        end = "" if loaded.config.family.continues else "\n"
-        print(prompt, end=end, file=sys.stderr, flush=True)
+        end = "" if loaded.config.family.continues and not loaded.prompts.chat else "\n"
+        print(_shown(prompt), end=end, file=sys.stderr, flush=True)
     for piece in itertools.chain(opening, pieces):
         first = first or time.perf_counter() - start
         if isinstance(piece, Generation):
@@ -261,6 +277,11 @@ def _streamed(
     print()
     _report(len(found.ids), time.perf_counter() - start, first)
     return found
+
+
+def _shown(prompt: Text) -> str:
+    """Returns a prompt as it is printed; of a conversation, its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _report(tokens: int, seconds: float, first: float | None = None) -> None:
@@ -288,7 +309,7 @@ def _write(
         write_records(
             output,
             (
-                {"prompt": prompt} | dataclasses.asdict(each)
+                {"prompt" if isinstance(prompt, str) else MESSAGES: prompt} | dataclasses.asdict(each)
                 for prompt, texts in zip(prompts.texts, found, strict=True)
                 for each in texts
             ),
@@ -298,6 +319,6 @@ def _write(
         for each in texts:
             score = f" ({each.score:.3f})" if several else ""
             # A prompt of several lines is shown on one line.
-            line = " ".join(prompt.splitlines())
+            line = " ".join(_shown(prompt).splitlines())
             print(f"== {line if len(line) <= _SHOWN else line[: _SHOWN - 3] + '...'}{score}\n{each.text}")
     return found

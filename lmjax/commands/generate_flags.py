@@ -16,6 +16,7 @@ model's own generation_config.json sets something else.
   lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
   lmjax generate --model=t5/ --prompts=in.jsonl --output=out.jsonl --beams=4
   lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
+  lmjax generate --model=qwen/ --conversation                          questions and answers
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
 """
 
@@ -39,7 +40,8 @@ def define() -> flags.FlagValues:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
-    define_path(values, "prompts", "a file of prompts: one a line, or JSONL or CSV with a field prompt")
+    prompts = "a file of prompts: one a line, or JSONL or CSV with a field prompt, or JSONL with messages"
+    define_path(values, "prompts", prompts)
     output = "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal"
     define_path(values, "output", output)
     presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
@@ -49,6 +51,10 @@ def define() -> flags.FlagValues:
         flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
     for name, path in FIELDS.items():
         flags.DEFINE_string(name, None, _described(path), flag_values=values)
+    conversation = (
+        "answer a prompt as a message, in the tokenizer's chat template; on for a run that was trained on conversations"
+    )
+    flags.DEFINE_bool("conversation", False, conversation, flag_values=values)
     define_model(values)
     define_help(values)
     return values

@@ -16,10 +16,10 @@ from lmjax.evaluation.records import prompt, read_records
 
 
 class Prompts(NamedTuple):
-    """Prompts, and their names in messages."""
+    """Prompts, texts or conversations, and their names in messages."""
 
     names: list[str]
-    texts: list[str]
+    texts: list[str | list[dict[str, str]]]
 
 
 def read_prompts(given: Sequence[str], path: str | None) -> Prompts | None:

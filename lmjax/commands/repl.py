@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lmjax.commands.conversation import CHAT_HELP, Conversation
 from lmjax.commands.prompts import unspeakable
 from lmjax.errors import FlagError, UserError
 
@@ -24,15 +25,23 @@ class Repl:
         settings: the current settings, as text by flag.
     """
 
-    def __init__(self, settings: Mapping[str, Any], prepare: Callable[[Mapping[str, Any]], Callable[[str, int], Any]]):
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        prepare: Callable[[Mapping[str, Any]], Callable[[str, int], Any]],
+        conversation: Conversation | None = None,
+    ):
         """Prepares a conversation.
 
         Args:
             settings: the flags that were given.
             prepare: from settings to a function that prints the text for a prompt, given the prompt and the number of
                 prompts before it; raises UserError for invalid settings.
+            conversation: the messages so far, which its own commands change; None: each prompt stands alone.
         """
         self._count = 0
+        self._commands = conversation.commands() if conversation else {}
+        self._help = f"{CHAT_HELP}\n{HELP}" if conversation else HELP
         self.settings = dict(settings)
         self._prepare = prepare
         self._write = prepare(self.settings)
@@ -43,7 +52,7 @@ class Repl:
         Args:
             read: from the text that is shown before a line to the line.
         """
-        print(HELP, file=sys.stderr)
+        print(self._help, file=sys.stderr)
         while True:
             try:
                 line = read("> ")
@@ -72,7 +81,9 @@ class Repl:
 
     def _command(self, line: str) -> None:
         name, _, rest = line[1:].partition(" ")
-        if name == "show":
+        if name in self._commands:
+            self._commands[name](rest.strip())
+        elif name == "show":
             print("\n".join(f"{key}={value}" for key, value in sorted(self.settings.items())) or "nothing is set")
         elif name == "set" and "=" in rest:
             key, _, value = rest.partition("=")
@@ -83,7 +94,7 @@ class Repl:
             self._write = self._prepare(wanted)
             self.settings = wanted
         else:
-            print(HELP, file=sys.stderr)
+            print(self._help, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,54 @@
-"""Encodes the texts of records: each text by itself, or the parts of a running text together."""
+"""How documents become token ids: running text, pairs, and records with one or several texts."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from lmjax.data.columns import Column
 from lmjax.data.documents import Document
 from lmjax.data.vocabulary import Vocabulary
+
+
+class Encoder:
+    """Encodes each text of a document as a whole; a subclass makes tokens in another way.
+
+    A token that spans two sentences belongs to the first of them.
+
+    Attributes:
+        tokenizer: of the ids, which a run keeps.
+        columns: of the documents that it yields; None: those of the documents that it is given.
+    """
+
+    columns: tuple[Column, ...] | None = None
+
+    def __init__(self, tokenizer: Vocabulary):
+        """Takes the tokenizer."""
+        self.tokenizer = tokenizer
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Returns what changes the tokens in addition to the tokenizer, as JSON values."""
+        return {}
+
+    def __call__(self, documents: list[Document]) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
+        """Yields documents that have tokens or values, each with its tokens and the ends of its segments in them."""
+        threads = os.cpu_count() or 1
+        if documents[0].pair or documents[0].counts:
+            # A pair is a record of two texts.
+            pairs = [each._replace(counts=(1, 1)) if each.pair else each for each in documents]
+            for document, texts in zip(documents, encode_records(pairs, self.tokenizer, threads), strict=True):
+                if any(map(len, texts)) or document.values:
+                    ids = np.concatenate([np.zeros(0, np.int32), *texts])
+                    yield document, ids, np.cumsum([len(text) for text in texts], dtype=np.int64)
+            return
+        located = self.tokenizer.locate_batch([document.text for document in documents], threads)
+        for document, (ids, starts) in zip(documents, located, strict=True):
+            if len(ids):
+                cuts = np.cumsum([len(segment) for segment in document.segments[:-1]], dtype=np.int64)
+                ends = np.append(np.searchsorted(starts, cuts), len(ids))
+                yield document, ids, np.unique(ends[ends > 0])
 
 
 def encode_records(documents: Sequence[Document], tokenizer: Vocabulary, threads: int = 1) -> list[list[np.ndarray]]:

@@ -20,16 +20,24 @@ import numpy as np
 import tokenizers
 
 from lmjax.data.long_texts import Located
-from lmjax.data.special_tokens import parse_object, read_bounded, settings_of, special_names
+from lmjax.data.special_tokens import (
+    chat_template,
+    parse_object,
+    read_bounded,
+    read_template,
+    settings_of,
+    special_names,
+)
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizer_files import MODEL_FILES, build
-from lmjax.data.vocabulary import ROLES, Vocabulary, write_whole
+from lmjax.data.vocabulary import ROLES, TEMPLATE, Vocabulary, write_whole
 from lmjax.errors import FlagError
 from lmjax.paths import expanded
 
 TOKENIZER, SPECIAL = "tokenizer.json", "special_tokens.json"
 # Files next to the tokenizer that are saved with it, unchanged.
-SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+CONFIG = "tokenizer_config.json"
+SIDE_FILES = (CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE)
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SENTINEL = re.compile(r"<extra_id_(\d{1,6})>")
@@ -96,6 +104,8 @@ class FastTokenizer(Vocabulary):
         prefix = content["model"].get("continuing_subword_prefix") or ""
         continues = [i for token, i in vocab.items() if prefix and i not in special and token.startswith(prefix)]
         super().__init__(pieces, special, roles, sentinels, continues)
+        self.special_texts = {token: i for token, i in vocab.items() if i in self.special_ids}
+        self.chat_template = chat_template(self.files.get(TEMPLATE), self.files.get(CONFIG))
         digest = hashlib.blake2b(files[TOKENIZER], digest_size=16)
         digest.update(json.dumps(self.names, sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()
@@ -112,6 +122,19 @@ class FastTokenizer(Vocabulary):
         if start is None:
             raise FlagError("tokenizer.path: the tokenizer's post_processor changes the ids of a text; choose another")
         return whole[:start], whole[start + len(plain) :]
+
+    @_clear_errors()
+    def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns, for each token of a text, its int32 id and the int64 characters at which it begins and ends."""
+        encoding = self._fast.encode(text, add_special_tokens=False)
+        bounds = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), bounds[:, 0], bounds[:, 1]
+
+    def with_template(self, template: str) -> "FastTokenizer":
+        """Returns the same tokenizer with another chat template."""
+        if template == self.chat_template:
+            return self
+        return FastTokenizer({**self.files, TEMPLATE: template.encode()}, self.names)
 
     def save_in(self, folder: pathlib.Path) -> None:
         """Writes `tokenizer.json`, the files that were next to it and `special_tokens.json` into `folder`."""
@@ -170,7 +193,8 @@ def _load_folder(folder: pathlib.Path) -> Tokenizer | FastTokenizer:
     settings = settings_of(folder)
     model = next((folder / name for name in MODEL_FILES if (folder / name).exists()), None)
     if model and not settings:
-        return Tokenizer.load(str(model))
+        there = (folder / TEMPLATE).exists()
+        return Tokenizer.load(str(model)).with_template(read_template(folder / TEMPLATE) if there else "")
     return _checked(folder, build(folder, model, settings), settings)
 
 

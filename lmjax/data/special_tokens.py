@@ -211,3 +211,38 @@ def special_names(content: Mapping[str, Any], settings: Mapping[str, Any], vocab
         "extra_special_tokens": [token for token in extra if token in vocab],
         "tokenizer_class": settings.get("tokenizer_class", ""),
     }
+
+
+def chat_template(file: bytes | None, config: bytes | None) -> str:
+    """Returns the chat template of a tokenizer; empty if it has none.
+
+    Args:
+        file: content of its chat_template.jinja, which wins.
+        config: content of its tokenizer_config.json, in which it is a text, or one of several with names.
+
+    Raises:
+        FlagError: it is no text.
+    """
+    if file is not None:
+        return _text("chat_template.jinja", file)
+    found = json.loads(config).get("chat_template") if config else None
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise FlagError(
+            f"tokenizer.path: chat_template is {str(found)[:80]!r} in tokenizer_config.json; it must be a text"
+        )
+    return found or ""
+
+
+def read_template(path: pathlib.Path) -> str:
+    """Returns the chat template in a file; raises FlagError if it cannot be read."""
+    return _text(str(path), read_bounded(path))
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise FlagError(f"{name}: a chat template that is not UTF-8 ({error.reason}); copy it again") from error

@@ -33,7 +33,7 @@ import numpy as np
 
 from lmjax.data.columns import Column, Value
 from lmjax.data.documents import Document
-from lmjax.data.encoding import encode_records
+from lmjax.data.encoding import Encoder
 from lmjax.data.values import RecordWriter, Values
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, SaveError
@@ -142,23 +142,26 @@ def build_store(
     fingerprint_parts: dict,
     cache_dir: str,
     columns: Sequence[Column] = (),
+    encoder: Encoder | None = None,
 ) -> Store:
     """Returns the store of the documents: the one in `cache_dir` if there is a complete one, otherwise a new one.
 
     Args:
         documents: gives the documents as a stream; called only if a store must be built.
-        tokenizer: encodes each text as a whole: a document, the source or target of a pair, or a text of a record. A
-            token that spans two sentences belongs to the first of them.
+        tokenizer: of the tokens.
         fingerprint_parts: everything that determines the documents (fingerprint of the corpus, the split ...), as JSON
             values.
         cache_dir: the folder of stores.
         columns: of the documents, if they are records.
+        encoder: makes the tokens; None: it encodes each text as a whole.
 
     Raises:
         DataError: the documents have no tokens.
         SaveError: the store cannot be written.
     """
-    parts = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **fingerprint_parts}
+    encoder = encoder or Encoder(tokenizer)
+    columns = columns if encoder.columns is None else encoder.columns
+    parts = {"format": _FORMAT, "tokenizer": tokenizer.fingerprint, **fingerprint_parts, **encoder.parts}
     parts |= {"columns": list(columns)} if columns else {}
     encoded = json.dumps(parts, sort_keys=True).encode()
     fingerprint = hashlib.blake2b(encoded, digest_size=16).hexdigest()
@@ -169,7 +172,7 @@ def build_store(
             root.mkdir(parents=True, exist_ok=True)
             _remove_stale(root)
             with _temporary_folder(root) as folder:
-                meta = _write(folder, documents(), tokenizer, columns)
+                meta = _write(folder, documents(), encoder, columns)
                 meta |= {"fingerprint": fingerprint, "parts": parts}
                 _write_meta(folder, meta)
                 _publish(folder, final)
@@ -190,15 +193,13 @@ def _read_meta(folder: pathlib.Path) -> dict | None:
     return meta if whole and meta["format"] == _FORMAT else None
 
 
-def _write(
-    folder: pathlib.Path, documents: Iterator[Document], tokenizer: Vocabulary, columns: Sequence[Column]
-) -> dict:
+def _write(folder: pathlib.Path, documents: Iterator[Document], encoder: Encoder, columns: Sequence[Column]) -> dict:
     """Returns the metadata, after writing the tokens and offsets batch by batch.
 
     Raises:
         DataError: there are no tokens.
     """
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    dtype = np.dtype(np.uint16 if encoder.tokenizer.vocab_size <= 2**16 else np.uint32)
     num_documents = num_segments = num_tokens = num_bytes = 0
     pairs = False
     names = ("tokens.bin", *_INDEX_FILES)
@@ -208,11 +209,11 @@ def _write(
         for file in index:
             np.zeros(1, np.int64).tofile(file)
         for batch in _batches(documents):
-            pairs = batch[0].pair
             num_bytes += sum(len(segment.encode()) for document in batch for segment in document.segments)
-            encoded = list(_encode(batch, tokenizer))
+            encoded = list(encoder(batch))
             if not encoded:
                 continue
+            pairs = encoded[0][0].pair
             for _, ids, _ in encoded:
                 tokens.write(ids.astype(dtype))
             records.write([document for document, _, _ in encoded])
@@ -251,31 +252,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _encode(batch: list[Document], tokenizer: Vocabulary) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
-    """Yields documents that have tokens or values, each with its tokens and the ends of its segments in them."""
-    threads = os.cpu_count() or 1
-    if batch[0].counts:
-        for document, texts in zip(batch, encode_records(batch, tokenizer, threads), strict=True):
-            if any(map(len, texts)) or document.values:
-                ids = np.concatenate([np.zeros(0, np.int32), *texts])
-                yield document, ids, np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return
-    if batch[0].pair:
-        encoded = iter(tokenizer.encode_batch([text for document in batch for text in document.segments], threads))
-        for document in batch:
-            texts = [next(encoded) for _ in document.segments]
-            if any(texts):
-                ids = np.array([i for text in texts for i in text], np.int32)
-                yield document, ids, np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return
-    located = tokenizer.locate_batch([document.text for document in batch], threads)
-    for document, (ids, starts) in zip(batch, located, strict=True):
-        if len(ids):
-            cuts = np.cumsum([len(segment) for segment in document.segments[:-1]], dtype=np.int64)
-            ends = np.append(np.searchsorted(starts, cuts), len(ids))
-            yield document, ids, np.unique(ends[ends > 0])
 
 
 def _write_meta(folder: pathlib.Path, meta: dict) -> None:

@@ -38,7 +38,7 @@ import pydantic
 import sentencepiece
 
 from lmjax.data.long_texts import Located
-from lmjax.data.vocabulary import Vocabulary, write_whole
+from lmjax.data.vocabulary import TEMPLATE, Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
 from lmjax.paths import expanded, read_regular
 from lmjax.schema import Schema
@@ -74,11 +74,11 @@ class TokenizerConfig(Schema):
 class Tokenizer(Vocabulary):
     """A SentencePiece tokenizer; `Vocabulary` documents its attributes.
 
-    Picklable: only the bytes of its model, `proto`, are pickled.
+    Picklable: only the bytes of its model, `proto`, and the chat template are pickled.
     """
 
-    def __init__(self, proto: bytes):
-        self.proto = proto
+    def __init__(self, proto: bytes, chat_template: str = ""):
+        self.proto, self.chat_template = proto, chat_template
         self._model = model = sentencepiece.SentencePieceProcessor(model_proto=proto)
         roles = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id(), "eos": model.eos_id()}
         roles |= {role: model.piece_to_id(piece) for role, piece in (("cls", CLS), ("sep", SEP), ("mask", MASK))}
@@ -89,6 +89,7 @@ class Tokenizer(Vocabulary):
             roles,
             [model.piece_to_id(piece) for piece in SENTINELS],
         )
+        self.special_texts = {model.id_to_piece(i): i for i in ids if model.is_control(i)}
         settings = parsed(proto)
         self._line_feed = model.piece_to_id("\n") if splits_lines(settings) else None
         self._byte_pairs = settings.trainer_spec.model_type == settings.trainer_spec.BPE
@@ -126,8 +127,14 @@ class Tokenizer(Vocabulary):
         write_whole(pathlib.Path(path), self.proto)
 
     def save_in(self, folder: pathlib.Path) -> None:
-        """Writes `tokenizer.model` into `folder`."""
+        """Writes `tokenizer.model` into `folder`, and the chat template if there is one."""
+        if self.chat_template:
+            write_whole(folder / TEMPLATE, self.chat_template.encode())
         self.save(str(folder / "tokenizer.model"))
+
+    def with_template(self, template: str) -> "Tokenizer":
+        """Returns the same tokenizer with another chat template."""
+        return Tokenizer(self.proto, template)
 
     def _lines(self, text: str) -> list[str]:
         """Returns the parts of a text that are encoded separately.
@@ -175,7 +182,7 @@ class Tokenizer(Vocabulary):
         return self._model.decode([int(i) for i in ids])
 
     def __reduce__(self):
-        return Tokenizer, (self.proto,)
+        return Tokenizer, (self.proto, self.chat_template)
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:

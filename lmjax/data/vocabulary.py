@@ -23,6 +23,10 @@ ROLES = {
 }
 
 
+# The file of a chat template, in the folder of its tokenizer.
+TEMPLATE = "chat_template.jinja"
+
+
 def _role(role: str) -> property:
     return property(lambda self: self._id(role), doc=f"Returns the id of the {ROLES[role]} token.")
 
@@ -49,9 +53,13 @@ class Vocabulary:
         word_start: bool `[vocab_size]`, whether the token begins a word (or is white space, punctuation or special).
             For whole-word masking, a word is such a token and the tokens after it up to the next one.
         fingerprint: hex digest of everything that determines the ids.
+        chat_template: the template of conversations that is saved with the tokenizer; empty: it has none.
+        special_texts: text -> id of the special tokens that have one.
     """
 
     fingerprint: str
+    chat_template: str = ""
+    special_texts: dict[str, int]
     _byte_pairs = False  # whether the ids are those of byte-pair encoding
     pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id = map(_role, ROLES)
 
@@ -155,6 +163,16 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of token ids, without special tokens."""
+        raise NotImplementedError
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        """Returns role -> text of the special tokens that the tokenizer has."""
+        text_of = {i: text for text, i in self.special_texts.items()}
+        return {role: text_of[i] for role, i in self.role_ids.items() if i in text_of}
+
+    def with_template(self, template: str) -> "Vocabulary":
+        """Returns the same tokenizer with another chat template."""
         raise NotImplementedError
 
     def save_in(self, folder: pathlib.Path) -> None:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lmjax.data.chat import MESSAGES
 from lmjax.data.fields import Fields, field_of, has_fields, read_fields, text_of
 from lmjax.data.files import Faults, find_files
+from lmjax.data.messages import read_messages
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.errors import DataError
 from lmjax.inference.score.score import Question
@@ -48,8 +50,11 @@ def _text(where: str, fields: Fields, name: str, needed: str, empty: bool = Fals
     return value
 
 
-def prompt(where: str, fields: Fields) -> str:
-    """Returns the text `prompt` of a record."""
+def prompt(where: str, fields: Fields) -> str | list[dict[str, str]]:
+    """Returns the text `prompt` of a record, or the conversation in its `messages`."""
+    if MESSAGES in fields:
+        found = read_messages(where, field_of(where, fields, MESSAGES, "a conversation needs it"), answered=False)
+        return [message._asdict() for message in found]
     return _text(where, fields, "prompt", "a record needs a prompt, a text that is not empty")
 
 

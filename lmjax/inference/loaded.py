@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from lmjax.axes import RULES
+from lmjax.data.chat import ChatTemplate
+from lmjax.data.messages import USER, read_messages
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults
@@ -28,8 +30,8 @@ from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
 PyTree = Any
-# A text, or its token ids.
-Text = str | Sequence[int]
+# A text, its token ids, or a conversation: messages with a role and a content.
+Text = str | Sequence[int] | Sequence[Mapping[str, str]]
 Texts = Text | Sequence[Text]
 
 # The least length of the rows of a forward pass: all shorter texts share one compiled program.
@@ -222,19 +224,25 @@ class LoadedModel:
         return self.tokenizer.decode([int(i) for i in rows])
 
     def ids(self, text: Text, name: str, *, around: bool = True) -> tuple[int, ...]:
-        """Returns the ids of a text, or given ids unchanged.
+        """Returns the ids of a text or of a conversation, or given ids unchanged.
 
         Args:
-            text: a text that is not blank, or at least one id.
+            text: a text that is not blank, at least one id, or messages of which the last one is to be answered.
             name: the name of the argument in error messages.
             around: whether to add the ids that the prompt format puts before and after a text.
 
         Raises:
             FlagError: it is neither a text nor ids, has no tokens, or has an id outside the vocabulary.
+            DataError: it is no conversation, or the chat template refuses it.
         """
-        if isinstance(text, str):
-            if not text.strip():
-                raise FlagError(f"{name} is empty; write what the text begins with")
+        if isinstance(text, str) and not text.strip():
+            raise FlagError(f"{name} is empty; write what the text begins with")
+        if isinstance(text, str) and self.prompts.chat and around:
+            text = [{"role": USER, "content": text}]
+        if is_conversation(text):
+            messages = read_messages(name, list(map(dict, text)), answered=False)
+            ids = [*ChatTemplate.of(self.tokenizer).prompt(messages, name), *self.prompts.after]
+        elif isinstance(text, str):
             ids = self.tokenizer.encode(text)
             ids = self.prompts.around(ids) if around else ids
         elif isinstance(text, Sequence | np.ndarray):
@@ -248,6 +256,11 @@ class LoadedModel:
                 f"{name}: id {odd[0]} is not in the vocabulary; ids go from 0 to {self.config.vocab_size - 1}"
             )
         return tuple(int(i) for i in ids)
+
+
+def is_conversation(text: object) -> bool:
+    """Returns whether a prompt is a list of messages."""
+    return isinstance(text, Sequence) and len(text) > 0 and isinstance(text[0], Mapping)
 
 
 def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:
@@ -296,7 +309,7 @@ def as_list(texts: Texts, name: str) -> list[Text]:
         raise FlagError(f"{name} is {str(texts)[:80]!r}; give a text, or a list of texts or of lists of ids")
     if not len(texts):
         raise FlagError(f"{name}: is empty; give at least one text")
-    return [texts] if isinstance(texts[0], int | np.integer) else list(texts)
+    return [texts] if isinstance(texts[0], int | np.integer | Mapping) else list(texts)
 
 
 def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:

@@ -11,7 +11,7 @@ from lmjax.data.fast_tokenizer import TOKENIZER, FastTokenizer
 from lmjax.data.special_tokens import CLASS_OF_MODEL
 from lmjax.data.tokenizer import Tokenizer, parsed, splits_lines
 from lmjax.data.tokenizer_files import byte_pair_merges
-from lmjax.data.vocabulary import ROLES, write_whole
+from lmjax.data.vocabulary import ROLES, TEMPLATE, write_whole
 from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import spaced
 from lmjax.interop.families import FAMILIES
@@ -60,7 +60,7 @@ def export_tokenizer(
         files = {
             TOKENIZER: sentencepiece_json(tokenizer, model_type),
             CONFIG: _encoded(_config(tokenizer, model_type, max_length)),
-        }
+        } | ({TEMPLATE: tokenizer.chat_template.encode()} if tokenizer.chat_template else {})
     for name, content in files.items():
         write_whole(folder / name, content)
 

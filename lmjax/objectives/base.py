@@ -15,6 +15,8 @@ from flax import struct
 from pydantic import Field
 
 from lmjax.data.columns import Column
+from lmjax.data.documents import Document
+from lmjax.data.encoding import Encoder
 from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
@@ -206,6 +208,18 @@ class Objective(abc.ABC):
         """Returns its settings with the fields in `learned` filled in from the training data."""
         del stores
         return config
+
+    @classmethod
+    def encoder(cls, config: Any, tokenizer: Tokenizer) -> Encoder | None:
+        """Returns what makes tokens of its documents; None: each text is encoded as a whole."""
+        del config, tokenizer
+        return None
+
+    @classmethod
+    def running_text(cls, config: Any, document: Document) -> str:
+        """Returns the text of a document as a tokenizer is trained on it."""
+        del config
+        return document.text
 
     @classmethod
     def known_columns(cls, config: Any) -> tuple[Column, ...]:

@@ -19,6 +19,7 @@ class PromptFormat:
         never_first: ids that are not generated as the first token after the forced ones.
         never_words: sequences of several ids that are never generated.
         last: at the length limit one of these ids is generated, whatever the logits.
+        chat: whether a text is a message of the user, which the chat template of the tokenizer puts before an answer.
         bidirectional: whether a decoder's prompt is a prefix in which every token attends to every other (prefix
             language models).
     """
@@ -32,6 +33,7 @@ class PromptFormat:
     never_first: tuple[int, ...] = ()
     never_words: tuple[tuple[int, ...], ...] = ()
     last: tuple[int, ...] = ()
+    chat: bool = False
     bidirectional: bool = False
 
     def around(self, ids: Sequence[int]) -> list[int]:

@@ -21,6 +21,7 @@ CLASSES = (
     "replaced_token.ReplacedToken",
     "classification.Classification",
     "tagging.Tagging",
+    "chat.Chat",
 )
 
 

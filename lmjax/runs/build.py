@@ -22,6 +22,7 @@ from lmjax import __version__
 from lmjax.config import Config, write_json
 from lmjax.data.columns import Column
 from lmjax.data.documents import Document
+from lmjax.data.encoding import Encoder
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
 from lmjax.data.sources import corpus_fingerprint
@@ -154,8 +155,10 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     if parts := objective.record_format(getattr(config.task, objective.name)).parts:
         identity["record_format"] = parts
     tokenizer = _tokenizer(config, workdir, splits.train, identity)
+    encoder = objective.encoder(getattr(config.task, objective.name), tokenizer) or Encoder(tokenizer)
+    tokenizer = encoder.tokenizer
     config = _with_vocabulary(config, tokenizer)
-    whole_identity = identity | {"tokenizer": tokenizer.fingerprint}
+    whole_identity = identity | {"tokenizer": tokenizer.fingerprint} | encoder.parts
     _check_identity(workdir, whole_identity)
 
     def store(documents: Any, name: str, part_of: str, columns: Sequence[Column]) -> Store:
@@ -164,7 +167,12 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         parts = identity | own | {"set": name}
         with phase(f"tokenizing the documents of {name}"):
             return build_store(
-                documents, tokenizer, fingerprint_parts=parts, cache_dir=config.data.cache_path, columns=columns
+                documents,
+                tokenizer,
+                fingerprint_parts=parts,
+                cache_dir=config.data.cache_path,
+                columns=columns,
+                encoder=encoder,
             )
 
     config, stores, eval_stores = _stores(config, splits, store)
@@ -291,7 +299,7 @@ def _tokenizer(
     for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
         if own.exists():
             try:
-                return load_tokenizer(str(own))
+                return load_tokenizer(str(workdir))
             except (DataError, FlagError) as e:
                 raise DataError(f"{own}: the run's own tokenizer cannot be read; restore it from a copy ({e})") from e
     if config.tokenizer.path:
@@ -309,7 +317,10 @@ def _trained_tokenizer(
     if cached.exists():
         return Tokenizer.load(str(cached))
     with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} tokens"):
-        tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
+        objective = objective_types(config.task.objective)[0]
+        own = getattr(config.task, objective.name)
+        texts = (objective.running_text(own, d) for read in train.values() for d in read())
+        tokenizer = train_tokenizer(texts, config.tokenizer)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(cached))

@@ -258,7 +258,7 @@ def _from_hub(name: str) -> pathlib.Path:
             "huggingface_hub"
         ) from e
     try:
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as e:
         # Any error of the library or the network becomes one message, because the checkpoint cannot be downloaded.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.data.chat import ChatEncoder, ChatTemplate
 from lmjax.data.documents import Document
 from lmjax.data.pipeline import batches
 from lmjax.data.store import build_store
@@ -57,6 +58,16 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
         return build_store(lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
 
     labelled = {"classification": stored("classification", records), "tagging": stored("tagging", tagged)}
+    speakers = ("f:1", "user", "assistant", "user", "assistant")
+    said = [("a", "b", "", "c"), ("", "", "a", "b" * 200), ("a", "bc", "d" * 200, "e")]
+    spoken = [Document(s, "", counts=(4,), values=(speakers,)) for s in said]
+    labelled["chat"] = build_store(
+        lambda: iter(spoken),
+        tokenizer,
+        fingerprint_parts={},
+        cache_dir=folder,
+        encoder=ChatEncoder(ChatTemplate.of(tokenizer)),
+    )
     stores = {False: make_store(text), True: make_store(pairs, pairs=True)}
 
     def store_of(task):
@@ -123,7 +134,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
         assert equal(examples(i, rng_of(i)), again(i, rng_of(i)))
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
-    assert changed == (objective not in ("next_token", "seq2seq", *LEARNED))
+    assert changed == (objective not in ("next_token", "seq2seq", "chat", *LEARNED))
     with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
     _, row = examples.mixture.row(1, seed=0, shuffle=False)

@@ -15,7 +15,7 @@ from lmjax.inference.generate.beam import BeamSearch
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint, ConstraintState
 from lmjax.inference.generate.processors import Processors
-from lmjax.inference.generate.requests import Request, batches, check_memory, make_requests
+from lmjax.inference.generate.requests import Request, answering, batches, check_memory, make_requests
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.strategy import NOTHING
@@ -109,7 +109,7 @@ def generate(
 
     Args:
         loaded: a decoder or an encoder-decoder.
-        prompts: texts, or token ids, which are used as they are.
+        prompts: texts; token ids, which are used as they are; or conversations, lists of messages {"role", "content"}.
         config: settings. Fields that it does not set (all fields if it is None) are taken from the model's folder if
             they are given there, else from the defaults of `GenerateConfig`.
         seeds: one for each prompt; None: `config.seed`, `config.seed` + 1 and so on.
@@ -122,6 +122,7 @@ def generate(
             satisfies.
     """
     config = resolved(loaded, config, drafted=draft is not None)
+    loaded = answering(loaded, prompts)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
     results: list[list[Generation]] = [[]] * len(requests)
     guessed = draft is not None or config.lookup > 0
@@ -150,6 +151,7 @@ def stream(
     the first part is requested.
     """
     config = resolved(loaded, config, drafted=draft is not None)
+    loaded = answering(loaded, [prompt])
     requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
     if config.beams is not None:
         best = _beams(loaded, requests, config)[0][0]

@@ -8,8 +8,16 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from lmjax.data.chat import ChatTemplate
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, PromptFormat, Text, check_length, longest_row
+from lmjax.inference.loaded import (
+    LoadedModel,
+    PromptFormat,
+    Text,
+    check_length,
+    is_conversation,
+    longest_row,
+)
 from lmjax.model.cache import CacheType, init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.parallel.memory import check_fits, device_memory, held
@@ -33,6 +41,35 @@ class Request:
     seed: int
     prompt: tuple[int, ...]
     source: tuple[int, ...] = ()
+
+
+def answering(loaded: LoadedModel, prompts: Sequence[Text]) -> LoadedModel:
+    """Returns the model, and with conversations one that answers them; raises FlagError if others are not."""
+    if not any(map(is_conversation, prompts)) or loaded.prompts.chat:
+        return loaded
+    if odd := [prompt for prompt in prompts if not is_conversation(prompt)]:
+        raise FlagError(f"prompts: {str(odd[0])[:80]!r} is no conversation, and others are; give them apart")
+    return chatting(loaded)
+
+
+def chatting(loaded: LoadedModel) -> LoadedModel:
+    """Returns the same model, for which a text is a message that it answers in its tokenizer's chat template.
+
+    What it writes ends with the stop token of the template too.
+
+    Raises:
+        FlagError: the tokenizer has no chat template.
+    """
+    if loaded.prompts.chat:
+        return loaded
+    if not loaded.tokenizer.chat_template:
+        raise FlagError(
+            "this model's tokenizer has no chat template; train one with --objective=chat, or give a prompt as a text"
+        )
+    template, form = ChatTemplate.of(loaded.tokenizer), loaded.prompts
+    stop = tuple(dict.fromkeys((*form.stop, *template.stop)))
+    never = tuple(i for i in form.never if i not in template.written)
+    return dataclasses.replace(loaded, prompts=dataclasses.replace(form, chat=True, stop=stop, never=never))
 
 
 def make_requests(
