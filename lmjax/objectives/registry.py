@@ -20,6 +20,7 @@ CLASSES = (
     "sentence_order.SentenceOrder",
     "replaced_token.ReplacedToken",
     "classification.Classification",
+    "text_to_text.TextToText",
     "tagging.Tagging",
     "chat.Chat",
 )

@@ -43,13 +43,23 @@ def side(pieces: list[np.ndarray], length: int, pad_id: int, prefix: str = "") -
     }
 
 
+def fitted(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns two texts of at most `room` tokens together; the longer one loses its end first.
+
+    Devlin et al. 2019, arXiv:1810.04805, in the code of its authors.
+    """
+    room = max(0, room)
+    halves = (room - room // 2, room // 2)
+    return first[: max(room - len(second), halves[0])], second[: max(room - len(first), halves[1])]
+
+
 def text_row(
     form: PromptFormat, texts: Sequence[np.ndarray], *, between: Sequence[int], length: int, pad_id: int
 ) -> Features:
     """Returns `tokens`, `positions`, `segment_ids` and `type_ids`, int32 `[length]`, of a row of one or two texts.
 
-    Of two texts that do not fit, the longer one loses its end first (Devlin et al. 2019, arXiv:1810.04805, in the code
-    of its authors). A row without any id holds the first of `between`, so that the model reads something.
+    Of two texts that do not fit, the longer one loses its end first. A row without any id holds the first of `between`,
+    so that the model reads something.
 
     Args:
         form: the ids before and after a text, or a pair of them.
@@ -61,12 +71,7 @@ def text_row(
     first, *rest = texts
     second = rest[0] if rest else first[:0]
     joint = list(between) if len(second) else []
-    room = max(0, length - len(form.before) - len(joint) - len(form.after))
-    halves = (room - room // 2, room // 2)
-    rooms = (max(room - len(second), halves[0]), max(room - len(first), halves[1]))
-    if not len(second):
-        rooms = (room, 0)
-    a, b = first[: rooms[0]], second[: rooms[1]]
+    a, b = fitted(first, second, length - len(form.before) - len(joint) - len(form.after))
     begin, end = [*form.before, *a, *joint], [*b, *form.after]
     tokens = np.array([*begin, *end] or between[:1], np.int32)[:length]
     types = [0] * len(begin) + [1 if len(second) else 0] * len(end)

@@ -1,5 +1,7 @@
 """Base classes of the objectives that predict tokens: the features `targets` and `weights`, and their cross entropy."""
 
+import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,6 +15,8 @@ from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import source_target
+
+_log = logging.getLogger(__name__)
 
 
 class TokenPrediction(Objective):
@@ -61,6 +65,37 @@ class SourceToTarget(TokenPrediction):
             return PromptFormat(before=(t.bos_id,), after=end, stop=end, never=self.never())
         return PromptFormat(after=end, start=(t.pad_id,), stop=end, never=self.never())
 
+    def prefixed(self, prefix: str) -> PromptFormat:
+        """Returns the format of a source that begins with words."""
+        form = SourceToTarget.prompt_format(self)
+        return dataclasses.replace(form, before=(*form.before, *self.tokenizer.encode(prefix)))
+
+    def kept(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how many tokens of sources and targets of these lengths a row has room for.
+
+        In a decoder both share a row: where they do not fit, a target has `target_length` tokens, at most half of the
+        row, or as many as its source leaves.
+        """
+        if self.family.paired:
+            return np.minimum(source, self.length), np.minimum(target, self.target_length)
+        room = min(self.target_length, self.length // 2)
+        target = np.minimum(target, np.maximum(room, self.length - source))
+        return np.minimum(source, self.length - target), target
+
+    def report(self, whole: tuple[np.ndarray, np.ndarray], kept: tuple[np.ndarray, np.ndarray]) -> None:
+        """Logs how many sources and targets lose how many tokens, given their lengths before and after."""
+        lost = [np.subtract(*lengths) for lengths in zip(whole, kept, strict=True)]
+        if any(each.any() for each in lost):
+            said = [f"{np.count_nonzero(n):,} of {len(n):,} {what} lose {n.sum():,} tokens"
+                    for what, n in zip(("sources", "targets"), lost, strict=True) if n.any()]  # fmt: skip
+            rows = f"{self.length} and {self.target_length}" if self.family.paired else f"{self.length}"
+            _log.warning(
+                "%s: %s, because rows have %s tokens (task.length, task.target_length)",
+                self.name,
+                " and ".join(said),
+                rows,
+            )
+
     def row_positions(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Returns the number of positions in a row of `length` that sources and targets of these lengths take.
 
@@ -82,13 +117,18 @@ class SourceToTarget(TokenPrediction):
         longest = int(lengths[cost(lengths) <= self.length].max(initial=1))
         return pack(store.lengths, max_piece=longest, cost=cost, capacity=self.length, seed=seed)
 
-    def row(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Features:
-        """Returns the features of pairs that share a row, as `rows.source_target` makes them."""
+    def row(self, pairs: list[tuple[np.ndarray, np.ndarray]], target_length: int | None = None) -> Features:
+        """Returns the features of pairs that share a row, as `rows.source_target` makes them.
+
+        Args:
+            pairs: sources and targets.
+            target_length: tokens in the decoder's row of an encoder-decoder; None: those of training.
+        """
         return source_target(
             pairs,
             paired=self.family.paired,
             length=self.length,
-            target_length=self.target_length,
+            target_length=target_length or self.target_length,
             pad_id=self.tokenizer.pad_id,
             bos_id=self.tokenizer.bos_id,
         )

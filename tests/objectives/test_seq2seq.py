@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 
 RNG = None  # the objective uses no random numbers
 
@@ -99,3 +99,44 @@ def test_every_pair_is_in_one_row_and_its_sides_meet(architecture, make_store, m
 def test_running_text_is_refused(corpus, make_task):
     with pytest.raises(DataError, match=r"seq2seq needs \(source, target\) pairs"):
         make_task("seq2seq", "decoder", length=16).examples(corpus, 0)
+
+
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "decoder"])
+def test_a_prefix_is_before_each_source_and_each_prompt(architecture, make_store, make_task, ids):
+    task = make_task("seq2seq", architecture, length=16, target_length=8, seq2seq={"prefix": "say "})
+    row = row_of(task.examples(make_store([("abc", "xy")], pairs=True), 0))
+    (objective,) = task.objectives
+    prompt = objective.prompt_format().around(ids("abc"))
+    tokens = row["encoder_tokens"] if architecture == "encoder_decoder" else row["tokens"]
+    begin = ids() if architecture == "encoder_decoder" else ids("BOS")
+    assert tokens[: len(prompt)] == prompt == [*begin, *ids("say ", "abc", "EOS")]
+    assert sum(row["weights"]) == 3
+    with pytest.raises(FlagError, match=r"seq2seq.prefix='say say say ': 12 tokens are half or more of a row of 16"):
+        make_task("seq2seq", architecture, length=16, seq2seq={"prefix": "say say say "}).examples(
+            make_store([("abc", "xy")], pairs=True), 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("encoder_decoder", "1 of 3 sources lose 5 tokens and 2 of 3 targets lose 8 tokens, because rows have 16 and"),
+        ("decoder", "1 of 3 sources lose 13 tokens and 1 of 3 targets lose 3 tokens, because rows have 16 tokens"),
+    ],
+)  # fmt: skip
+def test_what_is_truncated_is_counted(architecture, said, make_store, make_task, caplog):
+    """A source of 20 letters, a target of 10 and one of 12, each with its end."""
+    store = make_store([("a" * 20, "b" * 10), ("c" * 2, "d" * 12), ("e", "f")], pairs=True)
+    make_task("seq2seq", architecture, length=16, target_length=8).examples(store, 0)
+    assert said in caplog.text
+    caplog.clear()
+    make_task("seq2seq", architecture, length=48, target_length=24).examples(store, 0)
+    assert not caplog.text
+
+
+def test_a_short_side_leaves_its_room_to_the_other_one(make_store, make_task, ids):
+    task = make_task("seq2seq", "decoder", length=16, target_length=8)
+    f = row_of(task.examples(make_store([("ab", "c" * 20)], pairs=True), 0))
+    assert f["targets"] == ids("ab", "EOS", "c" * 12, "EOS")
+    f = row_of(task.examples(make_store([("a" * 20, "c")], pairs=True), 0))
+    assert f["targets"] == ids("a" * 13, "EOS", "c", "EOS")

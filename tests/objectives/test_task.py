@@ -34,7 +34,7 @@ CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
 BINARY = ("nsp", "sop", "rtd", "classification", "tagging")
 # What is learned from the training data.
-LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging")}
+LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging", "text_to_text")}
 
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
@@ -58,6 +58,7 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
         return build_store(lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
 
     labelled = {"classification": stored("classification", records), "tagging": stored("tagging", tagged)}
+    labelled["text_to_text"] = labelled["classification"]
     speakers = ("f:1", "user", "assistant", "user", "assistant")
     said = [("a", "b", "", "c"), ("", "", "a", "b" * 200), ("a", "bc", "d" * 200, "e")]
     spoken = [Document(s, "", counts=(4,), values=(speakers,)) for s in said]

@@ -13,6 +13,7 @@ from lmjax.evaluation.measures import classification, tagging
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.records import Prediction
 from lmjax.objectives.tagging import Tagging
+from lmjax.objectives.text_to_text import TextToText
 
 
 class Measure(NamedTuple):
@@ -39,4 +40,5 @@ class Measure(NamedTuple):
 MEASURES: dict[str, Measure] = {
     Classification.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
     Tagging.name: Measure(tagging.metrics),
+    TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
 }
