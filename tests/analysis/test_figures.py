@@ -22,10 +22,8 @@ def results(classes, count=400):
 
 
 def names(classes):
-    """Some are long and differ in their middle alone; a dollar sign would begin a formula."""
-    return [
-        f"kind {i}" if i % 3 else f"a long name of a class with number {i} that costs 1$ or 2$" for i in range(classes)
-    ]
+    """Some are long and differ in their middle alone."""
+    return [f"kind {i}" if i % 3 else f"a long name of a class with number {i} among others" for i in range(classes)]
 
 
 def is_whole(figure):
@@ -47,6 +45,11 @@ def test_no_text_is_cut_and_labels_do_not_overlap(classes):
     ]
     for figure in figures:
         assert is_whole(figure)
+    matrix = figures[0].axes[0]
+    boxes = sorted((label.get_window_extent() for label in matrix.get_xticklabels()), key=lambda box: box.x0)
+    assert all(one.x1 <= other.x0 + 1 for one, other in itertools.pairwise(boxes))
+    # The cells are nearly square.
+    assert 0.8 < matrix.get_window_extent().width / matrix.get_window_extent().height < 1.25
     for figure in (figures[0], figures[3]):
         axes = figure.axes[0]
         ticks = [label.get_text() for label in axes.get_yticklabels()]
@@ -105,6 +108,11 @@ def test_bars_show_values_with_their_intervals():
     lines = [tuple(line.get_xdata()) for line in axes.lines]
     assert lines == [(), (0.4, 0.7), (0.7, 0.8), (0.5, 0.5)]
     assert [text.get_text() for text in axes.texts] == ["0.25", "0.50", "0.75"]
+
+
+def test_a_dollar_sign_begins_no_formula():
+    axes = bars({"f1 1$ to 2$": 0.5, "f1 x_1": 0.4}, ("1$ to 2$", "x_1")).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["x_1", r"1\$ to 2\$"]
 
 
 def test_pixels_are_those_of_the_file(tmp_path):
