@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from lmjax import __version__, strict_json
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
+from lmjax.commands.evaluate_own import check_new, check_own_flags, own_results
 from lmjax.commands.flags import set_name
-from lmjax.commands.models import named, opened, prepare
+from lmjax.commands.models import named, opened, places, prepare
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
 from lmjax.data.files import find_files
@@ -38,19 +39,26 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         # A missing file is told before the model is looked for.
         _ = path == STDLIB or find_files(path)
     prepare()
-    start, loaded, own = time.perf_counter(), None, None
+    start, own = time.perf_counter(), None
+    first, *others = places(place)
     task = values["task"].value or "perplexity"
+    loaded = None
     if values["task"].value in (None, OWN) and not values["harness"].value:
         # Which columns are read depends on what the model was fine-tuned for.
-        loaded = opened(values, place)
+        loaded = opened(values, first)
         if values["task"].value == OWN or loaded.has_task:
             task, own = OWN, loaded.task
+    if own is None:
+        check_own_flags(values, place, others)
     with phase("reading the data"):
         data = {name: read(task, path, fields, own) for name, path in sets.items()}
-    loaded = loaded or opened(values, place)
+    loaded = loaded or opened(values, first)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
             results = _harness(loaded, values, config)
+    elif own is not None:
+        models = [loaded, *(opened(values, other) for other in others)]
+        results = own_results(values, models, {name: found.records for name, found in data.items()})
     else:
         results = {}
         for name, found in data.items():
@@ -74,7 +82,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
 
 def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path | None]:
     """Checks the flags, and returns where the model is, how texts are scored, and the output file if there is one."""
-    place = values[named(values, "evaluate")].value
+    place = values[named(values, "evaluate", several=True)].value
     if values["harness"].value and values["data"].value:
         raise FlagError("--harness and --data: a task of the harness brings its own data; give one of them")
     if not values["harness"].value and not values["data"].value:
@@ -83,6 +91,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
         if values[name].value is not None and not values["harness"].value:
             raise FlagError(f"--{name}={values[name].value}: is for --harness; give that too, or leave it out")
     output = new_file(values["output"].value)
+    check_new(values)
     try:
         config = ScoreConfig(**{name: values[name].value for name in (*NUMBERS, *SWITCHES)})
     except ValidationError as e:

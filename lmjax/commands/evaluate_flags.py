@@ -20,6 +20,8 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
   lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
   lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
   lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: the metrics of its task
+  lmjax evaluate --workdir=runs/a,runs/b,runs/c --data=dev.tsv      an ensemble
+  lmjax evaluate --workdir=runs/a --against=runs/b --data=dev.tsv   which is better, and is it chance
   lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
 """
 
@@ -43,6 +45,9 @@ def define() -> flags.FlagValues:
     tasks = "with --harness, a folder of tasks of your own (YAML); only these are known then"
     define_path(values, "include_path", tasks)
     define_path(values, "output", "a new JSON file for the results")
+    define_path(values, "predictions", "of a fine-tuned model, a new JSON Lines file: each record, gold and prediction")
+    define_path(values, "figures", "of a fine-tuned model, a folder for PNG files such as the confusion matrix")
+    define_path(values, "against", "a second fine-tuned model, compared with the first on the same records")
     flags.DEFINE_multi_string(
         "data",
         [],

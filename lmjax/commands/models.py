@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from absl import flags
 
 from lmjax.data.sources import DataConfig
@@ -15,13 +17,16 @@ from lmjax.runs.trained import load_model, local_folder
 _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
 
 
-def named(values: flags.FlagValues, command: str, names: tuple[str, ...] = ("model", "workdir")) -> str:
+def named(
+    values: flags.FlagValues, command: str, names: tuple[str, ...] = ("model", "workdir"), several: bool = False
+) -> str:
     """Returns which flag names the model; raises FlagError unless exactly one does, or if the workdir does not exist.
 
     Args:
         values: the flags.
         command: the command's name, for messages.
         names: the flags that may name a model.
+        several: whether --workdir may name several, joined by commas.
     """
     given = [name for name in names if values[name].value]
     if len(given) != 1:
@@ -31,8 +36,14 @@ def named(values: flags.FlagValues, command: str, names: tuple[str, ...] = ("mod
             f"{', '.join(f'--{name}' for name in given) or 'none'} given"
         )
     if given[0] == "workdir":
-        local_folder(values["workdir"].value)
+        for place in places(values["workdir"].value) if several else [values["workdir"].value]:
+            local_folder(place)
     return given[0]
+
+
+def places(given: str) -> list[str]:
+    """Returns the places in a list joined by commas; a folder whose name has a comma is one place."""
+    return [given] if pathlib.Path(given).expanduser().is_dir() else [place for place in given.split(",") if place]
 
 
 def prepare() -> None:

@@ -81,14 +81,14 @@ def _text_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
         yield where, line.text.removesuffix("\n")
 
 
-def new_file(path: str | None) -> pathlib.Path | None:
-    """Returns the path of --output; raises FlagError if the file exists or its folder does not."""
+def new_file(path: str | None, flag: str = "output") -> pathlib.Path | None:
+    """Returns the path that a flag names; raises FlagError if the file exists or its folder does not."""
     if not path:
         return None
     output = pathlib.Path(path)
     if output.exists() or not output.parent.is_dir():
         wrong = "exists, and is never overwritten" if output.exists() else "is in a folder that does not exist"
-        raise FlagError(f"--output={output}: {wrong}; name a new file")
+        raise FlagError(f"--{flag}={output}: {wrong}; name a new file")
     return output
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmjax.data.columns import Column, read_columns, read_record
 from lmjax.data.documents import Document, unspaced
@@ -13,11 +14,14 @@ from lmjax.data.fields import Fields
 from lmjax.data.files import Faults, find_files
 from lmjax.data.record_format import RecordFormat
 from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.intervals import RESAMPLES
+from lmjax.evaluation.intervals import RESAMPLES, Difference, McNemar, Measurement, compare, mcnemar
 from lmjax.evaluation.measures import MEASURES
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.predict import predict
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def columns_of(task: RecordTask, gold: bool) -> tuple[Column, ...]:
@@ -85,16 +89,96 @@ def encoded(loaded: LoadedModel, documents: Sequence[Document], *, gold: bool = 
     return TokenRecord.encoded(documents, columns_of(loaded.task, gold), loaded.tokenizer)
 
 
-def measure(task: RecordTask, records: Sequence[TokenRecord], found: Sequence[Prediction]) -> dict[str, float]:
-    """Returns the metrics of predictions, each with the ends of its 95 % interval, and the number of records."""
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """The predictions of a model, or of an ensemble, for records with gold values.
+
+    Attributes:
+        task: what is predicted.
+        documents: the records.
+        truths: the gold values of each.
+        predictions: the prediction for each.
+    """
+
+    task: RecordTask
+    documents: Sequence[Document]
+    truths: Sequence[Prediction]
+    predictions: Sequence[Prediction]
+
+    @functools.cached_property
+    def measurement(self) -> Measurement:
+        """Returns the metrics, from which intervals and comparisons follow."""
+        return MEASURES[self.task.name].metrics(self.task, self.truths, self.predictions)
+
+    def metrics(self, resamples: int = RESAMPLES) -> dict[str, float]:
+        """Returns the metrics, each with its 95 % interval, and the number of records."""
+        return self.measurement.measured(resamples) | {"records": len(self.documents)}
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Returns the figures of the task by name."""
+        made = MEASURES[self.task.name].figures
+        return {} if made is None else made(self.task, self.truths, self.predictions)
+
+    def lines(self) -> list[Mapping[str, Any]]:
+        """Returns for each record its columns, its gold values, and its prediction, as `predict_documents` does."""
+        columns = columns_of(self.task, gold=True)
+        both = zip(self.documents, self.predictions, strict=True)
+        return [_given(self.task, columns, document) | prediction for document, prediction in both]
+
+
+def evaluate_models(
+    models: Sequence[LoadedModel], documents: Sequence[Document], batch_size: int | None = None
+) -> Evaluated:
+    """Returns the predictions for records with gold values; those of several models are combined by `RecordTask.vote`.
+
+    Args:
+        models: fine-tuned for the same task, with the same labels.
+        documents: read by `read_documents` for the task of the first model.
+        batch_size: rows that are computed together; None: as many as have 4,096 tokens.
+
+    Raises:
+        FlagError: the models were not fine-tuned for the same task, or their predictions cannot be combined.
+    """
+    task = models[0].task
+    for model in models[1:]:
+        _check_same(task, model.task)
+    found = []
+    for model in models:
+        records = encoded(model, documents)
+        found.append(predict(model, records, batch_size or max(1, 4096 // model.task.length)))
     truths = [task.truth(record) for record in records]
-    return MEASURES[task.name].metrics(task, truths, found).measured(RESAMPLES) | {"records": len(records)}
+    combined = found[0] if len(found) == 1 else [task.vote(each) for each in zip(*found, strict=True)]
+    return Evaluated(task, documents, truths, combined)
 
 
-def evaluate_records(loaded: LoadedModel, documents: Sequence[Document], batch_size: int = 32) -> dict[str, float]:
-    """Returns the metrics of a fine-tuned model on records with gold values, as `measure` describes."""
-    records = encoded(loaded, documents)
-    return measure(loaded.task, records, predict(loaded, records, batch_size))
+def compared(first: Evaluated, second: Evaluated) -> tuple[dict[str, Difference], McNemar | None]:
+    """Returns the difference of every metric on the same records, and McNemar's test if predictions are right or wrong.
+
+    Raises:
+        FlagError: the two predict different things.
+    """
+    _check_same(first.task, second.task)
+    rights = [
+        [each.task.right(*pair) for pair in zip(each.truths, each.predictions, strict=True)] for each in (first, second)
+    ]
+    test = None if None in rights[0] else mcnemar(*rights)
+    return compare(first.measurement, second.measurement), test
+
+
+def _check_same(task: RecordTask, other: RecordTask) -> None:
+    """Raises FlagError if two models predict different things."""
+
+    def told(task: RecordTask) -> str:
+        columns = [c for c in columns_of(task, gold=True) if c.name in task.gold]
+        return (
+            f"{task.name} of {', '.join(f'{c.name} ({chr(32).join(sorted(c.classes or (c.type,)))})' for c in columns)}"
+        )
+
+    if told(task) != told(other):
+        raise FlagError(
+            f"the models predict different things: {told(task)[:200]}, and {told(other)[:200]}; compare or combine "
+            "models that were fine-tuned for the same task and labels"
+        )
 
 
 def predict_documents(

@@ -11,7 +11,7 @@ from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import of_means
-from lmjax.evaluation.predicted import as_documents, evaluate_records
+from lmjax.evaluation.predicted import as_documents, evaluate_models
 from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.evaluation.texts import likelihood
@@ -137,7 +137,7 @@ def _likelihood(scores: Sequence[Score]) -> Metrics:
 
 def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     """Returns the metrics of the task that the model was fine-tuned for, with intervals."""
-    return evaluate_records(loaded, data.records, max(1, config.batch_tokens // loaded.task.length))
+    return evaluate_models([loaded], data.records, max(1, config.batch_tokens // loaded.task.length)).metrics()
 
 
 TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -129,10 +130,23 @@ class Classification(RecordTask):
     ) -> Prediction:
         """Returns the likeliest label, its probability, and the probabilities of all labels by name."""
         del record, rows
-        scores = dict(zip(self.config.labels, np.exp(outputs[0]["log_probs"]).tolist(), strict=True))
-        best = max(scores, key=lambda label: scores[label])
-        return {"label": best, "score": scores[best], "scores": scores}
+        return _likeliest(dict(zip(self.config.labels, np.exp(outputs[0]["log_probs"]).tolist(), strict=True)))
+
+    def vote(self, predictions: Sequence[Prediction]) -> Prediction:
+        """Returns the prediction by the mean of the probabilities."""
+        count = len(predictions)
+        return _likeliest({x: math.fsum(each["scores"][x] for each in predictions) / count for x in self.config.labels})
+
+    def right(self, truth: Prediction, prediction: Prediction) -> bool:
+        """Returns whether the label is the gold one."""
+        return str(truth[LABEL]) == prediction["label"]
 
     def shown(self, prediction: Mapping[str, Any]) -> str:
         """Returns the label and its probability, separated by a tab."""
         return f"{prediction['label']}\t{prediction['score']:.4f}"
+
+
+def _likeliest(scores: dict[str, float]) -> Prediction:
+    """Returns a prediction with the likeliest label, the first of equally likely ones."""
+    best = max(scores, key=lambda label: scores[label])
+    return {"label": best, "score": scores[best], "scores": scores}

@@ -15,6 +15,7 @@ from lmjax.data.documents import Document
 from lmjax.data.encoding import encode_records
 from lmjax.data.store import Store
 from lmjax.data.vocabulary import Vocabulary
+from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, Objective, Rows
 from lmjax.objectives.prompts import PromptFormat
 
@@ -138,6 +139,20 @@ class RecordTask(Objective):
     def shown(self, prediction: Mapping[str, Any]) -> str:
         """Returns a prediction as one line for a terminal."""
         return json.dumps(prediction, ensure_ascii=False)
+
+    def vote(self, predictions: Sequence[Prediction]) -> Prediction:
+        """Returns the prediction of an ensemble for a record, from those of its models.
+
+        Raises:
+            FlagError: predictions of this task cannot be combined.
+        """
+        del predictions
+        raise FlagError(f"several models: predictions of {self.name} cannot be combined; give one model")
+
+    def right(self, truth: Prediction, prediction: Prediction) -> bool | None:
+        """Returns whether a prediction is right; None if predictions of this task are not right or wrong."""
+        del truth, prediction
+        return None
 
     def truth(self, record: TokenRecord) -> Prediction:
         """Returns the gold values of a record by column, as they are compared with predictions."""

@@ -26,7 +26,7 @@ from lmjax.phases import phase
 from lmjax.runs import diverged
 from lmjax.runs.build import Run
 from lmjax.runs.learned import learned
-from lmjax.runs.measured import measured
+from lmjax.runs.measured import measured, write_figures
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import Claim, check_nothing_lost
 from lmjax.training.board import HyperparameterTable
@@ -146,6 +146,8 @@ def _fit(
                 peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),
                 progress=progress,
             ).run(state)
+            if writer is not None:
+                write_figures(run, evaluator.measured, int(state.step))
     return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
 
 

@@ -1,24 +1,30 @@
-"""The metrics of tasks on records that a run computes at each evaluation, besides its losses."""
+"""The metrics of tasks on records that a run computes at each evaluation, besides its losses, and their figures."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from lmjax.evaluation.measures import MEASURES
 from lmjax.inference.predict import predictions
-from lmjax.objectives.records import RecordTask, TokenRecord
+from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.runs.build import Run
+from lmjax.training.board import write_images
 from lmjax.training.evaluate import EachBatch, EvalSet, Measured
+
+_FOLDER = "figures"
 
 
 def measured(run: Run) -> dict[str, Measured]:
     """Returns what a run measures on its evaluation sets, by the name of the set; empty if it trains no such task."""
     tasks = [o for o in run.task.objectives if isinstance(o, RecordTask) and _installed(o)]
     falling = tuple(name for task in tasks for name in MEASURES[task.name].falling)
-    return {s.name: Measured(_metrics(run, s, tasks), falling) for s in run.eval_sets} if tasks else {}
+    return {s.name: Measured(TaskMetrics.of(run, s, tasks), falling) for s in run.eval_sets} if tasks else {}
 
 
 def _installed(task: RecordTask) -> bool:
@@ -31,22 +37,75 @@ def _installed(task: RecordTask) -> bool:
     return not missing
 
 
-def _metrics(run: Run, evaluated: EvalSet, tasks: list[RecordTask]) -> Any:
-    """Returns the function `Measured.metrics` of a set, over as many records as the evaluation has rows at most."""
-    limit = evaluated.max_batches * evaluated.batch_size
-    stored = ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
-    records = [TokenRecord.stored(store, i) for store, i in itertools.islice(stored, limit)]
+@dataclasses.dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of tasks on one evaluation set: the function `Measured.metrics`.
 
-    def metrics(params: Any, each_batch: EachBatch) -> dict[str, float]:
+    Attributes:
+        run: the run.
+        batch_size: rows that are computed together.
+        tasks: the tasks.
+        records: the records, as many as the evaluation has rows at most.
+        latest: by task, the predictions of the latest evaluation.
+    """
+
+    run: Run
+    batch_size: int
+    tasks: Sequence[RecordTask]
+    records: Sequence[TokenRecord]
+    latest: dict[str, list[Prediction]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run, evaluated: EvalSet, tasks: Sequence[RecordTask]) -> TaskMetrics:
+        """Returns those of an evaluation set."""
+        limit = evaluated.max_batches * evaluated.batch_size
+        stored = ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
+        records = [TokenRecord.stored(store, i) for store, i in itertools.islice(stored, limit)]
+        return cls(run, evaluated.batch_size, tasks, records)
+
+    def __call__(self, params: Any, each_batch: EachBatch) -> dict[str, float]:
+        """Returns the metrics, named `TASK/METRIC`."""
         found = {}
-        for task in tasks:
-            predicted = predictions(
-                task, records, task.form, run.model, params,
-                mesh=run.mesh, batch_size=evaluated.batch_size, each_batch=each_batch,
+        for task in self.tasks:
+            self.latest[task.name] = predicted = predictions(
+                task, self.records, task.form, self.run.model, params,
+                mesh=self.run.mesh, batch_size=self.batch_size, each_batch=each_batch,
             )  # fmt: skip
-            truths = [task.truth(record) for record in records]
-            values = MEASURES[task.name].metrics(task, truths, predicted).values
+            values = MEASURES[task.name].metrics(task, self._truths(task), predicted).values
             found |= {f"{task.name}/{name}": value for name, value in values.items()}
         return found
 
-    return metrics
+    def figures(self) -> dict[str, Any]:
+        """Returns the figures of the latest evaluation by name; empty before the first."""
+        found = {}
+        for task in self.tasks:
+            make = MEASURES[task.name].figures
+            if make is not None and task.name in self.latest:
+                made = make(task, self._truths(task), self.latest[task.name])
+                found |= {f"{task.name}_{name}": figure for name, figure in made.items()}
+        return found
+
+    def _truths(self, task: RecordTask) -> list[Prediction]:
+        return [task.truth(record) for record in self.records]
+
+
+def write_figures(run: Run, sets: Mapping[str, Measured], step: int) -> None:
+    """Writes the figures of the last evaluation to the workdir, as PNG files and for TensorBoard.
+
+    Without matplotlib (extra `viz`) there are none.
+    """
+    if not sets or importlib.util.find_spec("matplotlib") is None:
+        return
+    from lmjax.analysis.figures import pixels
+
+    made = {f"{name}_{title}": f for name, each in sets.items() for title, f in each.metrics.figures().items()}
+    folder = run.workdir / _FOLDER
+    try:
+        for name, figure in made.items():
+            folder.mkdir(exist_ok=True)
+            figure.savefig(folder / f"{name}.png", dpi=120)
+    except OSError as e:
+        # The run is trained and saved: a full disk may not end it with an error.
+        logging.warning("%s: cannot write figures (%s); lmjax evaluate --figures makes them too", folder, e.strerror)
+    if run.config.logging.tensorboard and made:
+        write_images(run.workdir, step, {name: pixels(figure) for name, figure in made.items()})

@@ -16,10 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
-# TensorBoard's folder in a workdir, and the suffix of the file with the texts of the last report.
-_FOLDER, _REPORT = "tensorboard", ".report"
+# TensorBoard's folder in a workdir, and the suffixes of the files with the last report and its figures.
+_FOLDER, _REPORT, _IMAGES = "tensorboard", ".report", ".images"
 # Seconds between flushes to the disk, each of which is an fsync.
 _FLUSH_EVERY = 30.0
 
@@ -146,9 +147,23 @@ def write_report(workdir: pathlib.Path, step: int, texts: Mapping[str, str]) -> 
     """
     from tensorboardX.summary import text as text_summary
 
-    for old in (workdir / _FOLDER).glob(f"*{_REPORT}"):
-        old.unlink()
-    with Board(workdir, suffix=_REPORT) as board:
+    with _replaced(workdir, _REPORT) as board:
         for title, text in texts.items():
             # Markdown shows an indented text unchanged.
             board.add(text_summary(title, textwrap.indent(text, "    ", lambda line: True)), step)
+
+
+def write_images(workdir: pathlib.Path, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Writes images, uint8 `[height, width, 3]` by name, for TensorBoard, and removes those of an earlier call."""
+    from tensorboardX.summary import image
+
+    with _replaced(workdir, _IMAGES) as board:
+        for name, pixels in images.items():
+            board.add(image(name, pixels, dataformats="HWC"), step)
+
+
+def _replaced(workdir: pathlib.Path, suffix: str) -> Board:
+    """Returns a new event file with a suffix, after those with this suffix are removed."""
+    for old in (workdir / _FOLDER).glob(f"*{suffix}"):
+        old.unlink()
+    return Board(workdir, suffix=suffix)

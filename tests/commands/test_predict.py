@@ -9,7 +9,7 @@ import pytest
 from lmjax.cli import run
 from lmjax.errors import DataError, FlagError
 from lmjax.evaluation.classes import single_label
-from lmjax.evaluation.predicted import as_documents, encoded, read_documents
+from lmjax.evaluation.predicted import as_documents, encoded, evaluate_models, read_documents
 from lmjax.evaluation.tasks import evaluate
 from lmjax.inference.predict import predict
 from lmjax.runs.trained import load_model, open_pretrained
@@ -121,6 +121,52 @@ def test_metrics_do_not_depend_on_the_batch(place, capsys):
     content = json.loads(output.read_text())
     assert content["results"]["dev"] == found
     assert content["intervals"]["dev"]["brier"] == [found["brier"].low, found["brier"].high]
+
+
+def test_a_run_draws_its_last_evaluation(place):
+    """PNG files in the workdir, and images for TensorBoard, of the evaluation set."""
+    pytest.importorskip("matplotlib")
+    names = {path.name for path in (place / "run" / "figures").glob("*.png")}
+    assert names == {
+        f"dev_classification_{kind}.png" for kind in ("confusion", "f1", "precision_recall", "reliability")
+    }
+    # Their events are tested in tests/training/test_board.py; this run has TensorBoard off.
+
+
+def test_two_models_are_compared_on_the_same_records(place, tmp_path, capsys):
+    """A model less itself is 0 with p = 1; McNemar counts what only one of them has right; predictions are written."""
+    data, output = f"--data={place / 'dev.tsv'}", tmp_path / "predictions.jsonl"
+    run(["evaluate", f"--workdir={place / 'run'}", f"--against={place / 'run'}", data, f"--predictions={output}"])
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("accuracy "))
+    assert line.split()[3:] == ["0.0000", "0.0000", "0.0000", "1.000"]
+    assert "right by the first alone: 0, by the second alone: 0; McNemar's exact test: p = 1" in shown
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["gold"] for r in records] == [label for _, label in [*ROWS[::3], ("", "7")]]
+    assert all(r["score"] == max(r["scores"].values()) for r in records)
+    with pytest.raises(FlagError, match=f"--predictions={output}: exists, and is never overwritten"):
+        run(["evaluate", f"--workdir={place / 'run'}", data, f"--predictions={output}"])
+    with pytest.raises(FlagError, match=r"--against=.*: is for models that were fine-tuned for a task on records"):
+        run(["evaluate", f"--workdir={place / 'pre'}", f"--against={place / 'run'}", data])
+
+
+def test_an_ensemble_averages_the_probabilities(place, tmp_path):
+    """Two models: the mean of their probabilities; one model twice: its own."""
+    other = tmp_path / "other"
+    run(["train", f"--init_from={place / 'run'}", "--objective=classification", f"--data={place / 'a.tsv'}",
+         f"--eval_data=dev={place / 'dev.tsv'}", f"--workdir={other}", "--steps=2", *QUICK])  # fmt: skip
+    models = [load_model(place / "run"), load_model(other)]
+    documents = read_documents(str(place / "dev.tsv"), models[0].task)
+    one, two, both = (
+        [list(each["scores"].values()) for each in evaluate_models(some, documents).predictions]
+        for some in ([models[0]], [models[1]], models)
+    )
+    np.testing.assert_allclose(both, np.mean([one, two], axis=0), atol=1e-7)
+    assert np.abs(np.subtract(one, two)).max() > 1e-4
+    found = run(["evaluate", f"--workdir={place / 'run'},{other}", f"--data=dev={place / 'dev.tsv'}"])["dev"]
+    assert found["accuracy"] == evaluate_models(models, documents).metrics(0)["accuracy"]
+    with pytest.raises(FlagError, match=r"the ensemble .*: is for models that were fine-tuned"):
+        run(["evaluate", f"--workdir={place / 'pre'},{place / 'pre'}", f"--data={place / 'dev.tsv'}"])
 
 
 def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):

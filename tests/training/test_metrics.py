@@ -5,13 +5,14 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from lmjax import strict_json
 from lmjax.errors import SaveError
-from lmjax.training.board import HyperparameterTable, write_report
+from lmjax.training.board import HyperparameterTable, write_images, write_report
 from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, read_metrics
 
 
@@ -79,6 +80,15 @@ def test_the_report_is_texts_that_keep_their_columns_and_stand_once(tmp_path):
         write_report(tmp_path, 8, {"held-out": text})
     found = [(step, tag, text) for step, tag, _, _, text in events(tmp_path)]
     assert found == [(8, "held-out/text_summary", b"    a  b\n      1  2\n    \n    end")]
+
+
+def test_images_are_those_of_the_last_call(tmp_path):
+    for name in ("old", "new"):
+        write_images(tmp_path, 3, {name: np.zeros((4, 6, 3), np.uint8)})
+    written = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"new" in written
+    assert b"old" not in written
+    assert b"PNG" in written
 
 
 def no_room(*_):

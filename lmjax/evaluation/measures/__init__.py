@@ -1,12 +1,12 @@
 """Measures: the metrics of each task on records, from gold values and predictions, through well-kept libraries.
 
-To add one: a file here with `metrics(task, truths, predictions)`, and a line in MEASURES under the name of
-the objective. Libraries of the extra `evaluate` are imported only when metrics are computed.
+To add one: a file here with `metrics(task, truths, predictions)` and, if there are any, `figures`, and a line in
+MEASURES under the name of the objective. Libraries of the extra `evaluate` are imported only when metrics are computed.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmjax.evaluation.intervals import Measurement
 from lmjax.evaluation.measures import classification, tagging
@@ -14,6 +14,9 @@ from lmjax.objectives.classification import Classification
 from lmjax.objectives.records import Prediction
 from lmjax.objectives.tagging import Tagging
 from lmjax.objectives.text_to_text import TextToText
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Measure(NamedTuple):
@@ -24,11 +27,13 @@ class Measure(NamedTuple):
             and comparisons `intervals` computes.
         falling: names of the metrics that are better when they are lower.
         needs: modules of the extra `evaluate` that compute them.
+        figures: from the same arguments to figures by name; None: there are none.
     """
 
     metrics: Callable[[Any, Sequence[Prediction], Sequence[Prediction]], Measurement]
     falling: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    figures: Callable[[Any, Sequence[Prediction], Sequence[Prediction]], Mapping[str, "Figure"]] | None = None
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -38,7 +43,9 @@ class Measure(NamedTuple):
 
 # The measures by the name of the objective.
 MEASURES: dict[str, Measure] = {
-    Classification.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
+    Classification.name: Measure(
+        classification.metrics, falling=("ece", "brier"), needs=("sklearn",), figures=classification.figures
+    ),
     Tagging.name: Measure(tagging.metrics),
     TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
 }

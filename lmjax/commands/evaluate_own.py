@@ -1,0 +1,94 @@
+"""`lmjax evaluate` of fine-tuned models: ensembles, paired comparisons, files of predictions, and figures."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from lmjax.commands.models import opened, places
+from lmjax.commands.prompts import new_file, write_records
+from lmjax.commands.table import aligned
+from lmjax.data.documents import Document
+from lmjax.errors import FlagError
+from lmjax.evaluation.predicted import Evaluated, compared, evaluate_models
+from lmjax.inference.loaded import LoadedModel
+from lmjax.phases import phase
+
+_FLAGS = ("predictions", "figures", "against")
+
+
+def check_new(values: flags.FlagValues) -> None:
+    """Raises FlagError if the file of predictions exists, or the folder of figures cannot be made."""
+    new_file(values["predictions"].value, "predictions")
+    if values["figures"].value:
+        try:
+            pathlib.Path(values["figures"].value).expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise FlagError(f"--figures={values['figures'].value}: cannot be made ({e.strerror}); name another") from e
+
+
+def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str]) -> None:
+    """Raises FlagError for what only fine-tuned models have."""
+    given = [f"--{name}={values[name].value}" for name in _FLAGS if values[name].value]
+    if others:
+        given.insert(0, f"the ensemble {place}")
+    if given:
+        raise FlagError(f"{given[0]}: is for models that were fine-tuned for a task on records (--task=own)")
+
+
+def own_results(
+    values: flags.FlagValues, models: Sequence[LoadedModel], data: Mapping[str, Sequence[Document]]
+) -> dict[str, dict[str, float]]:
+    """Returns the metrics of each set; prints the comparison with --against, and writes predictions and figures.
+
+    Args:
+        values: the flags.
+        models: the models of the ensemble, or one.
+        data: the records of each set by its name.
+    """
+    batch_size = max(1, values["batch_tokens"].value // models[0].task.length)
+    rivals = [opened(values, place) for place in places(values["against"].value)] if values["against"].value else []
+    results, lines = {}, []
+    for name, documents in data.items():
+        with phase(f"predicting for {len(documents):,} record(s) of {name}"):
+            found = evaluate_models(models, documents, batch_size)
+        results[name] = found.metrics()
+        if rivals:
+            with phase(f"predicting with {values['against'].value}"):
+                other = evaluate_models(rivals, documents, batch_size)
+            print("\n".join([*_comparison(name, values["against"].value, found, other), ""]))
+        lines += [({"set": name} if len(data) > 1 else {}) | line for line in found.lines()]
+        if values["figures"].value:
+            save_figures(found, pathlib.Path(values["figures"].value).expanduser(), name if len(data) > 1 else "")
+    if values["predictions"].value:
+        write_records(new_file(values["predictions"].value, "predictions"), lines)
+        print(f"{len(lines):,} prediction(s) written to {values['predictions'].value}\n")
+    return results
+
+
+def save_figures(found: Evaluated, folder: pathlib.Path, prefix: str = "") -> None:
+    """Writes each figure of an evaluation to a PNG file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', prefix)}_" if prefix else ""
+    for name, figure in found.figures().items():
+        figure.savefig(folder / f"{prefix}{name}.png", dpi=120)
+
+
+def _comparison(name: str, rival: str, first: Evaluated, second: Evaluated) -> list[str]:
+    """Returns the lines of a table with the differences of all metrics, and McNemar's test."""
+    differences, test = compared(first, second)
+    other = second.measurement.values
+    rows = [(f"{name}, less {rival}", "first", "second", "difference", "2.5%", "97.5%", "p")]
+    for metric, found in differences.items():
+        pair = (first.measurement.values[metric], other[metric])
+        rows.append((metric, *(f"{x:.4f}" for x in (*pair, found.value, found.low, found.high)), f"{found.p:.3f}"))
+    lines = [*aligned(rows), "differences on the same records: paired bootstrap, 95 % intervals"]
+    if test is not None:
+        lines.append(
+            f"right by the first alone: {test.first}, by the second alone: {test.second}; "
+            f"McNemar's exact test: p = {test.p:.3g}"
+        )
+    return lines
