@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 
 # Names, and starts of names, of files that file managers and network file systems create in any folder.
@@ -88,6 +89,20 @@ def write_durably(path: pathlib.Path, text: str) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def remove_folder(folder: pathlib.Path) -> None:
+    """Removes a folder with all that is in it, also if a write that was under way adds to it for a moment."""
+    for _ in range(20):
+        try:
+            shutil.rmtree(folder)
+        except OSError as e:
+            if e.errno != errno.ENOTEMPTY:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

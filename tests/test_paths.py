@@ -1,7 +1,9 @@
 """Paths given by users: `~` is expanded, files of file managers are ignored, and commands in messages are quoted."""
 
+import errno
 import pathlib
 import shlex
+import shutil
 
 import pytest
 
@@ -10,7 +12,7 @@ from lmjax.commands import convert_flags, evaluate_flags, generate_flags, tokeni
 from lmjax.data.sources import DataConfig, read_documents
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
-from lmjax.paths import expanded, is_free, make_folders, new_folder, remove_folders, shell_quoted
+from lmjax.paths import expanded, is_free, make_folders, new_folder, remove_folder, remove_folders, shell_quoted
 
 LITTER = (".DS_Store", "._x", ".localized", "Thumbs.db", "desktop.ini", ".nfs000001")
 
@@ -132,3 +134,34 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 def test_shown_paths_are_one_word_of_a_shell(tmp_path):
     for name in ("plain", "a b", "it's", "$HOME", "a;b", "*"):
         assert shlex.split(f"x --y={shell_quoted(tmp_path / name)}") == ["x", f"--y={tmp_path / name}"]
+
+
+def test_a_folder_is_removed_although_a_write_under_way_adds_to_it(tmp_path, monkeypatch):
+    """A save that failed may write for a moment in threads of tensorstore, while a notebook starts the next run."""
+    folder, real, calls = tmp_path / "folder", shutil.rmtree, []
+    folder.mkdir()
+
+    def late(path):
+        calls.append(path)
+        if len(calls) < 3:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", late)
+    remove_folder(folder)
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError):
+        remove_folder(folder)
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--init_from", "--config.tokenizer.path", "--config.data.cache_dir"])
+def test_a_name_that_is_too_long_for_a_file_is_one_message(flag, tmp_path):
+    name = "x" * 5000
+    others = [] if flag == "--workdir" else [f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(FlagError, match=f"{flag}.*x{{20}}"):
+        run(["train", f"{flag}={name}", *others])
+
+
+def test_no_path_has_a_nul():
+    with pytest.raises(FlagError, match=r"--output=.*NUL"):
+        run(["tokenizer", "--output=a\0b"])

@@ -30,7 +30,7 @@ from orbax.checkpoint import v1 as ocp
 from pydantic import Field
 
 from lmjax.errors import CheckpointError, SaveError
-from lmjax.paths import sync_folder
+from lmjax.paths import remove_folder, sync_folder
 from lmjax.schema import Schema
 from lmjax.training import manifest
 from lmjax.training.tensorstore_patches import apply_patches
@@ -311,7 +311,7 @@ def temporaries(workdir: pathlib.Path) -> list[pathlib.Path]:
 def remove_temporaries(workdir: pathlib.Path) -> None:
     """Removes the folders that killed saves and removals have left; only for the process that writes to the workdir."""
     for path in temporaries(workdir):
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
 def remove_steps(workdir: pathlib.Path, after: int) -> None:

@@ -135,7 +135,7 @@ def digest(workdir: pathlib.Path) -> str:
 
 def end(pid: int, seconds: float | None) -> tuple[int, bool]:
     """Returns the status of a process, and whether it was killed from here, after so many seconds."""
-    limit = time.monotonic() + (300 if seconds is None else seconds)
+    limit = time.monotonic() + (3000 if seconds is None else seconds)
     while time.monotonic() < limit:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

@@ -11,7 +11,8 @@ from lmjax import cli
 from lmjax.commands import train as command
 from lmjax.commands.train import train
 from lmjax.config import from_json
-from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, UserError
+from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError, UserError
+from lmjax.paths import write_durably
 from lmjax.runs.workdir import State, claim_workdir, read_state, write_state
 from lmjax.training.metrics import read_metrics
 from tests.workdirs import losses
@@ -222,6 +223,30 @@ def test_folders_that_cannot_be_made(config, whole, corpus, tmp_path):
         assert not (tmp_path / "run").exists()
         with pytest.raises(UserError, match=str(place)):
             cli.run(["convert", f"--workdir={whole}", f"--to={place}"])
+
+
+def test_an_error_of_the_disk_in_a_workdir_is_one_message_and_others_stay(config, tmp_path, monkeypatch):
+    """Also where what is written is written once, and nothing else would turn the error into a message."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    def fail(run, stage):
+        with claim_workdir(run, config) as claim:
+            if stage == "training":
+                claim.begun()
+            monkeypatch.setattr(os, "fsync", full)
+            try:
+                write_durably(run / "plan.jsonl", "{}")
+            finally:
+                monkeypatch.undo()
+
+    for stage in ("building", "training"):
+        run = tmp_path / stage
+        with pytest.raises(SaveError, match=rf"{run}/plan.jsonl: No space left on device; make room"):
+            fail(run, stage)
+    with pytest.raises(FileNotFoundError), claim_workdir(tmp_path / "other", config):
+        (tmp_path / "elsewhere" / "file").read_text()
 
 
 def test_a_second_command_waits_for_the_first_also_while_it_builds(config, tmp_path):
