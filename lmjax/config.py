@@ -28,7 +28,7 @@ from lmjax.nearest import choose, nearest, nearest_fields
 from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, objective_types
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
-from lmjax.paths import expanded, write_durably
+from lmjax.paths import expanded, read_regular, write_durably
 from lmjax.schema import Schema, flat
 from lmjax.streams import SEEDS
 from lmjax.training.checkpoint import CheckpointConfig
@@ -133,7 +133,7 @@ class Config(Schema):
 def from_json(path: pathlib.Path) -> Config:
     """Returns the config in a JSON file; raises DataError if it is not one."""
     try:
-        return Config.model_validate_json(path.read_text())
+        return Config.model_validate_json(read_regular(path).decode())
     except (OSError, UnicodeDecodeError, pydantic.ValidationError, FlagError) as e:
         problem = _explain(e) if isinstance(e, pydantic.ValidationError) else str(e)
         raise DataError(f"{path}: not a config of this version of lmjax: {problem.splitlines()[0]}") from e

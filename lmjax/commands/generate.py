@@ -29,7 +29,7 @@ from lmjax.inference.generate.requests import chatting
 from lmjax.inference.loaded import LoadedModel, Text, is_conversation
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
-from lmjax.paths import expanded
+from lmjax.paths import expanded, read_regular
 from lmjax.phases import phase
 from lmjax.runs.trained import load_model, open_pretrained
 from lmjax.runs.untrained import random_model
@@ -175,7 +175,7 @@ def _schema_text(value: str) -> str:
     if value.lstrip()[:1] in ("{", "["):
         return value
     try:
-        return expanded(value).read_text()
+        return read_regular(expanded(value)).decode()
     except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or "not UTF-8"
         raise FlagError(

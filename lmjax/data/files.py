@@ -101,6 +101,8 @@ def find_files(spec: str) -> list[str]:
         pattern = os.path.join(glob.escape(path.rstrip("/") or "/"), "**", f"*{_commonest_suffix(path)}")
         raise DataError(f"--data: {spec!r} is a directory; name its files, as in {shlex.quote(pattern)}")
     if os.path.exists(path):
+        if not os.path.isfile(path) and not os.path.abspath(path).startswith(("/dev/", "/proc/")):
+            raise DataError(f"--data: {spec!r} is a pipe or a device, which may wait for ever; write it to a file")
         return [path]
     paths = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not paths:

@@ -25,7 +25,7 @@ from absl import logging
 from lmjax import __version__
 from lmjax.config import Config, changed, from_json, write_json
 from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
-from lmjax.paths import is_free, is_litter, make_folders, remove_folders
+from lmjax.paths import is_free, is_litter, make_folders, read_regular, remove_folders
 
 # The file that every workdir has.
 CONFIG = "config.json"
@@ -78,7 +78,7 @@ def read_state(workdir: pathlib.Path) -> State | None:
     """
     path = workdir / STATE
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path))
         state = State(values["stage"], values["saved"])
         if state.stage not in ("building", "training", "done") or not isinstance(state.saved, int | None):
             raise ValueError(f"stage {state.stage!r}, saved {state.saved!r}")

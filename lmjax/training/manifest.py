@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from lmjax.paths import is_litter, sync_folder, write_durably
+from lmjax.paths import is_litter, read_regular, sync_folder, write_durably
 
 NAME = "manifest.txt"
 # Orbax's own file beside the arrays. lmjax stores in its custom metadata that the checkpoint must have a manifest.
@@ -68,7 +68,7 @@ def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list
         processes: the number of processes.
     """
     try:
-        text = (folder / NAME).read_bytes().decode()
+        text = read_regular(folder / NAME).decode()
     except FileNotFoundError:
         return [] if processes > 1 and process else _without(folder)
     except (OSError, UnicodeDecodeError) as e:
@@ -107,7 +107,7 @@ def has_manifest(folder: pathlib.Path) -> bool:
 def noted(folder: pathlib.Path) -> dict[str, object]:
     """Returns the metadata that lmjax saved in a checkpoint; empty if there is none or it cannot be read."""
     try:
-        values = json.loads((folder / METADATA).read_bytes())["custom_metadata"]["lmjax"]
+        values = json.loads(read_regular(folder / METADATA))["custom_metadata"]["lmjax"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -116,7 +116,7 @@ def noted(folder: pathlib.Path) -> dict[str, object]:
 def _without(folder: pathlib.Path) -> list[str]:
     """Returns what is wrong with a checkpoint that has no manifest."""
     try:
-        json.loads((folder / METADATA).read_bytes())
+        json.loads(read_regular(folder / METADATA))
     except FileNotFoundError:
         return [f"{METADATA}: is missing"]
     except (OSError, ValueError, RecursionError) as e:

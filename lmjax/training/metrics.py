@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from lmjax import strict_json
 from lmjax.errors import DataError, SaveError
-from lmjax.paths import write_durably
+from lmjax.paths import read_regular, write_durably
 from lmjax.schema import Schema
 from lmjax.training.board import Board, HyperparameterTable
 
@@ -107,7 +108,7 @@ def keep_lines(path: pathlib.Path, start_step: int) -> list[str]:
 def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """Returns the lines of a file, each as text and as its values; a last line that is cut short is left out."""
     try:
-        texts = path.read_bytes().rstrip().split(b"\n")
+        texts = read_regular(path, sys.maxsize).rstrip().split(b"\n")
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror}") from e
     found = []

@@ -12,7 +12,7 @@ import pathlib
 from typing import NamedTuple
 
 from lmjax.errors import ConfigMismatchError
-from lmjax.paths import write_durably
+from lmjax.paths import read_regular, write_durably
 
 _FILE = "rollbacks.jsonl"
 # The most rollbacks of a run; if it diverges more often, the batches are not the cause.
@@ -39,7 +39,7 @@ class Rollbacks:
         self._path = workdir / _FILE
         self._rollbacks: list[Rollback] = []
         try:
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            lines = read_regular(self._path).decode().splitlines() if self._path.exists() else []
             self._rollbacks = [Rollback(int(x["to"]), int(x["at"])) for x in map(json.loads, lines)]
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError) as e:
             raise ConfigMismatchError(

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 
 import pytest
 
@@ -14,6 +15,7 @@ from lmjax.config import from_json
 from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError, UserError
 from lmjax.paths import write_durably
 from lmjax.runs.workdir import State, claim_workdir, read_state, write_state
+from lmjax.training import manifest
 from lmjax.training.metrics import read_metrics
 from tests.workdirs import losses
 
@@ -154,6 +156,40 @@ def test_a_damaged_file_is_one_message_that_names_it(name, config, workdir):
         assert error.value.exit_code in (65, 66, 78), how
         assert name in str(error.value), how
         assert newest.exists()
+
+
+@pytest.fixture
+def soon():
+    """Ends a test that waits for ever."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a command waits for ever"))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "state.json", "data.json", "metrics.jsonl", "tokenizer.model", "rollbacks.jsonl"]
+)
+def test_a_pipe_in_place_of_a_file_is_one_message(name, config, workdir, soon):
+    (workdir / name).unlink(missing_ok=True)
+    os.mkfifo(workdir / name)
+    with pytest.raises(UserError, match=name):
+        train(config, workdir, progress=False)
+
+
+def test_a_pipe_in_a_checkpoint_or_as_data_is_one_message(config, workdir, soon):
+    for name in ("manifest.txt", "_CHECKPOINT_METADATA"):
+        path = workdir / "checkpoints" / str(STEPS) / name
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        assert name in manifest.problems(path.parent)[0]
+        path.unlink()
+        path.write_bytes(content)
+    os.mkfifo(workdir / "corpus.txt")
+    piped = config.data.model_copy(update={"train": str(workdir / "corpus.txt")})
+    with pytest.raises(DataError, match=r"corpus\.txt.*pipe"):
+        train(config.model_copy(update={"data": piped}), workdir.parent / "new", progress=False)
 
 
 def test_deleted_files(config, workdir, caplog):
