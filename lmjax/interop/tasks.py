@@ -9,6 +9,7 @@ from typing import Any
 from lmjax.errors import DataError
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 Fields = Mapping[str, Any]
@@ -62,6 +63,12 @@ def _tagging(settings: TaggingConfig) -> dict[str, Any]:
     return _label_fields(settings.labels) if settings.labels else {}
 
 
+def _span(path: pathlib.Path, values: Fields) -> Tasks:
+    """Returns question answering; whether the model knows questions without answer is not said in a config.json."""
+    del path, values
+    return {QuestionAnswering.name: QuestionAnsweringConfig()}
+
+
 def _labels(path: pathlib.Path, values: Fields) -> tuple[str, ...]:
     """Returns the names of the labels in the order of the logits.
 
@@ -86,7 +93,11 @@ def _label_fields(labels: Sequence[str]) -> dict[str, Any]:
 
 
 # What is read from a config.json for a head, and what is written to it for an objective.
-_READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {"classifier": _classifier, "tagger": _tagger}
+_READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
+    "classifier": _classifier,
+    "tagger": _tagger,
+    "span": _span,
+}
 _WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {
     Classification.name: _classification,
     Tagging.name: _tagging,

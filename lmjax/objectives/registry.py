@@ -23,6 +23,7 @@ CLASSES = (
     "text_to_text.TextToText",
     "tagging.Tagging",
     "chat.Chat",
+    "question_answering.QuestionAnswering",
 )
 
 

@@ -158,6 +158,7 @@ def toy_forward(tokenizer, forward_of):
             next_sentence=lambda h: h[:, 0] @ pair,
             classifier=lambda h: h[:, 0] @ pair,
             tagger=lambda h: h @ pair,
+            span=lambda h: (h @ yes, -(h @ yes)),
             replaced_token=lambda h: h @ yes,
             generator_states=states,
             generator_logits=lambda h: -(h @ head),

@@ -32,7 +32,8 @@ MIXTURES = (
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
-BINARY = ("nsp", "sop", "rtd", "classification", "tagging")
+RECORDS = ("classification", "tagging", "question_answering")
+BINARY = ("nsp", "sop", "rtd", *RECORDS)
 # What is learned from the training data.
 LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging", "text_to_text")}
 
@@ -57,7 +58,11 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
         columns = OBJECTIVES[name].columns
         return build_store(lambda: iter(documents), tokenizer, fingerprint_parts={}, cache_dir=folder, columns=columns)
 
-    labelled = {"classification": stored("classification", records), "tagging": stored("tagging", tagged)}
+    asked = [("a b c", "b", ("b",), (2,)), ("", "a", (), ()), ("x" * 200 + "y", "a" * 99, ("xy",), (199,)),
+             ("a b", "", ("a",), (0,))]  # fmt: skip
+    questions = [Document((q,), "", counts=(1,), values=(c, "", a, s)) for c, q, a, s in asked]
+    of = {"classification": records, "tagging": tagged, "question_answering": questions}
+    labelled = {name: stored(name, documents) for name, documents in of.items()}
     labelled["text_to_text"] = labelled["classification"]
     speakers = ("f:1", "user", "assistant", "user", "assistant")
     said = [("a", "b", "", "c"), ("", "", "a", "b" * 200), ("a", "bc", "d" * 200, "e")]
@@ -135,7 +140,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
         assert equal(examples(i, rng_of(i)), again(i, rng_of(i)))
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
-    assert changed == (objective not in ("next_token", "seq2seq", "chat", *LEARNED))
+    assert changed == (objective not in ("next_token", "seq2seq", "chat", "text_to_text", *RECORDS))
     with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
     _, row = examples.mixture.row(1, seed=0, shuffle=False)
@@ -197,13 +202,20 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
     assert set(sums) == set(whole) == set(TaskConfig(objective=tuple(case[0].split(","))).loss_weights())
     for name, s in sums.items():
         classes = 2 if name in BINARY else tokenizer.vocab_size
-        np.testing.assert_allclose(s.loss / whole[name], np.log(classes), rtol=0.1)
+        expected = np.log(classes)
+        if name == "question_answering":
+            # The classes are the tokens of the context, and [CLS].
+            expected = np.log(1 + (padded["context_ids"] > 0).sum(axis=1))[padded["span_weights"] > 0].mean()
+        np.testing.assert_allclose(s.loss / whole[name], expected, rtol=0.1)
         assert s.weight == whole[name] > 1
         assert 0 <= s.correct <= s.weight
         assert s.penalty == 0
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(g).all()
-        assert np.any(g), f"{jax.tree_util.keystr(path)} has no gradient"
+        # A constant on the logits of all positions does not change which of them is the answer.
+        assert np.any(g) or jax.tree_util.keystr(path) == "['span_head']['classifier']['bias']", (
+            f"{jax.tree_util.keystr(path)} has no gradient"
+        )
 
     poisoned = {name: array.copy() for name, array in padded.items()}
     for name, array in poisoned.items():
