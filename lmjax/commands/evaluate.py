@@ -51,7 +51,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     if own is None:
         check_own_flags(values, place, others)
     with phase("reading the data"):
-        data = {name: read(task, path, fields, own) for name, path in sets.items()}
+        data = {name: read(task, path, fields, own, values["column_names"].value) for name, path in sets.items()}
     loaded = loaded or opened(values, first)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):

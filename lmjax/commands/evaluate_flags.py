@@ -7,7 +7,7 @@ import ast
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_help, define_model, define_path
+from lmjax.commands.flags import define_choice, define_column_names, define_help, define_model, define_path
 from lmjax.data.records import FieldNames
 
 DESCRIPTION = """
@@ -59,6 +59,7 @@ def define() -> flags.FlagValues:
         flags.DEFINE_string(f"{name}_field", name, f"the field of JSON, or column, of {what}", flag_values=values)
     meanings = "; ".join(f"{name}: {text}" for name, text in TASKS.items())
     define_choice(values, "task", TASKS, f"{meanings} (default: own of a fine-tuned model, else perplexity)")
+    define_column_names(values)
     define_model(values)
     flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
     known = facts.fields("lmjax.inference.score.texts", "ScoreConfig")

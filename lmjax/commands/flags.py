@@ -86,6 +86,12 @@ def define_data(values: flags.FlagValues) -> None:
     )
 
 
+def define_column_names(values: flags.FlagValues) -> None:
+    """Defines the flag that names the columns of tables without a header."""
+    text = "names of the columns of CSV and TSV files without a header, joined by commas (default: the first line)"
+    flags.DEFINE_list("column_names", [], text, flag_values=values)
+
+
 def define_model(values: flags.FlagValues) -> None:
     """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and so on."""
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)

@@ -28,7 +28,9 @@ def main(values: flags.FlagValues) -> list[Mapping[str, Any]]:
     task = loaded.task
     with phase("reading the data"):
         names = {"text": values["text_field"].value}
-        documents = read_documents(values["data"].value, task, gold=False, names=names)
+        documents = read_documents(
+            values["data"].value, task, gold=False, names=names, header=values["column_names"].value
+        )
     with phase(f"predicting for {len(documents):,} record(s)"):
         found = predict_documents(loaded, documents, values["batch_size"].value)
     if output is None:

@@ -69,6 +69,7 @@ def read_columns(
     names: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
     record_format: RecordFormat = PLAIN,
+    header: Sequence[str] = (),
 ) -> Iterator[Document]:
     """Yields the records of one file as documents; leaves out those without any text, unless they have values.
 
@@ -79,6 +80,7 @@ def read_columns(
         names: the names of columns in the file, where they differ from the columns' own names.
         max_bytes: the largest size of a line, or of an object in an array.
         record_format: how records stand in the file.
+        header: as for `read_fields`.
 
     Raises:
         DataError: a record is bad and `faults` raises it, a table lacks a column, or the file cannot be read.
@@ -89,7 +91,7 @@ def read_columns(
         return
     check = functools.partial(_check_fields, columns=columns, names=names)
     table = suffix(path) in _TABLES
-    for where, fields in record_format.records(path, faults, check, max_bytes):
+    for where, fields in record_format.records(path, faults, check, max_bytes, header):
         try:
             document = read_record(where, fields, columns, names, table=table, record_format=record_format)
         except DataError as error:

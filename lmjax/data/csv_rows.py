@@ -29,7 +29,9 @@ _NO_LIMIT = 2**31 - 1  # of a field, because the size of a whole record is limit
 Row = tuple[int, list[str]]
 
 
-def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, max_bytes: int) -> Iterator[Row]:
+def csv_rows(
+    path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, max_bytes: int, columns: int | None = None
+) -> Iterator[Row]:
     """Yields the number of the first line and the fields of each valid row, the header first; skips blank lines.
 
     Args:
@@ -38,6 +40,7 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
         faults: handles bad rows.
         tabs: whether tabs separate the fields and quotes have no special meaning, as in TSV.
         max_bytes: the most memory for parsing one record.
+        columns: the number of fields of each row of a file without a header; None: the first row is a header.
 
     Raises:
         DataError: the header is bad, or a record is too large and its end cannot be found.
@@ -45,7 +48,7 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
     csv.field_size_limit(_NO_LIMIT)
     source = _Source(lines, max_bytes // _BYTES_PER_CHARACTER)
     rows = _reader(source, tabs, strict=True)
-    width, doubt = None, False
+    width, doubt = columns, False
     while True:
         source.taken.clear()
         try:
@@ -68,7 +71,8 @@ def csv_rows(path: str, lines: Iterator[Line], faults: Faults, *, tabs: bool, ma
         if width is None and row:
             width = len(row)
         if not fault and row and len(row) != width:
-            fault = f"{path}:{first}: {len(row)} fields, but the header has {width}; correct the row"
+            wanted = f"the header has {width}" if columns is None else f"{width} columns are named"
+            fault = f"{path}:{first}: {len(row)} fields, but {wanted}; correct the row"
         if not fault and doubt and not tabs and sum(line.text.count('"') for line in source.taken) % 2:
             continue  # with an odd number of quotes, the lines belong to the bad record before them
         if fault:

@@ -70,7 +70,12 @@ def has_fields(path: str) -> bool:
 
 
 def read_fields(
-    path: str, faults: Faults, *, check_header: Header = lambda where, names: None, max_bytes: int = MAX_BYTES
+    path: str,
+    faults: Faults,
+    *,
+    check_header: Header = lambda where, names: None,
+    max_bytes: int = MAX_BYTES,
+    header: Sequence[str] = (),
 ) -> Iterator[tuple[str, Fields]]:
     """Yields the file and line of each record without errors, as `path:line`, and its fields.
 
@@ -80,6 +85,7 @@ def read_fields(
         faults: handles bad records.
         check_header: called with `path:line` and the names of a header; its DataError is a fault of the whole file.
         max_bytes: the largest size of a line, or of an object in an array; a CSV record may have a quarter of it.
+        header: names of the columns of a table that has no header; empty: its first row is the header.
 
     Raises:
         DataError: the file cannot be opened, or a record is bad and `faults` raises it.
@@ -92,7 +98,7 @@ def read_fields(
         lines = read_lines(path, file, max_bytes)
         if kind in (".jsonl", ".json"):
             return _json_lines(path, lines, faults)
-        return _table(path, lines, faults, kind == ".tsv", check_header, max_bytes)
+        return _table(path, lines, faults, kind == ".tsv", check_header, max_bytes, header)
 
     yield from read_file(path, read, faults)
 
@@ -130,11 +136,20 @@ def _is_object(where: str, value: Any, holder: str, faults: Faults) -> bool:
 
 
 def _table(
-    path: str, lines: Iterator[Line], faults: Faults, tabs: bool, check_header: Header, max_bytes: int
+    path: str,
+    lines: Iterator[Line],
+    faults: Faults,
+    tabs: bool,
+    check_header: Header,
+    max_bytes: int,
+    header: Sequence[str],
 ) -> Iterator[tuple[str, Fields]]:
-    header = None
-    for number, row in csv_rows(path, lines, faults, tabs=tabs, max_bytes=max_bytes):
-        if header is None:
+    if header:
+        check_header(path, header)
+    for number, row in csv_rows(
+        path, lines, faults, tabs=tabs, max_bytes=max_bytes, columns=len(header) if header else None
+    ):
+        if not header:
             header = row
             check_header(f"{path}:{number}", header)
         else:

@@ -1,7 +1,7 @@
 """How the records of an objective stand in files: which formats are read, and what their fields become."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmjax.data.fields import Fields, Header, has_fields, read_fields
@@ -30,9 +30,11 @@ class RecordFormat:
         """Returns whether a file of this name has records."""
         return has_fields(path)
 
-    def records(self, path: str, faults: Faults, check_header: Header, max_bytes: int) -> Iterator[tuple[str, Fields]]:
+    def records(
+        self, path: str, faults: Faults, check_header: Header, max_bytes: int, header: Sequence[str] = ()
+    ) -> Iterator[tuple[str, Fields]]:
         """Yields the place of each record (file and line) and its fields, as `read_fields` does."""
-        yield from read_fields(path, faults, check_header=check_header, max_bytes=max_bytes)
+        yield from read_fields(path, faults, check_header=check_header, max_bytes=max_bytes, header=header)
 
     def arranged(self, where: str, fields: Fields) -> Fields:
         """Returns the fields of a record under the names of the columns; raises DataError if they cannot be read."""

@@ -55,6 +55,7 @@ def read_records(
     documents: Documents = "paragraphs",
     names: FieldNames = USUAL_NAMES,
     max_bytes: int = MAX_BYTES,
+    header: Sequence[str] = (),
 ) -> Iterator[Record]:
     """Yields the records of one file.
 
@@ -65,6 +66,7 @@ def read_records(
         documents: what is one document of running text: a file, the text between blank lines, or a line.
         names: names of the fields.
         max_bytes: the largest size of a document of running text, or of a line; a larger one is a bad record.
+        header: names of the columns of a table that has no header; empty: its first row is the header.
 
     Raises:
         DataError: a record is bad and `faults` raises it, or the file cannot be read.
@@ -84,7 +86,7 @@ def read_records(
         if repeated := [name for name in wanted if header.count(name) > 1]:
             raise DataError(f"{where}: {header.count(repeated[0])} columns are called {repeated[0]!r}; rename one")
 
-    for where, fields in read_fields(path, faults, check_header=check_header, max_bytes=max_bytes):
+    for where, fields in read_fields(path, faults, check_header=check_header, max_bytes=max_bytes, header=header):
         try:
             record = _record(where, fields, pairs, names)
         except DataError as error:

@@ -17,7 +17,7 @@ limited.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 
@@ -85,6 +85,9 @@ class DataConfig(Schema):
     text_field: str = pydantic.Field("text", min_length=1, description="the field of JSON, or column, of a text")
     source_field: str = pydantic.Field("source", min_length=1, description="the same, of a pair's source")
     target_field: str = pydantic.Field("target", min_length=1, description="the same, of a pair's target")
+    column_names: tuple[str, ...] = pydantic.Field(
+        (), description="names of the columns of CSV and TSV files without a header; none: the first line names them"
+    )
     bad_records: Literal["error", "skip"] = pydantic.Field(
         "error", description="what a record that cannot be read does: end the command, or be left out"
     )
@@ -127,9 +130,9 @@ class DataConfig(Schema):
         return path
 
     @property
-    def reading(self) -> dict[str, str]:
+    def reading(self) -> dict[str, Any]:
         """Returns the settings that change how documents are made from the bytes of files, if not the default."""
-        names = ("documents", "text_field", "source_field", "target_field")
+        names = ("documents", "text_field", "source_field", "target_field", "column_names")
         return {
             name: getattr(self, name) for name in names if getattr(self, name) != type(self).model_fields[name].default
         }
@@ -175,6 +178,7 @@ def read_documents(
     documents: Literal["auto", "files", "paragraphs", "lines"] = "auto",
     names: FieldNames = USUAL_NAMES,
     max_bytes: int = files.MAX_BYTES,
+    header: Sequence[str] = (),
 ) -> Iterator[Document]:
     """Yields the documents that `spec` names, in a fixed order.
 
@@ -186,11 +190,12 @@ def read_documents(
             document per file.
         names: names of the fields.
         max_bytes: the largest size of a document of running text, or of a line.
+        header: names of the columns of tables without a header; empty: the first row of a table is its header.
 
     Raises:
         DataError: the data is missing, empty or bad; the message names file and line.
     """
-    for found in read_unsplit(spec, pairs, bad_records, documents, names, max_bytes):
+    for found in read_unsplit(spec, pairs, bad_records, documents, names, max_bytes, header=header):
         yield found.document()
 
 
@@ -203,6 +208,7 @@ def read_unsplit(
     max_bytes: int = files.MAX_BYTES,
     columns: Sequence[Column] = (),
     record_format: RecordFormat = PLAIN,
+    header: Sequence[str] = (),
 ) -> Iterator[Unsplit]:
     """Yields the documents of `read_documents` before they are split into sentences; with `columns`, records."""
     if spec == STDLIB:
@@ -218,11 +224,15 @@ def read_unsplit(
     empty = True
     for path in paths:
         if columns:
-            for document in read_columns(path, faults, columns, names._asdict(), max_bytes, record_format):
+            for document in read_columns(
+                path, faults, columns, names._asdict(), max_bytes, record_format, header
+            ):
                 empty = False
                 yield Unsplit(None, document.group, pairs, document)
             continue
-        for record in read_records(path, faults, pairs=pairs, documents=documents, names=names, max_bytes=max_bytes):
+        for record in read_records(
+            path, faults, pairs=pairs, documents=documents, names=names, max_bytes=max_bytes, header=header
+        ):
             empty = False
             # Texts that differ only in surrounding white space are in one group.
             group = hashlib.blake2b(record.source.strip().encode(), digest_size=16).hexdigest()

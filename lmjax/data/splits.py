@@ -65,6 +65,7 @@ def open_splits(
             names,
             columns=columns,
             record_format=record_format,
+            header=config.column_names,
         )
 
     train = {name: _Set(path, reader(path), config.held_out, tail) for name, path in config.train_sets.items()}

@@ -7,7 +7,7 @@ that begin with "# " before the first word of a sentence, unless they have as ma
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from lmjax.data.fields import Fields, Header
@@ -40,10 +40,12 @@ class TaggedWords(RecordFormat):
         """Returns whether a file of this name has records."""
         return suffix(path) in _SUFFIXES or super().reads(path)
 
-    def records(self, path: str, faults: Faults, check_header: Header, max_bytes: int) -> Iterator[tuple[str, Fields]]:
+    def records(
+        self, path: str, faults: Faults, check_header: Header, max_bytes: int, header: Sequence[str] = ()
+    ) -> Iterator[tuple[str, Fields]]:
         """Yields the place of each sentence, the file and the line of its first word, and its words and tags."""
         if super().reads(path):
-            yield from super().records(path, faults, check_header, max_bytes)
+            yield from super().records(path, faults, check_header, max_bytes, header)
             return
 
         def read(file: BinaryIO) -> Iterator[tuple[str, Fields]]:

@@ -43,7 +43,12 @@ def _format_of(task: RecordTask, gold: bool) -> RecordFormat:
 
 
 def read_documents(
-    path: str, task: RecordTask, *, gold: bool = True, names: Mapping[str, str] | None = None
+    path: str,
+    task: RecordTask,
+    *,
+    gold: bool = True,
+    names: Mapping[str, str] | None = None,
+    header: Sequence[str] = (),
 ) -> list[Document]:
     """Returns the records of a file or a glob of files, in order.
 
@@ -52,6 +57,7 @@ def read_documents(
         task: says which columns a record has.
         gold: whether each record must have what is predicted.
         names: the names of columns in the file, where they differ from the columns' own names.
+        header: names of the columns of tables without a header; empty: the first row of a table is its header.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
@@ -60,7 +66,7 @@ def read_documents(
     found = [
         document
         for file in find_files(path)
-        for document in read_columns(file, Faults("error"), columns, names, record_format=form)
+        for document in read_columns(file, Faults("error"), columns, names, record_format=form, header=header)
     ]
     if not found:
         raise DataError(f"--data: {path!r} holds no records; give it at least one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmjax.data.chat import MESSAGES
@@ -15,18 +15,24 @@ from lmjax.errors import DataError
 from lmjax.inference.score.score import Question
 
 
-def read_records(path: str) -> Iterator[tuple[str, Fields]]:
+def read_records(path: str, header: Sequence[str] = ()) -> Iterator[tuple[str, Fields]]:
     """Yields the location (file and line) and the fields of each record of a file; an empty file has none.
+
+    Args:
+        path: of the file.
+        header: names of the columns of a table without a header; empty: its first row is the header.
 
     Raises:
         DataError: the file cannot be read, or a record is malformed.
     """
     if not has_fields(path):
         raise DataError(f"{path}: not a file of records; name a .jsonl, .json, .csv or .tsv file (also .gz)")
-    yield from read_fields(path, Faults("error"))
+    yield from read_fields(path, Faults("error"), header=header)
 
 
-def read_task(spec: str, parse: Callable[[str, Fields], Any]) -> tuple[list[str], list[Any]]:
+def read_task(
+    spec: str, parse: Callable[[str, Fields], Any], header: Sequence[str] = ()
+) -> tuple[list[str], list[Any]]:
     """Returns the locations of the records of a file or a glob of files, and the results of `parse` for them.
 
     Raises:
@@ -34,7 +40,7 @@ def read_task(spec: str, parse: Callable[[str, Fields], Any]) -> tuple[list[str]
     """
     names, found = [], []
     for path in find_files(spec):
-        for where, fields in read_records(path):
+        for where, fields in read_records(path, header):
             names.append(where)
             found.append(parse(where, fields))
     if not found:

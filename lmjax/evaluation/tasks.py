@@ -77,7 +77,13 @@ def checked(task: str) -> str:
     return task
 
 
-def read(task: str, path: str, names: FieldNames = USUAL_NAMES, own: RecordTask | None = None) -> Data:
+def read(
+    task: str,
+    path: str,
+    names: FieldNames = USUAL_NAMES,
+    own: RecordTask | None = None,
+    header: Sequence[str] = (),
+) -> Data:
     """Returns the data of a task, read from a file or a glob of files.
 
     Args:
@@ -85,6 +91,7 @@ def read(task: str, path: str, names: FieldNames = USUAL_NAMES, own: RecordTask 
         path: of a file, or a glob.
         names: of the fields of texts and pairs.
         own: for `own`, the task that the model was fine-tuned for.
+        header: names of the columns of tables without a header; empty: the first row of a table is its header.
 
     Raises:
         DataError: the data cannot be read; the message names file and line.
@@ -95,11 +102,11 @@ def read(task: str, path: str, names: FieldNames = USUAL_NAMES, own: RecordTask 
         "pairs": functools.partial(source_target, names=names),
     }
     if task in parsers:
-        return Data(*read_task(path, parsers[task]))
+        return Data(*read_task(path, parsers[task], header))
     if own is not None:
-        found = read_own(path, own, names=names._asdict())
+        found = read_own(path, own, names=names._asdict(), header=header)
         return Data([f"{path}, record {i}" for i in range(1, len(found) + 1)], found)
-    texts = [document.text for document in read_documents(path, names=names)]
+    texts = [document.text for document in read_documents(path, names=names, header=header)]
     return Data([f"{path}, text {i}" for i in range(1, len(texts) + 1)], texts)
 
 

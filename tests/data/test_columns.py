@@ -164,3 +164,14 @@ def test_what_has_no_records_is_refused(write):
     config = DataConfig(train=write("a.jsonl", jsonl(RECORDS)), split="tail")
     with pytest.raises(FlagError, match="tail"):
         open_splits(config, pairs=False, columns=LABELLED)
+
+
+def test_a_table_without_a_header_has_the_columns_that_are_named(write):
+    columns = (Column("text"), Column("score", "number"))
+    path = write("x.csv", 'an owl,2.5\n"an elk, old",1\n')
+    found = list(read_columns(path, Faults("error"), columns, header=("text", "score")))
+    assert [(d.text, d.values) for d in found] == [("an owl", (2.5,)), ("an elk, old", (1.0,))]
+    with pytest.raises(DataError, match=r"x.csv: no 'score' among the fields text, y; a record needs text and score"):
+        list(read_columns(path, Faults("error"), columns, header=("text", "y")))
+    with pytest.raises(DataError, match=r"x.csv:1: 2 fields, but 3 columns are named; correct the row"):
+        list(read_columns(path, Faults("error"), columns, header=("text", "score", "more")))
