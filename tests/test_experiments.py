@@ -13,6 +13,7 @@ import pytest
 
 from lmjax.config import load_experiment, replace
 from lmjax.data.pipeline import batches
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
 from lmjax.training.state import state_maker
@@ -38,6 +39,14 @@ def pairs(tmp_path_factory, corpus):
     sentences = [s.strip() for s in corpus.read_text().replace("\n", " ").split(".") if s.strip()]
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     path.write_text("\n".join(["source\ttarget", *(f"{s}\t{s[::-1]}" for s in sentences)]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Returns a table without a header: two texts and a number."""
+    path = tmp_path_factory.mktemp("scored") / "scored.csv"
+    path.write_text("".join(f"A text.,Another {'x' * i}.,{i % 6}\n" for i in range(40)))
     return path
 
 
@@ -73,9 +82,11 @@ def nano(config, data):
 
 
 @pytest.mark.parametrize(("path", "variant"), [(p, v) for p in FILES for v in variants(p)], ids=str)
-def test_the_experiment_trains(path, variant, corpus, pairs, tmp_path):
+def test_the_experiment_trains(path, variant, corpus, pairs, scored, tmp_path):
     config = load_experiment(f"{path}:{variant}")
-    run = build(nano(config, pairs if "seq2seq" in config.task.objective else corpus), tmp_path)
+    objective = OBJECTIVES[config.task.objective[0]]
+    data = pairs if objective.wants_pairs else scored if objective.columns else corpus
+    run = build(nano(config, data), tmp_path)
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     hparams = jax.device_get(run.hparams)
     make_state, _ = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)

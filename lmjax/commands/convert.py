@@ -18,7 +18,7 @@ from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
 from lmjax.interop.shards import read_json
-from lmjax.interop.tasks import task_fields
+from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import HEADS
 from lmjax.model.parameters import count_parameters
@@ -131,7 +131,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))
     left_out = {HEADS[head].subtree for head in source.heads if head not in heads}
-    params = {part: x for part, x in params.items() if part not in left_out}
+    params = in_own_units(source.tasks, {part: x for part, x in params.items() if part not in left_out})
 
     def beside(new: pathlib.Path) -> None:
         export_tokenizer(tokenizer, new, description.model_type, source.config.max_length)

@@ -85,9 +85,12 @@ def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Co
             origin |= _recipe(values, overrides, source.config.max_length)
         fresh = overrides.get("fresh", "none") != "none"
         for name in () if fresh or not objective else objective:
-            # What the source has learned, such as the names of labels, is that of its head, which is loaded too.
+            # What the outputs of its head mean, such as the names of labels, holds for the loaded head too.
             known = (
-                {field: getattr(source.tasks[name], field) for field in OBJECTIVES[name].learned}
+                {
+                    field: getattr(source.tasks[name], field)
+                    for field in (*OBJECTIVES[name].learned, *OBJECTIVES[name].of_head)
+                }
                 if name in source.tasks
                 else {}
             )

@@ -30,7 +30,7 @@ from lmjax.data.special_tokens import (
 )
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizer_files import MODEL_FILES, build
-from lmjax.data.vocabulary import ROLES, TEMPLATE, Vocabulary, write_whole
+from lmjax.data.vocabulary import ROLES, TEMPLATE, Template, Vocabulary, write_whole
 from lmjax.errors import FlagError
 from lmjax.paths import expanded
 
@@ -41,6 +41,11 @@ SIDE_FILES = (CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE)
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _SENTINEL = re.compile(r"<extra_id_(\d{1,6})>")
+
+
+def _begin(ids: Sequence[int], part: Sequence[int], start: int) -> int | None:
+    """Returns where `part` first begins in `ids`, from `start` on; None: nowhere."""
+    return next((i for i in range(start, len(ids) + 1) if list(ids[i : i + len(part)]) == list(part)), None)
 
 
 @contextlib.contextmanager
@@ -115,13 +120,19 @@ class FastTokenizer(Vocabulary):
         return self._fast.token_to_id(token)
 
     @_clear_errors()
-    def template(self) -> tuple[list[int], list[int]]:
-        """Returns the ids that the tokenizer adds before and after a text if called with special tokens."""
+    def template(self) -> Template:
+        """Returns the ids that the tokenizer adds to a text, or to a pair of texts, if called with special tokens."""
         plain, whole = (self._fast.encode("a", add_special_tokens=asked).ids for asked in (False, True))
-        start = next((i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain), None)
+        size, start = len(plain), _begin(whole, plain, 0)
         if start is None:
             raise FlagError("tokenizer.path: the tokenizer's post_processor changes the ids of a text; choose another")
-        return whole[:start], whole[start + len(plain) :]
+        before, after = tuple(whole[:start]), tuple(whole[start + size :])
+        pair = self._fast.encode("a", "a", add_special_tokens=True)
+        second = _begin(pair.ids, plain, start + size)
+        if second is None or pair.ids[: start + size] != whole[: start + size]:
+            # It has no form for pairs; each text of one is then ended like a single text.
+            return Template(before, after, after)
+        return Template(before, tuple(pair.ids[start + size : second]), after, pair.type_ids[second])
 
     @_clear_errors()
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

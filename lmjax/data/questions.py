@@ -7,7 +7,7 @@ A flat record has the fields `question`, `context` and `answers`: {"text": [...]
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from lmjax.data.fields import Fields, Header, field_of
@@ -29,10 +29,12 @@ class Questions(RecordFormat):
 
     no_answer: bool
 
-    def records(self, path: str, faults: Faults, check_header: Header, max_bytes: int) -> Iterator[tuple[str, Fields]]:
+    def records(
+        self, path: str, faults: Faults, check_header: Header, max_bytes: int, header: Sequence[str] = ()
+    ) -> Iterator[tuple[str, Fields]]:
         """Yields the place of each question and its fields; a .json file with an object `data` is read as SQuAD's."""
         if suffix(path) != ".json" or not _is_nested(path, max_bytes):
-            yield from super().records(path, faults, check_header, max_bytes)
+            yield from super().records(path, faults, check_header, max_bytes, header)
             return
 
         def read(file: BinaryIO) -> Iterator[tuple[str, Fields]]:

@@ -224,9 +224,7 @@ def read_unsplit(
     empty = True
     for path in paths:
         if columns:
-            for document in read_columns(
-                path, faults, columns, names._asdict(), max_bytes, record_format, header
-            ):
+            for document in read_columns(path, faults, columns, names._asdict(), max_bytes, record_format, header):
                 empty = False
                 yield Unsplit(None, document.group, pairs, document)
             continue

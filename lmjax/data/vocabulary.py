@@ -4,6 +4,7 @@ import functools
 import pathlib
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,22 @@ TEMPLATE = "chat_template.jinja"
 
 def _role(role: str) -> property:
     return property(lambda self: self._id(role), doc=f"Returns the id of the {ROLES[role]} token.")
+
+
+class Template(NamedTuple):
+    """The ids that a tokenizer adds to a text, or to a pair of texts, if called with special tokens.
+
+    Attributes:
+        before: ids before the first text.
+        between: ids between the texts of a pair.
+        after: ids after the last text.
+        second_type: type id of the second text of a pair, and of what follows it; the type before it is 0.
+    """
+
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    second_type: int = 0
 
 
 class Vocabulary:
@@ -62,6 +79,10 @@ class Vocabulary:
     special_texts: dict[str, int]
     _byte_pairs = False  # whether the ids are those of byte-pair encoding
     pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id = map(_role, ROLES)
+
+    def template(self) -> Template | None:
+        """Returns the ids that the tokenizer itself adds to texts; None: it adds none, and objectives decide."""
+        return None
 
     def __init__(
         self,

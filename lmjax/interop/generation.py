@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lmjax.data.fast_tokenizer import FastTokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError
 from lmjax.inference.defaults import GenerationDefaults
@@ -191,18 +190,18 @@ def read_prompts(
     # The ids that begin and end a text may be in either file.
     either = {k: v for k, v in origin.items() if v is not None} | (read_json(path) if path.name == GENERATION else {})
     reader = _ids(folder, values, tokenizer)
-    before, after = tokenizer.template() if isinstance(tokenizer, FastTokenizer) else ((), ())
+    template = tokenizer.template()
+    around = {} if template is None else template._asdict()
     roles = tokenizer.role_ids
     stop = reader("eos_token_id", either, (roles["eos"],) if "eos" in roles else ())
     if not family.causal:
-        return PromptFormat(tuple(before), tuple(after))
+        return PromptFormat(**around)
     words = values.get("bad_words_ids") or []
     if not isinstance(words, list) or not all(isinstance(word, list) and word for word in words):
         raise DataError(f"{path}: bad_words_ids={words!r} must be a list of lists of ids; correct it")
     words = [reader("bad_words_ids", {"bad_words_ids": word}) for word in words]
     form = PromptFormat(
-        before=tuple(before),
-        after=tuple(after),
+        **around,
         stop=stop,
         # As in transformers, a stop id is not banned as a bad word.
         never=(*(w[0] for w in words if len(w) == 1 and w[0] not in stop), *reader("suppress_tokens", values)),

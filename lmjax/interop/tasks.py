@@ -6,10 +6,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lmjax.errors import DataError
+import numpy as np
+
+from lmjax.errors import DataError, FlagError
+from lmjax.model.heads.rows import ClassifierHead
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from lmjax.objectives.regression import SCORE, Regression, RegressionConfig
 from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 Fields = Mapping[str, Any]
@@ -38,18 +42,56 @@ def task_fields(tasks: Tasks) -> dict[str, Any]:
     return {key: x for name, settings in tasks.items() if name in _WRITE for key, x in _WRITE[name](settings).items()}
 
 
+def in_own_units(tasks: Tasks, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the parameters of a model whose outputs are those of a checkpoint of transformers.
+
+    A model of regression predicts standardised numbers. Their means and deviations become part of its last layer.
+
+    Raises:
+        FlagError: the last layer has no bias, which the means need.
+    """
+    if Regression.name not in tasks:
+        return params
+    settings = tasks[Regression.name]
+    means, deviations = (np.array(x, np.float32) for x in (settings.means, settings.deviations))
+    head = dict(params[ClassifierHead.subtree])
+    last = dict(head["classifier"])
+    if "bias" not in last and means.any():
+        zeros = ",".join("0" for _ in means)
+        raise FlagError(
+            f"--to: transformers gives this head no bias, and its predictions have the means {means.tolist()}; train "
+            f"with --config.task.{Regression.name}.means={zeros}, or subtract the means from the data"
+        )
+    last["kernel"] = last["kernel"] * deviations[None].astype(last["kernel"].dtype)
+    if "bias" in last:
+        last["bias"] = (last["bias"] * deviations + means).astype(last["bias"].dtype)
+    return {**params, ClassifierHead.subtree: head | {"classifier": last}}
+
+
 def _classifier(path: pathlib.Path, values: Fields) -> Tasks:
     """Returns what a classifier of rows was fine-tuned on."""
-    if values.get("problem_type") in ("regression", "multi_label_classification"):
-        return {}
     labels = _labels(path, values)
-    # One output is a number, not a class.
-    return {Classification.name: ClassificationConfig(labels=labels)} if len(labels) > 1 else {}
+    # As in transformers, a single output without a type of problem is a number.
+    problem = values.get("problem_type") or _KINDS["single" if len(labels) > 1 else ""]
+    if problem == _KINDS[""]:
+        names = tuple(f"{SCORE}_{label}" if label.isdigit() else label for label in labels)
+        targets = names if len(names) > 1 else (SCORE,)
+        units = {"means": (0.0,) * len(targets), "deviations": (1.0,) * len(targets)}
+        return {Regression.name: RegressionConfig(targets=targets, **units)}
+    kind = next((kind for kind, name in _KINDS.items() if name == problem), "single")
+    if kind == "single" and len(labels) < 2:
+        return {}
+    return {Classification.name: ClassificationConfig(labels=labels, kind=kind)}
 
 
 def _classification(settings: ClassificationConfig) -> dict[str, Any]:
-    """Returns the fields of a classifier of single labels."""
-    return _label_fields(settings.labels) | {"problem_type": "single_label_classification"} if settings.labels else {}
+    """Returns the fields of a classifier."""
+    return _label_fields(settings.labels) | {"problem_type": _KINDS[settings.kind]} if settings.labels else {}
+
+
+def _regression(settings: RegressionConfig) -> dict[str, Any]:
+    """Returns the fields of a model of regression."""
+    return _label_fields(settings.targets) | {"problem_type": _KINDS[""]}
 
 
 def _tagger(path: pathlib.Path, values: Fields) -> Tasks:
@@ -92,6 +134,15 @@ def _label_fields(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
+# The type of problem in a config.json by the kind of classification; "" is regression. Ordered classes come in again as
+# single labels, in their order.
+_KINDS = {
+    "single": "single_label_classification",
+    "multiple": "multi_label_classification",
+    "ordered": "single_label_classification",
+    # Both call it alike.
+    "": Regression.name,
+}
 # What is read from a config.json for a head, and what is written to it for an objective.
 _READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
     "classifier": _classifier,
@@ -101,4 +152,5 @@ _READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
 _WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {
     Classification.name: _classification,
     Tagging.name: _tagging,
+    Regression.name: _regression,
 }

@@ -127,12 +127,13 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
     end = [decoders.Strip(content=" ", left=1, right=0)] if model.normalizer_spec.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *end])
     form = FAMILIES[model_type].tokenizer
-    before, after = form.before, form.after
-    ids = {model.pieces[i].piece: i for i in (getattr(tokenizer, f"{role}_id") for role in (*before, *after))}
-    before, after = ([model.pieces[getattr(tokenizer, f"{role}_id")].piece for role in r] for r in (before, after))
+    # What separates the texts of a pair in tasks on records (`PromptFormat.between`).
+    parts = (form.before, form.after or ("eos",), form.after)
+    ids = {model.pieces[i].piece: i for roles in parts for i in (getattr(tokenizer, f"{role}_id") for role in roles)}
+    before, between, after = ([model.pieces[getattr(tokenizer, f"{role}_id")].piece for role in r] for r in parts)
     fast.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after],
-        pair=[*before, "$A", *after, "$B:1", *(f"{token}:1" for token in after)],
+        pair=[*before, "$A", *between, "$B:1", *(f"{token}:1" for token in after)],
         special_tokens=list(ids.items()),
     )
     return fast.to_str().encode()

@@ -170,6 +170,8 @@ class Objective(abc.ABC):
         recipe: by dotted path, values of the config for a run that starts from pretrained parameters.
         learned: fields of its settings that follow from the training data where the config leaves them empty (`learn`);
             a workdir keeps each in a JSON file of this name.
+        of_head: other fields of its settings that say what the outputs of its head mean: a run from the parameters of
+            such a head takes over these and the learned ones.
     """
 
     config: ObjectiveConfig
@@ -197,6 +199,7 @@ class Objective(abc.ABC):
 
     recipe: ClassVar[Mapping[str, Any]] = {}
     learned: ClassVar[tuple[str, ...]] = ()
+    of_head: ClassVar[tuple[str, ...]] = ()
 
     @property
     def family(self) -> Family:

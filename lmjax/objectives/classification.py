@@ -1,10 +1,20 @@
-"""Classification: the label of a text or of a pair of texts (Devlin et al. 2019, arXiv:1810.04805, section 4.1)."""
+"""Classification of a text or of a pair of texts (Devlin et al. 2019, arXiv:1810.04805, section 4.1).
+
+| kind | a record has | loss | predicted |
+|---|---|---|---|
+| single | one `label` | cross entropy | the likeliest label |
+| multiple | any number of `labels` | binary cross entropy of each label | the labels above `threshold` |
+| ordered | one `label` of classes in an order | divergence from shares around the label | the likeliest label |
+
+All kinds have one logit for each label, so that all of them can be exported.
+"""
 
 import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,79 +25,101 @@ from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
-from lmjax.objectives.losses import class_loss
-from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.records import Prediction, RecordTask, TokenRecord, in_order
-from lmjax.objectives.rows import text_row
+from lmjax.objectives.losses import class_loss, labels_loss, shares_loss
+from lmjax.objectives.records import Prediction, TokenRecord, in_order
+from lmjax.objectives.text_task import TextTask
 
-TEXT, SECOND, LABEL = "text", "text2", "label"
+LABEL, LABELS = "label", "labels"
 
 
 class ClassificationConfig(ObjectiveConfig):
     """Settings of the classification objective."""
 
+    kind: Literal["single", "multiple", "ordered"] = Field(
+        "single", description="each record has one label, a list of any number of labels, or one of ordered classes"
+    )
     labels: tuple[str, ...] = Field(
         (), description="names of the labels in the order of the logits; none: those of the training data, sorted"
+    )
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="of kind=multiple: the probability from which a label is predicted"
+    )
+    falloff: float = Field(
+        1.0,
+        gt=0,
+        description="of kind=ordered: the shares that the loss compares with fall as exp(-falloff * distance**2) with "
+        "the distance in classes from the label (Diaz and Marathe 2019)",
+    )
+    balanced: bool = Field(
+        False, description="class_weights follow from the training data, so that rare labels count as much as others"
+    )
+    class_weights: tuple[float, ...] = Field(
+        (), description="factor on the loss of each label, in the order of labels; none: 1, or as balanced says"
     )
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "ClassificationConfig":
-        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1 or not all(map(str.strip, self.labels)):
+        few = len(self.labels) == 1 and self.kind != "multiple"
+        if len(set(self.labels)) < len(self.labels) or few or not all(map(str.strip, self.labels)):
             raise ValueError(f"labels={self.labels}: give two labels or more, each once, none of them empty")
+        if self.class_weights and (len(self.class_weights) != len(self.labels) or min(self.class_weights) < 0):
+            raise ValueError(
+                f"class_weights={self.class_weights}: name the labels, and give one weight of at least 0 for each"
+            )
         return self
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(RecordTask):
-    """Predicts the label of one or two texts, from an encoder's [CLS] or from a decoder's last token.
-
-    An encoder reads [CLS] A [SEP], or [CLS] A [SEP] B [SEP] with type 1 from B on. A decoder reads BOS A, or
-    BOS A EOS B (Radford et al. 2018, section 3.3, with EOS as the delimiter).
-    """
+class Classification(TextTask):
+    """Predicts the label or the labels of one or two texts."""
 
     config: ClassificationConfig
     name: ClassVar[str] = "classification"
-    architectures: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-    heads: ClassVar[tuple[str, ...]] = ("classifier",)
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column(TEXT),
-        Column(SECOND, optional=True),
-        Column(LABEL, "string", classes=()),
-    )
-    gold: ClassVar[tuple[str, ...]] = (LABEL,)
+    columns: ClassVar[tuple[Column, ...]] = (*TextTask.texts, Column(LABEL, "string", classes=()))
     learned: ClassVar[tuple[str, ...]] = ("labels",)
-    # Devlin et al. 2019, appendix A.3: rates from 2e-5 to 5e-5, 2 to 4 epochs, batches of 16 or 32; the warm-up and
-    # the linear decay to 0 are those of the code of its authors.
-    recipe: ClassVar[Mapping[str, Any]] = {
-        "epochs": 3.0,
-        "batch_size": 32,
-        "optimizer.learning_rate": 3e-5,
-        "optimizer.schedule": "linear",
-        "optimizer.final_ratio": 0.0,
-        "optimizer.warmup_share": 0.1,
-        "optimizer.weight_decay": 0.01,
-        "evaluation.every": 500,
-        "evaluation.batches": 200,
-    }
+    of_head: ClassVar[tuple[str, ...]] = ("kind",)
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """Returns the name of the column with the label or the labels."""
+        return (LABELS if self.several else LABEL,)
+
+    @property
+    def several(self) -> bool:
+        """Returns whether a record may have several labels."""
+        return self.config.kind == "multiple"
 
     @classmethod
     def learn(cls, config: ClassificationConfig, stores: Sequence[Store]) -> ClassificationConfig:
-        """Returns the settings with the labels of the training data; whole numbers are sorted as numbers.
+        """Returns the settings with the labels of the training data, whole numbers sorted as numbers, and weights.
+
+        The weights of `balanced` are records / (labels * records with the label), which are 1 on average (King and
+        Zeng 2001); with kind=multiple, records without the label / records with it.
 
         Raises:
-            DataError: there are fewer than two labels.
+            DataError: there are fewer than two labels, or their order is not known.
         """
-        if config.labels:
+        if config.labels and not (config.balanced and not config.class_weights):
             return config
-        found = {str(store.value(i, LABEL)) for store in stores for i in range(store.num_documents)}
-        if len(found) < 2:
-            raise DataError(f"--data: the only {LABEL!r} of all records is {min(found)!r}; give records of two or more")
-        return config.with_fields({"labels": in_order(found)})
+        column = LABELS if config.kind == "multiple" else LABEL
+        given = (store.value(i, column) for store in stores for i in range(store.num_documents))
+        found = Counter(name for labels in given for name in (set(labels) if column == LABELS else (str(labels),)))
+        if not config.labels:
+            config = config.with_fields({"labels": _sorted(found, config.kind)})
+        if config.balanced:
+            records, counts = sum(store.num_documents for store in stores), [found[x] for x in config.labels]
+            number = len(config.labels)
+            others = [records - n if config.kind == "multiple" else records / number for n in counts]
+            # A label that none or all of the records have is not weighted.
+            weights = [x / n if n and x else 1.0 for x, n in zip(others, counts, strict=True)]
+            config = config.with_fields({"class_weights": tuple(weights)})
+        return config
 
     @classmethod
     def known_columns(cls, config: ClassificationConfig) -> tuple[Column, ...]:
         """Returns the columns; if the labels are known, a record with another label is refused."""
-        return (*cls.columns[:-1], cls.columns[-1]._replace(classes=config.labels))
+        name, kind = (LABELS, "strings") if config.kind == "multiple" else (LABEL, "string")
+        return (*cls.texts, Column(name, kind, classes=config.labels))
 
     @classmethod
     def model_fields(cls, config: ClassificationConfig) -> dict[str, Any]:
@@ -99,54 +131,100 @@ class Classification(RecordTask):
         """Returns the number of each label."""
         return {label: number for number, label in enumerate(self.config.labels)}
 
-    def reads(self, record: TokenRecord, form: PromptFormat, length: int) -> list[Features]:
-        """Returns the features of `text_row`."""
-        texts = [record.texts[name][0] for name in (TEXT, SECOND)]
-        # What follows a text separates two texts too; a decoder has EOS there.
-        between = form.after or (self.tokenizer.eos_id,)
-        return [text_row(form, texts, between=between, length=length, pad_id=self.tokenizer.pad_id)]
-
     def targets(self, record: TokenRecord, rows: Sequence[Features]) -> list[Features]:
-        """Returns the number of the label and its weight 1, as scalars."""
+        """Returns the number of the label, or 1 or 0 for each label, and the weight 1 of the record."""
         del rows
-        return [{"labels": np.int32(self.numbers[str(record.values[LABEL])]), "label_weights": np.float32(1)}]
+        given = record.values[self.gold[0]]
+        if self.several:
+            return [{"labels": self.marked(given).astype(np.float32), "label_weights": np.float32(1)}]
+        return [{"labels": np.int32(self.numbers[str(given)]), "label_weights": np.float32(1)}]
 
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the number of records."""
-        return {self.name: jnp.sum(batch["label_weights"])}
+    def marked(self, labels: Sequence[str]) -> np.ndarray:
+        """Returns bool `[labels]`: whether each label is among the given ones."""
+        there = {self.numbers[str(label)] for label in labels}
+        return np.array([number in there for number in range(len(self.numbers))])
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
-        """Returns the cross-entropy sums over the records; label smoothing spreads over the labels."""
-        logits = forward.head("classifier", forward.hidden)
-        return {self.name: class_loss(logits, batch["labels"], batch["label_weights"], forward.penalties)}
+        """Returns the loss sums over the records; label smoothing spreads over the labels.
+
+        Class weights multiply the loss of a record, and not what counts as correct. The sum is divided by the number of
+        records, so that a record counts alike in any batch.
+        """
+        config, logits = self.config, self.logits(forward)
+        labels, weights = batch["labels"], batch["label_weights"]
+        size = len(config.labels)
+        factors = jnp.array(config.class_weights or (1.0,) * size, jnp.float32)
+        if config.kind == "multiple":
+            least = math.log(config.threshold / (1 - config.threshold))
+            found = labels_loss(logits, labels, weights, factors, least, forward.penalties)
+        elif config.kind == "ordered":
+            apart = jnp.arange(size)[None, :] - labels[:, None]
+            shares = jax.nn.softmax(-config.falloff * jnp.square(apart.astype(jnp.float32)))
+            found = shares_loss(logits, shares, weights, factors[labels], forward.penalties)
+        elif config.class_weights:
+            parts = jnp.stack([weights, weights * factors[labels]], axis=-1)
+            sums = class_loss(logits, labels, parts, forward.penalties)
+            found = LossSum(sums.loss[1], sums.weight[0], sums.correct[0], sums.penalty[1])
+        else:
+            found = class_loss(logits, labels, weights, forward.penalties)
+        return {self.name: found}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the log-probabilities of the labels, `[batch, labels]`."""
+        """Returns the log-probabilities of the labels or, with kind=multiple, their logits, `[batch, labels]`."""
         del batch
-        return {"log_probs": jax.nn.log_softmax(forward.head("classifier", forward.hidden).astype(jnp.float32))}
+        logits = self.logits(forward)
+        return {"logits": logits} if self.several else {"log_probs": jax.nn.log_softmax(logits)}
 
     def predict(
         self, record: TokenRecord, rows: Sequence[Features], outputs: Sequence[Mapping[str, np.ndarray]]
     ) -> Prediction:
-        """Returns the likeliest label, its probability, and the probabilities of all labels by name."""
+        """Returns the likeliest label and its probability, or the list of labels; and the probabilities by label."""
         del record, rows
-        return _likeliest(dict(zip(self.config.labels, np.exp(outputs[0]["log_probs"]).tolist(), strict=True)))
+        outputs = outputs[0]
+        if self.several:
+            return self._prediction((1 / (1 + np.exp(-outputs["logits"]))).tolist())
+        return self._prediction(np.exp(outputs["log_probs"]).tolist())
+
+    def _prediction(self, probabilities: Sequence[float]) -> Prediction:
+        """Returns a prediction by the probabilities of the labels; of equally likely ones the first."""
+        scores = dict(zip(self.config.labels, probabilities, strict=True))
+        if self.several:
+            return {"labels": [x for x, p in scores.items() if p >= self.config.threshold], "scores": scores}
+        best = max(scores, key=lambda label: scores[label])
+        return {"label": best, "score": scores[best], "scores": scores}
 
     def vote(self, predictions: Sequence[Prediction]) -> Prediction:
         """Returns the prediction by the mean of the probabilities."""
         count = len(predictions)
-        return _likeliest({x: math.fsum(each["scores"][x] for each in predictions) / count for x in self.config.labels})
+        return self._prediction([math.fsum(p["scores"][x] for p in predictions) / count for x in self.config.labels])
 
     def right(self, truth: Prediction, prediction: Prediction) -> bool:
-        """Returns whether the label is the gold one."""
+        """Returns whether the label is the gold one, or all labels are."""
+        if self.several:
+            return set(truth[LABELS]) == set(prediction["labels"])
         return str(truth[LABEL]) == prediction["label"]
 
     def shown(self, prediction: Mapping[str, Any]) -> str:
-        """Returns the label and its probability, separated by a tab."""
-        return f"{prediction['label']}\t{prediction['score']:.4f}"
+        """Returns each label and its probability, separated by tabs."""
+        labels = prediction["labels"] if self.several else [prediction["label"]]
+        return "\t".join(f"{label}\t{prediction['scores'][label]:.4f}" for label in labels)
 
 
-def _likeliest(scores: dict[str, float]) -> Prediction:
-    """Returns a prediction with the likeliest label, the first of equally likely ones."""
-    best = max(scores, key=lambda label: scores[label])
-    return {"label": best, "score": scores[best], "scores": scores}
+def _sorted(found: Mapping[str, int], kind: str) -> tuple[str, ...]:
+    """Returns the labels of the training data in the order of their numbers.
+
+    Raises:
+        DataError: there are too few, or they are names of classes whose order is not known.
+    """
+    column = LABELS if kind == "multiple" else LABEL
+    if len(found) < 2:
+        only = f"the only {column!r} of all records is {min(found)!r}" if found else f"no record has {column!r}"
+        raise DataError(f"--data: {only}; give records of two or more")
+    labels = in_order(found)
+    if kind == "ordered" and not all(label.removeprefix("-").isdigit() for label in labels):
+        names = ",".join(labels)
+        raise DataError(
+            f"--data: kind=ordered, and the labels {names[:200]} are names; give them in their order, lowest first, "
+            "with --config.task.classification.labels"
+        )
+    return labels

@@ -1,4 +1,4 @@
-"""Cross entropy in float32: over a vocabulary, computed in chunks, and over a few classes."""
+"""Cross entropy in float32: over a vocabulary, computed in chunks, and over a few classes; squared errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -121,6 +121,89 @@ def binary_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Lo
         correct=jnp.sum(jnp.where((logits > 0) == targets, weights, 0.0)),
         penalty=jnp.zeros((), jnp.float32),
     )
+
+
+def _counted(outputs: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns float32 `[batch, outputs]` with 0 in rows of weight 0, whose outputs may be NaN."""
+    return jnp.where(weights[:, None] > 0, outputs.astype(jnp.float32), 0.0)
+
+
+def shares_loss(
+    logits: jax.Array, shares: jax.Array, weights: jax.Array, factors: jax.Array, penalties: Penalties = NO_PENALTIES
+) -> LossSum:
+    """Returns the sums of the Kullback-Leibler divergences of predicted classes from given shares of each class.
+
+    This is the cross entropy minus the entropy of the shares, which no model can go below: 0 is a perfect fit.
+
+    Args:
+        logits: float32 `[batch, classes]`.
+        shares: float32 `[batch, classes]`, which sum to 1; the largest is that of the target.
+        weights: float32 `[batch]`, 0 for a row that does not count.
+        factors: float32 `[batch]`, by which the loss of each row is multiplied, but not what counts as correct.
+        penalties: what is added in training.
+    """
+    logits = _counted(logits, weights)
+    log_probs = jax.nn.log_softmax(logits)
+    loss = jnp.sum(jax.scipy.special.xlogy(shares, shares) - shares * log_probs, axis=-1)
+    penalty = jnp.zeros(weights.shape, jnp.float32)
+    if penalties.z_loss is not None:
+        penalty += penalties.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    if penalties.label_smoothing is not None:
+        penalty += penalties.label_smoothing * (jnp.sum(shares * logits, axis=-1) - jnp.mean(logits, axis=-1))
+    correct = jnp.argmax(logits, axis=-1) == jnp.argmax(shares, axis=-1)
+    return LossSum(
+        loss=jnp.sum(weights * factors * loss),
+        weight=jnp.sum(weights),
+        correct=jnp.sum(weights * correct),
+        penalty=jnp.sum(weights * factors * penalty),
+    )
+
+
+def labels_loss(
+    logits: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    factors: jax.Array,
+    least: float,
+    penalties: Penalties = NO_PENALTIES,
+) -> LossSum:
+    """Returns the sums of binary cross entropies, which are averaged over the labels of each row.
+
+    A row is correct if all of its labels are.
+
+    Args:
+        logits: float32 `[batch, labels]`, log odds of each label.
+        targets: float32 `[batch, labels]`, 1 for the labels of a row, 0 for all others.
+        weights: float32 `[batch]`, 0 for a row that does not count.
+        factors: float32 `[labels]`, by which the loss of a row that has the label is multiplied.
+        least: the logit from which a label is predicted.
+        penalties: label smoothing moves the targets towards one half; the z-loss is for a softmax, and not added.
+    """
+    logits = _counted(logits, weights)
+    factors = jnp.where(targets > 0, factors[None], 1.0)
+    loss = jnp.mean(factors * (jax.nn.softplus(logits) - targets * logits), axis=-1)
+    penalty = jnp.zeros(weights.shape, jnp.float32)
+    if penalties.label_smoothing is not None:
+        penalty += penalties.label_smoothing * jnp.mean(factors * (targets - 0.5) * logits, axis=-1)
+    correct = jnp.all((logits >= least) == (targets > 0), axis=-1)
+    return LossSum(
+        loss=jnp.sum(weights * loss),
+        weight=jnp.sum(weights),
+        correct=jnp.sum(weights * correct),
+        penalty=jnp.sum(weights * penalty),
+    )
+
+
+def squared_loss(predicted: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSum:
+    """Returns the sums of squared errors, which are averaged over the targets of each row.
+
+    Args:
+        predicted: float32 `[batch, targets]`.
+        targets: float32 `[batch, targets]`.
+        weights: float32 `[batch]`, 0 for a row that does not count.
+    """
+    errors = jnp.mean(jnp.square(_counted(predicted, weights) - targets), axis=-1)
+    return LossSum(jnp.sum(weights * errors), jnp.sum(weights), None, jnp.zeros((), jnp.float32))
 
 
 def split_chunks(x: jax.Array, chunk: int) -> jax.Array:

@@ -11,6 +11,8 @@ class PromptFormat:
     Attributes:
         before: ids before a text.
         after: ids after it; in a decoder trained on (source, target) rows, the prompt ends with them.
+        between: ids between the two texts of a pair; None: those after a text, or EOS if there are none.
+        second_type: type id of the second text of a pair and of what follows it.
         start: the first input ids of an encoder-decoder's decoder.
         forced: the first ids that it generates, whatever its logits, such as the target's language; empty for a
             decoder-only model.
@@ -26,6 +28,8 @@ class PromptFormat:
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    between: tuple[int, ...] | None = None
+    second_type: int = 1
     start: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     stop: tuple[int, ...] = ()

@@ -20,7 +20,7 @@ from lmjax.objectives.classification import Classification
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
-from lmjax.objectives.rows import pad, text_row
+from lmjax.objectives.rows import pad
 
 CONTEXT_IDS = "context_ids"
 # The logit of a position that cannot be an answer.
@@ -107,7 +107,7 @@ class QuestionAnswering(RecordTask):
 
     def _between(self, form: PromptFormat) -> tuple[int, ...]:
         """Returns the ids between a question and its context."""
-        return form.after or (self.tokenizer.eos_id,)
+        return (form.after or (self.tokenizer.eos_id,)) if form.between is None else form.between
 
     def _windows(
         self, record: TokenRecord, form: PromptFormat, length: int
@@ -130,7 +130,7 @@ class QuestionAnswering(RecordTask):
         rows = []
         for first, end in parts:
             texts = [question, ids[first:end]]
-            row = text_row(form, texts, between=between, length=length, pad_id=self.tokenizer.pad_id)
+            row = self.text_row(form, texts, length)
             numbers = np.concatenate([before, np.arange(first, end) + 1])[:length]
             rows.append(row | {CONTEXT_IDS: pad(numbers, length)})
         return rows

@@ -18,6 +18,7 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, Objective, Rows
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.rows import text_row
 
 # What is predicted for one record, as JSON values.
 Prediction = dict[str, Any]
@@ -109,6 +110,23 @@ class RecordTask(Objective):
     def form(self) -> PromptFormat:
         """Returns the prompt format of the rows of training, computed once."""
         return self.prompt_format()
+
+    def prompt_format(self) -> PromptFormat:
+        """Returns the ids around texts: those that the tokenizer of a checkpoint itself adds, else the objective's.
+
+        So a row equals what transformers makes of the same text, or pair of texts, with this tokenizer.
+        """
+        template = self.tokenizer.template()
+        # An encoder reads [CLS] also if its tokenizer adds nothing.
+        if template is None or not (self.family.causal or template.before or template.after):
+            return super().prompt_format()
+        return PromptFormat(**template._asdict())
+
+    def text_row(self, form: PromptFormat, texts: Sequence[np.ndarray], length: int) -> Features:
+        """Returns the features of `rows.text_row` for one or two texts."""
+        tokenizer = self.tokenizer
+        end_id = tokenizer.role_ids.get("eos", tokenizer.pad_id)
+        return text_row(form, texts, end_id=end_id, length=length, pad_id=tokenizer.pad_id)
 
     def rows(self, store: Store, seed: int) -> Rows:
         """Returns one row for each record."""

@@ -24,6 +24,7 @@ CLASSES = (
     "tagging.Tagging",
     "chat.Chat",
     "question_answering.QuestionAnswering",
+    "regression.Regression",
 )
 
 

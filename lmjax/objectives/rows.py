@@ -53,28 +53,27 @@ def fitted(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray
     return first[: max(room - len(second), halves[0])], second[: max(room - len(first), halves[1])]
 
 
-def text_row(
-    form: PromptFormat, texts: Sequence[np.ndarray], *, between: Sequence[int], length: int, pad_id: int
-) -> Features:
+def text_row(form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, length: int, pad_id: int) -> Features:
     """Returns `tokens`, `positions`, `segment_ids` and `type_ids`, int32 `[length]`, of a row of one or two texts.
 
-    Of two texts that do not fit, the longer one loses its end first. A row without any id holds the first of `between`,
-    so that the model reads something.
+    Of two texts that do not fit, the longer one loses its end first. A row without any id holds `end_id`, so that the
+    model reads something.
 
     Args:
-        form: the ids before and after a text, or a pair of them.
+        form: the ids before, between and after the texts.
         texts: the ids of one or two texts; a second one without ids counts as absent.
-        between: ids between the two texts, at least one.
+        end_id: the id between two texts if the form has none for that.
         length: tokens in the row.
         pad_id: padding.
     """
+    between = (form.after or (end_id,)) if form.between is None else form.between
     first, *rest = texts
     second = rest[0] if rest else first[:0]
     joint = list(between) if len(second) else []
     a, b = fitted(first, second, length - len(form.before) - len(joint) - len(form.after))
     begin, end = [*form.before, *a, *joint], [*b, *form.after]
-    tokens = np.array([*begin, *end] or between[:1], np.int32)[:length]
-    types = [0] * len(begin) + [1 if len(second) else 0] * len(end)
+    tokens = np.array([*begin, *end] or [end_id], np.int32)[:length]
+    types = [0] * len(begin) + [form.second_type if len(second) else 0] * len(end)
     return side([tokens], length, pad_id) | {"type_ids": pad(np.array(types, np.int32)[:length], length)}
 
 

@@ -171,7 +171,7 @@ class Tagging(RecordTask):
             own = [i + 1 if window.begin <= i < window.end else 0 for i in there]
             ids = np.concatenate([np.zeros(0, np.int32), *(words[i] for i in there)])[:room]
             numbers = np.repeat(own, [len(words[i]) for i in there])[:room] if own else own
-            row = text_row(form, [ids], between=form.after or unknown, length=length, pad_id=t.pad_id)
+            row = text_row(form, [ids], end_id=(form.after or unknown)[0], length=length, pad_id=t.pad_id)
             rows.append(row | {WORD_IDS: pad(np.concatenate([np.zeros(len(form.before)), numbers])[:length], length)})
         return rows
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmjax.data.columns import Column
 from lmjax.data.documents import Document
@@ -21,11 +21,12 @@ from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, Rows
-from lmjax.objectives.classification import LABEL, SECOND, TEXT, Classification, ClassificationConfig
+from lmjax.objectives.classification import LABEL, Classification, ClassificationConfig
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.objectives.rows import PackedPieces, fitted
+from lmjax.objectives.text_task import SECOND, TEXT
 from lmjax.objectives.token_prediction import SourceToTarget
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -36,6 +37,12 @@ class TextToTextConfig(ClassificationConfig):
 
     prefix: str = Field("", description="words before each text, such as 'mnli hypothesis: '")
     between: str = Field(" ", description="words between two texts, such as ' premise: '")
+
+    @model_validator(mode="after")
+    def _one_label(self) -> "TextToTextConfig":
+        if self.kind != "single" or self.balanced or self.class_weights:
+            raise ValueError("kind, balanced and class_weights are settings of classification; leave them out")
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +66,7 @@ class TextToText(SourceToTarget, RecordTask):
     config: TextToTextConfig
     name: ClassVar[str] = "text_to_text"
     columns: ClassVar[tuple[Column, ...]] = Classification.columns
-    gold: ClassVar[tuple[str, ...]] = Classification.gold
+    gold: ClassVar[tuple[str, ...]] = (LABEL,)
     learned: ClassVar[tuple[str, ...]] = Classification.learned
     # The rate and the schedule for AdamW; T5's own are those of Adafactor (section 3.1.2).
     recipe: ClassVar[Mapping[str, Any]] = {**Classification.recipe, "optimizer.learning_rate": 3e-4}

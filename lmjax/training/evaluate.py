@@ -220,7 +220,8 @@ class Evaluator:
             loss = s.loss / max(s.weight, 1.0)
             metrics[f"{prefix}/loss"] += self.loss_weights[name] * loss
             metrics[f"{prefix}/{name}/loss"] = loss
-            metrics[f"{prefix}/{name}/accuracy"] = s.correct / max(s.weight, 1.0)
+            if s.correct is not None:
+                metrics[f"{prefix}/{name}/accuracy"] = s.correct / max(s.weight, 1.0)
             if name in num_bytes:
                 metrics[f"{prefix}/{name}/perplexity"] = math.exp(min(loss, 700.0))
                 metrics[f"{prefix}/{name}/bits_per_byte"] = s.loss / math.log(2) / max(num_bytes[name], 1.0)

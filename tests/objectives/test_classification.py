@@ -8,7 +8,8 @@ import pytest
 import lmjax
 from lmjax.data.pipeline import example_stream
 from lmjax.errors import DataError, FlagError
-from lmjax.objectives.classification import LABEL, SECOND, TEXT, ClassificationConfig
+from lmjax.objectives.classification import LABEL, ClassificationConfig
+from lmjax.objectives.text_task import SECOND, TEXT
 from lmjax.runs.build import build
 from lmjax.training.metrics import read_lines
 

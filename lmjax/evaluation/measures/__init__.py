@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmjax.evaluation.intervals import Measurement
-from lmjax.evaluation.measures import classification, question_answering, tagging
+from lmjax.evaluation.measures import classification, question_answering, regression, tagging
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.question_answering import QuestionAnswering
 from lmjax.objectives.records import Prediction
+from lmjax.objectives.regression import Regression
 from lmjax.objectives.tagging import Tagging
 from lmjax.objectives.text_to_text import TextToText
 
@@ -45,8 +46,9 @@ class Measure(NamedTuple):
 # The measures by the name of the objective.
 MEASURES: dict[str, Measure] = {
     Classification.name: Measure(
-        classification.metrics, falling=("ece", "brier"), needs=("sklearn",), figures=classification.figures
+        classification.metrics, falling=("ece", "brier", "mae"), needs=("sklearn",), figures=classification.figures
     ),
+    Regression.name: Measure(regression.metrics, falling=("mse", "mae"), needs=("sklearn", "scipy")),
     Tagging.name: Measure(tagging.metrics),
     TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
     QuestionAnswering.name: Measure(question_answering.metrics),
