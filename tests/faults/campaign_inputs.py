@@ -52,7 +52,7 @@ def made(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     cli.run(["train", f"--data={folder / 'corpus.txt'}", f"--workdir={folder / 'run'}", *inputs.RUN, *inputs.SMALL])
     cli.run(["convert", f"--workdir={folder / 'run'}", f"--to={folder / 'hf'}"])
     cli.run(["train", f"--init_from={folder / 'run'}", "--objective=classification", f"--data={folder / 'rows.tsv'}",
-             f"--workdir={folder / 'classifier'}", "--steps=1", "--batch_size=4", "--config.task.length=32",
+             f"--workdir={folder / 'classifier'}", "--steps=1", "--batch_size=8", "--config.task.length=32",
              "--config.logging.tensorboard=false", "--noprogress"])  # fmt: skip
     return {name: folder / name for name in ("run", "classifier", "hf")}
 

@@ -79,7 +79,7 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--length=100000",),
         ("--config.model.num_heads=3",),
         ("--config.parallel.tensor=7",),
-        ("--config.fresh=nothing", "--init_from={run}"),
+        ("--config.fresh=nothing", "--init_from={run}", "--length=32"),
         ("--warmup_steps=5", "--config.optimizer.warmup_share=0.1"),
         ("--config.data.held_out=2",),
         ("--config=nothing.py",),
