@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmjax.config import Config as Config
     from lmjax.config import resolve as resolve
     from lmjax.evaluation.tasks import evaluate as evaluate
+    from lmjax.inference.embed import embed as embed
     from lmjax.inference.forward import ModelOutput as ModelOutput
     from lmjax.inference.generate.config import GenerateConfig as GenerateConfig
     from lmjax.inference.generate.fill_mask import fill_mask as fill_mask
@@ -38,6 +39,7 @@ _HOMES = {
     "Item": "lmjax.inference.score.texts",
     "LoadedModel": "lmjax.inference.loaded",
     "ModelOutput": "lmjax.inference.forward",
+    "embed": "lmjax.inference.embed",
     "evaluate": "lmjax.evaluation.tasks",
     "fill_mask": "lmjax.inference.generate.fill_mask",
     "generate": "lmjax.inference.generate.generate",

@@ -12,6 +12,7 @@ import lmjax
 
 # Name -> the names of its parameters, with keyword-only ones after a star. A change here breaks scripts of users.
 SIGNATURES = {
+    "embed": "loaded texts * width batch_size",
     "evaluate": "loaded data config * task fields",
     "fill_mask": "loaded texts top_k config",
     "generate": "loaded prompts config * seeds draft names",

@@ -17,11 +17,13 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
+from lmjax.interop.sentence import write_sentence
 from lmjax.interop.shards import read_json
 from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
-from lmjax.model.heads import HEADS
+from lmjax.model.heads import BARE, HEADS, head_types
 from lmjax.model.parameters import count_parameters
+from lmjax.objectives.embedding import Embedding
 from lmjax.paths import shell_quoted
 from lmjax.phases import phase
 from lmjax.runs.build import environment
@@ -96,6 +98,8 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
         write_json(workdir / ORIGIN, dict(source.origin) | {HEADS_FIELD: source.heads})
         if (source.folder / GENERATION).is_file():
             write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
+        if Embedding.name in source.tasks:
+            write_sentence(workdir, source.config, source.length)
         write_json(workdir / "env.json", environment())
         claim.done()
     return _described(source, params) | {
@@ -125,8 +129,13 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     check_free(folder)
     if not math.isfinite(shard_gb := values["shard_gb"].value):
         raise FlagError(f"--shard_gb={shard_gb}: is not a size; give gigabytes, such as 5")
-    # Heads for training only are left out, because no class of transformers has them beside other heads.
-    heads = tuple(head for head in source.heads if not HEADS[head].in_training_only)
+    # Heads for training only are left out, because no class of transformers has them beside other heads, and those
+    # without parameters; a model that has no other head is bare.
+    heads = tuple(h for h in source.heads if HEADS[h].has_parameters and not HEADS[h].in_training_only)
+    if heads == tuple(head_types(source.config.architecture, ())):
+        heads = ()
+    elif source.heads and not heads and not source.config.head.tied:
+        heads = (BARE,)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))
@@ -134,9 +143,13 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     params = in_own_units(source.tasks, {part: x for part, x in params.items() if part not in left_out})
 
     def beside(new: pathlib.Path) -> None:
-        export_tokenizer(tokenizer, new, description.model_type, source.config.max_length)
+        # Vectors depend on the tokens around a text.
+        form = source.prompts(tokenizer) if Embedding.name in source.tasks else None
+        export_tokenizer(tokenizer, new, description.model_type, source.config.max_length, form)
         if (source.folder / GENERATION).is_file():
             shutil.copy(source.folder / GENERATION, new)
+        if Embedding.name in source.tasks:
+            write_sentence(new, source.config, source.length)
 
     export(
         description,

@@ -49,12 +49,14 @@ class Column(NamedTuple):
             NaN. An integer cannot be optional.
         classes: the only values that a string, or each string of a list, may have; empty: any that is not blank, for
             labels whose names are not known yet; None: any.
+        uniform: whether all records of a file must have it or none, if it is optional.
     """
 
     name: str
     type: Literal["text", "texts", "words", "string", "strings", "integer", "integers", "number"] = "text"
     optional: bool = False
     classes: tuple[str, ...] | None = None
+    uniform: bool = False
 
     @property
     def tokenised(self) -> bool:
@@ -91,9 +93,18 @@ def read_columns(
         return
     check = functools.partial(_check_fields, columns=columns, names=names)
     table = suffix(path) in _TABLES
+    first: tuple[str, frozenset[str]] | None = None
+    uniform = [names[column.name] for column in columns if column.uniform]
     for where, fields in record_format.records(path, faults, check, max_bytes, header):
         try:
             document = read_record(where, fields, columns, names, table=table, record_format=record_format)
+            there = frozenset(name for name in uniform if name in fields)
+            first = first or (where, there)
+            if odd := sorted(there ^ first[1]):
+                said = ("a", "none") if odd[0] in there else ("no", "one")
+                raise DataError(
+                    f"{where}: has {said[0]} {odd[0]!r}, and {first[0]} has {said[1]}; give it to all or none"
+                )
         except DataError as error:
             faults.bad(str(error))
             continue

@@ -1,4 +1,4 @@
-"""Inference with a trained model: text generation (`generate`), likelihoods (`score`), inner arrays (`forward`).
+"""Inference with a trained model: text (`generate`), likelihoods (`score`), vectors (`embed`), arrays (`forward`).
 
 The first argument of each function is a `loaded.LoadedModel`: a model with its tokenizer and prompt format. Calling it
 runs one forward pass and returns hidden states, attention weights and logits as a `forward.ModelOutput`.

@@ -37,6 +37,9 @@ _NOT_OF_THE_FUNCTION = {
     "attention.kernel",
     "head.generator_size",
     "head.labels",
+    # Of the vectors of texts, which other files than config.json describe.
+    "head.vector_pooling",
+    "head.unit_length",
     # `_function` compares each of these groups as one value.
     "rope",
     "relative",

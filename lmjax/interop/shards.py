@@ -46,16 +46,17 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; raises DataError if the file cannot be read or holds no object."""
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """Returns the object in a JSON file, with kind=list the array; raises DataError if the file cannot be read."""
     try:
         values = json.loads(read_regular(path))
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not JSON ({str(e).splitlines()[0]}); copy it again") from e
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: holds a {type(values).__name__}, not an object; copy it again")
+    if not isinstance(values, kind):
+        wanted = "an object" if kind is dict else "an array"
+        raise DataError(f"{path}: holds a {type(values).__name__}, not {wanted}; copy it again")
     return values
 
 

@@ -12,6 +12,7 @@ from lmjax.errors import DataError, FlagError
 from lmjax.model.heads.rows import ClassifierHead
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.objectives.embedding import Embedding, EmbeddingConfig
 from lmjax.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from lmjax.objectives.regression import SCORE, Regression, RegressionConfig
 from lmjax.objectives.tagging import Tagging, TaggingConfig
@@ -148,6 +149,7 @@ _READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
     "classifier": _classifier,
     "tagger": _tagger,
     "span": _span,
+    **dict.fromkeys(Embedding.heads, lambda path, values: {Embedding.name: EmbeddingConfig()}),
 }
 _WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {
     Classification.name: _classification,

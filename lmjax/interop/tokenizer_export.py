@@ -16,6 +16,7 @@ from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import spaced
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.immaterial import CODE_FIELDS
+from lmjax.objectives.prompts import PromptFormat
 
 CONFIG = "tokenizer_config.json"
 
@@ -24,7 +25,11 @@ _UNIGRAM, _BPE, _CHAR = 1, 2, 4  # model types of SentencePiece
 
 
 def export_tokenizer(
-    tokenizer: Tokenizer | FastTokenizer, folder: pathlib.Path, model_type: str, max_length: int
+    tokenizer: Tokenizer | FastTokenizer,
+    folder: pathlib.Path,
+    model_type: str,
+    max_length: int,
+    form: PromptFormat | None = None,
 ) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and the other files of a loaded tokenizer into `folder`.
 
@@ -44,6 +49,7 @@ def export_tokenizer(
         folder: must exist; files of these names in it are replaced.
         model_type: of config.json; it decides which special tokens are put before and after a text.
         max_length: the most tokens that the model reads.
+        form: the ids that a tokenizer of lmjax shall put before and after a text; None: those of `model_type`.
 
     Raises:
         FlagError: transformers would not give this tokenizer's ids for this type of model.
@@ -58,7 +64,7 @@ def export_tokenizer(
                 "another type (no bias in q, k and v: llama or qwen3)"
             )
         files = {
-            TOKENIZER: sentencepiece_json(tokenizer, model_type),
+            TOKENIZER: sentencepiece_json(tokenizer, model_type, form),
             CONFIG: _encoded(_config(tokenizer, model_type, max_length)),
         } | ({TEMPLATE: tokenizer.chat_template.encode()} if tokenizer.chat_template else {})
     for name, content in files.items():
@@ -99,8 +105,8 @@ def _config(tokenizer: Tokenizer, model_type: str, max_length: int) -> dict[str,
     }
 
 
-def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
-    """Returns the `tokenizer.json` of a SentencePiece model, with the special tokens that `model_type` adds."""
+def sentencepiece_json(tokenizer: Tokenizer, model_type: str, form: PromptFormat | None = None) -> bytes:
+    """Returns the `tokenizer.json` of a SentencePiece model, with the special tokens of `form`, or of `model_type`."""
     model = parsed(tokenizer.proto)
     kind, spec = model.SentencePiece, model.trainer_spec
     if spec.model_type not in (_UNIGRAM, _BPE, _CHAR) or spec.treat_whitespace_as_suffix:
@@ -126,11 +132,13 @@ def sentencepiece_json(tokenizer: Tokenizer, model_type: str) -> bytes:
         fast.add_tokens([AddedToken(piece, special=False, normalized=False) for piece in user_defined])
     end = [decoders.Strip(content=" ", left=1, right=0)] if model.normalizer_spec.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *end])
-    form = FAMILIES[model_type].tokenizer
+    usual = FAMILIES[model_type].tokenizer
+    roles = ([getattr(tokenizer, f"{role}_id") for role in of] for of in (usual.before, usual.after))
+    before, after = (form.before, form.after) if form else roles
     # What separates the texts of a pair in tasks on records (`PromptFormat.between`).
-    parts = (form.before, form.after or ("eos",), form.after)
-    ids = {model.pieces[i].piece: i for roles in parts for i in (getattr(tokenizer, f"{role}_id") for role in roles)}
-    before, between, after = ([model.pieces[getattr(tokenizer, f"{role}_id")].piece for role in r] for r in parts)
+    parts = (before, after or (tokenizer.eos_id,), after)
+    ids = {model.pieces[i].piece: i for part in parts for i in part}
+    before, between, after = ([model.pieces[i].piece for i in part] for part in parts)
     fast.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after],
         pair=[*before, "$A", *between, "$B:1", *(f"{token}:1" for token in after)],

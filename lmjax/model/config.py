@@ -203,6 +203,11 @@ class ModelConfig(Schema):
         return self.norm_position not in ("post", "none")
 
     @property
+    def vector_pooling(self) -> str:
+        """How the vector of a text is made of its hidden states."""
+        return self.head.vector_pooling or ("last" if self.family.causal else "mean")
+
+    @property
     def embedding_std(self) -> float:
         """The standard deviation of the initial embedding tables.
 

@@ -200,6 +200,12 @@ class HeadConfig(Schema):
     pooling: Literal["first", "mean"] = Field(
         "first", description="Input of an encoder's classifier: the first position ([CLS]), or the mean of the row."
     )
+    vector_pooling: Literal["mean", "first", "last"] | None = Field(
+        None,
+        description="The vector of a text: the mean of its hidden states, or its first or last one; None: mean in an"
+        " encoder (Reimers and Gurevych 2019, arXiv:1908.10084, table 6), last in a decoder.",
+    )
+    unit_length: bool = Field(True, description="Vectors of texts are divided by their length.")
     generator_size: float = Field(
         0.25, gt=0, le=1, description="Width of ELECTRA's generator divided by the model's; used with replaced tokens."
     )

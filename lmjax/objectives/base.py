@@ -166,6 +166,9 @@ class Objective(abc.ABC):
         shares_logits: whether it predicts with the vocabulary logits of the model's own hidden states.
         predicts_at: the feature with the positions of these predictions; None if it predicts at all positions.
         num_types: number of type ids, which tell the texts of a row apart; 0 for none.
+        compares_rows: whether its loss compares rows of the whole batch, so that it is no sum over microbatches. It
+            then has `representations` and `compared`, not `losses`, and a step over microbatches calls the first twice
+            for each of them: before the loss is computed, and to differentiate them.
         nano: by family, the default training run of `lmjax train`.
         recipe: by dotted path, values of the config for a run that starts from pretrained parameters.
         learned: fields of its settings that follow from the training data where the config leaves them empty (`learn`);
@@ -191,6 +194,7 @@ class Objective(abc.ABC):
     shares_logits: ClassVar[bool] = False
     predicts_at: ClassVar[str | None] = None
     num_types: ClassVar[int] = 0
+    compares_rows: ClassVar[bool] = False
     nano: ClassVar[Mapping[str, NanoRun]] = {
         "encoder": NanoRun(600, 16, 4e-3),
         "decoder": NanoRun(600, 16, 4e-3),
@@ -268,9 +272,18 @@ class Objective(abc.ABC):
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns by name the float32 scalar by which each loss sum over `batch` is divided; 0 for an empty batch."""
 
-    @abc.abstractmethod
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the loss sums over `batch` by name: the objective's own, and those of models trained with it."""
+        assert self.compares_rows, f"{self.name} has no losses"
+        return self.compared(self.representations(forward, batch), batch)
+
+    def representations(self, forward: Forward, batch: Batch) -> Any:
+        """Returns float32 arrays `[rows, ...]`, of which each row depends on this row of the batch alone."""
+        raise NotImplementedError
+
+    def compared(self, representations: Any, batch: Batch) -> dict[str, LossSum]:
+        """Returns the loss sums over `batch` by name, given the representations of all of its rows."""
+        raise NotImplementedError
 
     def prompt_format(self) -> PromptFormat:
         """Returns the tokens around a text in this objective's rows, and those that end generated text.

@@ -77,6 +77,28 @@ def text_row(form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, le
     return side([tokens], length, pad_id) | {"type_ids": pad(np.array(types, np.int32)[:length], length)}
 
 
+def separate_texts(form: PromptFormat, texts: Sequence[np.ndarray], *, length: int, pad_id: int) -> Features:
+    """Returns `side` of texts that share a row, each a segment, and `text_ids`, int32 `[texts]`, their segment ids.
+
+    Texts that do not fit lose their ends, the longest ones first.
+
+    Args:
+        form: the ids before and after each text.
+        texts: their ids.
+        length: tokens in the row.
+        pad_id: padding, and the only id of a text without any, so that every text has a segment.
+    """
+    around = len(form.before) + len(form.after)
+    room, rooms = length - around * len(texts), [0] * len(texts)
+    for left, i in enumerate(sorted(range(len(texts)), key=lambda i: len(texts[i]))):
+        # What a short text leaves is shared by the longer ones.
+        rooms[i] = min(len(texts[i]), max(0, room) // (len(texts) - left))
+        room -= rooms[i]
+    pieces = [form.around(text[:size]) or [pad_id] for text, size in zip(texts, rooms, strict=True)]
+    ids = np.arange(1, len(texts) + 1, dtype=np.int32)
+    return side([np.array(piece, np.int32) for piece in pieces], length, pad_id) | {"text_ids": ids}
+
+
 def source_target(
     pairs: list[tuple[np.ndarray, np.ndarray]],
     *,

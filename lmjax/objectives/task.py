@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -243,11 +244,27 @@ class Task:
         """Returns by name the total weight of each loss sum over the whole batch."""
         return {name: w for o, part in self._parts(batch) for name, w in o.weights(part).items()}
 
-    def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
-        """Returns by name the loss sums of all objectives."""
+    @property
+    def compares_rows(self) -> bool:
+        """Returns whether a loss compares rows of the whole batch, so that its `representations` are needed first."""
+        return any(o.compares_rows for o in self.objectives)
+
+    def representations(self, forward: Forward, batch: Batch) -> dict[str, Any]:
+        """Returns by name what the objectives compare rows by, float32 arrays `[rows, ...]`."""
+        return {o.name: o.representations(forward, part) for o, part in self._parts(batch) if o.compares_rows}
+
+    def compared(self, representations: Mapping[str, Any], batch: Batch) -> dict[str, LossSum]:
+        """Returns by name the loss sums of the objectives that compare rows, given all their representations."""
+        parts = [(o, part) for o, part in self._parts(batch) if o.compares_rows]
+        return {k: s for o, part in parts for k, s in o.compared(representations[o.name], part).items()}
+
+    def losses(self, forward: Forward, batch: Batch, *, compare: bool = True) -> dict[str, LossSum]:
+        """Returns by name the loss sums of all objectives; without `compare`, not of those that compare rows."""
         sums: dict[str, LossSum] = {}
         predicting = []
         for objective, part in self._parts(batch):
+            if objective.compares_rows and not compare:
+                continue
             if objective.shares_logits:
                 predicting.append((objective, part))
             else:

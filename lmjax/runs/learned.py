@@ -29,6 +29,8 @@ def recall(config: Config, workdir: pathlib.Path) -> Config:
     """
 
     def filled(objective: type[Objective], own: Any) -> Any:
+        if not objective.learned:
+            return own
         files = {field: workdir / f"{field}.json" for field in objective.learned if not getattr(own, field)}
         for path in files.values():
             if not path.is_file():
@@ -62,8 +64,8 @@ def _with_settings(config: Config, change: Callable[[type[Objective], Any], Any]
     """Returns the config with other settings of its objectives, and the model's fields that follow from them."""
     settings, fields = {}, {}
     for objective, own in _settings(config):
-        if objective.learned:
-            settings[objective.name] = changed = change(objective, own)
+        if (changed := change(objective, own)) is not own:
+            settings[objective.name] = changed
             fields |= objective.model_fields(changed)
     if not settings:
         return config

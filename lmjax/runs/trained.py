@@ -20,14 +20,17 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import LoadedModel, PromptFormat
 from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
+from lmjax.interop.sentence import read_sentence
 from lmjax.interop.shards import read_json
 from lmjax.interop.tasks import read_tasks
 from lmjax.model.config import ModelConfig
+from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest
 from lmjax.objectives.base import ObjectiveConfig
+from lmjax.objectives.embedding import Embedding
 from lmjax.objectives.registry import heads, objective_types, usual_objective
 from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
@@ -110,16 +113,23 @@ def open_pretrained(
             raise FlagError(f"--step={step}: {place} is a checkpoint of Hugging Face, which has no steps")
         checkpoint = Checkpoint(folder, accept_fields)
         found, values = checkpoint.description, checkpoint.description.values
+        sentence, present = read_sentence(folder), found.heads
+        config = found.config
+        if sentence is not None:
+            config = config.with_fields({"head": config.head.with_fields(sentence.fields)})
+            # Without names, a model has the heads that are usual for its family.
+            present = (*(present or head_types(config.architecture, ())), *Embedding.heads)
         return Pretrained(
             folder=folder,
-            config=found.config,
-            heads=found.heads,
+            config=config,
+            heads=present,
             params=checkpoint.params,
             origin=values,
             prompts=functools.partial(read_prompts, folder, values, found.config.family),
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
-            tasks=read_tasks(folder / "config.json", values, found.heads),
+            tasks=read_tasks(folder / "config.json", values, present),
+            length=sentence and sentence.length,
             defaults=read_defaults(folder, values, found.config),
         )
     if accept_fields:
@@ -296,6 +306,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
 
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
     tasks = {name: getattr(config.task, name) for name in config.task.objective}
+    sentence = read_sentence(folder) if origin else None
     return Pretrained(
         folder,
         config.model,
@@ -304,7 +315,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         origin,
         prompts,
         tasks=read_tasks(folder / ORIGIN, origin, present) if origin else tasks,
-        length=None if origin else config.task.length,
+        length=sentence and sentence.length if origin else config.task.length,
         defaults=defaults,
     )
 

@@ -16,9 +16,10 @@ from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key, prng_key
-from lmjax.training.forward import forward
+from lmjax.training.forward import ModelForward, forward
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
+from lmjax.training.microbatches import cached_gradients, microbatches
 from lmjax.training.optimizers.sophia import hutchinson
 from lmjax.training.rounding import add_updates
 from lmjax.training.spikes import judge
@@ -35,15 +36,6 @@ def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | No
     if model.config.moe.num_experts:
         weights |= dict.fromkeys(LOSSES, auxiliary_weight(model.config, batch))
     return jax.tree.map(lambda w: jnp.maximum(w, 1.0), over_replicas(weights, axis))
-
-
-def microbatches(batch: Batch, count: int) -> Batch:
-    """Returns the batch as `[count, rows / count, ...]`; the rows of each device stay on that device."""
-
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
-
-    return jax.tree.map(split, batch)
 
 
 def count_tokens(batch: Batch) -> jax.Array:
@@ -73,32 +65,41 @@ def loss_and_gradients(
     whole = whole_weights(model, task, batch, axis)
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
 
-    def loss(params: PyTree, part: Batch, index: jax.Array) -> tuple[jax.Array, dict[str, LossSum]]:
-        passed = forward(
-            model,
-            params,
-            part,
-            key=jax.random.fold_in(key, index),
-            dropout_rates=hparams.dropout,
-            penalties=hparams.penalties,
-        )
-        sums = task.losses(passed, part) | passed.auxiliary_losses()
-        return sum(hparams.loss_weights[n] * (s.loss + s.penalty) / whole[n] for n, s in sums.items()), sums
+    def passed(params: PyTree, part: Batch, index: jax.Array) -> ModelForward:
+        own = jax.random.fold_in(key, index)
+        return forward(model, params, part, key=own, dropout_rates=hparams.dropout, penalties=hparams.penalties)
+
+    def total(sums: dict[str, LossSum]) -> jax.Array:
+        return sum(hparams.loss_weights[n] * (s.loss + s.penalty) / whole[n] for n, s in sums.items())
+
+    def loss(
+        params: PyTree, part: Batch, index: jax.Array, given: PyTree | None = None
+    ) -> tuple[jax.Array, dict[str, LossSum]]:
+        run = passed(params, part, index)
+        sums = task.losses(run, part, compare=given is None) | run.auxiliary_losses()
+        # Its gradient is that of the losses which compare rows, by the chain rule.
+        compared = 0.0 if given is None else optax.tree.vdot(task.representations(run, part), given)
+        return total(sums) + compared, sums
 
     gradient = jax.grad(loss, has_aux=True)
-    if accumulation == 1:
+    two_passes = task.compares_rows and (accumulation > 1 or axis is not None)
+    if accumulation == 1 and not two_passes:
         grads, sums = gradient(state.params, batch, jnp.zeros((), jnp.int32))
         return sums, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
-    def add(carry: PyTree, part: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+    def add(carry: PyTree, part: tuple[Any, ...]) -> tuple[PyTree, None]:
         grads, sums = gradient(state.params, *part)
         return jax.tree.map(lambda total, x: total + x.astype(jnp.float32), carry, (grads, sums)), None
 
-    parts = (microbatches(batch, accumulation), jnp.arange(accumulation))
+    parts, compared = (microbatches(batch, accumulation), jnp.arange(accumulation)), {}
+    if two_passes:
+        represent = lambda part, index: task.representations(passed(state.params, part, index), part)  # noqa: E731
+        cached = cached_gradients(represent, task.compared, total, batch, *parts, axis)
+        compared, parts = cached[0], (*parts, cached[1])
     shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
     (grads, sums), _ = jax.lax.scan(add, zeros, parts)
-    return sums, grads
+    return sums | compared, grads
 
 
 def make_train_step(

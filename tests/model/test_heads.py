@@ -9,7 +9,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.heads import HEADS, heads_of
 from lmjax.model.heads.base import Size, Transform
 from lmjax.model.heads.electra import ReplacedTokenHead
-from lmjax.model.heads.rows import ClassifierHead, NextSentenceHead, PoolerHead
+from lmjax.model.heads.rows import ClassifierHead, EmbeddingHead, NextSentenceHead, PoolerHead
 from lmjax.model.heads.tokens import TaggerHead
 from lmjax.model.language_model import LanguageModel, init_params
 
@@ -79,7 +79,7 @@ SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])
 def _head(head, *args, **fields):
     """Returns the output of a float32 head, and its parameters, none of which is zero."""
     module = head(CONFIG.model_copy(update={"dtype": "float32", "head.labels": 3} | fields))
-    shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(1), *args)))["params"]
+    shapes = nn.unbox(jax.eval_shape(lambda: module.init(jax.random.key(1), *args))).get("params", {})
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.4, leaf.shape).astype(np.float32), shapes)
     return module.apply({"params": params}, *args), params
@@ -120,6 +120,27 @@ def test_a_decoders_classifier_reads_the_last_token_through_one_matrix():
     np.testing.assert_allclose(logits, last @ p["classifier"]["kernel"], atol=1e-5)
     whole, _ = _head(ClassifierHead, HIDDEN, None, architecture="decoder")
     np.testing.assert_allclose(whole, HIDDEN[:, 4] @ p["classifier"]["kernel"], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_vectors_are_of_the_tokens_of_their_texts(pooling):
+    """Also of several texts in one row, and for a text that is absent a vector of zeros."""
+    reduce = {"mean": lambda x: x.mean(0), "first": lambda x: x[0], "last": lambda x: x[-1]}[pooling]
+    options = {"head.vector_pooling": pooling, "head.unit_length": False}
+    vectors, p = _head(EmbeddingHead, HIDDEN, SEGMENTS, **options)
+    assert not p
+    expected = np.stack([reduce(HIDDEN[0]), reduce(HIDDEN[1, :2]), reduce(HIDDEN[2, 2:])])
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    segments, ids = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0], [1, 1, 1, 1, 1]]), np.array([[1, 2]] * 3)
+    several, _ = _head(EmbeddingHead, HIDDEN, segments, ids, **options)
+    for row, texts in enumerate(((slice(2), slice(2, 5)), (slice(1), slice(1, 3)), (slice(5), None))):
+        for number, text in enumerate(texts):
+            wanted = np.zeros(HIDDEN.shape[-1]) if text is None else reduce(HIDDEN[row, text])
+            np.testing.assert_allclose(several[row, number], wanted, atol=1e-5)
+    whole, _ = _head(EmbeddingHead, HIDDEN, None, **options)
+    np.testing.assert_allclose(whole[0], expected[0], atol=1e-5)
+    unit, _ = _head(EmbeddingHead, HIDDEN, SEGMENTS, **{"head.vector_pooling": pooling})
+    np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=-1, keepdims=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", ["tanh", "transform"])

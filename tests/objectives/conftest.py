@@ -159,6 +159,7 @@ def toy_forward(tokenizer, forward_of):
             classifier=lambda h: h[:, 0] @ pair,
             tagger=lambda h: h @ pair,
             span=lambda h: (h @ yes, -(h @ yes)),
+            embedding=lambda h: h[:, :2],
             replaced_token=lambda h: h @ yes,
             generator_states=states,
             generator_logits=lambda h: -(h @ head),

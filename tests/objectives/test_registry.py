@@ -22,7 +22,9 @@ def named(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_other_module_names_an_objective(path):
-    found = {name for name in named(path.read_text()) if path != OWN[name]}
+    of_model = path.is_relative_to(ROOT / "model") or path == ROOT / "axes.py"
+    # The table of tokens has the name of an objective, but the model knows no objectives.
+    found = {n for n in named(path.read_text()) if path != OWN[n] and not (of_model and n == "embedding")}
     assert not found, f"{path} compares the name of an objective: let its class declare what differs"
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmjax.evaluation.intervals import Measurement
-from lmjax.evaluation.measures import classification, question_answering, regression, tagging
+from lmjax.evaluation.measures import classification, embedding, question_answering, regression, tagging
 from lmjax.objectives.classification import Classification
+from lmjax.objectives.embedding import Embedding
 from lmjax.objectives.question_answering import QuestionAnswering
 from lmjax.objectives.records import Prediction
 from lmjax.objectives.regression import Regression
@@ -52,4 +53,5 @@ MEASURES: dict[str, Measure] = {
     Tagging.name: Measure(tagging.metrics),
     TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
     QuestionAnswering.name: Measure(question_answering.metrics),
+    Embedding.name: Measure(embedding.metrics, needs=("sklearn", "scipy")),
 }

@@ -50,6 +50,7 @@ class Head(nn.Module):
         reads: fields of the batch that a call takes after the hidden states; one that the batch lacks is None.
         fine_tuned: whether the head is trained on labelled data; `head.classifier` in the config sets its layers.
         in_training_only: whether the head is needed in training only, so that it is not exported with the model.
+        has_parameters: whether it has parameters; a head without any is no part of a checkpoint's class.
     """
 
     config: ModelConfig
@@ -60,6 +61,7 @@ class Head(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ()
     fine_tuned: ClassVar[bool] = False
     in_training_only: ClassVar[bool] = False
+    has_parameters: ClassVar[bool] = True
 
     @classmethod
     def build(cls, config: ModelConfig, table: Embed, backbone: nn.Module) -> "Head":

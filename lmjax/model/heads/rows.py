@@ -50,6 +50,49 @@ class NextSentenceHead(Head):
         return class_logits(self.config, 2, pooled, bool(self.config.biases))
 
 
+class EmbeddingHead(Head):
+    """A vector for each text, from its hidden states (Reimers and Gurevych 2019, arXiv:1908.10084, section 3).
+
+    It has no parameters. Several texts can share a row: each is a segment, which attends to no other.
+    """
+
+    outputs = (Output("embedding", ("batch", "embed")),)
+    families = ("encoder", "decoder")
+    subtree = "embedding_head"
+    reads = ("segment_ids", "text_ids")
+    has_parameters = False
+
+    @classmethod
+    def flops(cls, config: ModelConfig, size: Size) -> int:
+        """Returns the FLOPs of the means over the tokens of one text in each row."""
+        return 2 * config.embed_dim * size.rows * size.length
+
+    def __call__(
+        self, hidden: jax.Array, segment_ids: jax.Array | None = None, text_ids: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns float32 vectors, `[batch, texts, embed]`, or `[batch, embed]` if a row is one text.
+
+        Args:
+            hidden: `[batch, length, embed]`.
+            segment_ids: `[batch, length]`, 0 for padding; None: no padding.
+            text_ids: `[batch, texts]`, the segment id of each text in a row; None: a row is one text.
+        """
+        real = jnp.ones(hidden.shape[:2], bool) if segment_ids is None else segment_ids > 0
+        mine = real[:, None] if text_ids is None else real[:, None] & (segment_ids[:, None] == text_ids[..., None])
+        if (kind := self.config.vector_pooling) != "mean":
+            # Of each text, the position of its first or last token only.
+            places = jnp.arange(hidden.shape[1])[None, None]
+            chosen, other = (jnp.max, -1) if kind == "last" else (jnp.min, hidden.shape[1])
+            mine &= places == chosen(jnp.where(mine, places, other), axis=-1, keepdims=True)
+        shares = mine.astype(jnp.float32)
+        shares /= jnp.maximum(jnp.sum(shares, axis=-1, keepdims=True), 1)
+        vectors = jnp.einsum("btl,ble->bte", shares, hidden.astype(jnp.float32), precision="highest")
+        if self.config.head.unit_length:
+            # The root of 0 has no gradient.
+            vectors *= jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vectors), axis=-1, keepdims=True), 1e-24))
+        return vectors[:, 0] if text_ids is None else vectors
+
+
 class ClassifierHead(Head):
     """Class logits for each row (Devlin et al. 2019, section 4.1; in a decoder Radford et al. 2018, section 3.2).
 
