@@ -87,6 +87,7 @@ def test_windows_cover_all_tokens_and_share_the_overlap():
     assert windows(10, 10, 4) == [(0, 10)]
     assert windows(0, 5, 2) == [(0, 0)]
     assert windows(11, 10, 4) == [(0, 10), (6, 11)]
+    assert windows(16, 10, 4) == [(0, 10), (6, 16)], "the last row must not lie within the row before it"
     assert windows(30, 10, 4) == [(0, 10), (6, 16), (12, 22), (18, 28), (24, 30)]
     assert windows(30, 10, 99) == windows(30, 10, 5)
 
