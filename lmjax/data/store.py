@@ -28,6 +28,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,11 +74,11 @@ class Store:
 
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
-        return np.memmap(os.path.join(self.path, "tokens.bin"), self._dtype, "r")
+        return _mapped(os.path.join(self.path, "tokens.bin"), self._dtype)
 
     @functools.cached_property
     def _index(self) -> tuple[np.ndarray, ...]:
-        return tuple(np.memmap(os.path.join(self.path, name), np.int64, "r") for name in _INDEX_FILES)
+        return tuple(_mapped(os.path.join(self.path, name), np.int64) for name in _INDEX_FILES)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -124,7 +125,7 @@ class Store:
 
     @functools.cached_property
     def _texts(self) -> np.ndarray:
-        return np.memmap(os.path.join(self.path, "texts.bin"), np.int64, "r")
+        return _mapped(os.path.join(self.path, "texts.bin"), np.int64)
 
     @functools.cached_property
     def _values(self) -> dict[str, Values]:
@@ -181,6 +182,14 @@ def build_store(
                 f"data.cache_dir: cannot write a token store in {cache_dir!r} ({error.strerror})"
             ) from error
     return Store(str(final))
+
+
+def _mapped(path: str, dtype: Any) -> np.ndarray:
+    """Returns a file as an array that is read as it is used; raises DataError if it cannot be opened."""
+    try:
+        return np.memmap(path, dtype, "r")
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read: {e.strerror}; remove its folder, and it is built again") from e
 
 
 def _read_meta(folder: pathlib.Path) -> dict | None:

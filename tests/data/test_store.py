@@ -14,7 +14,7 @@ import pytest
 
 from lmjax.data.documents import Document
 from lmjax.data.sentences import split_sentences
-from lmjax.data.store import Store, build_store
+from lmjax.data.store import Store, _mapped, build_store
 from lmjax.errors import DataError, SaveError
 
 BUILDER = """
@@ -179,3 +179,8 @@ def test_the_meta_data_says_what_the_store_was_built_from(documents, tokenizer, 
     with open(os.path.join(store.path, "meta.json")) as file:
         parts = json.load(file)["parts"]
     assert parts == {"format": 2, "tokenizer": tokenizer.fingerprint, "corpus": "abc", "split": "hash"}
+
+
+def test_a_cache_that_cannot_be_opened_is_one_message(tmp_path):
+    with pytest.raises(DataError, match=r"tokens\.bin: cannot be read: No such file.*built again"):
+        _mapped(str(tmp_path / "tokens.bin"), np.int32)
