@@ -3,6 +3,7 @@
 import gc
 import shutil
 import threading
+import zlib
 
 import pytest
 
@@ -74,6 +75,18 @@ def test_all_damaged_is_an_error_that_names_the_files(workdir):
         (checkpoint_folder(workdir, step) / "commit_success.txt").unlink()
     with pytest.raises(CheckpointError, match=r"step 2: commit_success.txt: is missing; step 1: commit_success"):
         SavedCheckpoints(workdir).restore(abstract())
+
+
+def test_a_manifest_of_an_earlier_version_finds_a_flipped_bit(tmp_path):
+    """Its checksums are CRC-32, by its title."""
+    (tmp_path / "array").write_bytes(b"numbers" * 50)
+    body = f"lmjax manifest 1: CRC-32 of every 64 MiB\n350 {zlib.crc32(b'numbers' * 50):08x} array\n"
+    (tmp_path / manifest.NAME).write_text(f"{body}end {zlib.crc32(body.encode()):08x}\n")
+    assert manifest.problems(tmp_path) == []
+    (tmp_path / "array").write_bytes(b"numbers" * 49 + b"nunbers")
+    assert "array: its bytes are not those that were saved (CRC-32 " in manifest.problems(tmp_path)[0]
+    (tmp_path / manifest.NAME).write_text(f"{body}end 00000000\n")
+    assert manifest.problems(tmp_path) == [f"{manifest.NAME}: is damaged"]
 
 
 def test_a_checkpoint_of_before_manifests_is_read_with_a_note(workdir, caplog):
