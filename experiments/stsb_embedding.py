@@ -1,13 +1,12 @@
 """Vectors of sentences from MiniLM, trained on the scores of STS-B (Cer et al. 2017), and their Spearman correlation.
 
 STS-B has 5,749 pairs for training and 1,500 for development, with scores from 0 to 5. all-MiniLM-L6-v2 (22.7 M
-parameters) reaches 0.820 on its test part by its authors. The files of STS-B have no header: write `text,text2,score`
-as their first line.
+parameters) reaches 0.820 on its test part by its authors. The files of STS-B have no header.
 
-    lmjax evaluate --model=all-MiniLM-L6-v2/ --data=dev.csv
+    lmjax evaluate --model=all-MiniLM-L6-v2/ --data=dev.csv --column_names=text,text2,score
     lmjax train --config=experiments/stsb_embedding.py --init_from=all-MiniLM-L6-v2/ --data=train.csv \
         --eval_data=dev=dev.csv --workdir=runs/stsb
-    lmjax evaluate --workdir=runs/stsb --data=dev.csv
+    lmjax evaluate --workdir=runs/stsb --data=dev.csv --column_names=text,text2,score
 """
 
 from lmjax.config import Config
@@ -43,7 +42,7 @@ def get_config(variant: str = "") -> Config:
             head=HeadConfig(vector_pooling="mean"),
             dropout=DropoutConfig(residual=0.1, attention=0.1),
         ),
-        data=DataConfig(train="train.csv"),
+        data=DataConfig(train="train.csv", column_names=("text", "text2", "score")),
         optimizer=OptimizerConfig(
             learning_rate=2e-5, schedule="linear", final_ratio=0.0, warmup_share=0.1, weight_decay=0.01
         ),

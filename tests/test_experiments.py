@@ -46,7 +46,7 @@ def pairs(tmp_path_factory, corpus):
 def scored(tmp_path_factory):
     """Returns a table without a header: two texts and a number."""
     path = tmp_path_factory.mktemp("scored") / "scored.csv"
-    path.write_text("".join(f"A text.,Another {'x' * i}.,{i % 6}\n" for i in range(40)))
+    path.write_text("".join(f"A text {i}.,Another {'x' * i}.,{i % 6}\n" for i in range(40)))
     return path
 
 

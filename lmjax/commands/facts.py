@@ -190,6 +190,10 @@ def _choices(here: _Module, node: ast.expr) -> Iterator[str]:
     """Yields the values of a Literal, including Literals and registries in it; of other annotations, nothing."""
     if isinstance(node, ast.Name) and node.id in here.values:
         yield from _choices(here, here.values[node.id])
+    elif isinstance(node, ast.Name) and here.imports.get(node.id, ("",))[0].startswith("lmjax."):
+        module, name = here.imports[node.id]
+        there = _module(module)
+        yield from _choices(there, there.values[name]) if name in there.values else ()
     elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
         for part in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
             match part:

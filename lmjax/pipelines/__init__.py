@@ -19,7 +19,7 @@ from typing import Any
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
 from lmjax.nearest import choose
-from lmjax.pipelines import answers, classes, generation, masks, tokens
+from lmjax.pipelines import answers, classes, generation, masks, tokens, vectors
 from lmjax.pipelines.base import Pipeline
 from lmjax.runs.trained import load_model
 
@@ -32,8 +32,8 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "text-generation": generation.TextGeneration,
     "summarization": generation.Summarization,
     "translation": generation.Translation,
-    # "feature-extraction": vectors.FeatureExtraction,
-    # "sentence-similarity": vectors.SentenceSimilarity,
+    "feature-extraction": vectors.FeatureExtraction,
+    "sentence-similarity": vectors.SentenceSimilarity,
 }
 # Other names of transformers for the same.
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}

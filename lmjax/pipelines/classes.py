@@ -14,7 +14,8 @@ from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.predict import row_outputs
 from lmjax.objectives.base import Batch, Forward
-from lmjax.objectives.classification import SECOND, TEXT, Classification
+from lmjax.objectives.classification import Classification
+from lmjax.objectives.text_task import SECOND, TEXT
 from lmjax.pipelines.base import Pipeline, check_texts, softmax
 
 
