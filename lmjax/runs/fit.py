@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -41,6 +41,8 @@ from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
 from lmjax.training.stopping import resumed
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def fit(
@@ -187,31 +189,60 @@ def _given(run: Run, progress: bool) -> dict[str, Any] | None:
                 f"this part at random with --config.fresh={path.split('/')[0]}"
             )
     params = source.params(run.model.config, run.mesh)
-    told = _told(run, wanted, sorted(parts), sorted(there.keys() - parts))
+    adopted = _adopted(run, ours, theirs, wanted.keys() - parts - fresh)
+    told = _told(run, wanted, sorted(parts), adopted, sorted(there.keys() - parts))
     if progress:
         print(told, file=sys.stderr)
     elif wanted.keys() - parts:
         logging.warning("%s", told)
-    return {part: params[part] for part in parts}
+    given = {part: params[part] for part in parts}
+    for own, other in adopted.items():
+        (part, layer), (source_part, source_layer) = own.split("/"), other.split("/")
+        given.setdefault(part, {})[layer] = params[source_part][source_layer]
+    return given
 
 
-def _told(run: Run, wanted: dict[str, Any], loaded: list[str], left: list[str]) -> str:
+def _adopted(run: Run, ours: Shapes, theirs: Shapes, new: Collection[str]) -> dict[str, str]:
+    """Returns by layer of a new head, as SUBTREE/LAYER, the layer of another head that it begins with.
+
+    Args:
+        run: the run.
+        ours: the shapes of its parameters by path.
+        theirs: those of the model that it starts from.
+        new: the parts that this model lacks.
+    """
+    found = {}
+    for head in run.model.head_types.values():
+        if head.subtree in new:
+            for layer, others in head.adopts(run.model.config).items():
+                own = f"{head.subtree}/{layer}"
+                shapes = {path.removeprefix(own): x for path, x in ours.items() if path.startswith(f"{own}/")}
+                same = (o for o in others if all(theirs.get(f"{o}{end}") == shape for end, shape in shapes.items()))
+                found[own] = next(same, None)
+    return {own: other for own, other in found.items() if other}
+
+
+def _told(run: Run, wanted: dict[str, Any], loaded: list[str], adopted: Mapping[str, str], left: list[str]) -> str:
     """Returns a line that says what of the model was loaded, what is new, what was left, and what was reset.
 
     Args:
         run: the run.
         wanted: the shapes of its parameters by part.
         loaded: the parts that were loaded.
+        adopted: by layer of a new part, the layer of another part of the source that it begins with.
         left: the parts that the source has and the model does not.
     """
     sizes = {part: count_parameters(tree) for part, tree in wanted.items()}
     new = [f"{part} ({sizes[part]:,} parameters)" for part in sorted(wanted.keys() - set(loaded))]
+    begun = [f"{own} from {other}" for own, other in adopted.items()]
+    left = [part for part in left if not any(other.startswith(f"{part}/") for other in adopted.values())]
     known = [f"{name}: {', '.join(map(str, value))}" for name, value in learned(run.config).items()]
     return "; ".join(
         [
             f"--init_from={run.config.init_from}: loaded {', '.join(loaded)} "
             f"({sum(sizes[part] for part in loaded):,} parameters)",
             *([f"new {', '.join(new)}"] if new else []),
+            *([f"of these loaded {', '.join(begun)}"] if begun else []),
             *known,
             *([f"not used {', '.join(left)}"] if left else []),
             "optimizer and step start from zero",

@@ -13,7 +13,7 @@ from flax import struct
 from lmjax.axes import RULES
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameter_paths import names_of
-from lmjax.model.parameters import is_box, unboxed
+from lmjax.model.parameters import unboxed
 from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -68,13 +68,11 @@ def init_state(
         config: the optimizer's config.
         hparams: the traced hyperparameters.
         seed: the run's seed.
-        given: initial parameters by part of the model; the other parts are initialised at random.
+        given: initial parameters by part of the model; other parts, and layers that a part lacks here, are initialised
+            at random.
     """
     params = init_params(model, prng_key(seed, "parameters"))
-    for part, values in (given or {}).items():
-        boxed = jax.tree.flatten(params[part], is_leaf=is_box)
-        arrays = jax.tree.leaves(values)
-        params[part] = boxed[1].unflatten(b.replace_boxed(x) for b, x in zip(boxed[0], arrays, strict=True))
+    params = _filled(params, given or {})
     step = jnp.zeros((), jnp.int32)
     return TrainState(
         step=step,
@@ -87,6 +85,13 @@ def init_state(
         average=None if config.ema_decay is None else as_float32(params),
         spikes=None if config.spike_factor is None else SpikeState.zero(),
     )
+
+
+def _filled(boxed: PyTree, given: PyTree) -> PyTree:
+    """Returns nested dicts of boxed parameters with the arrays of `given` where it has any."""
+    if not isinstance(given, Mapping):
+        return boxed.replace_boxed(given)
+    return {**boxed, **{name: _filled(boxed[name], values) for name, values in given.items()}}
 
 
 def as_float32(tree: PyTree) -> PyTree:

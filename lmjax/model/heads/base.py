@@ -1,5 +1,6 @@
 """The base class of heads, and layers that several heads use."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -68,6 +69,15 @@ class Head(nn.Module):
         """Returns the head for a model with this token table and backbone; called by the model's setup."""
         del table, backbone
         return cls(config, name=cls.subtree)
+
+    @classmethod
+    def adopts(cls, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+        """Returns by own layer the layers of other heads, as SUBTREE/LAYER, whose pretrained parameters it begins with.
+
+        They are used for a model that starts from one without this head; the first one that is there counts.
+        """
+        del config
+        return {}
 
     @classmethod
     def submodel(cls, config: ModelConfig) -> ModelConfig | None:

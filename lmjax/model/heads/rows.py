@@ -1,5 +1,7 @@
 """Heads with one output per row, computed from its first position, its mean or its last token."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,6 +107,13 @@ class ClassifierHead(Head):
     subtree = "classifier_head"
     reads = ("segment_ids",)
     fine_tuned = True
+
+    @classmethod
+    def adopts(cls, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+        """Returns BERT's pooler for the hidden layer, as in transformers; other activations have no such layer."""
+        if config.family.causal or config.head.classifier != "tanh":
+            return {}
+        return {"dense": (f"{PoolerHead.subtree}/pooler", f"{NextSentenceHead.subtree}/pooler")}
 
     @classmethod
     def flops(cls, config: ModelConfig, size: Size) -> int:
