@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from lmjax import __version__, strict_json
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
-from lmjax.commands.evaluate_own import check_new, check_own_flags, own_results
+from lmjax.commands.evaluate_own import check_new, check_own_flags, generation_config, generation_results, own_results
 from lmjax.commands.flags import set_name
 from lmjax.commands.models import named, opened, places, prepare
 from lmjax.commands.prompts import new_file
@@ -22,7 +22,7 @@ from lmjax.data.records import FieldNames
 from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import BOUNDS, Measured
-from lmjax.evaluation.tasks import OWN, evaluate, read
+from lmjax.evaluation.tasks import GENERATION, OWN, evaluate, read
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
@@ -49,7 +49,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         if values["task"].value == OWN or loaded.has_task:
             task, own = OWN, loaded.task
     if own is None:
-        check_own_flags(values, place, others)
+        check_own_flags(values, place, others, generating=task == GENERATION)
+    generation = generation_config(values, task)
     with phase("reading the data"):
         data = {name: read(task, path, fields, own, values["column_names"].value) for name, path in sets.items()}
     loaded = loaded or opened(values, first)
@@ -59,6 +60,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     elif own is not None:
         models = [loaded, *(opened(values, other) for other in others)]
         results = own_results(values, models, {name: found.records for name, found in data.items()})
+    elif task == GENERATION:
+        results = generation_results(values, loaded, data, generation)
     else:
         results = {}
         for name, found in data.items():
@@ -66,6 +69,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
                 results[name] = evaluate(loaded, found, config, task=task)
     print(table(results))
     kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
+    kind = "generated targets, 95 % intervals over the pairs" if task == GENERATION else kind
     kind = f"{own.name}, 95 % intervals over the records" if own else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
     if output is not None:

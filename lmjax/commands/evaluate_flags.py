@@ -19,6 +19,7 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
   lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
   lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
   lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
+  lmjax evaluate --workdir=runs/translator --task=generation --beams=5 --data=test.csv      BLEU, chrF, ROUGE
   lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: the metrics of its task
   lmjax evaluate --workdir=runs/a,runs/b,runs/c --data=dev.tsv      an ensemble
   lmjax evaluate --workdir=runs/a --against=runs/b --data=dev.tsv   which is better, and is it chance
@@ -30,6 +31,7 @@ TASKS = {
     "minimal_pairs": "share of records whose good text is likelier than their bad one",
     "multiple_choice": "share of questions whose likeliest choice is the answer; each directly follows its context",
     "pairs": "log-likelihood of the targets given their sources",
+    "generation": "BLEU, chrF, ROUGE and exact match of targets generated for sources (--beams, --max_new_tokens)",
     "own": "the metrics of what the model was fine-tuned for, such as a classifier's accuracy, with 95 % intervals",
 }
 # Fields of ScoreConfig that are flags.
@@ -45,7 +47,11 @@ def define() -> flags.FlagValues:
     tasks = "with --harness, a folder of tasks of your own (YAML); only these are known then"
     define_path(values, "include_path", tasks)
     define_path(values, "output", "a new JSON file for the results")
-    define_path(values, "predictions", "of a fine-tuned model, a new JSON Lines file: each record, gold and prediction")
+    define_path(
+        values,
+        "predictions",
+        "of a fine-tuned model or of generation, a new JSON Lines file: each record, gold and prediction",
+    )
     define_path(values, "figures", "of a fine-tuned model, a folder for PNG files such as the confusion matrix")
     define_path(values, "against", "a second fine-tuned model, compared with the first on the same records")
     flags.DEFINE_multi_string(
@@ -62,6 +68,11 @@ def define() -> flags.FlagValues:
     define_column_names(values)
     define_model(values)
     flags.DEFINE_integer("limit", None, "with --harness, examples of each task (default: all)", 1, flag_values=values)
+    flags.DEFINE_integer("beams", None, "of --task=generation, beams (default: greedy)", 1, flag_values=values)
+    flags.DEFINE_float("length_penalty", None, "of beams, as in lmjax generate", flag_values=values)
+    flags.DEFINE_integer(
+        "max_new_tokens", None, "of --task=generation, tokens of a target (default: 64)", 1, flag_values=values
+    )
     known = facts.fields("lmjax.inference.score.texts", "ScoreConfig")
     for name in (*NUMBERS, *SWITCHES):
         default, text, _ = known[name]

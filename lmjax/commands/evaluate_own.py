@@ -1,4 +1,4 @@
-"""`lmjax evaluate` of fine-tuned models: ensembles, paired comparisons, files of predictions, and figures."""
+"""`lmjax evaluate` of predictions: ensembles, paired comparisons, files of predictions, figures, generated targets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from absl import flags
+from pydantic import ValidationError
 
 from lmjax.commands.models import opened, places
 from lmjax.commands.prompts import new_file, write_records
@@ -14,6 +15,9 @@ from lmjax.commands.table import aligned
 from lmjax.data.documents import Document
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import Evaluated, compared, evaluate_models
+from lmjax.evaluation.tasks import GENERATION, Data, generated, generation_metrics
+from lmjax.inference.generate.beam import BeamConfig
+from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.loaded import LoadedModel
 from lmjax.phases import phase
 
@@ -30,9 +34,10 @@ def check_new(values: flags.FlagValues) -> None:
             raise FlagError(f"--figures={values['figures'].value}: cannot be made ({e.strerror}); name another") from e
 
 
-def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str]) -> None:
-    """Raises FlagError for what only fine-tuned models have."""
-    given = [f"--{name}={values[name].value}" for name in _FLAGS if values[name].value]
+def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str], generating: bool) -> None:
+    """Raises FlagError for what only fine-tuned models have; generated targets can be written too."""
+    names = [name for name in _FLAGS if not (generating and name == "predictions")]
+    given = [f"--{name}={values[name].value}" for name in names if values[name].value]
     if others:
         given.insert(0, f"the ensemble {place}")
     if given:
@@ -66,6 +71,49 @@ def own_results(
     if values["predictions"].value:
         write_records(new_file(values["predictions"].value, "predictions"), lines)
         print(f"{len(lines):,} prediction(s) written to {values['predictions'].value}\n")
+    return results
+
+
+def generation_config(values: flags.FlagValues, task: str) -> GenerateConfig | None:
+    """Returns the settings of generation that the flags give; None: none is given, and the model's own count.
+
+    Raises:
+        FlagError: one is given for another task, or has an impossible value.
+    """
+    names = ("beams", "length_penalty", "max_new_tokens")
+    given = {name: values[name].value for name in names if values[name].value is not None}
+    if given and task != GENERATION:
+        name, value = next(iter(given.items()))
+        raise FlagError(f"--{name}={value}: is for --task={GENERATION}; give that too, or leave it out")
+    if "length_penalty" in given and "beams" not in given:
+        raise FlagError(f"--length_penalty={given['length_penalty']}: is for beams; give --beams too")
+    if not given:
+        return None
+    beams = {name: value for name, value in given.items() if name != "max_new_tokens"}
+    tokens = {name: value for name, value in given.items() if name == "max_new_tokens"}
+    try:
+        # One beam is greedy decoding.
+        found = BeamConfig(**beams) if beams.get("beams", 1) > 1 else None
+        return GenerateConfig(**tokens | ({"beams": found} if found else {}))
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise FlagError(f"--{error['loc'][-1]}={error['input']}: {error['msg']}") from e
+
+
+def generation_results(
+    values: flags.FlagValues, loaded: LoadedModel, data: Mapping[str, Data], config: GenerateConfig | None
+) -> dict[str, dict[str, float]]:
+    """Returns the metrics of the targets that are generated for each set, and writes them with --predictions."""
+    results, lines = {}, []
+    for name, pairs in data.items():
+        with phase(f"generating {len(pairs.records):,} target(s) of {name}"):
+            found = generated(loaded, pairs, config)
+        results[name] = generation_metrics(pairs, found)
+        mark = {"set": name} if len(data) > 1 else {}
+        for (source, target), text in zip(pairs.records, found, strict=True):
+            lines.append(mark | {"source": source, "gold": target, "text": text})
+    if values["predictions"].value:
+        write_records(new_file(values["predictions"].value, "predictions"), lines)
     return results
 
 

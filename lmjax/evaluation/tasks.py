@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from lmjax.data.records import USUAL_NAMES, FieldNames
 from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
+from lmjax.evaluation.generated import targets, text_metrics
 from lmjax.evaluation.intervals import of_means
 from lmjax.evaluation.predicted import as_documents, evaluate_models
 from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.evaluation.texts import likelihood
+from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
 from lmjax.inference.score.score import DEFAULT, Question, Score, choices_right, pairs_right, rolling, score
 from lmjax.inference.score.texts import Item, ScoreConfig
@@ -24,6 +26,8 @@ from lmjax.objectives.records import RecordTask
 Metrics = dict[str, float]
 # The task that a model was fine-tuned for.
 OWN = "own"
+# The task of generating targets.
+GENERATION = "generation"
 
 
 class Data(NamedTuple):
@@ -40,17 +44,20 @@ def evaluate(
     *,
     task: str = "perplexity",
     fields: FieldNames = USUAL_NAMES,
+    generation: GenerateConfig | None = None,
 ) -> Metrics:
     """Returns the metrics of a set of data, by name.
 
     Args:
         loaded: the model.
         data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
-            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`,
-            of mappings from columns to values for `own`.
+            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`
+            and `generation`, of mappings from columns to values for `own`.
         config: settings of scoring.
-        task: perplexity, minimal_pairs, multiple_choice or pairs; or `own`, the task that the model was fine-tuned for.
+        task: perplexity, minimal_pairs, multiple_choice, pairs or generation; or `own`, the task that the model was
+            fine-tuned for.
         fields: the names of the fields of texts and pairs, for files.
+        generation: for `generation`, its settings; None: the model's own.
 
     Raises:
         FlagError: an unknown task, a model that predicts no tokens, or a text that it cannot score.
@@ -66,7 +73,9 @@ def evaluate(
         data = Data([f"data[{i}]" for i in range(len(data))], records)
     if not data.records:
         raise FlagError("data: is empty; give at least one")
-    return TASKS[task](loaded, data, config)
+    if generation is not None and task != GENERATION:
+        raise FlagError(f"generation={generation}: is for task={GENERATION!r}, and not for {task!r}; leave it out")
+    return TASKS[task](loaded, data, generation if task == GENERATION else config)
 
 
 def checked(task: str) -> str:
@@ -100,6 +109,7 @@ def read(
         "minimal_pairs": minimal_pair,
         "multiple_choice": question,
         "pairs": functools.partial(source_target, names=names),
+        GENERATION: functools.partial(source_target, names=names),
     }
     if task in parsers:
         return Data(*read_task(path, parsers[task], header))
@@ -136,6 +146,21 @@ def _pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     return _likelihood(scores) | of_means({"greedy": [s.greedy for s in scores]}).measured() | counts
 
 
+def _generation(loaded: LoadedModel, data: Data, config: GenerateConfig | None) -> Metrics:
+    """Returns the metrics of the targets that are generated for sources."""
+    return generation_metrics(data, generated(loaded, data, config))
+
+
+def generated(loaded: LoadedModel, data: Data, config: GenerateConfig | None) -> list[str]:
+    """Returns the text that is generated for the source of each pair."""
+    return targets(loaded, [source for source, _ in _tuples(data, 2, "a source and a target")], config, data.names)
+
+
+def generation_metrics(data: Data, found: Sequence[str]) -> Metrics:
+    """Returns the metrics of generated targets, and the number of pairs."""
+    return text_metrics([target for _, target in data.records], found).measured() | {"pairs": len(found)}
+
+
 def _likelihood(scores: Sequence[Score]) -> Metrics:
     """Returns the metrics of `texts.likelihood`, and the numbers of tokens and bytes."""
     nats, tokens, sizes = zip(*((-s.log_likelihood, s.tokens, s.bytes) for s in scores), strict=True)
@@ -147,11 +172,12 @@ def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     return evaluate_models([loaded], data.records, max(1, config.batch_tokens // loaded.task.length)).metrics()
 
 
-TASKS: dict[str, Callable[[LoadedModel, Data, ScoreConfig], Metrics]] = {
+TASKS: dict[str, Callable[[LoadedModel, Data, Any], Metrics]] = {
     "perplexity": _perplexity,
     "minimal_pairs": _minimal_pairs,
     "multiple_choice": _multiple_choice,
     "pairs": _pairs,
+    GENERATION: _generation,
     OWN: _own,
 }
 

@@ -8,12 +8,18 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import logging
 
+from lmjax.errors import FlagError
+from lmjax.evaluation.generated import NEEDS, targets, text_metrics
 from lmjax.evaluation.measures import MEASURES
+from lmjax.inference.generate.beam import BeamConfig
+from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.predict import predictions
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.runs.build import Run
+from lmjax.runs.trained import trained_model
 from lmjax.training.board import write_images
 from lmjax.training.evaluate import EachBatch, EvalSet, Measured
 
@@ -22,19 +28,81 @@ _FOLDER = "figures"
 
 def measured(run: Run) -> dict[str, Measured]:
     """Returns what a run measures on its evaluation sets, by the name of the set; empty if it trains no such task."""
-    tasks = [o for o in run.task.objectives if isinstance(o, RecordTask) and _installed(o)]
-    falling = tuple(name for task in tasks for name in MEASURES[task.name].falling)
-    return {s.name: Measured(TaskMetrics.of(run, s, tasks), falling) for s in run.eval_sets} if tasks else {}
+    tasks = [o for o in run.task.objectives if isinstance(o, RecordTask) and _installed(o.name, MEASURES[o.name].needs)]
+    if tasks:
+        falling = tuple(name for task in tasks for name in MEASURES[task.name].falling)
+        return {s.name: Measured(TaskMetrics.of(run, s, tasks), falling) for s in run.eval_sets}
+    count = run.config.evaluation.generate
+    pairs = [o.name for o in run.task.objectives if o.wants_pairs]
+    if not count:
+        return {}
+    if not pairs or jax.process_count() > 1:
+        why = "needs an objective of pairs" if not pairs else "works in one process"
+        raise FlagError(f"--config.evaluation.generate={count}: {why}; set it to 0")
+    if not _installed(pairs[0], NEEDS):
+        return {}
+    return {s.name: Measured(GenerationMetrics.of(run, s, pairs[0])) for s in run.eval_sets}
 
 
-def _installed(task: RecordTask) -> bool:
-    """Returns whether the libraries for a task's metrics are installed; warns if they are not."""
-    if missing := MEASURES[task.name].missing:
+def _installed(name: str, needs: Sequence[str]) -> bool:
+    """Returns whether the libraries for the metrics of an objective are installed; warns if they are not."""
+    missing = [module for module in needs if importlib.util.find_spec(module) is None]
+    if missing:
         logging.warning(
             "%s is not installed, so evaluations of %s have its loss alone: pip install 'lmjax[evaluate]'",
-            ", ".join(missing), task.name,
+            ", ".join(missing), name,
         )  # fmt: skip
     return not missing
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationMetrics:
+    """BLEU and other metrics of the targets that a run generates for the first pairs of one evaluation set.
+
+    The references are the tokenizer's text of the targets, because a store keeps tokens: where the tokenizer normalises
+    texts, `lmjax evaluate --task=generation` on the file itself gives the final numbers.
+
+    Attributes:
+        run: the run.
+        name: of the objective.
+        sources: the ids of the sources.
+        references: the targets.
+    """
+
+    run: Run
+    name: str
+    sources: Sequence[Sequence[int]]
+    references: Sequence[str]
+
+    @classmethod
+    def of(cls, run: Run, evaluated: EvalSet, name: str) -> GenerationMetrics:
+        """Returns those of an evaluation set."""
+        stored = ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
+        sources, references = [], []
+        for store, i in itertools.islice(stored, run.config.evaluation.generate):
+            _, middle, end = store.segments(i)
+            sources.append(store.tokens(i, 0, middle).tolist())
+            references.append(run.tokenizer.decode(store.tokens(i, middle, end - middle).tolist()))
+        return cls(run, name, sources, references)
+
+    def __call__(self, params: Any, each_batch: EachBatch) -> dict[str, float]:
+        """Returns the metrics, named `OBJECTIVE/METRIC`."""
+        each_batch()
+        evaluation = self.run.config.evaluation
+        loaded = trained_model(self.run, jax.device_get(params))
+        beams = {"beams": BeamConfig(beams=evaluation.beams)} if evaluation.beams > 1 else {}
+        prompts = [loaded.prompts.around(ids) for ids in self.sources]
+        config = GenerateConfig(max_new_tokens=evaluation.max_new_tokens, **beams)
+        # The model is on one device, and the run's mesh, which is active here, may have more.
+        with loaded.on_devices():
+            found = targets(loaded, prompts, config)
+        each_batch()
+        values = text_metrics(self.references, found).values
+        return {f"{self.name}/{metric}": value for metric, value in values.items()}
+
+    def figures(self) -> dict[str, Any]:
+        """Returns no figures."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

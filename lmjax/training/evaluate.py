@@ -26,6 +26,11 @@ class EvaluationConfig(Schema):
 
     every: int = Field(500, ge=0, description="steps between evaluations; 0: only at the start and the end")
     batches: int = Field(16, ge=1, description="the most batches of every evaluation set; they are always the same")
+    generate: int = Field(
+        0, ge=0, description="pairs of each set whose targets are generated at each evaluation, for BLEU and ROUGE"
+    )
+    beams: int = Field(1, ge=1, description="beams of this generation; 1: greedy decoding")
+    max_new_tokens: int = Field(64, ge=1, description="the most tokens of a generated target")
     metric: str = Field(
         "loss",
         min_length=1,

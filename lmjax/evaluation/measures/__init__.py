@@ -4,7 +4,6 @@ To add one: a file here with `metrics(task, truths, predictions)` and, if there 
 MEASURES under the name of the objective. Libraries of the extra `evaluate` are imported only when metrics are computed.
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,11 +36,6 @@ class Measure(NamedTuple):
     falling: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     figures: Callable[[Any, Sequence[Prediction], Sequence[Prediction]], Mapping[str, "Figure"]] | None = None
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Returns the modules that are not installed."""
-        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
 
 
 # The measures by the name of the objective.
