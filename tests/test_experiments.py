@@ -42,11 +42,10 @@ def pairs(tmp_path_factory, corpus):
     return path
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """Returns a table without a header: two texts and a number."""
-    path = tmp_path_factory.mktemp("scored") / "scored.csv"
-    path.write_text("".join(f"A text {i}.,Another {'x' * i}.,{i % 6}\n" for i in range(40)))
+def table(path, names):
+    """Returns a table without a header that has columns of these names: texts, and numbers as scores and labels."""
+    made = {"text": "A text {0}.", "text2": "Another {0}.", "score": "{1}", "label": "{2}"}
+    path.write_text("".join(",".join(made[n] for n in names).format(i, i % 6, i % 2) + "\n" for i in range(40)))
     return path
 
 
@@ -82,11 +81,13 @@ def nano(config, data):
 
 
 @pytest.mark.parametrize(("path", "variant"), [(p, v) for p in FILES for v in variants(p)], ids=str)
-def test_the_experiment_trains(path, variant, corpus, pairs, scored, tmp_path):
+def test_the_experiment_trains(path, variant, corpus, pairs, tmp_path):
     config = load_experiment(f"{path}:{variant}")
     objective = OBJECTIVES[config.task.objective[0]]
-    data = pairs if objective.wants_pairs else scored if objective.columns else corpus
-    run = build(nano(config, data), tmp_path)
+    data = pairs if objective.wants_pairs else corpus
+    if objective.columns:
+        data = table(tmp_path / "table.csv", config.data.column_names)
+    run = build(nano(config, data), tmp_path / "run")
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     hparams = jax.device_get(run.hparams)
     make_state, _ = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)
