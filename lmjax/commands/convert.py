@@ -26,7 +26,7 @@ from lmjax.model.parameters import count_parameters
 from lmjax.objectives.embedding import Embedding
 from lmjax.paths import shell_quoted
 from lmjax.phases import phase
-from lmjax.runs.build import environment
+from lmjax.runs.identity import environment
 from lmjax.runs.trained import HEADS_FIELD, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
 from lmjax.runs.workdir import claim_workdir, is_unused
 from lmjax.training.checkpoint import Checkpoints

@@ -28,8 +28,9 @@ from lmjax.parallel import distributed
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase, tell
-from lmjax.runs.build import Run, build, environment
+from lmjax.runs.build import Run, build
 from lmjax.runs.fit import fit
+from lmjax.runs.identity import environment
 from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import claim_workdir
 from lmjax.streams import prng_key

@@ -6,19 +6,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
-from lmjax import __version__
 from lmjax.config import Config, write_json
 from lmjax.data.columns import Column
 from lmjax.data.documents import Document
@@ -30,28 +24,23 @@ from lmjax.data.splits import Splits, open_splits
 from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import ConfigMismatchError, DataError, FlagError, SaveError
-from lmjax.interop.shards import read_json
+from lmjax.errors import DataError, FlagError, SaveError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import check_divisible, make_mesh
-from lmjax.paths import shell_quoted
 from lmjax.phases import phase
+from lmjax.runs.identity import IDENTITY, check_identity, identity_of
 from lmjax.runs.learned import keep, learn
 from lmjax.streams import subseed
-from lmjax.training.checkpoint import saved_steps
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage
 
 # The number of rows of the token table is a multiple of this, so that a mesh divides it and it fills matrix units.
 VOCAB_MULTIPLE = 64
-
-# The file in a workdir that identifies the data of the run.
-IDENTITY = "data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +140,9 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     pairs, columns = objective.wants_pairs, objective.columns
     splits = _splits(config)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
-    identity = _identity(config, prints, pairs) | ({"columns": [list(column) for column in columns]} if columns else {})
+    identity = identity_of(config, prints, pairs) | (
+        {"columns": [list(column) for column in columns]} if columns else {}
+    )
     if parts := objective.record_format(getattr(config.task, objective.name)).parts:
         identity["record_format"] = parts
     tokenizer = _tokenizer(config, workdir, splits.train, identity)
@@ -159,7 +150,7 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     tokenizer = encoder.tokenizer
     config = _with_vocabulary(config, tokenizer)
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint} | encoder.parts
-    _check_identity(workdir, whole_identity)
+    check_identity(workdir, whole_identity)
 
     def store(documents: Any, name: str, part_of: str, columns: Sequence[Column]) -> Store:
         # The store of a data set depends only on this set, so that other mixtures with it can reuse the store.
@@ -259,19 +250,6 @@ def _stores(
     return config, train, held_out or evaluated(splits.evals, known)
 
 
-def _identity(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[str, Any]:
-    """Returns everything that determines the documents, given the fingerprints of the training sets."""
-    return {
-        "train": prints if config.data.mixture else prints["train"],
-        "evals": {e.name: corpus_fingerprint(e.path) for e in config.data.eval},
-        "held_out": config.data.held_out,
-        "split": config.data.split,
-        "bad_records": config.data.bad_records,
-        "pairs": pairs,
-        **config.data.reading,
-    }
-
-
 def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
     """Returns the stages of a run, each with its own rows and its own order; most runs have one stage.
 
@@ -342,46 +320,3 @@ def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
             "raise it, or leave it 0 to follow the tokenizer"
         )
     return config.with_fields({"model": config.model.with_fields({"vocab_size": size})})
-
-
-def _check_identity(workdir: pathlib.Path, identity: dict) -> None:
-    """Raises ConfigMismatchError if the workdir was trained on other data, or its record of the data is unreadable."""
-    path = workdir / IDENTITY
-    if not path.exists():
-        if saved_steps(workdir):
-            raise ConfigMismatchError(
-                f"{path}: is missing, so it is not known whether the run was trained on the same data; restore it from "
-                f"a copy, or train in another --workdir, from this one with --init_from={shell_quoted(workdir)}"
-            )
-        return
-    try:
-        known = read_json(path)
-    except DataError as e:
-        raise ConfigMismatchError(
-            f"{e}, or train in another --workdir, from this one with --init_from={shell_quoted(workdir)}"
-        ) from e
-    # JSON turns tuples into lists, so the identity is converted before the comparison.
-    here = json.loads(json.dumps(identity))
-    if changed := [name for name in known | here if known.get(name) != here.get(name)]:
-        raise ConfigMismatchError(
-            f"--workdir={workdir} was trained on other data: {', '.join(changed)} changed since; "
-            "restore the old data or use another --workdir"
-        )
-
-
-def environment() -> dict[str, Any]:
-    """Returns what a result depends on besides the config: versions, devices, the command, the commit."""
-    root = pathlib.Path(__file__).parents[2]
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "numpy")
-    return {
-        "lmjax": __version__,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "devices": [d.device_kind for d in jax.devices()],
-        "processes": jax.process_count(),
-        "cpus": os.cpu_count(),
-        "command": sys.argv,
-    }

@@ -11,7 +11,7 @@ from lmjax.config import Config, from_json
 from lmjax.data.sources import corpus_fingerprint
 from lmjax.errors import DataError, FlagError, UserError
 from lmjax.interop.shards import read_json
-from lmjax.runs.build import IDENTITY
+from lmjax.runs.identity import IDENTITY
 from lmjax.runs.workdir import CONFIG, State, lock_workdir, read_state, write_state
 from lmjax.training import manifest
 from lmjax.training.checkpoint import checkpoint_folder, remove_temporaries, saved_steps, temporaries
