@@ -21,7 +21,7 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, cap
     workdir = train(config, tmp_path / "run", progress=False)
     # The tests' short runs end before their warm-up does.
     assert "warmup_steps=40 is no shorter than the run of 20 steps: the learning rate rises to 0.002" in caplog.text
-    assert "stopped at step 4: the held-out loss has not fallen below" in capsys.readouterr().out
+    assert "stopped at step 4: eval/heldout/loss has not fallen below" in capsys.readouterr().out
     assert read_metrics(workdir, "eval/heldout/loss")[0] == [0, 2, 4]
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "4"}
     before = bits(workdir, 4), losses(workdir)
