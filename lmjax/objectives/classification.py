@@ -187,16 +187,14 @@ class Classification(TextTask):
 
     def _prediction(self, probabilities: Sequence[float]) -> Prediction:
         """Returns a prediction by the probabilities of the labels; of equally likely ones the first."""
+        if not self.several:
+            return likeliest(self.config.labels, probabilities)
         scores = dict(zip(self.config.labels, probabilities, strict=True))
-        if self.several:
-            return {"labels": [x for x, p in scores.items() if p >= self.config.threshold], "scores": scores}
-        best = max(scores, key=lambda label: scores[label])
-        return {"label": best, "score": scores[best], "scores": scores}
+        return {"labels": [x for x, p in scores.items() if p >= self.config.threshold], "scores": scores}
 
     def vote(self, predictions: Sequence[Prediction]) -> Prediction:
         """Returns the prediction by the mean of the probabilities."""
-        count = len(predictions)
-        return self._prediction([math.fsum(p["scores"][x] for p in predictions) / count for x in self.config.labels])
+        return self._prediction(mean_scores(self.config.labels, predictions))
 
     def right(self, truth: Prediction, prediction: Prediction) -> bool:
         """Returns whether the label is the gold one, or all labels are."""
@@ -208,6 +206,18 @@ class Classification(TextTask):
         """Returns each label and its probability, separated by tabs."""
         labels = prediction["labels"] if self.several else [prediction["label"]]
         return "\t".join(f"{label}\t{prediction['scores'][label]:.4f}" for label in labels)
+
+
+def likeliest(labels: Sequence[str], probabilities: Sequence[float]) -> Prediction:
+    """Returns the likeliest of several labels, the first of equally likely ones, its score, and all scores by label."""
+    scores = dict(zip(labels, probabilities, strict=True))
+    best = max(scores, key=lambda label: scores[label])
+    return {"label": best, "score": scores[best], "scores": scores}
+
+
+def mean_scores(labels: Sequence[str], predictions: Sequence[Prediction]) -> list[float]:
+    """Returns the mean of several predictions' scores for each label."""
+    return [math.fsum(each["scores"][label] for each in predictions) / len(predictions) for label in labels]
 
 
 def _sorted(found: Mapping[str, int], kind: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from lmjax.data.packing import pack
 from lmjax.data.store import Store
 from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, Rows
-from lmjax.objectives.classification import LABEL, Classification, ClassificationConfig
+from lmjax.objectives.classification import LABEL, Classification, ClassificationConfig, likeliest, mean_scores
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
@@ -176,10 +176,19 @@ class TextToText(SourceToTarget, RecordTask):
         self, record: TokenRecord, rows: Sequence[Features], outputs: Sequence[Mapping[str, np.ndarray]]
     ) -> Prediction:
         """Returns the likeliest label, its probability, and the probabilities of all labels by name."""
+        del record, rows
         found = np.array([each["log_probs"] for each in outputs])
         found -= found.max() + np.log(np.exp(found - found.max()).sum())
-        return Classification.predict(self, record, rows, [{"log_probs": found}])
+        return likeliest(self.config.labels, np.exp(found).tolist())
+
+    def vote(self, predictions: Sequence[Prediction]) -> Prediction:
+        """Returns the prediction by the mean of the probabilities."""
+        return likeliest(self.config.labels, mean_scores(self.config.labels, predictions))
+
+    def right(self, truth: Prediction, prediction: Prediction) -> bool:
+        """Returns whether the label is the gold one."""
+        return str(truth[LABEL]) == prediction["label"]
 
     def shown(self, prediction: Mapping[str, Any]) -> str:
         """Returns the label and its probability, separated by a tab."""
-        return Classification.shown(self, prediction)
+        return f"{prediction['label']}\t{prediction['score']:.4f}"

@@ -27,6 +27,7 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, FlagError, SaveError
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.base import Objective
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
@@ -289,14 +290,18 @@ def _trained_tokenizer(
     config: Config, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
 ) -> Tokenizer:
     """Returns a tokenizer trained on the training data, or that of an earlier run with the same data and config."""
-    key = json.dumps([identity, config.tokenizer.model_dump()], sort_keys=True)
+    objective = objective_types(config.task.objective)[0]
+    own = getattr(config.task, objective.name)
+    parts: list[Any] = [identity, config.tokenizer.model_dump()]
+    if objective.running_text.__func__ is not Objective.running_text.__func__:
+        # Objectives that train a tokenizer on other text of the same documents, such as labels, do not share it.
+        parts.append([objective.name, own.model_dump()])
+    key = json.dumps(parts, sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
     if cached.exists():
         return Tokenizer.load(str(cached))
     with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} tokens"):
-        objective = objective_types(config.task.objective)[0]
-        own = getattr(config.task, objective.name)
         texts = (objective.running_text(own, d) for read in train.values() for d in read())
         tokenizer = train_tokenizer(texts, config.tokenizer)
     try:

@@ -32,10 +32,11 @@ MIXTURES = (
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
-RECORDS = ("classification", "tagging", "question_answering", "embedding")
+RECORDS = ("classification", "tagging", "question_answering", "embedding", "regression")
 BINARY = ("nsp", "sop", "rtd", *RECORDS)
 # What is learned from the training data.
 LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging", "text_to_text")}
+LEARNED["regression"] = {"means": (1.0,), "deviations": (0.8,)}
 # At this temperature the similarities of a random model differ little, and of two rows one is right.
 LEARNED["embedding"] = {"form": "pairs", "temperature": 10.0}
 
@@ -78,6 +79,8 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
         encoder=ChatEncoder(ChatTemplate.of(tokenizer)),
     )
     labelled["embedding"] = stored("embedding", scored)
+    numbers = [Document(t, "", counts=(1, 1), values=(float(i % 3),)) for i, t in enumerate(texts)]
+    labelled["regression"] = stored("regression", numbers)
     stores = {False: make_store(text), True: make_store(pairs, pairs=True)}
 
     def store_of(task):
@@ -210,9 +213,12 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
         if name == "question_answering":
             # The classes are the tokens of the context, and [CLS].
             expected = np.log(1 + (padded["context_ids"] > 0).sum(axis=1))[padded["span_weights"] > 0].mean()
+        if name == "regression":
+            # The mean square of the standardised targets, of which a random model predicts about 0.
+            expected = np.square(padded["scores"][padded["label_weights"] > 0]).mean()
         np.testing.assert_allclose(s.loss / whole[name], expected, rtol=0.1)
         assert s.weight == whole[name] > 1
-        assert 0 <= s.correct <= s.weight
+        assert s.correct is None if name == "regression" else 0 <= s.correct <= s.weight
         assert s.penalty == 0
     for path, g in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(g).all()
