@@ -13,7 +13,7 @@ import lmjax
 # Name -> the names of its parameters, with keyword-only ones after a star. A change here breaks scripts of users.
 SIGNATURES = {
     "embed": "loaded texts * width batch_size",
-    "evaluate": "loaded data config * task fields",
+    "evaluate": "loaded data config * task fields generation",
     "fill_mask": "loaded texts top_k config",
     "generate": "loaded prompts config * seeds draft names",
     "load_model": "place * step dtype tensor accept_fields",

@@ -173,18 +173,17 @@ def compared(first: Evaluated, second: Evaluated) -> tuple[dict[str, Difference]
 
 def _check_same(task: RecordTask, other: RecordTask) -> None:
     """Raises FlagError if two models predict different things."""
-
-    def told(task: RecordTask) -> str:
-        columns = [c for c in columns_of(task, gold=True) if c.name in task.gold]
-        return (
-            f"{task.name} of {', '.join(f'{c.name} ({chr(32).join(sorted(c.classes or (c.type,)))})' for c in columns)}"
-        )
-
-    if told(task) != told(other):
+    if _described(task) != _described(other):
         raise FlagError(
-            f"the models predict different things: {told(task)[:200]}, and {told(other)[:200]}; compare or combine "
+            f"the models predict different things: {_described(task)}, and {_described(other)}; compare or combine "
             "models that were fine-tuned for the same task and labels"
         )
+
+
+def _described(task: RecordTask) -> str:
+    """Returns the name of a task, its gold columns, and the labels that they can have, in alphabetical order."""
+    columns = [c for c in columns_of(task, gold=True) if c.name in task.gold]
+    return f"{task.name} of " + ", ".join(f"{c.name} ({', '.join(sorted(c.classes or (c.type,)))})" for c in columns)
 
 
 def predict_documents(

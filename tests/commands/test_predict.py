@@ -169,6 +169,18 @@ def test_an_ensemble_averages_the_probabilities(place, tmp_path):
         run(["evaluate", f"--workdir={place / 'pre'},{place / 'pre'}", f"--data={place / 'dev.tsv'}"])
 
 
+def test_models_of_other_labels_are_not_compared(place, tmp_path):
+    two = written(tmp_path / "two.tsv", [row for row in ROWS if row[1] != "7"])
+    run(["train", f"--init_from={place / 'pre'}", "--objective=classification", f"--data={two}", "--steps=1",
+         f"--eval_data=dev={written(tmp_path / 'd.tsv', ROWS[:2])}", f"--workdir={tmp_path / 'two'}",
+         *QUICK])  # fmt: skip
+    said = r"classification of label \(7, animal, plant\), and classification of label \(animal, plant\); compare or"
+    with pytest.raises(FlagError, match=said):
+        run(["evaluate", f"--workdir={place / 'run'}", f"--against={tmp_path / 'two'}", f"--data={place / 'dev.tsv'}"])
+    with pytest.raises(FlagError, match=said):
+        run(["evaluate", f"--workdir={place / 'run'},{tmp_path / 'two'}", f"--data={place / 'dev.tsv'}"])
+
+
 def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):
     data = written(tmp_path / "x.tsv", [ROWS[0], ("a fly", "insect")])
     with pytest.raises(DataError, match=r"x.tsv:3: 'label' is 'insect'; the known ones are 7, animal, plant"):
