@@ -19,7 +19,6 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from lmjax.data.columns import Column
-from lmjax.data.fast_tokenizer import FastTokenizer
 from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
@@ -111,8 +110,8 @@ class Embedding(RecordTask):
 
         Otherwise those of [CLS] and [SEP], or of BOS and EOS, that the tokenizer has.
         """
-        if isinstance(self.tokenizer, FastTokenizer):
-            return PromptFormat(*map(tuple, self.tokenizer.template()))
+        if (template := self.tokenizer.template()) is not None:
+            return PromptFormat(**template._asdict())
         roles = ("bos", "eos") if self.family.causal else ("cls", "sep")
         before, after = (tuple(i for name, i in self.tokenizer.role_ids.items() if name == role) for role in roles)
         return PromptFormat(before=before, after=after)
