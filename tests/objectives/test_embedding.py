@@ -5,12 +5,14 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import lmjax
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.pipeline import example_stream
 from lmjax.errors import DataError
 from lmjax.objectives.contrastive import in_batch_loss, score_order_loss
-from lmjax.objectives.embedding import NEGATIVE, SCORE, SECOND, TEXT, EmbeddingConfig
+from lmjax.objectives.embedding import NEGATIVE, SCORE, SECOND, TEXT, Embedding, EmbeddingConfig
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import separate_texts
 from lmjax.runs.build import build
@@ -154,3 +156,17 @@ def test_a_tiny_model_learns_32_examples_whatever_the_padding(embedding, tmp_pat
         # Records of one score have different cosines, so it cannot be 1.
         assert metrics["spearman"] > 0.7
         assert metrics["spearman"].low <= metrics["spearman"] <= metrics["spearman"].high
+
+
+def test_texts_have_the_tokens_of_a_checkpoints_tokenizer_around_them(tmp_path):
+    """Training from a checkpoint reads its template, which also has what stands between two texts."""
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "a": 4}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    form = Embedding(EmbeddingConfig(form="pairs"), tokenizer, "encoder", 16, 16, 0).prompt_format()
+    assert (form.before, form.after) == ((1,), (2,))
+    assert form.around(tokenizer.encode("a")) == [1, 4, 2]
