@@ -144,7 +144,8 @@ def _next_commands(run: Run) -> list[str]:
         prompt += "" if config.model.family.causal else " [MASK]"
         commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
     if run.config.data.eval and any(isinstance(o, RecordTask) for o in run.task.objectives):
-        data = shell_quoted(run.config.data.eval[0].path)
+        data, names = shell_quoted(run.config.data.eval[0].path), ",".join(run.config.data.column_names)
+        data += f" --column_names={names}" if names else ""
         for command in ("evaluate", "predict"):
             commands.append(f"lmjax {command} --workdir={shell_quoted(run.workdir)} --data={data}")
     if embedded:
