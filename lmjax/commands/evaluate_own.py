@@ -54,16 +54,16 @@ def own_results(
         models: the models of the ensemble, or one.
         data: the records of each set by its name.
     """
-    batch_size = max(1, values["batch_tokens"].value // models[0].task.length)
+    batch_tokens = values["batch_tokens"].value
     rivals = [opened(values, place) for place in places(values["against"].value)] if values["against"].value else []
     results, lines = {}, []
     for name, documents in data.items():
         with phase(f"predicting for {len(documents):,} record(s) of {name}"):
-            found = evaluate_models(models, documents, batch_size)
+            found = evaluate_models(models, documents, batch_tokens)
         results[name] = found.metrics()
         if rivals:
             with phase(f"predicting with {values['against'].value}"):
-                other = evaluate_models(rivals, documents, batch_size)
+                other = evaluate_models(rivals, documents, batch_tokens)
             print("\n".join([*_comparison(name, values["against"].value, found, other), ""]))
         lines += [({"set": name} if len(data) > 1 else {}) | line for line in found.lines()]
         if values["figures"].value:

@@ -18,6 +18,7 @@ from lmjax.evaluation.intervals import RESAMPLES, Difference, McNemar, Measureme
 from lmjax.evaluation.measures import MEASURES
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.predict import predict
+from lmjax.inference.score.score import DEFAULT
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 
 if TYPE_CHECKING:
@@ -101,15 +102,15 @@ class Evaluated:
 
     Attributes:
         task: what is predicted.
-        documents: the records.
-        truths: the gold values of each.
+        truths: the gold values of each record.
         predictions: the prediction for each.
+        documents: the records as they were read; empty: only their tokens are known, and there are no `lines`.
     """
 
     task: RecordTask
-    documents: Sequence[Document]
     truths: Sequence[Prediction]
     predictions: Sequence[Prediction]
+    documents: Sequence[Document] = ()
 
     @functools.cached_property
     def measurement(self) -> Measurement:
@@ -118,7 +119,7 @@ class Evaluated:
 
     def metrics(self, resamples: int = RESAMPLES) -> dict[str, float]:
         """Returns the metrics, each with its 95 % interval, and the number of records."""
-        return self.measurement.measured(resamples) | {"records": len(self.documents)}
+        return self.measurement.measured(resamples) | {"records": len(self.truths)}
 
     def figures(self) -> Mapping[str, Figure]:
         """Returns the figures of the task by name."""
@@ -133,14 +134,14 @@ class Evaluated:
 
 
 def evaluate_models(
-    models: Sequence[LoadedModel], documents: Sequence[Document], batch_size: int | None = None
+    models: Sequence[LoadedModel], documents: Sequence[Document], batch_tokens: int = DEFAULT.batch_tokens
 ) -> Evaluated:
     """Returns the predictions for records with gold values; those of several models are combined by `RecordTask.vote`.
 
     Args:
         models: fine-tuned for the same task, with the same labels.
         documents: read by `read_documents` for the task of the first model.
-        batch_size: rows that are computed together; None: as many as have 4,096 tokens.
+        batch_tokens: tokens of the rows that are computed together.
 
     Raises:
         FlagError: the models were not fine-tuned for the same task, or their predictions cannot be combined.
@@ -151,10 +152,10 @@ def evaluate_models(
     found = []
     for model in models:
         records = encoded(model, documents)
-        found.append(predict(model, records, batch_size or max(1, 4096 // model.task.length)))
+        found.append(predict(model, records, batch_tokens // model.task.length))
     truths = [task.truth(record) for record in records]
     combined = found[0] if len(found) == 1 else [task.vote(each) for each in zip(*found, strict=True)]
-    return Evaluated(task, documents, truths, combined)
+    return Evaluated(task, truths, combined, documents)
 
 
 def compared(first: Evaluated, second: Evaluated) -> tuple[dict[str, Difference], McNemar | None]:

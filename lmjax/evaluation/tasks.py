@@ -169,7 +169,7 @@ def _likelihood(scores: Sequence[Score]) -> Metrics:
 
 def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     """Returns the metrics of the task that the model was fine-tuned for, with intervals."""
-    return evaluate_models([loaded], data.records, max(1, config.batch_tokens // loaded.task.length)).metrics()
+    return evaluate_models([loaded], data.records, config.batch_tokens).metrics()
 
 
 TASKS: dict[str, Callable[[LoadedModel, Data, Any], Metrics]] = {

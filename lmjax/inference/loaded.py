@@ -185,9 +185,7 @@ class LoadedModel:
 
     def _length(self, longest: int, *, decoder: bool) -> int:
         """Returns the row length for texts of at most `longest` tokens: a power of two, so that programs are reused."""
-        limit = longest_row(self.config, decoder=decoder)
-        length = max(_SHORTEST, 1 << (longest - 1).bit_length())
-        return length if limit is None else min(length, limit)
+        return row_length(longest, longest_row(self.config, decoder=decoder))
 
     @overload
     def encode(self, texts: str) -> list[int]: ...
@@ -261,6 +259,17 @@ class LoadedModel:
 def is_conversation(text: object) -> bool:
     """Returns whether a prompt is a list of messages."""
     return isinstance(text, Sequence) and len(text) > 0 and isinstance(text[0], Mapping)
+
+
+def row_length(tokens: int, limit: int | None = None) -> int:
+    """Returns the length of a row for so many tokens: few different lengths, so that programs are compiled once.
+
+    Args:
+        tokens: the most tokens of a text in the row.
+        limit: the longest row; None: there is no limit.
+    """
+    length = max(_SHORTEST, 1 << max(0, tokens - 1).bit_length())
+    return length if limit is None else min(length, limit)
 
 
 def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, row_length
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import NO_PENALTIES, Batch, Features
@@ -20,9 +20,6 @@ from lmjax.streams import prng_key
 from lmjax.training.forward import forward
 
 PyTree = Any
-
-# Rows are as long as the least power of two from this on that their tokens need, so few programs are compiled.
-_SHORTEST = 16
 
 
 def predict(loaded: LoadedModel, records: Sequence[TokenRecord], batch_size: int = 32) -> list[Prediction]:
@@ -106,9 +103,9 @@ def row_outputs(
 
 
 def _shortened(row: Features, length: int) -> Features:
-    """Returns a row without the padding after the least power of two that all of its tokens fit in."""
+    """Returns a row without the padding after the `row_length` that all of its tokens fit in."""
     longest = max(int(np.max(np.sum(x > 0, axis=-1))) for name, x in row.items() if name.endswith("segment_ids"))
-    short = min(length, max(_SHORTEST, 1 << (max(1, longest) - 1).bit_length()))
+    short = row_length(longest, length)
     return {name: x[..., :short] if x.ndim and x.shape[-1] == length else x for name, x in row.items()}
 
 

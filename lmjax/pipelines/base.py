@@ -11,12 +11,9 @@ import numpy as np
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.forward import ModelOutput
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, row_length
 from lmjax.inference.predict import predict
 from lmjax.objectives.records import Prediction
-
-# Rows of the lengths up to each power of two from this on are computed together.
-_SHORTEST = 16
 
 
 class Pipeline(abc.ABC):
@@ -68,7 +65,7 @@ class Pipeline(abc.ABC):
 
     def outputs(self, rows: Sequence[Sequence[int]]) -> list[tuple[ModelOutput, int]]:
         """Returns for each row of ids the output of a forward pass, and the number of the row in it."""
-        lengths = [max(_SHORTEST, 1 << max(0, len(row) - 1).bit_length()) for row in rows]
+        lengths = [row_length(len(row)) for row in rows]
         found: list[Any] = [None] * len(rows)
         for length in sorted(set(lengths)):
             places = [i for i, other in enumerate(lengths) if other == length]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 
+from lmjax.data.store import Store
 from lmjax.errors import FlagError
 from lmjax.evaluation.generated import NEEDS, targets, text_metrics
 from lmjax.evaluation.measures import MEASURES
+from lmjax.evaluation.predicted import Evaluated
 from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.predict import predictions
-from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
+from lmjax.objectives.records import RecordTask, TokenRecord
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
 from lmjax.training.board import write_images
@@ -77,9 +79,8 @@ class GenerationMetrics:
     @classmethod
     def of(cls, run: Run, evaluated: EvalSet, name: str) -> GenerationMetrics:
         """Returns those of an evaluation set."""
-        stored = ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
         sources, references = [], []
-        for store, i in itertools.islice(stored, run.config.evaluation.generate):
+        for store, i in itertools.islice(_stored(evaluated), run.config.evaluation.generate):
             _, middle, end = store.segments(i)
             sources.append(store.tokens(i, 0, middle).tolist())
             references.append(run.tokenizer.decode(store.tokens(i, middle, end - middle).tolist()))
@@ -114,47 +115,43 @@ class TaskMetrics:
         batch_size: rows that are computed together.
         tasks: the tasks.
         records: the records, as many as the evaluation has rows at most.
-        latest: by task, the predictions of the latest evaluation.
+        latest: by task, the latest evaluation.
     """
 
     run: Run
     batch_size: int
     tasks: Sequence[RecordTask]
     records: Sequence[TokenRecord]
-    latest: dict[str, list[Prediction]] = dataclasses.field(default_factory=dict)
+    latest: dict[str, Evaluated] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, evaluated: EvalSet, tasks: Sequence[RecordTask]) -> TaskMetrics:
         """Returns those of an evaluation set."""
         limit = evaluated.max_batches * evaluated.batch_size
-        stored = ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
-        records = [TokenRecord.stored(store, i) for store, i in itertools.islice(stored, limit)]
+        records = [TokenRecord.stored(store, i) for store, i in itertools.islice(_stored(evaluated), limit)]
         return cls(run, evaluated.batch_size, tasks, records)
 
     def __call__(self, params: Any, each_batch: EachBatch) -> dict[str, float]:
         """Returns the metrics, named `TASK/METRIC`."""
         found = {}
         for task in self.tasks:
-            self.latest[task.name] = predicted = predictions(
+            predicted = predictions(
                 task, self.records, task.form, self.run.model, params,
                 mesh=self.run.mesh, batch_size=self.batch_size, each_batch=each_batch,
             )  # fmt: skip
-            values = MEASURES[task.name].metrics(task, self._truths(task), predicted).values
-            found |= {f"{task.name}/{name}": value for name, value in values.items()}
+            latest = Evaluated(task, [task.truth(record) for record in self.records], predicted)
+            self.latest[task.name] = latest
+            found |= {f"{task.name}/{name}": value for name, value in latest.measurement.values.items()}
         return found
 
     def figures(self) -> dict[str, Any]:
         """Returns the figures of the latest evaluation by name; empty before the first."""
-        found = {}
-        for task in self.tasks:
-            make = MEASURES[task.name].figures
-            if make is not None and task.name in self.latest:
-                made = make(task, self._truths(task), self.latest[task.name])
-                found |= {f"{task.name}_{name}": figure for name, figure in made.items()}
-        return found
+        return {f"{t}_{name}": figure for t, each in self.latest.items() for name, figure in each.figures().items()}
 
-    def _truths(self, task: RecordTask) -> list[Prediction]:
-        return [task.truth(record) for record in self.records]
+
+def _stored(evaluated: EvalSet) -> Iterator[tuple[Store, int]]:
+    """Yields the documents of an evaluation set, each as its store and its number there."""
+    return ((store, i) for store in evaluated.examples.stores.values() for i in range(store.num_documents))
 
 
 def write_figures(run: Run, sets: Mapping[str, Measured], step: int) -> None:
