@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tests.faults.campaign_kills import config_of
 from tests.workdirs import resumed_from
@@ -243,20 +243,31 @@ def tries(calls: dict[str, collections.Counter[tuple[str, str]]]) -> Iterator[Tr
     yield from (fault for line in itertools.zip_longest(*groups) for fault in line if fault is not None)
 
 
-def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
-    """Yields the rows of the table of the campaign, from a process that has loaded the library."""
-    command = [sys.executable, "-m", "tests.faults.campaign_calls", str(folder), str(number)]
+def spawned(module: str, folder: pathlib.Path, number: int) -> Iterator[str]:
+    """Yields what a module of this package prints, in a process that has loaded the library."""
+    command = [sys.executable, "-m", module, str(folder), str(number)]
     with subprocess.Popen(
         command, env=os.environ | {"LD_PRELOAD": str(build(folder))}, stdout=subprocess.PIPE, text=True
     ) as process:
         yield from map(str.rstrip, process.stdout)
 
 
-def _main(folder: pathlib.Path, number: int) -> None:
-    campaign = Campaign(folder)
+def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
+    """Yields the rows of the table of the campaign."""
+    return spawned("tests.faults.campaign_calls", folder, number)
+
+
+def report(campaign: Campaign, chosen: Iterable[Try], what: str, of: str) -> None:
+    """Makes tries, prints each to standard error, and prints the row of all of them.
+
+    Args:
+        campaign: makes the tries.
+        chosen: the tries.
+        what: what happens to a call, for the row.
+        of: whose calls they are.
+    """
     counts: collections.Counter[str] = collections.Counter()
     ends: collections.Counter[str] = collections.Counter()
-    chosen = itertools.islice(tries(campaign.calls), number)
     for index, fault in enumerate(chosen, 1):
         outcome, ended = campaign.attempt(fault)
         counts[outcome.split(":")[0]] += 1
@@ -264,10 +275,13 @@ def _main(folder: pathlib.Path, number: int) -> None:
         print(f"{index} {ended}: {fault}: {outcome}", file=sys.stderr, flush=True)
     roles = sum(map(len, campaign.calls.values()))
     listed = [", ".join(f"{count} {name}" for name, count in each.most_common()) for each in (counts, ends)]
-    print(
-        f"| one system call fails or kills, of {roles} (kind of call on a kind of file) of a run that starts and "
-        f"one that resumes | {counts.total()} | {'; '.join(listed)} |"
-    )
+    print(f"| {what}, of {roles} (kind of call on a kind of file) {of} | {counts.total()} | {'; '.join(listed)} |")
+
+
+def _main(folder: pathlib.Path, number: int) -> None:
+    campaign = Campaign(folder)
+    chosen = itertools.islice(tries(campaign.calls), number)
+    report(campaign, chosen, "one system call fails or kills", "of a run that starts and one that resumes")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,17 @@ its step adds a number. `campaign_calls` has whole runs, and kills them in such 
 
 from __future__ import annotations
 
-import collections
 import itertools
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 
 from lmjax.training.checkpoint import saved_steps
-from tests.faults.campaign_calls import EVERY, KILL, STEPS, Campaign, build, tries
+from tests.faults.campaign_calls import EVERY, KILL, STEPS, Campaign, report, spawned, tries
 from tests.workdirs import losses
 
 _SECONDS = 120
@@ -105,30 +103,15 @@ class Writes(Campaign):
 
 
 def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
-    """Yields the rows of the table of the campaign, from a process that has loaded the library."""
-    command = [sys.executable, "-m", "tests.faults.campaign_writes", str(folder), str(number)]
-    environment = os.environ | {"LD_PRELOAD": str(build(folder))}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        yield from map(str.rstrip, process.stdout)
+    """Yields the rows of the table of the campaign."""
+    return spawned("tests.faults.campaign_writes", folder, number)
 
 
 def main(folder: pathlib.Path, number: int) -> None:
     """Prints the rows of so many tries; the process has loaded the library."""
     campaign = Writes(folder)
-    counts: collections.Counter[str] = collections.Counter()
-    ends: collections.Counter[str] = collections.Counter()
     chosen = itertools.islice((fault for fault in tries(campaign.calls) if fault.error != KILL), number)
-    for index, fault in enumerate(chosen, 1):
-        outcome, ended = campaign.attempt(fault)
-        counts[outcome.split(":")[0]] += 1
-        ends[ended] += 1
-        print(f"{index} {ended}: {fault}: {outcome}", file=sys.stderr, flush=True)
-    roles = sum(map(len, campaign.calls.values()))
-    listed = [", ".join(f"{count} {name}" for name, count in each.most_common()) for each in (counts, ends)]
-    print(
-        f"| one system call fails, once or from then on, of {roles} (kind of call on a kind of file) that a run makes "
-        f"as it starts or resumes | {counts.total()} | {'; '.join(listed)} |"
-    )
+    report(campaign, chosen, "one system call fails, once or from then on", "that a run makes as it starts or resumes")
     shutil.rmtree(folder, ignore_errors=True)
 
 
