@@ -25,9 +25,11 @@ from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveCo
 from lmjax.objectives.contrastive import in_batch_loss, score_order_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
+from lmjax.objectives.regression import SCORE
 from lmjax.objectives.rows import separate_texts
+from lmjax.objectives.text_task import SECOND, TEXT, TextTask
 
-TEXT, SECOND, NEGATIVE, SCORE = "text", "text2", "negative", "score"
+NEGATIVE = "negative"
 
 
 class EmbeddingConfig(ObjectiveConfig):
@@ -76,15 +78,11 @@ class Embedding(RecordTask):
     # Rate and warm-up of Reimers and Gurevych 2019, section 3.1; the linear decay and the 4 epochs are those of their
     # code for scored pairs. The batch is SimCSE's (Gao et al. 2021, appendix A): its rows are negatives.
     recipe: ClassVar[Mapping[str, Any]] = {
+        **TextTask.recipe,
         "epochs": 4.0,
         "batch_size": 64,
         "optimizer.learning_rate": 2e-5,
-        "optimizer.schedule": "linear",
-        "optimizer.final_ratio": 0.0,
-        "optimizer.warmup_share": 0.1,
-        "optimizer.weight_decay": 0.01,
         "evaluation.every": 250,
-        "evaluation.batches": 200,
     }
 
     @classmethod
