@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from pydantic import ValidationError
 
+from lmjax.commands.generate import configure
 from lmjax.commands.models import opened, places
 from lmjax.commands.prompts import new_file, write_records
 from lmjax.commands.table import aligned
@@ -16,7 +16,6 @@ from lmjax.data.documents import Document
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import Evaluated, compared, evaluate_models
 from lmjax.evaluation.tasks import GENERATION, Data, generated, generation_metrics
-from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.loaded import LoadedModel
 from lmjax.phases import phase
@@ -87,17 +86,7 @@ def generation_config(values: flags.FlagValues, task: str) -> GenerateConfig | N
         raise FlagError(f"--{name}={value}: is for --task={GENERATION}; give that too, or leave it out")
     if "length_penalty" in given and "beams" not in given:
         raise FlagError(f"--length_penalty={given['length_penalty']}: is for beams; give --beams too")
-    if not given:
-        return None
-    beams = {name: value for name, value in given.items() if name != "max_new_tokens"}
-    tokens = {name: value for name, value in given.items() if name == "max_new_tokens"}
-    try:
-        # One beam is greedy decoding.
-        found = BeamConfig(**beams) if beams.get("beams", 1) > 1 else None
-        return GenerateConfig(**tokens | ({"beams": found} if found else {}))
-    except ValidationError as e:
-        error = e.errors()[0]
-        raise FlagError(f"--{error['loc'][-1]}={error['input']}: {error['msg']}") from e
+    return configure(given) if given else None
 
 
 def generation_results(
