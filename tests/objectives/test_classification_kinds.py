@@ -74,7 +74,20 @@ def test_class_weights_multiply_the_loss_and_not_what_is_correct(forward_of, tok
     first = sums(forward_of, tokenizer, [0, 2, 1], kind=kind, class_weights=(1.0, 1.0, 0.0))
     both = sums(forward_of, tokenizer, [0, 2, 1], kind=kind, class_weights=(1.0, 1.0, 3.0))
     assert both.loss == pytest.approx(3 * plain.loss - 2 * first.loss, rel=1e-5)
+    # Without this, a loss that ignores the weights would be right.
+    assert both.loss > plain.loss > first.loss
     assert (both.weight, both.correct) == (2, plain.correct)
+
+
+@pytest.mark.parametrize(("threshold", "labels"), [(0.5, ["a", "c"]), (0.7, ["a"]), (0.2, ["a", "b", "c"])])
+def test_the_labels_at_or_above_the_threshold_are_predicted(tokenizer, threshold, labels):
+    config = ClassificationConfig(labels=("a", "b", "c"), kind="multiple", threshold=threshold)
+    task = Classification(config, tokenizer, "encoder", 8, 8, 0)
+    found = task.predict(None, [], [{"logits": LOGITS[0].astype(np.float64)}])
+    assert found["labels"] == labels
+    np.testing.assert_allclose(list(found["scores"].values()), 1 / (1 + np.exp(-LOGITS[0])), rtol=1e-6)
+    assert task.right({"labels": tuple(reversed(labels))}, found)
+    assert not task.right({"labels": ()}, found)
 
 
 def records(tiny, tmp_path, lines, kind, **fields):
