@@ -30,7 +30,7 @@ from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import expanded, read_regular, write_durably
 from lmjax.schema import Schema, flat
-from lmjax.streams import SEEDS
+from lmjax.streams import SEEDS, SeedsConfig
 from lmjax.training.checkpoint import CheckpointConfig
 from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
@@ -42,6 +42,7 @@ class Config(Schema):
     """One run."""
 
     seed: int = Field(0, ge=0, lt=SEEDS, description="seed of parameters, order, corruption and dropout")
+    seeds: SeedsConfig = SeedsConfig()
     steps: int = Field(1000, ge=1, description="number of updates; not used if minutes are given")
     minutes: float | None = Field(
         None, gt=0, description="the run and its schedule end after this time instead of after steps; none: after steps"
@@ -120,6 +121,11 @@ class Config(Schema):
                     f" {each.num_types} types; set that, or 0 for none"
                 )
         return self
+
+    def seed_of(self, source: str) -> int:
+        """Returns the seed of a source of randomness, a field of `seeds`: its own, or else the run's."""
+        own = getattr(self.seeds, source)
+        return self.seed if own is None else own
 
     def digest(self) -> str:
         """Returns eight hex digits that identify this config."""

@@ -13,17 +13,32 @@ import hashlib
 import json
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from lmjax.errors import FlagError
+from lmjax.schema import Schema
 
 if TYPE_CHECKING:  # data/ imports this module, and must not import jax
     import jax
 
 # The number of seeds: seeds are integers from 0 to SEEDS - 1.
 SEEDS = 2**64
+
+
+def _seed(of: str) -> Any:
+    return Field(None, ge=0, lt=SEEDS, description=f"seed of {of}; none: the run's")
+
+
+class SeedsConfig(Schema):
+    """Seeds of single sources of randomness, so that an ablation can vary one of them and keep the others."""
+
+    init: int | None = _seed("the initial parameters")
+    order: int | None = _seed("the order of the rows and of their corruption")
+    dropout: int | None = _seed("dropout and of what else a training step draws on the device")
+    subset: int | None = _seed("the training documents that data.subset chooses")
 
 
 def random_stream(seed: int, name: str, *of: int | str) -> np.random.Generator:

@@ -26,7 +26,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Tokenizer:
     fields = data_fields(values["data"].value)
     fields |= {path: values[name].value for name, path in FIELDS.items() if values[name].value is not None}
     config = resolve(overrides=overrides, fields=fields)
-    train, evals = open_splits(config.data, pairs=False)
+    train, evals = open_splits(config.data, pairs=False, subset_seed=config.seed_of("subset"))
     with phase("training the tokenizer"):
         tokenizer = train_tokenizer((d.text for read in train.values() for d in read()), config.tokenizer)
     tokenizer.save(str(output))

@@ -74,6 +74,9 @@ class DataConfig(Schema):
     held_out: float = pydantic.Field(
         0.05, ge=0.0, le=0.5, description="share of the training text that is held out where eval names no set"
     )
+    subset: float | None = pydantic.Field(
+        None, gt=0, le=1, description="share of the training documents that is used, chosen by seeds.subset; none: all"
+    )
     split: Literal["hash", "tail"] = pydantic.Field(
         "hash", description="hash holds out whole documents, tail the end of each text"
     )

@@ -15,6 +15,7 @@ from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.records import FieldNames, Record
 from lmjax.data.sources import STDLIB, DataConfig, Unsplit, read_unsplit
 from lmjax.errors import DataError, FlagError
+from lmjax.streams import subseed
 
 Read = Callable[[], Iterator[Unsplit]]
 
@@ -27,7 +28,12 @@ class Splits(NamedTuple):
 
 
 def open_splits(
-    config: DataConfig, *, pairs: bool, columns: Sequence[Column] = (), record_format: RecordFormat = PLAIN
+    config: DataConfig,
+    *,
+    pairs: bool,
+    columns: Sequence[Column] = (),
+    record_format: RecordFormat = PLAIN,
+    subset_seed: int = 0,
 ) -> Splits:
     """Returns the training sets and the evaluation sets: `config.eval`, or else held-out parts of the training sets.
 
@@ -41,6 +47,7 @@ def open_splits(
         pairs: whether documents are pairs.
         columns: of records; empty if documents are pairs or running text.
         record_format: how records stand in files.
+        subset_seed: decides which training documents `config.subset` chooses.
 
     Raises:
         FlagError: this data cannot be split in this way, or a file is read twice.
@@ -68,7 +75,8 @@ def open_splits(
             header=config.column_names,
         )
 
-    train = {name: _Set(path, reader(path), config.held_out, tail) for name, path in config.train_sets.items()}
+    subset = None if config.subset is None else (config.subset, subset_seed)
+    train = {name: _Set(path, reader(path), config.held_out, tail, subset) for name, path in config.train_sets.items()}
     evals = {item.name: _Set(item.path, reader(item.path), 0.0, tail) for item in config.eval}
     if config.eval or not config.held_out:
         train = {name: dataclasses.replace(each, share=0.0) for name, each in train.items()}
@@ -96,18 +104,25 @@ class _Set:
         read: reads the documents from the beginning.
         share: the share that is held out; 0 for none.
         tail: whether the end of each text is held out, instead of whole documents.
+        subset: the share of the training documents that is used, and the seed that chooses them; None: all are used.
     """
 
     path: str
     read: Read
     share: float
     tail: bool
+    subset: tuple[float, int] | None = None
 
     def side(self, held_out: bool) -> Iterator[Unsplit]:
         """Returns the held-out documents, or the training documents."""
-        if not self.share:
-            return self.read()
-        return (_tails if self.tail else _by_hash)(self.read(), self.share, held_out)
+        documents = self.read()
+        if self.share:
+            documents = (_tails if self.tail else _by_hash)(documents, self.share, held_out)
+        if self.subset is None or held_out:
+            return documents
+        # A hash of the seed and the group, so that a document is chosen or not whatever other documents there are.
+        share, seed = self.subset
+        return (found for found in documents if subseed(seed, "subset", found.group) < share * 2**64)
 
     def check(self) -> None:
         """Raises DataError if there is no training or no held-out document; reads only up to the first of each."""
@@ -123,9 +138,10 @@ class _Set:
                 "--config.data.documents=lines makes each line a document, --config.data.split=tail holds the end of "
                 "the text out, --eval_data=PATH names other text"
             )
+        chosen = "" if self.subset is None else f" with data.subset={self.subset[0]}"
         raise DataError(
             f"--data: {'one document' if count == 1 else f'{count} documents'} found in {self.path!r}, and "
-            f"--config.data.held_out={self.share} leaves no document on the "
+            f"--config.data.held_out={self.share}{chosen} leaves no document on the "
             f"{'held-out' if empty else 'training'} side; {remedy}"
         )
 

@@ -223,6 +223,7 @@ def _splits(config: Config) -> Splits:
         pairs=objective.wants_pairs,
         columns=_columns(config),
         record_format=objective.record_format(getattr(config.task, objective.name)),
+        subset_seed=config.seed_of("subset"),
     )
 
 
@@ -265,8 +266,8 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
         task_config = config.task.with_fields({"length": length})
         task = Task.build(task_config, tokenizer, config.model.architecture)
         # The last stage has the seed of a run without stages, and so the same order; each other stage has its own seed.
-        left = len(spans) - 1 - number
-        seed = subseed(config.seed, "stage", left) if left else config.seed
+        left, seed = len(spans) - 1 - number, config.seed_of("order")
+        seed = subseed(seed, "stage", left) if left else seed
         stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
     return tuple(stages)
 

@@ -98,7 +98,14 @@ def _fit(
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
     ):
-        make_state, abstract = state_maker(run.model, config.optimizer, hparams, config.seed, mesh)
+        make_state, abstract = state_maker(
+            run.model,
+            config.optimizer,
+            hparams,
+            config.seed_of("init"),
+            mesh,
+            dropout_seed=config.seed_of("dropout"),
+        )
         peak = peak_flops()
         with (
             timers.time("compilation"),

@@ -35,6 +35,7 @@ def identity_of(config: Config, prints: Mapping[str, str], pairs: bool) -> dict[
         "split": config.data.split,
         "bad_records": config.data.bad_records,
         "pairs": pairs,
+        **({} if config.data.subset is None else {"subset": [config.data.subset, config.seed_of("subset")]}),
         **config.data.reading,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,11 +54,28 @@ class TrainState(struct.PyTreeNode):
         return averaged_iterate(self.opt_state, self.params) if self.average is None else self.average
 
 
+class StateKeys(NamedTuple):
+    """The keys that a run's first state depends on.
+
+    Attributes:
+        parameters: of the initial parameters.
+        steps: of dropout and of what else the training steps draw.
+    """
+
+    parameters: jax.Array
+    steps: jax.Array
+
+    @classmethod
+    def of(cls, init: int, dropout: int) -> StateKeys:
+        """Returns the keys of these seeds."""
+        return cls(prng_key(init, "parameters"), prng_key(dropout, "steps"))
+
+
 def init_state(
     model: LanguageModel,
     config: OptimizerConfig,
     hparams: Hyperparameters,
-    seed: int,
+    keys: StateKeys,
     given: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
     """Returns the state before the first step, with parameters and their average boxed with their axis names.
@@ -67,18 +84,18 @@ def init_state(
         model: the model to train.
         config: the optimizer's config.
         hparams: the traced hyperparameters.
-        seed: the run's seed.
+        keys: the run's keys.
         given: initial parameters by part of the model; other parts, and layers that a part lacks here, are initialised
             at random.
     """
-    params = init_params(model, prng_key(seed, "parameters"))
+    params = init_params(model, keys.parameters)
     params = _filled(params, given or {})
     step = jnp.zeros((), jnp.int32)
     return TrainState(
         step=step,
         params=params,
         opt_state=make_optimizer(config, hparams, step).init(as_float32(unboxed(params))),
-        key=prng_key(seed, "steps"),
+        key=keys.steps,
         tokens_seen=jnp.zeros(2, jnp.uint32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
@@ -112,19 +129,35 @@ def read_tokens(tokens_seen: jax.Array) -> int:
 
 
 def state_maker(
-    model: LanguageModel, config: OptimizerConfig, hparams: Hyperparameters, seed: int, mesh: jax.sharding.Mesh
+    model: LanguageModel,
+    config: OptimizerConfig,
+    hparams: Hyperparameters,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    *,
+    dropout_seed: int | None = None,
 ) -> tuple[Callable[..., TrainState], TrainState]:
     """Returns a function that makes the first state on the mesh, and that state's shapes, dtypes and shardings.
 
     A resumed run uses only the latter, and so initialises no parameters. The function takes the `given`
     parameters of `init_state`.
 
+    Args:
+        model: the model to train.
+        config: the optimizer's config.
+        hparams: the traced hyperparameters.
+        seed: of the parameters, and of the steps where `dropout_seed` is None.
+        mesh: the mesh.
+        dropout_seed: of the steps.
+
     Raises:
         FlagError: a pattern of parameter groups that matches nothing in the model.
     """
 
     def init(given: Mapping[str, PyTree] | None = None) -> TrainState:
-        return init_state(model, config, hparams, seed, given)
+        return init_state(model, config, hparams, keys, given)
+
+    keys = StateKeys.of(seed, seed if dropout_seed is None else dropout_seed)
 
     boxed = jax.eval_shape(init)
     plain = unboxed(boxed)

@@ -159,3 +159,19 @@ def test_looking_at_the_split_reads_no_more_than_it_must(write):
     path = write("a.jsonl", json_lines({"text": f"{i}"} for i in range(9999)) + "no JSON\n")
     train, _ = one_training_set(DataConfig(train=path), pairs=False)
     assert next(train()).text == "0"
+
+
+def test_a_subset_takes_a_share_of_the_training_documents_alone(corpus):
+    def numbers(share, seed):
+        train, evals = open_splits(DataConfig(train=corpus, held_out=0.1, subset=share), pairs=False, subset_seed=seed)
+        return [{int(d.text[13:-1]) for d in read()} for read in (train["train"], evals["heldout"])]
+
+    (whole, held_out), (some, same), (more, _), (other, _) = (
+        numbers(share, seed) for share, seed in ((None, 0), (0.3, 0), (0.6, 0), (0.3, 1))
+    )
+    assert held_out == same, "the held-out part depends on the subset of the training documents"
+    assert some < more < whole, "a larger subset of the same seed does not hold the smaller one"
+    assert 0.2 < len(some) / len(whole) < 0.4
+    assert some != other, "the seed changes nothing"
+    with pytest.raises(DataError, match=r"data\.subset=1e-12"):
+        list(open_splits(DataConfig(train=corpus, subset=1e-12), pairs=False).train["train"]())
