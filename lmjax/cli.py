@@ -15,6 +15,7 @@ from lmjax.phases import phase, tell
 
 COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
+    "sweep": "train many runs that differ in a few fields, and compare them",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "generate": "continue prompts, answer them, or fill in masks",

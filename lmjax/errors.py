@@ -27,6 +27,10 @@ class FlagError(UserError):
     exit_code = 64
 
 
+class BusyError(FlagError):
+    """Another process writes to the workdir."""
+
+
 class DataError(UserError):
     """Input data is missing, empty, truncated or of the wrong kind."""
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import time
@@ -24,6 +25,11 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
 def shell_quoted(path: str | os.PathLike[str]) -> str:
     """Returns the path quoted for a shell, for commands in messages that the user may copy."""
     return shlex.quote(str(path))
+
+
+def file_safe(text: str) -> str:
+    """Returns a text without the characters that have a meaning to a shell or a file system."""
+    return re.sub(r"[^A-Za-z0-9_.,+=-]+", "_", text).strip("_")
 
 
 def is_litter(name: str) -> bool:

@@ -70,3 +70,15 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix: values}
     return {p: v for k, x in values.items() for p, v in flat(x, f"{prefix}.{k}" if prefix else k).items()}
+
+
+def shown(value: Any) -> str:
+    """Returns a value of a field as a flag would give it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(shown, value)) or "none"
+    if isinstance(value, pydantic.BaseModel):
+        # A data set: its flag has the form NAME=PATH.
+        return "=".join(map(str, value.model_dump().values()))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -18,6 +18,7 @@ LAYERS = (
     ("analysis", "evaluation"),
     ("config",),
     ("runs",),
+    ("sweep",),
     ("pipelines",),
     ("commands", "cli", "__main__", "__init__"),
 )

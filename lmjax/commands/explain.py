@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from lmjax.config import Config
 from lmjax.errors import FlagError
 from lmjax.nearest import nearest_fields
+from lmjax.schema import shown
 
 _WORDS = {int: "an integer", float: "a number", str: "text"}
 _SIGNS = {
@@ -52,18 +53,6 @@ def entries(config: pydantic.BaseModel, prefix: str = "") -> Iterator[Entry]:
             yield from entries(value, f"{prefix}{name}.")
         else:
             yield Entry(f"{prefix}{name}", shown(value), allowed(field), field.description or "")
-
-
-def shown(value: Any) -> str:
-    """Returns a value as a flag would give it."""
-    if isinstance(value, tuple):
-        return ",".join(map(shown, value)) or "none"
-    if isinstance(value, pydantic.BaseModel):
-        # A data set: its flag has the form NAME=PATH.
-        return "=".join(map(str, value.model_dump().values()))
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
 
 
 def allowed(field: FieldInfo) -> str:

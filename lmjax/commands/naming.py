@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Sequence
 
-from lmjax.commands.explain import shown
 from lmjax.config import Config, changed
+from lmjax.paths import file_safe
+from lmjax.schema import shown
 
 # The most characters of a name before its digest, and of a value in it; most file systems allow 255 in total.
 _LONGEST, _VALUE = 100, 24
@@ -21,7 +21,7 @@ def run_name(beginning: Sequence[str], plain: Config, config: Config) -> str:
         plain: the config without the differing fields.
         config: the run's config; the name ends with its digest, so that no two configs share a workdir.
     """
-    parts = [_plain(each) for each in beginning]
+    parts = [file_safe(each) for each in beginning]
     fields = {path: new for path, (_, new) in changed(plain, config).items()}
     last = [path.rpartition(".")[2] for path in fields]
     for path, value in fields.items():
@@ -29,14 +29,9 @@ def run_name(beginning: Sequence[str], plain: Config, config: Config) -> str:
         text = shown(value)
         # Of a path, only the last part.
         text = pathlib.PurePath(text).name if "/" in text else text
-        part = f"{short if last.count(short) == 1 else path}={_plain(text)[:_VALUE]}"
+        part = f"{short if last.count(short) == 1 else path}={file_safe(text)[:_VALUE]}"
         if len("-".join([*parts, part])) > _LONGEST:
             parts.append("more")
             break
         parts.append(part)
     return "-".join([*parts, config.digest()])
-
-
-def _plain(text: str) -> str:
-    """Returns a text without the characters that have a meaning to a shell or a file system."""
-    return re.sub(r"[^A-Za-z0-9_.,+=-]+", "_", text).strip("_")

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
     return sets
 
 
-def _resolve(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Config, str]:
+def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Config, str]:
     """Returns the config that the flags describe, and the name of its run."""
     fields: dict[str, Any] = {path: values[name].value for name, path in FIELDS.items()}
     fields = {path: value for path, value in fields.items() if value is not None}
@@ -134,7 +134,7 @@ def _recipe(values: flags.FlagValues, overrides: Mapping[str, str], longest: int
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
     """Returns the workdir after training the run that the flags describe; None if only its config was printed."""
-    config, name = _resolve(values, overrides)
+    config, name = resolve_flags(values, overrides)
     if values["help_config"].value is not None:
         print(explain(config, values["help_config"].value))
         return None
@@ -184,7 +184,18 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
     """
     if not isinstance(config, Config):
         raise FlagError(f"config is {str(config)[:80]!r}, a {type(config).__name__}; give what lmjax.resolve() returns")
-    workdir = pathlib.Path(workdir)
+    train_run(config, pathlib.Path(workdir), progress=progress, report=_report)
+    return pathlib.Path(workdir)
+
+
+def train_run(
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    progress: bool,
+    report: Callable[[Run, TrainState, str], None] | None = None,
+) -> None:
+    """Trains to the last step as `train` does, and then calls `report` with the run, its state and its ending."""
     check_run(config)
     first = jax.process_index() == 0
     with claim_workdir(workdir, config) if first else contextlib.nullcontext() as claim:
@@ -205,8 +216,8 @@ def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True)
         )
         if claim is not None:
             claim.done()
-            _report(run, state, ending)
-    return workdir
+            if report is not None:
+                report(run, state, ending)
 
 
 def _report(run: Run, state: TrainState, ending: str) -> None:

@@ -24,7 +24,7 @@ from absl import logging
 
 from lmjax import __version__
 from lmjax.config import Config, changed, from_json, write_json
-from lmjax.errors import CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
+from lmjax.errors import BusyError, CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.paths import is_free, is_litter, make_folders, read_regular, remove_folders
 
 # The file that every workdir has.
@@ -186,7 +186,8 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
     This writes the config.json of a new workdir, so that the command can be run again if it is killed later.
 
     Raises:
-        FlagError: another process writes there, or the folder is not a run's workdir.
+        BusyError: another process writes there.
+        FlagError: the folder is not a run's workdir.
         ConfigMismatchError: the workdir belongs to a run with another config.
         DataError: its config.json or state.json cannot be read.
     """
@@ -220,7 +221,7 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> Claim:
 
 
 def lock_workdir(workdir: pathlib.Path) -> TextIO:
-    """Returns the locked file of a workdir; raises FlagError if another process has locked it."""
+    """Returns the locked file of a workdir; raises BusyError if another process has locked it."""
     try:
         lock = (workdir / _LOCK).open("w")
     except OSError as e:
@@ -229,7 +230,7 @@ def lock_workdir(workdir: pathlib.Path) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         lock.close()
-        raise FlagError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
+        raise BusyError(f"--workdir={workdir}: another process trains there; wait, or use another") from e
     except OSError:
         # Some network file systems have no locks; the user must then make sure that there is only one writer.
         pass

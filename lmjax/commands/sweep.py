@@ -1,0 +1,126 @@
+"""`lmjax sweep`: resolves the runs of a sweep, prints the plan, and trains them."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from lmjax.commands.points import canonical, given, resolve_points
+from lmjax.commands.sweep_plan import plan
+from lmjax.commands.train import train_run
+from lmjax.config import Config
+from lmjax.errors import DivergedError, FlagError, UserError
+from lmjax.nearest import nearest
+from lmjax.parallel.malloc import keep_freed_memory
+from lmjax.paths import expanded
+from lmjax.phases import tell
+from lmjax.sweep.grid import parse_grid
+from lmjax.sweep.launch import Launcher
+from lmjax.sweep.ledger import Ledger
+from lmjax.sweep.outcome import Outcome, outcome
+from lmjax.sweep.progress import View
+from lmjax.sweep.space import Space, Sweep
+from lmjax.sweep.targets import Target, name_targets
+
+
+class CrashedError(UserError):
+    """Runs of a sweep crashed; the others have ended."""
+
+    exit_code = 70
+
+
+def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
+    """Returns the folder of the sweep that the flags describe after its runs have ended; None: it was only planned."""
+    workdir = values["workdir"].value and pathlib.Path(values["workdir"].value)
+    if values["run"].value and not workdir:
+        raise FlagError("--run: give --workdir=DIR, the folder of the sweep, too")
+    ledger = Ledger(workdir or pathlib.Path())
+    sweep, base, targets = _asked(values, overrides, ledger if workdir else None)
+    print(plan(targets, _program))
+    if not values["run"].value:
+        return None
+    ledger.write(base, {"metric": sweep.metric}, targets)
+    if values["keep_memory"].value:
+        keep_freed_memory()
+    tell(False)
+    with View(ledger, targets, sweep.metric, values["progress"].value):
+        Launcher(ledger, targets, _program, _train_each).run()
+    results = ledger.results()
+    if crashed := [target.name for target in targets if results[target.name]["status"] == "crashed"]:
+        raise CrashedError(
+            f"{len(crashed)} of {len(targets)} runs crashed: {crashed[0]}: {results[crashed[0]]['error']}\n"
+            "The same command tries them again"
+        )
+    return ledger.directory
+
+
+def _program(config: Config) -> Config:
+    """Returns what is equal for runs that are trained together."""
+    return config
+
+
+def _train_each(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> list[Outcome]:
+    """Returns the outcomes of runs that are trained one after the other."""
+    outcomes = []
+    for config, workdir in zip(configs, workdirs, strict=True):
+        try:
+            train_run(config, workdir, progress=False)
+        except DivergedError as e:
+            outcomes.append(outcome(workdir, "diverged", str(e)))
+        else:
+            found = outcome(workdir, "done")
+            early = config.minutes is None and config.epochs is None and found.step < config.steps
+            outcomes.append(found._replace(status="stopped") if early else found)
+    return outcomes
+
+
+def _asked(
+    values: flags.FlagValues, overrides: Mapping[str, str], ledger: Ledger | None
+) -> tuple[Sweep, dict, tuple[Target, ...]]:
+    """Returns the sweep that a command line describes, what all its runs are given, and its runs."""
+    file, grid, flagged = values["sweep"].value, values["grid"].value, given(values, overrides)
+    if file and grid:
+        raise FlagError(f"--sweep={file} and --grid={grid}: both say which runs there are; give one of them")
+    there, known = ledger.read() if ledger else ({}, ())
+    if not file and not grid:
+        if not known:
+            raise FlagError("give the runs: --sweep=FILE.py or --grid='FIELD=VALUE,VALUE;seed=0:3' (--help)")
+        if flagged:
+            raise FlagError(f"--{next(iter(flagged))}: --workdir={ledger.directory} says what its runs are given; "
+                            "give --sweep or --grid too, or leave it out")  # fmt: skip
+        return Sweep(Space(({},)), metric=values["metric"].value or there["metric"]), there["base"], known
+    where = f"--sweep={file}" if file else f"--grid={grid}"
+    sweep = load_sweep(file) if file else Sweep(parse_grid(grid))
+    points = [canonical(point, where) for point in sweep.space]
+    base = canonical(sweep.base, where) | canonical(flagged, "the flags")
+    for key in base:
+        if any(key in point for point in points):
+            raise FlagError(f"{where}: {key} is given to all runs too, as {base[key]}; leave one of the two out")
+    configs, told = resolve_points(points, base)
+    metric = values["metric"].value or sweep.metric
+    targets = name_targets(points, configs, told, {each.name: each.config for each in known})
+    return Sweep(sweep.space, base, metric), base, targets
+
+
+def load_sweep(name: str) -> Sweep:
+    """Returns the sweep from `get_sweep` of a file. The file is Python and is run, so trust it first.
+
+    Raises:
+        FlagError: there is no such file, or `get_sweep` returns no Sweep.
+    """
+    path = expanded(name)
+    if path.suffix != ".py" or not path.is_file():
+        beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
+        raise FlagError(f"--sweep={name}: there is no such Python file; {nearest(str(path), beside) or 'give FILE.py'}")
+    spec = importlib.util.spec_from_file_location(f"lmjax_sweep_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_sweep"):
+        raise FlagError(f"--sweep={name}: the file defines no get_sweep() -> lmjax.sweep.space.Sweep")
+    sweep = module.get_sweep()
+    if not isinstance(sweep, Sweep):
+        raise FlagError(f"--sweep={name}: get_sweep returned {type(sweep).__name__}, not lmjax.sweep.space.Sweep")
+    return sweep

@@ -1,0 +1,48 @@
+"""The flags of `lmjax sweep`: those of `lmjax train` that say what is trained, and its own. Imports no jax."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.commands import train_flags
+from lmjax.commands.flags import define_path
+
+DESCRIPTION = """
+lmjax sweep: trains many runs that differ in a few fields, and compares them.
+
+  lmjax sweep --grid='optimizer.learning_rate=1e-4,3e-4,1e-3;seed=0:3' --steps=500              prints the plan
+  lmjax sweep --grid='optimizer.learning_rate=1e-4,3e-4,1e-3;seed=0:3' --steps=500 --workdir=sweeps/lr --run
+  lmjax sweep --grid='objective=mlm|mlm,nsp;seed=0:3' --workdir=sweeps/nsp --run    bars: values that hold commas
+  lmjax sweep --sweep=experiments/ablations/norm_position.py --workdir=sweeps/norm --run
+  lmjax sweep --workdir=sweeps/lr --run                                             goes on with what is there
+
+The flags of lmjax train, --config.a.b=value included, are given to every run; each name in --grid is one of them. The
+same command, given again, resumes the runs that were cut off and tries those that crashed again; it does not repeat
+those that have ended. Several of these commands may work in one --workdir at a time.
+Exit codes: 0 all runs have ended, 64 bad flag, 70 a run crashed, 74 save failed, 75 preempted and saved, 78 the workdir
+belongs to another sweep.
+"""
+
+SAME = train_flags.SAME
+# Flags of `lmjax train` about where, how it is shown, and by which processes.
+_OTHERS = ("workdir", "print_config", "help_config", "progress", "coordinator_address", "num_processes", "process_id")
+
+
+def define() -> flags.FlagValues:
+    """Returns the flags of the command, not parsed yet."""
+    values = train_flags.define()
+    for name in _OTHERS:
+        delattr(values, name)
+    strings = {
+        "sweep": "a file whose get_sweep() returns the runs. It is Python and runs: use files that you trust",
+        "grid": "the runs: FIELD=VALUE,VALUE;FIELD=VALUE|VALUE;seed=0:3, all combinations of them",
+        "metric": "what is shown and compared, such as eval/heldout/loss (default: the loss of the first set)",
+    }
+    for name, text in strings.items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    define_path(values, "workdir", "the folder of the sweep: sweep.json, results.jsonl, runs/NAME/")
+    switches = {"run": (False, "train the runs; without it, only print the plan"),
+                "progress": (True, "show the progress of all runs")}  # fmt: skip
+    for name, (default, text) in switches.items():
+        flags.DEFINE_boolean(name, default, text, flag_values=values)
+    return values

@@ -1,0 +1,151 @@
+"""`lmjax sweep`: its points mean what the flags of `lmjax train` mean, and its runs are those of `lmjax train`."""
+
+import json
+import pathlib
+
+import pytest
+
+from lmjax import cli
+from lmjax.commands.points import canonical, resolve_points
+from lmjax.commands.sweep import load_sweep
+from lmjax.config import from_json
+from lmjax.errors import ConfigMismatchError, FlagError
+from lmjax.training.metrics import read_metrics
+
+TINY = (
+    "--config.tokenizer.kind=char", "--config.tokenizer.byte_fallback=false", "--batch_size=8", "--length=32",
+    "--config.model.embed_dim=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
+    "--config.model.num_layers=1", "--config.model.max_length=64", "--config.evaluation.batches=1",
+    "--config.logging.tensorboard=false", "--config.data.held_out=0.2", "--warmup_steps=1",
+)  # fmt: skip
+
+
+def answer(*argv: str) -> str:
+    with pytest.raises(FlagError) as error:
+        cli.run(["sweep", *argv])
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "give the runs: --sweep=FILE.py or --grid="),
+        (("--grid=seed=0:2", "--sweep=a.py"), "both say which runs there are"),
+        (("--grid=seed=0:2", "--run"), "--run: give --workdir=DIR"),
+        (("--grid=seed=0:2", "--seed=1"), "seed is given to all runs too, as 1"),
+        (("--grid=learning_rate=1e-3;optimizer.learning_rate=1e-4",), "are the same field; give it once"),
+        (("--grid=optimizer.learning_rat=1e-3",), "did you mean --config.optimizer.learning_rate?"),
+        (("--grid=learning_rate=fast",), "learning_rate=fast: --config.optimizer.learning_rate=fast: input should be"),
+        (("--grid=workdir=a,b",), "no field workdir"),
+        (("--grid=objective=mlm,nextt_token",), "did you mean next_token?"),
+        (("--grid=objective=mlm,next_token;architecture=decoder",), "cannot train --objective=mlm"),
+        (("--grid=learning_rate=1e-3,0.001",), "are the same run"),
+        (("--grid=steps=5;minutes=1",), "give one; either ends the run"),
+        (("--sweep=experiments/ablations/norm.py",), "there is no such Python file"),
+    ],
+)
+def test_a_wrong_sweep_is_an_error_before_anything_is_done(argv, words):
+    assert words in answer(*argv)
+
+
+def test_the_plan_lists_the_runs_and_writes_nothing(tmp_path, capsys):
+    assert cli.run(["sweep", "--grid=seed=0:2", f"--workdir={tmp_path / 'x'}"]) is None
+    assert "seed=1" in capsys.readouterr().out
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_of_a_sweep_must_return_one(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    pass\n")
+    with pytest.raises(FlagError, match="defines no get_sweep"):
+        load_sweep(str(path))
+    path.write_text("def get_sweep():\n    return 3\n")
+    with pytest.raises(FlagError, match="get_sweep returned int"):
+        load_sweep(str(path))
+
+
+ABLATIONS = sorted((pathlib.Path(__file__).parents[2] / "experiments" / "ablations").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_every_ablation_resolves_and_says_its_command(path):
+    sweep = load_sweep(str(path))
+    configs, _ = resolve_points([canonical(point, "") for point in sweep.space], canonical(sweep.base, ""))
+    assert len(set(configs)) == len(sweep.space)
+    command = f"lmjax sweep --sweep=experiments/ablations/{path.name} --workdir=sweeps/{path.stem} --run"
+    assert command in path.read_text()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, corpus):
+    """A sweep of two runs from a file, and the arguments that made it."""
+    file = tmp_path_factory.mktemp("sweeps") / "rates.py"
+    file.write_text(
+        "from lmjax.sweep.space import Sweep, param\n"
+        "def get_sweep():\n"
+        f"    base = {{'data': {str(corpus)!r}, 'steps': 3}}\n"
+        "    return Sweep(param('optimizer.learning_rate', [1e-3, 0.1]), base)\n"
+    )
+    argv = ["sweep", f"--sweep={file}", f"--workdir={file.parent / 'out'}", "--run", *TINY]
+    return cli.run(argv), argv
+
+
+def test_each_run_is_a_run_of_lmjax_train(swept, tmp_path):
+    """Its recorded arguments, given to `lmjax train`, give the same config and the same losses."""
+    folder, _ = swept
+    run = json.loads((folder / "sweep.json").read_text())["runs"]["learning_rate=0.1"]
+    cli.run(["train", *run["arguments"], f"--workdir={tmp_path / 'alone'}", "--noprogress"])
+    there = folder / "runs" / "learning_rate=0.1"
+    assert from_json(there / "config.json") == from_json(tmp_path / "alone" / "config.json")
+    for name in ("train/loss", "eval/heldout/loss"):
+        assert read_metrics(there, name) == read_metrics(tmp_path / "alone", name)
+
+
+def test_results_hold_what_the_runs_measured(swept):
+    folder, _ = swept
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [(line["status"], line["fields"]) for line in lines] == [
+        ("done", {"optimizer.learning_rate": rate}) for rate in (0.001, 0.1)
+    ]
+    for line in lines:
+        steps, losses = read_metrics(folder / line["workdir"], "eval/heldout/loss")
+        assert (line["steps"], line["metrics"]["eval/heldout/loss"]) == (steps[-1], losses[-1])
+        assert 0 < line["tokens"] <= 3 * 8 * 32
+        assert min(line["flops"], line["seconds"]) > 0
+
+
+def test_the_same_command_repeats_nothing_and_the_folder_alone_is_enough(swept):
+    folder, argv = swept
+    before = (folder / "results.jsonl").read_bytes()
+    cli.run(argv)
+    cli.run(["sweep", f"--workdir={folder}", "--run"])
+    assert (folder / "results.jsonl").read_bytes() == before
+    assert "says what its runs are given" in answer(f"--workdir={folder}", "--steps=4")
+    with pytest.raises(ConfigMismatchError, match="batch_size: 8, and now it is 16"):
+        cli.run([*(each for each in argv if "batch_size" not in each), "--batch_size=16"])
+
+
+def test_a_run_that_cannot_train_is_recorded_and_the_next_one_is_trained(tmp_path, corpus):
+    argv = ["sweep", "--grid=data.text_field=text,absent;steps=2", f"--data={tmp_path / 'a.jsonl'}", *TINY]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in corpus.read_text().split("\n\n")))
+    with pytest.raises(Exception, match=r"1 of 2 runs crashed: text_field=absent: DataError") as error:
+        cli.run([*argv, f"--workdir={tmp_path / 'out'}", "--run"])
+    assert error.value.exit_code == 70
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {line["name"]: line["status"] for line in lines} == {
+        "text_field=text": "done",
+        "text_field=absent": "crashed",
+    }
+
+
+def test_a_run_that_diverges_is_recorded_as_such(tmp_path, corpus):
+    argv = [
+        "--grid=learning_rate=1e30,1e-3",
+        "--config.max_skipped=2",
+        "--steps=8",
+        "--config.optimizer.clip_norm=none",
+    ]
+    cli.run(["sweep", *argv, f"--data={corpus}", *TINY, "--optimizer=sgd", f"--workdir={tmp_path / 'out'}", "--run"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["diverged", "done"]
+    assert "were not finite" in lines[0]["error"]
