@@ -6,6 +6,7 @@
 `predicted` predicts and measures the task that a model was fine-tuned for, with the metrics of `measures`. These are
 made of functions that know no model and no run, from gold values and predictions to a `Measurement`: in `classes`,
 `regression`, `entities`, `answers` and `texts`. `intervals` gives its bootstrap intervals, and compares two of them.
+`documents` takes the losses of an evaluation apart by document.
 
 This room may import data, inference, and the layers below them.
 

@@ -136,6 +136,10 @@ class Rows(abc.ABC):
     def features(self, index: int, rng: np.random.Generator) -> Features:
         """Returns the arrays of one row, without a batch dimension; they depend on the arguments alone."""
 
+    @abc.abstractmethod
+    def documents(self, index: int) -> Sequence[int]:
+        """Returns the document of each segment of a row, in the order of segment ids; one, if the row has only one."""
+
 
 class NanoRun(NamedTuple):
     """The steps, rows per batch and learning rate with which a nano model learns most in two minutes on 2 CPU cores."""

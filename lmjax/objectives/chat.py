@@ -76,6 +76,10 @@ class PackedTurns(PackedPieces, Rows):
     turns: np.ndarray
     objective: "Chat"
 
+    def documents(self, index: int) -> list[int]:
+        """Returns the conversation of each turn in row `index`."""
+        return self.turns[self.plan.row(index)[0], 0].tolist()
+
     def features(self, index: int, rng: np.random.Generator) -> Features:
         """Returns the features that `rows.source_target` makes."""
         del rng

@@ -67,6 +67,10 @@ class SentencePairs(Rows):
     def __len__(self) -> int:
         return len(self.groups)
 
+    def documents(self, index: int) -> list[int]:
+        """Returns the document of the group; a B from another document is counted there too."""
+        return [int(self.groups[index, 0])]
+
     def text(self, document: int, bounds: np.ndarray, first: int, end: int) -> np.ndarray:
         """Returns the tokens of sentences `first` to `end` - 1 of a document, whose sentences begin at `bounds`."""
         start = int(bounds[first])

@@ -80,12 +80,15 @@ class RecordRows(Rows):
         """Returns int64 `[documents]`, the number of rows of each record and those before it."""
         return np.cumsum(self.counts, dtype=np.int64)
 
+    def documents(self, index: int) -> list[int]:
+        """Returns the record of a row."""
+        return [index if self.counts is None else int(np.searchsorted(self._ends, index, side="right"))]
+
     def features(self, index: int, rng: np.random.Generator) -> Features:
         """Returns what is read in a row of a record, and its targets."""
         del rng
-        document, number = index, 0
+        (document,), number = self.documents(index), 0
         if self.counts is not None:
-            document = int(np.searchsorted(self._ends, index, side="right"))
             number = index - int(self._ends[document] - self.counts[document])
         task, record = self.task, TokenRecord.stored(self.store, document)
         rows = task.reads(record, task.form, task.length)

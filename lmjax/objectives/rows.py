@@ -158,6 +158,10 @@ class PackedPieces:
         """Returns (document, start, length) of each piece in row `index`."""
         return list(zip(*(a.tolist() for a in self.plan.row(index)), strict=True))
 
+    def documents(self, index: int) -> Sequence[int]:
+        """Returns the document of each piece in row `index`."""
+        return self.plan.row(index)[0].tolist()
+
     def tokens(self, index: int) -> list[np.ndarray]:
         """Returns the token ids of each piece in row `index`."""
         return [self.store.tokens(d, s, n) for d, s, n in self.bounds(index)]

@@ -92,7 +92,7 @@ def _fit(
         timers=timers,
     )
     with (
-        _layout(run),
+        layout(run),
         Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
         # Entered before compilation, so that a signal during compilation is noted: the run makes one step and saves it.
         StopRequest() as stop,
@@ -257,7 +257,7 @@ def _told(run: Run, wanted: dict[str, Any], loaded: list[str], adopted: Mapping[
     )
 
 
-def _layout(run: Run) -> contextlib.AbstractContextManager[Any]:
+def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     """Returns the context in which axis names are mapped to mesh axes; with pmap they are not mapped."""
     context = contextlib.ExitStack()
     if run.config.parallel.kind == "mesh":

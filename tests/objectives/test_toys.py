@@ -78,6 +78,9 @@ class LabelledTexts(Rows):
         row = self.objective.row([(text[: self.objective.length - 2], np.array(label))])
         return {**row, "scores": np.float32(self.store.value(index, "score"))}
 
+    def documents(self, index):
+        return [index]
+
 
 @dataclasses.dataclass(frozen=True)
 class Labels(Mirror):
