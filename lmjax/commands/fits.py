@@ -43,8 +43,7 @@ def check_run(config: Config) -> None:
     It counts parameters, optimizer state and gradients, each as divided over the mesh; of the activations only the
     input of each layer, which the backward pass needs even with remat; and the batches that are made ahead.
     """
-    mesh, memory = checked_mesh(config), device_memory()
-    here = mesh.local_mesh.size if memory.shared else 1
+    checked_mesh(config)
     rows = max((config.batch_size, *config.stages.batch_size))
     length = max((config.task.length, *config.stages.length))
     ahead = -(-rows // jax.process_count()) * length * _BYTES_OF_PLACE * config.data.prefetch
@@ -56,6 +55,19 @@ def check_run(config: Config) -> None:
         Memory(host_memory(), "this machine", True),
         "make fewer batches ahead (--config.data.prefetch, --config.data.workers), or smaller ones (--batch_size)",
     )
+    check_fits("lmjax train", needs(config), device_memory(), _SMALLER)
+
+
+def needs(config: Config) -> dict[str, int]:
+    """Returns the bytes that a run needs at least on the fullest of its devices, by what they are for.
+
+    Raises:
+        FlagError: sizes that do not fit the devices, or one part alone does not fit into their memory.
+    """
+    mesh, memory = checked_mesh(config), device_memory()
+    here = mesh.local_mesh.size if memory.shared else 1
+    rows = max((config.batch_size, *config.stages.batch_size))
+    length = max((config.task.length, *config.stages.length))
     model = sized_model(config)
     check_shapes(model.config, memory, mesh.size)
     on_one = -(-rows // (batch_shards(mesh) * config.accumulation))
@@ -64,13 +76,12 @@ def check_run(config: Config) -> None:
     check_fits(f"--batch_size={rows}, --length={length}", {"activations between layers": activations}, memory, _SMALLER)
     _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
     params = held(abstract.params, memory)
-    needs = {
+    return {
         "parameters": params,
         "optimizer": held((abstract.opt_state, abstract.average), memory),
         "gradients": params,
         "activations between layers": activations,
     }
-    check_fits("lmjax train", needs, memory, _SMALLER)
 
 
 def check_shapes(config: ModelConfig, memory: Memory, ways: int = 1) -> None:

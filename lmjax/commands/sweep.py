@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from lmjax.commands.points import canonical, given, resolve_points
-from lmjax.commands.sweep_plan import plan
+from lmjax.commands.sweep_plan import check, counted, plan
 from lmjax.commands.train import train_run
 from lmjax.config import Config
 from lmjax.errors import DivergedError, FlagError, UserError
 from lmjax.nearest import nearest
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.paths import expanded
-from lmjax.phases import tell
+from lmjax.phases import phase, tell
+from lmjax.sweep.cost import Costs, Unit, matched_steps
 from lmjax.sweep.grid import parse_grid
 from lmjax.sweep.launch import Launcher
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.progress import View
-from lmjax.sweep.space import Space, Sweep
+from lmjax.sweep.space import Point, Space, Sweep
 from lmjax.sweep.targets import Target, name_targets
 
 
@@ -37,12 +39,18 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     workdir = values["workdir"].value and pathlib.Path(values["workdir"].value)
     if values["run"].value and not workdir:
         raise FlagError("--run: give --workdir=DIR, the folder of the sweep, too")
-    ledger = Ledger(workdir or pathlib.Path())
-    sweep, base, targets = _asked(values, overrides, ledger if workdir else None)
-    print(plan(targets, _program))
+    ledger, costs = workdir and Ledger(workdir), Costs()
+    sweep, base, targets = _asked(values, overrides, ledger, costs)
+    if ledger:
+        ledger.check(base, targets)
+    with phase("counting what the runs will spend"):
+        told = plan(targets, _program, counted(targets, costs), ledger.results() if ledger else {})
+    print(told)
     if not values["run"].value:
+        print("nothing is trained yet: give --run and --workdir=DIR")
         return None
-    ledger.write(base, {"metric": sweep.metric}, targets)
+    check(targets, _program)
+    ledger.write(base, {"metric": sweep.metric, "match": sweep.match}, targets)
     if values["keep_memory"].value:
         keep_freed_memory()
     tell(False)
@@ -78,7 +86,7 @@ def _train_each(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> 
 
 
 def _asked(
-    values: flags.FlagValues, overrides: Mapping[str, str], ledger: Ledger | None
+    values: flags.FlagValues, overrides: Mapping[str, str], ledger: Ledger | None, costs: Costs
 ) -> tuple[Sweep, dict, tuple[Target, ...]]:
     """Returns the sweep that a command line describes, what all its runs are given, and its runs."""
     file, grid, flagged = values["sweep"].value, values["grid"].value, given(values, overrides)
@@ -91,7 +99,8 @@ def _asked(
         if flagged:
             raise FlagError(f"--{next(iter(flagged))}: --workdir={ledger.directory} says what its runs are given; "
                             "give --sweep or --grid too, or leave it out")  # fmt: skip
-        return Sweep(Space(({},)), metric=values["metric"].value or there["metric"]), there["base"], known
+        sweep = Sweep(Space(({},)), metric=values["metric"].value or there["metric"], match=there["match"])
+        return sweep, there["base"], known
     where = f"--sweep={file}" if file else f"--grid={grid}"
     sweep = load_sweep(file) if file else Sweep(parse_grid(grid))
     points = [canonical(point, where) for point in sweep.space]
@@ -99,10 +108,27 @@ def _asked(
     for key in base:
         if any(key in point for point in points):
             raise FlagError(f"{where}: {key} is given to all runs too, as {base[key]}; leave one of the two out")
+    metric, match = (values[name].value or getattr(sweep, name) for name in ("metric", "match"))
     configs, told = resolve_points(points, base)
-    metric = values["metric"].value or sweep.metric
+    if match:
+        configs, told = _matched(points, base, configs, match, costs)
     targets = name_targets(points, configs, told, {each.name: each.config for each in known})
-    return Sweep(sweep.space, base, metric), base, targets
+    return dataclasses.replace(sweep, metric=metric, match=match), base, targets
+
+
+def _matched(
+    points: Sequence[Point], base: Point, configs: Sequence[Config], unit: Unit, costs: Costs
+) -> tuple[list[Config], list[list[str]]]:
+    """Returns the configs and arguments of the points, with the steps by which all spend what the first one spends."""
+    ends = {"steps", "epochs", "minutes"}
+    if varied := sorted(ends & {key for point in points for key in point}):
+        raise FlagError(f"--match={unit}: {varied[0]} differs between the runs, and matching sets it; leave one out")
+    with phase("counting what a step of each run spends"):
+        steps = matched_steps(configs, unit, costs)
+    if None in steps:
+        return resolve_points(points, base)
+    rest = {key: value for key, value in base.items() if key not in ends}
+    return resolve_points([{**point, "steps": n} for point, n in zip(points, steps, strict=True)], rest)
 
 
 def load_sweep(name: str) -> Sweep:

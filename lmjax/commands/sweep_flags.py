@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.commands import train_flags
-from lmjax.commands.flags import define_path
+from lmjax.commands import facts, train_flags
+from lmjax.commands.flags import define_choice, define_path
 
 DESCRIPTION = """
 lmjax sweep: trains many runs that differ in a few fields, and compares them.
@@ -40,6 +40,8 @@ def define() -> flags.FlagValues:
     }
     for name, text in strings.items():
         flags.DEFINE_string(name, None, text, flag_values=values)
+    units = "what all runs spend the same amount of, which sets their steps (default: each has the steps of its config)"
+    define_choice(values, "match", facts.constant("lmjax.sweep.cost", "UNITS"), units)
     define_path(values, "workdir", "the folder of the sweep: sweep.json, results.jsonl, runs/NAME/")
     switches = {"run": (False, "train the runs; without it, only print the plan"),
                 "progress": (True, "show the progress of all runs")}  # fmt: skip

@@ -32,7 +32,7 @@ class Launcher:
         self,
         ledger: Ledger,
         targets: Sequence[Target],
-        program: Callable[[Config], Hashable],
+        program: Callable[[Config], Hashable | None],
         train_group: TrainGroup,
     ):
         """Makes a launcher.
@@ -40,7 +40,7 @@ class Launcher:
         Args:
             ledger: the record of the sweep.
             targets: the runs.
-            program: equal for configs that are trained together.
+            program: as of `groups`.
             train_group: trains runs that share a program to their ends; its outcomes may leave out runs that another
                 process trains.
         """
@@ -102,9 +102,15 @@ class Launcher:
             self._ledger.append(by_workdir[each.workdir], each, group=name, commit=self._commit)
 
 
-def groups(targets: Sequence[Target], program: Callable[[Config], Hashable]) -> dict[str, list[Target]]:
-    """Returns the runs that are trained together, by the name of each group: its number from 1 on."""
+def groups(targets: Sequence[Target], program: Callable[[Config], Hashable | None]) -> dict[str, list[Target]]:
+    """Returns the runs that are trained together, by the name of each group: its number from 1 on.
+
+    Args:
+        targets: the runs.
+        program: equal for configs that are trained together; None: the run is trained by itself.
+    """
     found: dict[Hashable, list[Target]] = {}
     for target in targets:
-        found.setdefault(program(target.config), []).append(target)
+        shared = program(target.config)
+        found.setdefault((target.name,) if shared is None else shared, []).append(target)
     return {str(number): members for number, members in enumerate(found.values(), 1)}

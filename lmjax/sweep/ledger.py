@@ -90,16 +90,13 @@ class Ledger:
             targets: its runs.
 
         Raises:
-            ConfigMismatchError: a run of this name is another one there, or all runs are given something else.
-            FlagError: the folder holds something else, or cannot be written to.
+            UserError: as of `check`, or the folder cannot be written to.
         """
-        if not self.exists and not (is_free(self.directory) or self._begun()):
-            raise FlagError(f"--workdir={self.directory} exists and holds no sweep; choose another or empty it")
         try:
             (self.directory / _RUNS).mkdir(parents=True, exist_ok=True)
             with self._locked():
-                there, known = self.read()
-                self._check(there.get("base", base), known, base, targets)
+                self.check(base, targets)
+                _, known = self.read()
                 runs = {each.name: each for each in (*known, *targets)}
                 write_json(
                     self.directory / _SWEEP,
@@ -126,14 +123,28 @@ class Ledger:
         here = self.directory
         return here.is_dir() and {path.name for path in here.iterdir()} <= {_LOCK, _RUNS, f"{_SWEEP}.tmp"}
 
-    def _check(self, base: Point, known: Sequence[Target], now: Point, targets: Sequence[Target]) -> None:
+    def check(self, base: Point, targets: Sequence[Target]) -> None:
+        """Checks that a sweep is the one in the folder, or the same with more runs.
+
+        Args:
+            base: what all runs are given.
+            targets: the runs.
+
+        Raises:
+            ConfigMismatchError: a run of this name is another one there, or all runs are given something else.
+            FlagError: the folder holds something else.
+        """
+        if not self.exists and not (is_free(self.directory) or self._begun()):
+            raise FlagError(f"--workdir={self.directory} exists and holds no sweep; choose another or empty it")
+        there, known = self.read()
+        was, now = _plain(there.get("base", base)), _plain(base)
         varied = {key for target in targets for key in target.point}
-        for key in sorted((base.keys() | now.keys()) - varied):
-            was, given = (shown(each[key]) if key in each else "not given" for each in (base, now))
-            if was != given:
+        for key in sorted((was.keys() | now.keys()) - varied):
+            old, new = (shown(each[key]) if key in each else "not given" for each in (was, now))
+            if old != new:
                 raise ConfigMismatchError(
-                    f"--workdir={self.directory} holds a sweep whose runs all have {key}: {was}, and now "
-                    f"it is {given}; use another --workdir, or vary the field in the sweep"
+                    f"--workdir={self.directory} holds a sweep whose runs all have {key}: {old}, and now "
+                    f"it is {new}; use another --workdir, or vary the field in the sweep"
                 )
         old = {target.name: target.config for target in known}
         for target in targets:

@@ -8,8 +8,9 @@ import pytest
 from lmjax import cli
 from lmjax.commands.points import canonical, resolve_points
 from lmjax.commands.sweep import load_sweep
+from lmjax.commands.train import train_run
 from lmjax.config import from_json
-from lmjax.errors import ConfigMismatchError, FlagError
+from lmjax.errors import ConfigMismatchError, DataError, FlagError
 from lmjax.training.metrics import read_metrics
 
 TINY = (
@@ -42,14 +43,18 @@ def answer(*argv: str) -> str:
         (("--grid=learning_rate=1e-3,0.001",), "are the same run"),
         (("--grid=steps=5;minutes=1",), "give one; either ends the run"),
         (("--sweep=experiments/ablations/norm.py",), "there is no such Python file"),
+        (("--grid=seed=0:2", "--match=step"), "did you mean steps?"),
+        (("--grid=steps=5,6", "--match=flops"), "--match=flops: steps differs between the runs, and matching sets it"),
+        (("--grid=seed=0:2", "--match=seconds"), "--match=seconds: each run must end after the same time"),
+        (("--grid=seed=0:2", "--match=flops", "--minutes=1"), "--match=flops: the runs end after --minutes"),
     ],
 )
 def test_a_wrong_sweep_is_an_error_before_anything_is_done(argv, words):
     assert words in answer(*argv)
 
 
-def test_the_plan_lists_the_runs_and_writes_nothing(tmp_path, capsys):
-    assert cli.run(["sweep", "--grid=seed=0:2", f"--workdir={tmp_path / 'x'}"]) is None
+def test_the_plan_lists_the_runs_and_writes_nothing(tmp_path, corpus, capsys):
+    assert cli.run(["sweep", "--grid=seed=0:2", f"--data={corpus}", f"--workdir={tmp_path / 'x'}", *TINY]) is None
     assert "seed=1" in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
 
@@ -114,6 +119,28 @@ def test_results_hold_what_the_runs_measured(swept):
         assert min(line["flops"], line["seconds"]) > 0
 
 
+def test_the_plan_of_a_sweep_that_has_ended_says_so_and_one_that_has_not_what_its_time_rests_on(swept, capsys):
+    folder, argv = swept
+    plan = [each for each in argv if each != "--run"]
+    cli.run(plan)
+    told = capsys.readouterr().out
+    assert ("2 of them have ended" in told, "time, one run" in told) == (True, False)
+    cli.run([each for each in plan if "--workdir" not in each])
+    assert "an estimate by the speed of one of the model's matrix products" in capsys.readouterr().out
+    with (folder / "results.jsonl").open() as file:
+        flops = json.loads(file.readline())["flops"]
+    assert f"{flops:.3g}" in told, "the plan counts the FLOPs that the runs count"
+
+
+def test_matched_runs_spend_the_same(corpus, capsys):
+    argv = ["sweep", "--grid=config.model.num_layers=1,4", "--steps=50", "--match=flops", f"--data={corpus}"]
+    cli.run([*argv, *(each for each in TINY if "num_layers" not in each)])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(" MiB")]
+    flops, steps = [float(row[6]) for row in rows], [int(row[4]) for row in rows]
+    assert steps[0] == 50 > steps[1]
+    assert flops[1] == pytest.approx(flops[0], rel=0.5 / steps[1] + 0.01)
+
+
 def test_the_same_command_repeats_nothing_and_the_folder_alone_is_enough(swept):
     folder, argv = swept
     before = (folder / "results.jsonl").read_bytes()
@@ -121,21 +148,42 @@ def test_the_same_command_repeats_nothing_and_the_folder_alone_is_enough(swept):
     cli.run(["sweep", f"--workdir={folder}", "--run"])
     assert (folder / "results.jsonl").read_bytes() == before
     assert "says what its runs are given" in answer(f"--workdir={folder}", "--steps=4")
-    with pytest.raises(ConfigMismatchError, match="batch_size: 8, and now it is 16"):
-        cli.run([*(each for each in argv if "batch_size" not in each), "--batch_size=16"])
+    for words in ([], ["--run"]):
+        with pytest.raises(ConfigMismatchError, match="batch_size: 8, and now it is 16"):
+            cli.run(
+                [*(each for each in argv if "batch_size" not in each and each != "--run"), "--batch_size=16", *words]
+            )
 
 
-def test_a_run_that_cannot_train_is_recorded_and_the_next_one_is_trained(tmp_path, corpus):
-    argv = ["sweep", "--grid=data.text_field=text,absent;steps=2", f"--data={tmp_path / 'a.jsonl'}", *TINY]
+def test_a_run_whose_data_or_size_does_not_fit_is_named_before_anything_is_trained(tmp_path, corpus):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in corpus.read_text().split("\n\n")))
-    with pytest.raises(Exception, match=r"1 of 2 runs crashed: text_field=absent: DataError") as error:
-        cli.run([*argv, f"--workdir={tmp_path / 'out'}", "--run"])
+    with pytest.raises(DataError, match="the run text_field=absent: "):
+        cli.run(["sweep", "--grid=data.text_field=text,absent", f"--data={tmp_path / 'a.jsonl'}", *TINY])
+    argv = ["--grid=batch_size=8,12", *(each for each in TINY if "batch" not in each)]
+    assert "the run batch_size=12: --config.batch_size=12 is not divisible by 8" in answer(*argv)
+
+
+def test_a_run_that_crashes_is_recorded_and_the_next_one_is_trained(tmp_path, corpus, monkeypatch):
+    def crash(config, *args, **kwargs):
+        if config.seed == 0:
+            raise RuntimeError("the machine is on fire")
+        return train_run(config, *args, **kwargs)
+
+    monkeypatch.setattr("lmjax.commands.sweep.train_run", crash)
+    argv = [
+        "sweep",
+        "--grid=seed=0:2",
+        "--steps=2",
+        f"--data={corpus}",
+        f"--workdir={tmp_path / 'out'}",
+        "--run",
+        *TINY,
+    ]
+    with pytest.raises(Exception, match=r"1 of 2 runs crashed: seed=0: RuntimeError: the machine is on fire") as error:
+        cli.run(argv)
     assert error.value.exit_code == 70
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert {line["name"]: line["status"] for line in lines} == {
-        "text_field=text": "done",
-        "text_field=absent": "crashed",
-    }
+    assert [line["status"] for line in lines] == ["crashed", "done"]
 
 
 def test_a_run_that_diverges_is_recorded_as_such(tmp_path, corpus):
