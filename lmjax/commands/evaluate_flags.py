@@ -17,7 +17,7 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
   lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
   lmjax evaluate --model=gpt2/ --data=a=a.txt --data=b=b.jsonl      a folder or a hub name; several sets
   lmjax evaluate --model=runs/mine --task=minimal_pairs --data=blimp.jsonl     good, bad
-  lmjax evaluate --model=runs/mine --task=multiple_choice --data=exam.jsonl    context, choices, answer
+  lmjax evaluate --model=runs/mine --task=choices --data=exam.jsonl    context, choices, answer
   lmjax evaluate --model=runs/mine --task=pairs --data=test.csv                source, target
   lmjax evaluate --workdir=runs/translator --task=generation --beams=5 --data=test.csv      BLEU, chrF, ROUGE
   lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: the metrics of its task
@@ -29,7 +29,7 @@ pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
 TASKS = {
     "perplexity": "of texts, each token predicted once, in windows where a text is long",
     "minimal_pairs": "share of records whose good text is likelier than their bad one",
-    "multiple_choice": "share of questions whose likeliest choice is the answer; each directly follows its context",
+    "choices": "share of questions whose likeliest choice is the answer; each directly follows its context",
     "pairs": "log-likelihood of the targets given their sources",
     "generation": "BLEU, chrF, ROUGE and exact match of targets generated for sources (--beams, --max_new_tokens)",
     "own": "the metrics of what the model was fine-tuned for, such as a classifier's accuracy, with 95 % intervals",

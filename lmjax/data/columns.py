@@ -191,7 +191,7 @@ def _check_fields(where: str, there: Sequence[str], columns: Sequence[Column], n
 def _value(where: str, name: str, given: Any, kind: str, table: bool) -> Value:
     """Returns the value of a field in the type of its column; raises DataError if it has another type."""
     if kind in _ITEMS:
-        items = given.split() if table else given
+        items = given.split() if table and isinstance(given, str) else given
         if isinstance(items, list):
             return tuple(_value(where, name, item, _ITEMS[kind], table) for item in items)
     elif kind in ("text", "string"):

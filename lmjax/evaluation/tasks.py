@@ -51,10 +51,10 @@ def evaluate(
     Args:
         loaded: the model.
         data: a file or a glob of files; or a list: of texts for `perplexity`, of (good, bad) for `minimal_pairs`, of
-            (context, choices, index of the right one from 0) for `multiple_choice`, of (source, target) for `pairs`
+            (context, choices, index of the right one from 0) for `choices`, of (source, target) for `pairs`
             and `generation`, of mappings from columns to values for `own`.
         config: settings of scoring.
-        task: perplexity, minimal_pairs, multiple_choice, pairs or generation; or `own`, the task that the model was
+        task: perplexity, minimal_pairs, choices, pairs or generation; or `own`, the task that the model was
             fine-tuned for.
         fields: the names of the fields of texts and pairs, for files.
         generation: for `generation`, its settings; None: the model's own.
@@ -107,7 +107,7 @@ def read(
     """
     parsers = {
         "minimal_pairs": minimal_pair,
-        "multiple_choice": question,
+        "choices": question,
         "pairs": functools.partial(source_target, names=names),
         GENERATION: functools.partial(source_target, names=names),
     }
@@ -131,7 +131,7 @@ def _minimal_pairs(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metr
     return of_means({"accuracy": right}).measured() | {"pairs": len(right)}
 
 
-def _multiple_choice(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+def _choices(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     """Returns the share of questions whose likeliest choice is right."""
     questions = [Question(*of) for of in _tuples(data, 3, "a context, choices and the number of the right one")]
     right, apart = choices_right(loaded, questions, config, data.names)
@@ -175,7 +175,7 @@ def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
 TASKS: dict[str, Callable[[LoadedModel, Data, Any], Metrics]] = {
     "perplexity": _perplexity,
     "minimal_pairs": _minimal_pairs,
-    "multiple_choice": _multiple_choice,
+    "choices": _choices,
     "pairs": _pairs,
     GENERATION: _generation,
     OWN: _own,

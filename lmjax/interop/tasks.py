@@ -13,6 +13,7 @@ from lmjax.model.heads.rows import ClassifierHead
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.embedding import Embedding, EmbeddingConfig
+from lmjax.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from lmjax.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
 from lmjax.objectives.regression import SCORE, Regression, RegressionConfig
 from lmjax.objectives.tagging import Tagging, TaggingConfig
@@ -149,6 +150,7 @@ _READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
     "classifier": _classifier,
     "tagger": _tagger,
     "span": _span,
+    **dict.fromkeys(MultipleChoice.heads, lambda path, values: {MultipleChoice.name: MultipleChoiceConfig()}),
     **dict.fromkeys(Embedding.heads, lambda path, values: {Embedding.name: EmbeddingConfig()}),
 }
 _WRITE: dict[str, Callable[[Any], dict[str, Any]]] = {

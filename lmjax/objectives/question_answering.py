@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from lmjax.data.columns import Column
+from lmjax.data.documents import Document
 from lmjax.data.questions import ANSWERS, CONTEXT, ID, QUESTION, STARTS, Questions
 from lmjax.data.record_format import RecordFormat
 from lmjax.data.store import Store
@@ -83,6 +84,12 @@ class QuestionAnswering(RecordTask):
     def record_format(cls, config: QuestionAnsweringConfig) -> RecordFormat:
         """Returns files of SQuAD and flat records, whose answers are checked."""
         return Questions(config.no_answer)
+
+    @classmethod
+    def running_text(cls, config: QuestionAnsweringConfig, document: Document) -> str:
+        """Returns the context and the question."""
+        del config
+        return f"{document.values[0]}\n{document.text}"
 
     @functools.cached_property
     def _contexts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

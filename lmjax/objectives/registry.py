@@ -25,6 +25,7 @@ CLASSES = (
     "chat.Chat",
     "question_answering.QuestionAnswering",
     "regression.Regression",
+    "multiple_choice.MultipleChoice",
     "embedding.Embedding",
 )
 

@@ -53,18 +53,19 @@ def fitted(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray
     return first[: max(room - len(second), halves[0])], second[: max(room - len(first), halves[1])]
 
 
-def text_row(form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, length: int, pad_id: int) -> Features:
-    """Returns `tokens`, `positions`, `segment_ids` and `type_ids`, int32 `[length]`, of a row of one or two texts.
+def joined(
+    form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of one or two texts with those around them, at most `length`, and the type of each, int32.
 
-    Of two texts that do not fit, the longer one loses its end first. A row without any id holds `end_id`, so that the
+    Of two texts that do not fit, the longer one loses its end first. Without any id there is `end_id`, so that the
     model reads something.
 
     Args:
         form: the ids before, between and after the texts.
         texts: the ids of one or two texts; a second one without ids counts as absent.
         end_id: the id between two texts if the form has none for that.
-        length: tokens in the row.
-        pad_id: padding.
+        length: most tokens.
     """
     between = (form.after or (end_id,)) if form.between is None else form.between
     first, *rest = texts
@@ -72,9 +73,32 @@ def text_row(form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, le
     joint = list(between) if len(second) else []
     a, b = fitted(first, second, length - len(form.before) - len(joint) - len(form.after))
     begin, end = [*form.before, *a, *joint], [*b, *form.after]
-    tokens = np.array([*begin, *end] or [end_id], np.int32)[:length]
     types = [0] * len(begin) + [form.second_type if len(second) else 0] * len(end)
-    return side([tokens], length, pad_id) | {"type_ids": pad(np.array(types, np.int32)[:length], length)}
+    return np.array([*begin, *end] or [end_id], np.int32)[:length], np.array(types or [0], np.int32)[:length]
+
+
+def text_row(form: PromptFormat, texts: Sequence[np.ndarray], *, end_id: int, length: int, pad_id: int) -> Features:
+    """Returns `tokens`, `positions`, `segment_ids` and `type_ids`, int32 `[length]`, of a row of one or two texts.
+
+    Args:
+        form: as for `joined`.
+        texts: likewise.
+        end_id: likewise.
+        length: tokens in the row.
+        pad_id: padding.
+    """
+    tokens, types = joined(form, texts, end_id=end_id, length=length)
+    return side([tokens], length, pad_id) | {"type_ids": pad(types, length)}
+
+
+def rooms(sizes: Sequence[int], room: int) -> list[int]:
+    """Returns how many of the tokens of each text are kept, `room` in all; the longest texts lose their ends first."""
+    kept = [0] * len(sizes)
+    for left, i in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        # What a short text leaves is shared by the longer ones.
+        kept[i] = min(sizes[i], max(0, room) // (len(sizes) - left))
+        room -= kept[i]
+    return kept
 
 
 def separate_texts(form: PromptFormat, texts: Sequence[np.ndarray], *, length: int, pad_id: int) -> Features:
@@ -89,12 +113,8 @@ def separate_texts(form: PromptFormat, texts: Sequence[np.ndarray], *, length: i
         pad_id: padding, and the only id of a text without any, so that every text has a segment.
     """
     around = len(form.before) + len(form.after)
-    room, rooms = length - around * len(texts), [0] * len(texts)
-    for left, i in enumerate(sorted(range(len(texts)), key=lambda i: len(texts[i]))):
-        # What a short text leaves is shared by the longer ones.
-        rooms[i] = min(len(texts[i]), max(0, room) // (len(texts) - left))
-        room -= rooms[i]
-    pieces = [form.around(text[:size]) or [pad_id] for text, size in zip(texts, rooms, strict=True)]
+    kept = rooms([len(text) for text in texts], length - around * len(texts))
+    pieces = [form.around(text[:size]) or [pad_id] for text, size in zip(texts, kept, strict=True)]
     ids = np.arange(1, len(texts) + 1, dtype=np.int32)
     return side([np.array(piece, np.int32) for piece in pieces], length, pad_id) | {"text_ids": ids}
 

@@ -21,7 +21,7 @@ from tests.inference.scoring import tiny
 
 FIELDS = {
     "minimal_pairs": {"good": "The king", "bad": "king The"},
-    "multiple_choice": {"context": "The", "choices": [" king", " queen"], "answer": 1},
+    "choices": {"context": "The", "choices": [" king", " queen"], "answer": 1},
     "pairs": {"source": "The old", "target": " tree."},
 }
 
@@ -67,18 +67,18 @@ def test_tasks_give_what_the_functions_give(tmp_path):
     nats = [s.log_likelihood for s in score(loaded, [Item("", text) for text in texts])]
     assert found["minimal_pairs"] == {"accuracy": ((nats[0] > nats[1]) + (nats[2] > nats[3])) / 2, "pairs": 2}
     questions = [Question("The", [" king", " queen"], 1), Question("", ["a", " b"], 0)]
-    assert found["multiple_choice"] == multiple_choice(loaded, questions)
+    assert found["choices"] == multiple_choice(loaded, questions)
     (pair,) = score(loaded, [Item("The old", " tree.")])
     assert found["pairs"]["nats_per_token"] == pytest.approx(-pair.log_likelihood / pair.tokens)
     assert (found["pairs"]["bytes"], found["pairs"]["greedy"]) == (6, float(pair.greedy))
-    assert all(f"{x:.4f}" in table(found) for x in found["multiple_choice"].values() if isinstance(x, float))
+    assert all(f"{x:.4f}" in table(found) for x in found["choices"].values() if isinstance(x, float))
 
 
 def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
     """Each task from Python values; the command describes exactly the existing tasks."""
     loaded, config = tiny("decoder"), ScoreConfig()
     assert set(evaluate_flags.TASKS) == set(TASKS)
-    lists = {"minimal_pairs": [("The king", "king The")], "multiple_choice": [("The", [" king", " queen"], 1)],
+    lists = {"minimal_pairs": [("The king", "king The")], "choices": [("The", [" king", " queen"], 1)],
              "pairs": [("The old", " tree.")]}  # fmt: skip
     for task, records in lists.items():
         path = written(tmp_path / f"{task}.jsonl", FIELDS[task])
@@ -109,7 +109,7 @@ def test_a_list_gives_what_a_file_gives_and_a_mistake_a_sentence(tmp_path):
 def test_csv_holds_choices_as_json(tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text('context,choices,answer\nThe,"["" king"", "" queen""]",1\n')
-    assert read("multiple_choice", str(path)) == ([f"{path}:2"], [Question("The", [" king", " queen"], 1)])
+    assert read("choices", str(path)) == ([f"{path}:2"], [Question("The", [" king", " queen"], 1)])
 
 
 def test_fields_of_other_names_are_read(tmp_path):
@@ -126,9 +126,9 @@ def test_fields_of_other_names_are_read(tmp_path):
     [
         ("minimal_pairs", {"bad": None}, "'bad' is 'None', not a string; a minimal pair needs good and bad"),
         ("minimal_pairs", {"good": " "}, "'good' is empty"),
-        ("multiple_choice", {"answer": 2}, "'answer' is '2', and there are 2 choices"),
-        ("multiple_choice", {"answer": "b"}, "'answer' is 'b', which is not JSON"),
-        ("multiple_choice", {"choices": ["x"]}, "not a list of two or more texts"),
+        ("choices", {"answer": 2}, "'answer' is '2', and there are 2 choices"),
+        ("choices", {"answer": "b"}, "'answer' is 'b', which is not JSON"),
+        ("choices", {"choices": ["x"]}, "not a list of two or more texts"),
         ("pairs", {"target": 3}, "'target' is '3', not a string; a pair needs source and target"),
     ],
 )
@@ -192,7 +192,7 @@ def test_without_lm_eval_the_message_says_how_to_get_it(folder):
 def test_help_lists_the_tasks(capsys):
     assert run(["evaluate", "--help"]) is None
     shown = capsys.readouterr().out
-    assert "--task=perplexity|minimal_pairs|multiple_choice|pairs" in shown
+    assert "--task=perplexity|minimal_pairs|choices|pairs" in shown
     assert "--stride" in shown
 
 

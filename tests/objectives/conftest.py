@@ -160,6 +160,7 @@ def toy_forward(tokenizer, forward_of):
             tagger=lambda h: h @ pair,
             span=lambda h: (h @ yes, -(h @ yes)),
             embedding=lambda h: h[:, :2],
+            choice=lambda h: h[:, :8] @ yes,
             replaced_token=lambda h: h @ yes,
             generator_states=states,
             generator_logits=lambda h: -(h @ head),

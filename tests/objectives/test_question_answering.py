@@ -64,6 +64,12 @@ def test_a_row_holds_question_and_context_and_where_the_answer_is(answer, tmp_pa
     assert (empty["first"], empty["last"], empty["span_weights"]) == (0, 0, 1)
 
 
+def test_a_tokenizer_of_its_own_knows_the_contexts(answer, tmp_path):
+    run = build(answer(tokenizer__path=""), tmp_path / "run")
+    text = QUESTIONS[0]["context"]
+    assert run.tokenizer.decode(run.tokenizer.encode(text)) == text
+
+
 def test_a_long_context_has_several_rows_and_a_long_question_is_cut(answer, tmp_path):
     """An answer is learned in each row that has all of it; in the others the answer is [CLS]."""
     context, wanted = "".join(f"{i:03}" for i in range(20)).translate(LETTERS), "006007".translate(LETTERS)

@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmjax.evaluation.intervals import Measurement
-from lmjax.evaluation.measures import classification, embedding, question_answering, regression, tagging
+from lmjax.evaluation.measures import (
+    classification,
+    embedding,
+    multiple_choice,
+    question_answering,
+    regression,
+    tagging,
+)
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.embedding import Embedding
+from lmjax.objectives.multiple_choice import MultipleChoice
 from lmjax.objectives.question_answering import QuestionAnswering
 from lmjax.objectives.records import Prediction
 from lmjax.objectives.regression import Regression
@@ -47,5 +55,6 @@ MEASURES: dict[str, Measure] = {
     Tagging.name: Measure(tagging.metrics),
     TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
     QuestionAnswering.name: Measure(question_answering.metrics),
+    MultipleChoice.name: Measure(multiple_choice.metrics, falling=("ece", "brier")),
     Embedding.name: Measure(embedding.metrics, needs=("sklearn", "scipy")),
 }

@@ -100,8 +100,12 @@ def _write_roberta(config: ModelConfig) -> dict[str, Any]:
 
 def _read_electra(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    # Fields of the multiple-choice class, which lmjax does not implement.
-    fields.skip(*(f"summary_{x}" for x in ("type", "use_proj", "activation", "last_dropout")))
+    # Fields of the class for multiple choice.
+    fields.skip("summary_last_dropout")
+    summary = {"summary_type": "first", "summary_use_proj": True, "summary_activation": "gelu"}
+    if fields.take("architectures", []) == ["ElectraForMultipleChoice"]:
+        fields.expect(**summary)
+    fields.skip(*summary)
     fields.choose("hidden_act", _GELU, "gelu")
     own = {"embedding.dim": fields.integer("embedding_size", 128), "head.classifier": "gelu"}
     return read(fields, hidden_size=256, num_attention_heads=4, intermediate_size=1024) | own
@@ -201,8 +205,14 @@ def _pooled(pooler: str) -> tuple[Row, ...]:
         *linear("next_sentence_head/pooler", pooler),
         *linear("classifier_head/dense", pooler),
         *linear("classifier_head/classifier", "classifier"),
+        *_choice(pooler),
         *_TOKENS,
     )
+
+
+def _choice(dense: str) -> tuple[Row, ...]:
+    """Returns the rows of the head that scores choices; `dense` is its hidden layer."""
+    return (*linear("choice_head/dense", dense), *linear("choice_head/classifier", "classifier"))
 
 
 def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
@@ -212,6 +222,7 @@ def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
         f"{name}ForSequenceClassification": ("classifier",),
         f"{name}ForTokenClassification": ("tagger",),
         f"{name}ForQuestionAnswering": ("span",),
+        f"{name}ForMultipleChoice": ("choice",),
     }
     return heads | ({f"{name}Model": ("pooler",)} if pooler else {})
 
@@ -238,6 +249,7 @@ def _roberta(name: str, vocab_size: int) -> Family:
             *_masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
             *linear("pooler_head/pooler", "roberta.pooler.dense"),
             *_TWO_LAYERS,
+            *_choice("roberta.pooler.dense"),
             *_TOKENS,
         ),
         heads=_heads(name),
@@ -295,6 +307,7 @@ FAMILIES = {
             *linear("replaced_token_head/dense", "discriminator_predictions.dense"),
             *linear("replaced_token_head/classifier", "discriminator_predictions.dense_prediction"),
             *_TWO_LAYERS,
+            *_choice("electra.sequence_summary.summary"),
             *_TOKENS,
         ),
         heads=_heads("Electra", pooler=False) | {"ElectraForPreTraining": ("replaced_token",)},
@@ -342,6 +355,7 @@ FAMILIES = {
             *_masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
             *linear("classifier_head/dense", "pre_classifier"),
             *linear("classifier_head/classifier", "classifier"),
+            *_choice("pre_classifier"),
             *_TOKENS,
         ),
         heads=_heads("DistilBert", pooler=False),

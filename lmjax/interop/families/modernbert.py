@@ -125,8 +125,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 _QKV = tuple(f"{LAYER}/attention/{x}" for x in ("query", "key", "value"))
-_TRANSFORMS = ("transform", "classifier_head/transform", "tagger_head/transform", "span_head/transform")
-_LABELS = tuple(f"{head}_head/classifier" for head in ("classifier", "tagger", "span"))
+_LABELLED = ("classifier", "tagger", "span", "choice")
+_TRANSFORMS = ("transform", *(f"{head}_head/transform" for head in _LABELLED))
+_LABELS = tuple(f"{head}_head/classifier" for head in _LABELLED)
 
 FAMILIES = {
     "modernbert": Family(
@@ -153,6 +154,7 @@ FAMILIES = {
             "ModernBertForSequenceClassification": ("classifier",),
             "ModernBertForTokenClassification": ("tagger",),
             "ModernBertForQuestionAnswering": ("span",),
+            "ModernBertForMultipleChoice": ("choice",),
         },
         base="model.",
         bare=("ModernBertModel",),

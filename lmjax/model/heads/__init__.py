@@ -17,6 +17,7 @@ HEADS: dict[str, type[Head]] = {
     "generator": electra.GeneratorHead,
     "pooler": rows.PoolerHead,
     "classifier": rows.ClassifierHead,
+    "choice": rows.ChoiceHead,
     "embedding": rows.EmbeddingHead,
     "tagger": tokens.TaggerHead,
     "span": tokens.SpanHead,
