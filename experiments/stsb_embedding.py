@@ -20,7 +20,7 @@ from lmjax.training.hyperparameters import OptimizerConfig
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the recipe of the objective, on MiniLM's architecture, which `--init_from` brings too."""
+    """Returns the recipe of the objective without a warm-up, on MiniLM's architecture, which `--init_from` brings."""
     del variant
     return Config(
         batch_size=64,
@@ -43,9 +43,7 @@ def get_config(variant: str = "") -> Config:
             dropout=DropoutConfig(residual=0.1, attention=0.1),
         ),
         data=DataConfig(train="train.csv", column_names=("text", "text2", "score")),
-        optimizer=OptimizerConfig(
-            learning_rate=2e-5, schedule="linear", final_ratio=0.0, warmup_share=0.1, weight_decay=0.01
-        ),
+        optimizer=OptimizerConfig(learning_rate=2e-5, schedule="linear", final_ratio=0.0, weight_decay=0.01),
         evaluation=EvaluationConfig(every=0, batches=24),
         checkpoint=CheckpointConfig(every=90),
     )

@@ -7,6 +7,7 @@ whole, so a combination that cannot work is an error before anything is built.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import pathlib
@@ -25,6 +26,7 @@ from lmjax.errors import DataError, FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
+from lmjax.objectives.base import Penalties
 from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, objective_types
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
@@ -114,6 +116,7 @@ class Config(Schema):
             raise FlagError(f"--epochs={self.epochs} and --minutes={self.minutes}: either ends the run; give one")
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
+        self._check_penalties()
         for each in objective_types(task.objective):
             if each.num_types and model.embedding.types not in (0, each.num_types):
                 raise FlagError(
@@ -126,6 +129,17 @@ class Config(Schema):
         """Returns the seed of a source of randomness, a field of `seeds`: its own, or else the run's."""
         own = getattr(self.seeds, source)
         return self.seed if own is None else own
+
+    def _check_penalties(self) -> None:
+        """Raises FlagError for a penalty that no loss of the run takes."""
+        task, types = self.task, objective_types(self.task.objective)
+        taken = {name for each in types for name in each.penalised_by(getattr(task, each.name))}
+        for name in (field.name for field in dataclasses.fields(Penalties)):
+            if getattr(task, name) and name not in taken:
+                raise FlagError(
+                    f"--config.task.{name}={getattr(task, name)}: the loss of {','.join(task.objective)} does not take"
+                    " it; leave it out"
+                )
 
     def digest(self) -> str:
         """Returns eight hex digits that identify this config."""

@@ -126,6 +126,14 @@ def test_every_preset_makes_a_run(preset):
         ({"accumulation": "3"}, ("--config.batch_size=16", "--config.accumulation=3")),
         ({"task.mlm.replace_by_mask": "0.95"}, ("replace_by_mask=0.95", "more than 1")),
         ({"data.held_out": "0"}, ("--config.data.held_out=0", "--eval_data")),
+        (
+            {"optimizer.warmup_steps": "9", "optimizer.warmup_share": "0.1"},
+            ("--config.optimizer", "warmup_steps=9 and warmup_share=0.1", "give one, and none for the other"),
+        ),
+        ({"task.tagging.repair": "true"}, ("repair=true", "set scheme=bio")),
+        ({"task.question_answering.threshold": "1"}, ("threshold=1", "no_answer=true", "leave it out")),
+        ({"task.classification.threshold": "0.4"}, ("threshold=0.4", "kind=multiple", "leave it out")),
+        ({"task.classification.falloff": "2"}, ("falloff=2", "kind=ordered", "leave it out")),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(overrides, words):
@@ -133,6 +141,21 @@ def test_what_cannot_work_is_refused_in_words(overrides, words):
         resolve(overrides=overrides)
     assert all(word in str(caught.value) for word in words), caught.value
     assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        *((name, "z_loss") for name in ("regression", "embedding", "nsp")),
+        *((name, "label_smoothing") for name in ("regression", "embedding", "question_answering", "multiple_choice")),
+    ],
+)
+def test_a_penalty_that_no_loss_takes_is_refused(objective, name):
+    with pytest.raises(FlagError, match=rf"task.{name}=0.1: the loss of {objective} does not take it; leave it out"):
+        resolve(objective=(objective,), overrides={f"task.{name}": "0.1"})
+    assert resolve(objective=("mlm", "nsp"), overrides={f"task.{name}": "0.1"})
+    with pytest.raises(FlagError, match=r"z_loss=0.1: the loss of classification does not take it"):
+        resolve(objective=("classification",), overrides={"task.z_loss": "0.1", "task.classification.kind": "multiple"})
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def _recipe(values: flags.FlagValues, overrides: Mapping[str, str], longest: int
     recipe = dict(OBJECTIVES[values["objective"].value[0]].recipe) if values["objective"].value else {}
     if any(values[name].value is not None or name in overrides for name in _ENDS):
         recipe.pop("epochs", None)
+    if values["warmup_steps"].value is not None or "optimizer.warmup_steps" in overrides:
+        recipe.pop("optimizer.warmup_share", None)
     return recipe | {"task.length": min(128, longest)} if recipe else {}
 
 

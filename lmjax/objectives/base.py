@@ -221,6 +221,12 @@ class Objective(abc.ABC):
         return config
 
     @classmethod
+    def penalised_by(cls, config: Any) -> tuple[str, ...]:
+        """Returns which fields of `Penalties` its losses take; a penalty that no loss of a run takes is refused."""
+        del config
+        return tuple(field.name for field in dataclasses.fields(Penalties))
+
+    @classmethod
     def encoder(cls, config: Any, tokenizer: Tokenizer) -> Encoder | None:
         """Returns what makes tokens of its documents; None: each text is encoded as a whole."""
         del config, tokenizer

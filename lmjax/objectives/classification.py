@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import class_loss, labels_loss, shares_loss
 from lmjax.objectives.records import Prediction, TokenRecord, in_order
@@ -62,6 +62,9 @@ class ClassificationConfig(ObjectiveConfig):
         few = len(self.labels) == 1 and self.kind != "multiple"
         if len(set(self.labels)) < len(self.labels) or few or not all(map(str.strip, self.labels)):
             raise ValueError(f"labels={self.labels}: give two labels or more, each once, none of them empty")
+        for name, kind in (("threshold", "multiple"), ("falloff", "ordered")):
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)}: is for kind={kind}; set that too, or leave it out")
         if self.class_weights and (len(self.class_weights) != len(self.labels) or min(self.class_weights) < 0):
             raise ValueError(
                 f"class_weights={self.class_weights}: name the labels, and give one weight of at least 0 for each"
@@ -97,9 +100,15 @@ class Classification(TextTask):
         Zeng 2001); with kind=multiple, records without the label / records with it.
 
         Raises:
+            FlagError: `balanced` and `class_weights` are both given.
             DataError: there are fewer than two labels, or their order is not known.
         """
-        if config.labels and not (config.balanced and not config.class_weights):
+        if config.balanced and config.class_weights:
+            raise FlagError(
+                f"--config.task.{cls.name}.balanced=true and class_weights={config.class_weights}: both are weights of "
+                "the labels; give one"
+            )
+        if config.labels and not config.balanced:
             return config
         column = LABELS if config.kind == "multiple" else LABEL
         given = (store.value(i, column) for store in stores for i in range(store.num_documents))
@@ -125,6 +134,11 @@ class Classification(TextTask):
     def model_fields(cls, config: ClassificationConfig) -> dict[str, Any]:
         """Returns the number of classes of the head."""
         return {"head.labels": len(config.labels)} if config.labels else {}
+
+    @classmethod
+    def penalised_by(cls, config: ClassificationConfig) -> tuple[str, ...]:
+        """Returns both penalties; the z-loss is for a softmax, which several labels do not have."""
+        return ("label_smoothing",) if config.kind == "multiple" else super().penalised_by(config)
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.contrastive import in_batch_loss, score_order_loss
 from lmjax.objectives.prompts import PromptFormat
@@ -90,6 +90,7 @@ class Embedding(RecordTask):
         """Returns the settings with the form that the training data have.
 
         Raises:
+            FlagError: `symmetric` with scores.
             DataError: they lack what the form needs, or some files have scores, negatives or second texts and others
                 do not.
         """
@@ -97,11 +98,22 @@ class Embedding(RecordTask):
         if config.form is None and len(found) > 1:
             raise DataError(f"--data: some sets are {' and others '.join(sorted(found))}; give all the same columns")
         form = config.form or found.pop()
+        if config.symmetric and form == "scored":
+            raise FlagError(
+                f"--config.task.{cls.name}.symmetric=true: texts with scores are not searched for one another; leave it"
+                " out"
+            )
         needed = {"triplets": (SECOND, NEGATIVE), "scored": (SECOND, SCORE), "pairs": (SECOND,), "texts": ()}[form]
         for store in stores:
             if lacking := [name for name in needed if not _has(store, name, all if name == SCORE else any)]:
                 raise DataError(f"--data: {form} need {TEXT}, {' and '.join(needed)}, and {lacking[0]!r} is missing")
         return config.with_fields({"form": form})
+
+    @classmethod
+    def penalised_by(cls, config: EmbeddingConfig) -> tuple[str, ...]:
+        """Returns none: the loss compares cosines, which cannot drift."""
+        del config
+        return ()
 
     def prompt_format(self) -> PromptFormat:
         """Returns the tokens around each text: a loaded tokenizer's own, which programs that read its folder add too.

@@ -77,6 +77,12 @@ class MultipleChoice(RecordTask):
         del length
         return config.most_choices
 
+    @classmethod
+    def penalised_by(cls, config: MultipleChoiceConfig) -> tuple[str, ...]:
+        """Returns z-loss alone: a smoothed label would spread over the choices that a record does not have."""
+        del config
+        return ("z_loss",)
+
     def prompt_format(self) -> PromptFormat:
         """Returns the ids around texts; without a template of its own an encoder-decoder ends each with EOS."""
         if self.family.paired and self.tokenizer.template() is None:
@@ -140,8 +146,8 @@ class MultipleChoice(RecordTask):
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the cross-entropy sums over the choices of each record."""
-        scores = self._scores(forward, batch)
-        return {self.name: class_loss(scores, batch["labels"], batch["label_weights"], forward.penalties)}
+        scores, penalties = self._scores(forward, batch), forward.penalties.replace(label_smoothing=None)
+        return {self.name: class_loss(scores, batch["labels"], batch["label_weights"], penalties)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the choices, `[batch, most choices]`."""

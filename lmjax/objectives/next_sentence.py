@@ -151,6 +151,12 @@ class PairClassification(Objective):
         """Returns the number of pairs."""
         return {self.name: jnp.sum(batch["next_sentence_weights"])}
 
+    @classmethod
+    def penalised_by(cls, config: ObjectiveConfig) -> tuple[str, ...]:
+        """Returns none: those of the vocabulary are enough."""
+        del config
+        return ()
+
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums over the pairs."""
         logits = forward.head("next_sentence", forward.hidden)

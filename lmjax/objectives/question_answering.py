@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lmjax.data.columns import Column
 from lmjax.data.documents import Document
@@ -16,7 +16,7 @@ from lmjax.data.questions import ANSWERS, CONTEXT, ID, QUESTION, STARTS, Questio
 from lmjax.data.record_format import RecordFormat
 from lmjax.data.store import Store
 from lmjax.objectives.answer_spans import Candidate, best_spans, spans_of
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig, Penalties
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
@@ -39,6 +39,12 @@ class QuestionAnsweringConfig(ObjectiveConfig):
     max_question: int = Field(64, ge=1, description="tokens of a question that are read")
     max_answer: int = Field(30, ge=1, description="most tokens of a predicted answer")
     candidates: int = Field(5, ge=1, description="answers that a prediction lists, the best first")
+
+    @model_validator(mode="after")
+    def _used(self) -> "QuestionAnsweringConfig":
+        if self.threshold and not self.no_answer:
+            raise ValueError(f"threshold={self.threshold}: is for no_answer=true; set that too, or leave it out")
+        return self
 
 
 def windows(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:
@@ -90,6 +96,12 @@ class QuestionAnswering(RecordTask):
         """Returns the context and the question."""
         del config
         return f"{document.values[0]}\n{document.text}"
+
+    @classmethod
+    def penalised_by(cls, config: QuestionAnsweringConfig) -> tuple[str, ...]:
+        """Returns z-loss alone: a smoothed label would spread over the positions that no answer can have."""
+        del config
+        return ("z_loss",)
 
     @functools.cached_property
     def _contexts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -171,7 +183,7 @@ class QuestionAnswering(RecordTask):
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the mean of the cross-entropy sums of start and end over the rows; labels are not smoothed."""
-        penalties, half = Penalties(z_loss=forward.penalties.z_loss), batch["span_weights"] / 2
+        penalties, half = forward.penalties.replace(label_smoothing=None), batch["span_weights"] / 2
         start, end = self._logits(forward, batch)
         return {self.name: class_loss(start, batch["first"], half, penalties)
                 + class_loss(end, batch["last"], half, penalties)}  # fmt: skip

@@ -92,6 +92,12 @@ class Regression(TextTask):
         """Returns the number of outputs of the head."""
         return {"head.labels": len(config.targets)}
 
+    @classmethod
+    def penalised_by(cls, config: RegressionConfig) -> tuple[str, ...]:
+        """Returns none: there are no probabilities."""
+        del config
+        return ()
+
     def targets(self, record: TokenRecord, rows: Sequence[Features]) -> list[Features]:
         """Returns the standardised targets, float32 `[targets]`, and the weight 1 of the record."""
         del rows

@@ -47,6 +47,8 @@ class TaggingConfig(ObjectiveConfig):
     def _labels_differ(self) -> "TaggingConfig":
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1 or not all(map(str.strip, self.labels)):
             raise ValueError(f"labels={self.labels}: give two labels or more, each once, none of them empty")
+        if self.repair and self.scheme == "none":
+            raise ValueError("repair=true: without a scheme no tag is wrong; set scheme=bio or bioes, or leave it out")
         return self
 
 

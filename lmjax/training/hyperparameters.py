@@ -100,6 +100,11 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
                 "joined, and only it, takes schedules and as many shares",
             ),
             (
+                self.warmup_steps is not None and self.warmup_share is not None,
+                f"warmup_steps={self.warmup_steps} and warmup_share={self.warmup_share}: both say how long the warm-up "
+                "is; give one, and none for the other",
+            ),
+            (
                 self.rule.schedules and self.schedule not in self.rule.schedules,
                 f"name={self.name} takes schedule={' or '.join(self.rule.schedules)} (given: {self.schedule})",
             ),

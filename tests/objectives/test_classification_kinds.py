@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import NO_PENALTIES, Penalties
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.text_task import TEXT
@@ -131,6 +131,13 @@ def test_labels_that_cannot_be_are_refused_with_file_and_line(tiny, tmp_path, li
     (tmp_path / "dev.jsonl").write_text(line + "\n")
     with pytest.raises(DataError, match=said):
         build(records(tiny, tmp_path, MANY, "multiple", data__eval=f"dev={tmp_path / 'dev.jsonl'}"), tmp_path / "run")
+
+
+def test_weights_are_given_or_learned(tiny, tmp_path):
+    both = {"task__classification__balanced": True, "task__classification__labels": "big,bird,small"}
+    config = records(tiny, tmp_path, MANY, "multiple", **both, task__classification__class_weights="1,2,3")
+    with pytest.raises(FlagError, match=r"balanced=true and class_weights=\(1.0, 2.0, 3.0\): .* give one"):
+        build(config, tmp_path / "run")
 
 
 def test_ordered_names_need_their_order(tiny, tmp_path):

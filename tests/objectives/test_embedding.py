@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import lmjax
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.pipeline import example_stream
-from lmjax.errors import DataError
+from lmjax.errors import DataError, FlagError
 from lmjax.objectives.contrastive import in_batch_loss, score_order_loss
 from lmjax.objectives.embedding import NEGATIVE, SCORE, SECOND, TEXT, Embedding, EmbeddingConfig
 from lmjax.objectives.prompts import PromptFormat
@@ -95,6 +95,8 @@ def test_records_that_cannot_be_are_refused_with_file_and_line(embedding, tmp_pa
 def test_a_form_that_the_data_lack_is_refused(embedding, tmp_path):
     with pytest.raises(DataError, match="--data: scored need text, text2 and score, and 'score' is missing"):
         build(embedding(task__embedding__form="scored"), tmp_path / "run")
+    with pytest.raises(FlagError, match="symmetric=true: texts with scores are not searched"):
+        build(embedding(SCORED, task__embedding__symmetric=True), tmp_path / "run")
     with pytest.raises(ValueError, match="give numbers from 1 to the width of the model"):
         EmbeddingConfig(widths=(8, 8))
 

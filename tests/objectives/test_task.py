@@ -18,7 +18,7 @@ from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
-from lmjax.objectives.base import NO_PENALTIES
+from lmjax.objectives.base import NO_PENALTIES, Penalties
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
 from lmjax.objectives.task import Task, TaskConfig
 from lmjax.training.forward import forward
@@ -237,6 +237,21 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
             array[-2:] = 1
     for first, second in zip(*map(jax.tree.leaves, (run(params, poisoned), (gradient, sums, whole))), strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
+
+
+@every_case
+def test_penalties_are_those_that_the_objective_takes(case, rng_of, toy_forward):
+    """Without this, a run could be given a penalty that has no effect."""
+    examples = case[2]
+    # One row of each source: penalties of opposite labels may cancel.
+    batch = {name: array[::2] for name, array in padded_batch(examples, rng_of).items()}
+    taken = {n for o in examples.task.objectives for n in o.penalised_by(o.config)}
+    for name in ("z_loss", "label_smoothing"):
+        passed = toy_forward(batch)
+        passed.penalties = Penalties(**{name: jnp.float32(0.1)})
+        sums = examples.task.losses(passed, batch)
+        assert any(abs(float(s.penalty)) > 0 for s in sums.values()) == (name in taken), name
+        assert all(abs(float(s.penalty)) < 1e6 for s in sums.values()), f"{name} counts what cannot be"
 
 
 @every_case

@@ -69,9 +69,9 @@ def check(
         names = ["--prompt"] if len(prompts) == 1 else [f"--prompt: number {i + 1}" for i in range(len(prompts))]
     requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
     size = loaded.config.vocab_size
-    for name, ids in (("stop_ids", config.stop_ids), ("processors.banned", config.processors.banned)):
+    for name, ids in (("--stop_id", config.stop_ids), ("processors.banned", config.processors.banned)):
         if odd := [i for i in ids if not 0 <= i < size]:
-            raise FlagError(f"{name}: {odd[0]} is not in the vocabulary; ids go from 0 to {size - 1}")
+            raise FlagError(f"{name}={odd[0]}: is not in the vocabulary; ids go from 0 to {size - 1}")
     if requests:
         beams = config.beams.beams if config.beams else 1
         check_memory(loaded, requests, config.batch_size, beams, config.max_new_tokens, config.cache)
