@@ -53,6 +53,24 @@ def test_a_run_keeps_its_name_when_a_field_is_added_to_the_sweep():
     ]  # fmt: skip
 
 
+def test_a_new_run_never_gets_the_name_of_another_one():
+    first, second = names([{"seed": 0}, {"seed": 1}], {"seed=1": resolve(overrides={"seed": "0"})})
+    assert first == "seed=1"
+    assert second.startswith("seed=1-")
+
+
+def test_names_of_many_fields_are_short_and_differ():
+    fields = ("steps", "batch_size", "optimizer.weight_decay", "optimizer.learning_rate", "model.embedding.types",
+              "evaluation.every", "logging.every", "checkpoint.every", "task.z_loss")  # fmt: skip
+    points = [
+        {key: 0 if key.endswith(("types", "z_loss")) else 16 for key in fields} | {"seed": seed} for seed in (0, 1)
+    ]
+    points.append({})
+    found = names(points)
+    assert len(set(found)) == 3
+    assert max(map(len, found)) < 90
+
+
 def test_a_run_that_differs_only_in_how_fast_it_reads_is_the_same_run():
     known = {"mine": resolve(overrides={"data.workers": "2"})}
     assert names([{"seed": 0}, {"seed": 1}], known) == ["mine", "seed=1"]
