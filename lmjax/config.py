@@ -20,6 +20,7 @@ import pydantic
 from pydantic import Field, model_validator
 
 from lmjax import strict_json
+from lmjax.data.control import check_control
 from lmjax.data.sources import DataConfig
 from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.errors import DataError, FlagError
@@ -114,6 +115,8 @@ class Config(Schema):
                 )
         if self.epochs is not None and self.minutes is not None:
             raise FlagError(f"--epochs={self.epochs} and --minutes={self.minutes}: either ends the run; give one")
+        first = objective_types(task.objective)[0]
+        check_control(self.data.control, first.name, first.columns)
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         self._check_penalties()

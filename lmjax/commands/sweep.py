@@ -50,7 +50,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         print("nothing is trained yet: give --run and --workdir=DIR")
         return None
     check(targets, _program)
-    ledger.write(base, {"metric": sweep.metric, "match": sweep.match}, targets)
+    ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
     if values["keep_memory"].value:
         keep_freed_memory()
     tell(False)
@@ -99,8 +99,9 @@ def _asked(
         if flagged:
             raise FlagError(f"--{next(iter(flagged))}: --workdir={ledger.directory} says what its runs are given; "
                             "give --sweep or --grid too, or leave it out")  # fmt: skip
-        sweep = Sweep(Space(({},)), metric=values["metric"].value or there["metric"], match=there["match"])
-        return sweep, there["base"], known
+        base = there.pop("base")
+        sweep = Sweep(Space(({},)), base, **there)
+        return dataclasses.replace(sweep, metric=values["metric"].value or sweep.metric), base, known
     where = f"--sweep={file}" if file else f"--grid={grid}"
     sweep = load_sweep(file) if file else Sweep(parse_grid(grid))
     points = [canonical(point, where) for point in sweep.space]
@@ -108,12 +109,22 @@ def _asked(
     for key in base:
         if any(key in point for point in points):
             raise FlagError(f"{where}: {key} is given to all runs too, as {base[key]}; leave one of the two out")
-    metric, match = (values[name].value or getattr(sweep, name) for name in ("metric", "match"))
+    chosen = {name: values[name].value or getattr(sweep, name) for name in ("metric", "match", "control")}
+    points += _controls(points, base, chosen["control"])
     configs, told = resolve_points(points, base)
-    if match:
-        configs, told = _matched(points, base, configs, match, costs)
+    if chosen["match"]:
+        configs, told = _matched(points, base, configs, chosen["match"], costs)
     targets = name_targets(points, configs, told, {each.name: each.config for each in known})
-    return dataclasses.replace(sweep, metric=metric, match=match), base, targets
+    return dataclasses.replace(sweep, **chosen), base, targets
+
+
+def _controls(points: Sequence[Point], base: Point, control: str | None) -> list[Point]:
+    """Returns the points of a negative control: each point again, on data without what could be learned."""
+    if control in (None, "none"):
+        return []
+    if any("data.control" in each for each in (base, *points)):
+        raise FlagError(f"--control={control}: the runs are given data.control too; leave one of the two out")
+    return [{**point, "data.control": control} for point in points]
 
 
 def _matched(

@@ -42,6 +42,9 @@ def define() -> flags.FlagValues:
         flags.DEFINE_string(name, None, text, flag_values=values)
     units = "what all runs spend the same amount of, which sets their steps (default: each has the steps of its config)"
     define_choice(values, "match", facts.constant("lmjax.sweep.cost", "UNITS"), units)
+    controls = facts.fields(*facts.CONFIG)["data.control"].choices
+    text = "a negative control, added for every run: the same run on data without what could be learned (default: none)"
+    define_choice(values, "control", controls, text)
     define_path(values, "workdir", "the folder of the sweep: sweep.json, results.jsonl, runs/NAME/")
     switches = {"run": (False, "train the runs; without it, only print the plan"),
                 "progress": (True, "show the progress of all runs")}  # fmt: skip

@@ -23,6 +23,7 @@ import pydantic
 
 from lmjax.data import files, stdlib
 from lmjax.data.columns import Column, read_columns
+from lmjax.data.control import Control
 from lmjax.data.documents import Document
 from lmjax.data.record_format import PLAIN, RecordFormat
 from lmjax.data.records import USUAL_NAMES, FieldNames, Record, read_records
@@ -93,6 +94,11 @@ class DataConfig(Schema):
     )
     bad_records: Literal["error", "skip"] = pydantic.Field(
         "error", description="what a record that cannot be read does: end the command, or be left out"
+    )
+    control: Control = pydantic.Field(
+        "none",
+        description="a negative control: shuffled_tokens permutes the tokens of each document, in training and held-out"
+        " data; shuffled_labels exchanges the labels of the training records",
     )
     workers: int = pydantic.Field(0, ge=0, description="processes that make examples; 0: threads of this one")
     prefetch: int = pydantic.Field(4, gt=0, description="batches made ahead")

@@ -15,6 +15,7 @@ import numpy as np
 
 from lmjax.config import Config, write_json
 from lmjax.data.columns import Column
+from lmjax.data.control import ShuffledTokens, shuffled_labels
 from lmjax.data.documents import Document
 from lmjax.data.encoding import Encoder
 from lmjax.data.fast_tokenizer import load_tokenizer
@@ -147,7 +148,11 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
     if parts := objective.record_format(getattr(config.task, objective.name)).parts:
         identity["record_format"] = parts
     tokenizer = _tokenizer(config, workdir, splits.train, identity)
+    # After the tokenizer, which is that of the texts as they are.
+    identity |= {} if config.data.control == "none" else {"control": [config.data.control, config.seed_of("subset")]}
     encoder = objective.encoder(getattr(config.task, objective.name), tokenizer) or Encoder(tokenizer)
+    if config.data.control == "shuffled_tokens":
+        encoder = ShuffledTokens(encoder, config.seed_of("subset"))
     tokenizer = encoder.tokenizer
     config = _with_vocabulary(config, tokenizer)
     whole_identity = identity | {"tokenizer": tokenizer.fingerprint} | encoder.parts
@@ -218,13 +223,17 @@ def _columns(config: Config) -> tuple[Column, ...]:
 def _splits(config: Config) -> Splits:
     """Returns the training and evaluation sets, with what the settings of the objective know of their records."""
     objective = objective_types(config.task.objective)[0]
-    return open_splits(
+    splits = open_splits(
         config.data,
         pairs=objective.wants_pairs,
         columns=_columns(config),
         record_format=objective.record_format(getattr(config.task, objective.name)),
         subset_seed=config.seed_of("subset"),
     )
+    if config.data.control != "shuffled_labels":
+        return splits
+    seed = config.seed_of("subset")
+    return splits._replace(train={name: shuffled_labels(read, name, seed) for name, read in splits.train.items()})
 
 
 def _stores(

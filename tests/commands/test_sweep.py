@@ -43,6 +43,8 @@ def answer(*argv: str) -> str:
         (("--grid=learning_rate=1e-3,0.001",), "are the same run"),
         (("--grid=steps=5;minutes=1",), "give one; either ends the run"),
         (("--sweep=experiments/ablations/norm.py",), "there is no such Python file"),
+        (("--grid=seed=0:2", "--control=shuffled_labels"), "next_token has no label of a whole record"),
+        (("--grid=data.control=none", "--control=shuffled_tokens"), "the runs are given data.control too"),
         (("--grid=seed=0:2", "--match=step"), "did you mean steps?"),
         (("--grid=steps=5,6", "--match=flops"), "--match=flops: steps differs between the runs, and matching sets it"),
         (("--grid=seed=0:2", "--match=seconds"), "--match=seconds: each run must end after the same time"),
@@ -130,6 +132,13 @@ def test_the_plan_of_a_sweep_that_has_ended_says_so_and_one_that_has_not_what_it
     with (folder / "results.jsonl").open() as file:
         flops = json.loads(file.readline())["flops"]
     assert f"{flops:.3g}" in told, "the plan counts the FLOPs that the runs count"
+
+
+def test_a_control_adds_each_run_on_data_without_what_could_be_learned(corpus, capsys):
+    cli.run(["sweep", "--grid=seed=0:2", "--control=shuffled_tokens", f"--data={corpus}", *TINY])
+    told = capsys.readouterr().out
+    assert "4 runs in 4 groups" in told
+    assert all(f"seed={seed}-control=shuffled_tokens" in told for seed in (0, 1))
 
 
 def test_matched_runs_spend_the_same(corpus, capsys):
