@@ -1,4 +1,4 @@
-"""Settings and fixtures of every test: 8 CPU devices, strict rank promotion, a private cache, a tiny corpus."""
+"""Settings and fixtures of every test: 8 CPU devices (most see one), strict ranks, a private cache, a tiny corpus."""
 
 import os
 import pathlib
@@ -32,6 +32,26 @@ def _private_cache(tmp_path_factory):
         del os.environ["LMJAX_CACHE"]
     else:
         os.environ["LMJAX_CACHE"] = before
+
+
+_EVERY_DEVICE = jax.devices
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_device():
+    """Shows lmjax the first of the 8 devices alone, which halves the time to compile and to train a tiny model."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_devices(_one_device):
+    """Shows lmjax all 8 devices in the tests of a file, which runs then use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", _EVERY_DEVICE)
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -9,6 +9,8 @@ import pytest
 from lmjax import cli
 from lmjax.errors import FlagError
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 TINY = ("--config.tokenizer.kind=char", "--config.tokenizer.byte_fallback=false", "--config.data.held_out=0.2")
 
 

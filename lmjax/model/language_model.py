@@ -119,6 +119,9 @@ class LanguageModel(nn.Module):
         return result
 
 
+# Under jit, because the command's checks, shapes and first state then share one trace of the model; inlined, so that it
+# leaves no function of its own in a program.
+@functools.partial(jax.jit, static_argnames="model", inline=True)
 def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
     """Returns new parameters of `model`, boxed with their axis names; can be called under jit and eval_shape."""
     tokens = jnp.zeros((1, min(2, model.config.max_length)), jnp.int32)

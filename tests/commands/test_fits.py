@@ -15,6 +15,8 @@ from lmjax.parallel.memory import Memory, held
 from lmjax.runs.build import build, checked_mesh, hyperparameters
 from lmjax.training.state import state_maker
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 GB = 10**9
 
 

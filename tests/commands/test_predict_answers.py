@@ -10,7 +10,7 @@ from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.predict import predict
 from lmjax.runs.trained import load_model, open_pretrained
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
 
 SMALL = ("--preset=bert_tiny", "--config.model.embed_dim=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
          "--config.model.max_length=64", "--config.task.length=64", "--noprogress", "--batch_size=8", "--lr=0.003",

@@ -13,6 +13,8 @@ from lmjax.errors import DataError, FlagError
 from lmjax.interop.checkpoint import Checkpoint
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 RECORDED = pathlib.Path(__file__).parent / "recorded"
 NORM = "model.layers.1.input_layernorm.weight"
 

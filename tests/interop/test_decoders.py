@@ -23,6 +23,8 @@ from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.test_recorded import FOLDER, features
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 PATH = pathlib.Path("config.json")
 SIZES = {
     "vocab_size": 51,

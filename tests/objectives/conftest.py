@@ -15,6 +15,10 @@ from lmjax.data.store import build_store
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 from lmjax.objectives.base import Forward
 from lmjax.objectives.task import Task, TaskConfig
+from lmjax.runs.build import build
+from lmjax.runs.trained import load_model
+from lmjax.training.evaluate import Evaluator
+from lmjax.training.step import make_eval_step
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -173,3 +177,20 @@ def toy_forward(tokenizer, forward_of):
 def within():
     """Returns whether `count` of `total` is within 5 standard deviations of the binomial distribution with `p`."""
     return lambda count, total, p: abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p))
+
+
+@pytest.fixture(scope="session")
+def evaluated_in_rows():
+    """Returns a function from a trained run and its config to the losses of its evaluation sets in rows of a length.
+
+    The run that it builds for them is not trained, so it compiles the evaluation alone.
+    """
+
+    def evaluate(workdir, config, length: int) -> dict[str, float]:
+        longer = config.with_fields({"task": config.task.with_fields({"length": length})})
+        run = build(longer, workdir.parent / f"rows of {length}")
+        step, weights = jax.jit(make_eval_step(run.model, run.task)), run.config.task.loss_weights()
+        evaluator = Evaluator(run.eval_sets, step, run.mesh, jnp.asarray(run.token_bytes()), weights)
+        return evaluator(load_model(workdir).params)
+
+    return evaluate

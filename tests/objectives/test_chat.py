@@ -233,7 +233,7 @@ def test_a_template_of_a_file_is_kept_and_what_it_refuses_has_file_and_line(chat
 
 
 @pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
-def test_a_tiny_model_learns_32_conversations_whatever_the_padding(chatting, tmp_path, architecture):
+def test_a_tiny_model_learns_32_conversations_whatever_the_padding(chatting, tmp_path, architecture, evaluated_in_rows):
     """To near-zero loss; it then answers, and stops; and rows twice as long give the same loss."""
     fields = {"steps": 160, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 10, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "evaluation__every": 160,
@@ -248,7 +248,5 @@ def test_a_tiny_model_learns_32_conversations_whatever_the_padding(chatting, tmp
     found = generate(loaded, prompts, GenerateConfig(max_new_tokens=12))
     assert [(each[0].text, each[0].finished) for each in found] == [("ok", "stop"), ("ok", "stop")]
     assert generate(loaded, ["cat2?"], GenerateConfig(max_new_tokens=12))[0][0].text == "mew", "a text is a message"
-    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "optimizer": config.optimizer.with_fields(
-        {"learning_rate": 1e-9}), "task": config.task.with_fields({"length": 128})})  # fmt: skip
-    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    again = evaluated_in_rows(workdir, config, 128)
     np.testing.assert_allclose(again["eval/dev/chat/loss"], last["eval/dev/chat/loss"], rtol=1e-3)

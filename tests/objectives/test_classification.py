@@ -111,7 +111,7 @@ def test_training_data_are_refused_with_file_and_line(classify, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])
-def test_a_tiny_model_learns_32_examples_whatever_the_padding(classify, tmp_path, architecture):
+def test_a_tiny_model_learns_32_examples_whatever_the_padding(classify, tmp_path, architecture, evaluated_in_rows):
     """To near-zero loss; then rows twice as long give the same loss."""
     fields = {"epochs": 30, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
@@ -121,9 +121,7 @@ def test_a_tiny_model_learns_32_examples_whatever_the_padding(classify, tmp_path
     assert last["step"] == 30 * 32 / 8
     assert last["eval/dev/classification/loss"] < 0.02
     assert last["eval/dev/classification/accuracy"] == last["eval/dev/classification/f1 macro"] == 1
-    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
-                                 "task": config.task.with_fields({"length": 64})})  # fmt: skip
-    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    again = evaluated_in_rows(workdir, config, 64)
     np.testing.assert_allclose(again["eval/dev/classification/loss"], last["eval/dev/classification/loss"], rtol=1e-4)
 
 

@@ -139,7 +139,9 @@ def test_cosines_are_brought_into_the_order_of_the_scores():
 @pytest.mark.parametrize(
     ("records", "architecture"), [(PAIRS, "encoder"), (SCORED, "decoder")], ids=["pairs", "scored"]
 )
-def test_a_tiny_model_learns_32_examples_whatever_the_padding(embedding, tmp_path, records, architecture):
+def test_a_tiny_model_learns_32_examples_whatever_the_padding(
+    embedding, tmp_path, records, architecture, evaluated_in_rows
+):
     """To near-zero loss; then rows twice as long give the same loss."""
     fields = {"epochs": 80, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 1,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "batch_size": 32}  # fmt: skip
@@ -148,9 +150,7 @@ def test_a_tiny_model_learns_32_examples_whatever_the_padding(embedding, tmp_pat
     last = read_lines(workdir)[-1]
     assert last["eval/dev/embedding/loss"] < 0.1
     assert last["eval/dev/embedding/accuracy"] == 1
-    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
-                                 "task": config.task.with_fields({"length": 64})})  # fmt: skip
-    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    again = evaluated_in_rows(workdir, config, 64)
     np.testing.assert_allclose(again["eval/dev/embedding/loss"], last["eval/dev/embedding/loss"], rtol=1e-4)
     assert ("eval/dev/embedding/spearman" in last) == (records is SCORED)
     if records is SCORED:

@@ -140,7 +140,7 @@ def test_a_misplaced_answer_is_refused_with_file_and_line(answer, tmp_path):
         build(answer([asked("a", "b")]), tmp_path / "run")
 
 
-def test_a_tiny_model_learns_32_questions_whatever_the_padding_and_the_batch(answer, tmp_path):
+def test_a_tiny_model_learns_32_questions_whatever_the_padding_and_the_batch(answer, tmp_path, evaluated_in_rows):
     """To near-zero loss; rows twice as long give the same loss, and batches of any size the same answers."""
     fields = {"epochs": 60, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 10, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "evaluation__every": 1000,
@@ -150,9 +150,7 @@ def test_a_tiny_model_learns_32_questions_whatever_the_padding_and_the_batch(ans
     last = read_lines(workdir)[-1]
     assert last["eval/dev/question_answering/loss"] < 0.05
     assert last["eval/dev/question_answering/exact_match"] == 1
-    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
-                                 "task": config.task.with_fields({"length": 64})})  # fmt: skip
-    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    again = evaluated_in_rows(workdir, config, 64)
     np.testing.assert_allclose(
         again["eval/dev/question_answering/loss"], last["eval/dev/question_answering/loss"], rtol=1e-4
     )

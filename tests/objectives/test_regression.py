@@ -13,6 +13,8 @@ from lmjax.objectives.regression import Regression, RegressionConfig
 from lmjax.runs.build import build
 from lmjax.training.metrics import read_lines
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 RECORDS = [{"text": f"{'ab'[i % 2] * 3} {i % 4}", "score": 100.0 + 7 * (i % 4)} for i in range(32)]
 
 

@@ -155,7 +155,7 @@ def test_another_scheme_is_read_anew(tag, tmp_path):
     assert repaired.config.task.tagging.labels == ("B-person", "E-person", "O", "S-person", "S-place")
 
 
-def test_a_tiny_model_learns_32_sentences_whatever_the_padding_and_the_batch(tag, tmp_path):
+def test_a_tiny_model_learns_32_sentences_whatever_the_padding_and_the_batch(tag, tmp_path, evaluated_in_rows):
     """To near-zero loss; rows twice as long give the same loss, and batches of any size the same metrics."""
     fields = {"epochs": 40, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
@@ -164,9 +164,7 @@ def test_a_tiny_model_learns_32_sentences_whatever_the_padding_and_the_batch(tag
     last = read_lines(workdir)[-1]
     assert last["eval/dev/tagging/loss"] < 0.02
     assert last["eval/dev/tagging/accuracy"] == 1
-    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
-                                 "task": config.task.with_fields({"length": 64})})  # fmt: skip
-    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    again = evaluated_in_rows(workdir, config, 64)
     np.testing.assert_allclose(again["eval/dev/tagging/loss"], last["eval/dev/tagging/loss"], rtol=1e-4)
     loaded = load_model(workdir)
     long = [[x for sentence in SENTENCES[:8] for x in sentence[side]] for side in (0, 1)]

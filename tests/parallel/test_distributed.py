@@ -12,6 +12,8 @@ import pytest
 from lmjax.errors import FlagError
 from lmjax.parallel import distributed
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -9,6 +9,8 @@ from lmjax.errors import FlagError
 from lmjax.parallel.memory import Memory, check_fits, device_memory, held, host_memory, readable
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 GROUPS = {
     "version 2": ("0::/job/step\n", {"job/memory.max": "max", "job/step/memory.max": "3000"}, 3000),
     "the group around is tighter": ("0::/job/step\n", {"job/memory.max": "2000", "job/step/memory.max": "3000"}, 2000),

@@ -13,6 +13,8 @@ from lmjax.parallel.mesh import ParallelConfig, batch_shards, check_divisible, m
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.state import state_maker
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),

@@ -16,7 +16,7 @@ from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 from tests.workdirs import bits, losses, resumed_from
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
 
 
 @pytest.fixture(scope="module")

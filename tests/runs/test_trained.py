@@ -18,7 +18,7 @@ from lmjax.objectives.task import TaskConfig, prompt_format
 from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
 from tests.inference.scoring import tokenizer
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
 
 RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
 SMALL = (

@@ -17,6 +17,8 @@ from lmjax.training.microbatches import microbatches
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 FORMS = ("pairs", "scored", "triplets")
 WORDS = ("old", "king", "river", "tree", "sees", "never", "house", "young")
 

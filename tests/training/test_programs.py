@@ -22,6 +22,8 @@ from lmjax.runs.build import build
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 RECORD = pathlib.Path(__file__).with_name("programs.json")
 FAMILIES = ("next_token", "mlm,nsp", "span_corruption")
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")

@@ -16,7 +16,7 @@ from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
 from lmjax.runs.workdir import claim_workdir
 from tests.workdirs import bits, losses, resumed_from
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
 
 STEPS = 12
 EVERY = 4

@@ -14,6 +14,8 @@ from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.state import state_maker
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 
 def abstract_state(**fields):
     model = ModelConfig(

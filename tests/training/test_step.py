@@ -25,6 +25,8 @@ from lmjax.training.step import (
 )
 from lmjax.training.update import learning_rate, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 TASKS = ("next_token", "mlm,nsp", "span_corruption")
 
 

@@ -13,6 +13,8 @@ from lmjax.inference.generate.generate import GenerateConfig, Generation, genera
 from tests.inference.scoring import tokenizer
 from tests.inference.writers import check_greedy, log_probs, some_prompts, writer
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 # The compiled programs, whose number is checked.
 PROGRAMS = (decode.prefill, decode.extend, decode.begin, decode.run)
 EOS = tokenizer().eos_id

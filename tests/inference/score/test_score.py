@@ -16,6 +16,8 @@ from lmjax.inference.score.score import Question, minimal_pairs, multiple_choice
 from lmjax.inference.score.texts import Item, Reader, ScoreConfig
 from tests.inference.scoring import log_probs, prompts, tiny, tokenizer
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
 # Batches of four rows of 16 tokens: several items share a row, and there is more than one batch.
 SMALL = ScoreConfig(row_length=16, batch_tokens=64)
