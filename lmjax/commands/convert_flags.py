@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_accept_fields, define_choice, define_help, define_path
+from lmjax.commands.flags import define_accept_fields, define_choice, define_help, define_path, define_step
 
 FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
 
@@ -35,7 +35,7 @@ def define() -> flags.FlagValues:
         "with --to, the model_type to write (default: the one it came from, else the first that can express the model)",
     )
     define_choice(values, "dtype", ["float32", "bfloat16", "float16"], "with --to, of the tensors (default: as stored)")
-    flags.DEFINE_integer("step", None, "of the checkpoint to write out (default: the newest)", flag_values=values)
+    define_step(values, "of the checkpoint to write out")
     most = facts.constant("lmjax.interop.shards", "SHARD_BYTES") / 1e9
     flags.DEFINE_float("shard_gb", most, "with --to, most gigabytes of one file", 0.001, flag_values=values)
     define_accept_fields(values)

@@ -97,9 +97,33 @@ def define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
     define_path(values, "workdir", "the same, for a workdir")
     define_choice(values, "dtype", ["float32", "bfloat16"], "of parameters and compute (default: the model's)")
-    flags.DEFINE_integer("step", None, "of a workdir's checkpoint (default: the newest)", flag_values=values)
+    define_step(values, "of a workdir's checkpoint")
     flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)
     define_accept_fields(values)
+
+
+class _Step(flags.ArgumentParser):
+    """A parser of the step of a checkpoint, or of "best"."""
+
+    syntactic_help = "a step, or best"
+
+    def parse(self, argument: str | int) -> str | int:
+        """Returns the number of the step, or "best"; raises ValueError for anything else."""
+        if argument == "best" or isinstance(argument, int):
+            return argument
+        if not (argument.isascii() and argument.isdecimal()):
+            raise ValueError("give the number of a step, or best")
+        return int(argument)
+
+    def flag_type(self) -> str:
+        """Returns the name of the type, for absl's messages."""
+        return "step"
+
+
+def define_step(values: flags.FlagValues, what: str) -> None:
+    """Defines --step."""
+    text = f"{what}; best: the one with the best value of the run's --config.evaluation.metric (default: the newest)"
+    flags.DEFINE(_Step(), "step", None, text, values)
 
 
 def define_accept_fields(values: flags.FlagValues) -> None:

@@ -20,6 +20,7 @@ from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.predict import predictions
 from lmjax.objectives.records import RecordTask, TokenRecord
+from lmjax.runs.best import falling
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
 from lmjax.training.board import write_images
@@ -32,8 +33,8 @@ def measured(run: Run) -> dict[str, Measured]:
     """Returns what a run measures on its evaluation sets, by the name of the set; empty if it trains no such task."""
     tasks = [o for o in run.task.objectives if isinstance(o, RecordTask) and _installed(o.name, MEASURES[o.name].needs)]
     if tasks:
-        falling = tuple(name for task in tasks for name in MEASURES[task.name].falling)
-        return {s.name: Measured(TaskMetrics.of(run, s, tasks), falling) for s in run.eval_sets}
+        better_low = falling([task.name for task in tasks])
+        return {s.name: Measured(TaskMetrics.of(run, s, tasks), better_low) for s in run.eval_sets}
     count = run.config.evaluation.generate
     pairs = [o.name for o in run.task.objectives if o.wants_pairs]
     if not count:

@@ -36,6 +36,7 @@ from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
+from lmjax.runs.best import BEST, Step, best_step
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
 from lmjax.runs.learned import recall
 from lmjax.training.checkpoint import SavedCheckpoints
@@ -86,14 +87,12 @@ class Pretrained:
         return usual_objective(self.config.architecture)
 
 
-def open_pretrained(
-    place: str | os.PathLike[str], step: int | None = None, accept_fields: Sequence[str] = ()
-) -> Pretrained:
+def open_pretrained(place: str | os.PathLike[str], step: Step = None, accept_fields: Sequence[str] = ()) -> Pretrained:
     """Returns the model in a workdir, in a Hugging Face folder, or on the hub; checks names and shapes of its tensors.
 
     Args:
         place: the folder; a name that is not a folder is looked up on the hub, if huggingface_hub is installed.
-        step: the checkpoint of a workdir; None: the newest.
+        step: the checkpoint of a workdir; "best": the one with the best value of `evaluation.metric`; None: the newest.
         accept_fields: unknown fields of a Hugging Face config.json that the user declares harmless.
 
     Raises:
@@ -140,7 +139,7 @@ def open_pretrained(
 def load_model(
     place: str | os.PathLike[str],
     *,
-    step: int | None = None,
+    step: Step = None,
     dtype: str | None = None,
     tensor: int = 1,
     accept_fields: Sequence[str] = (),
@@ -149,7 +148,7 @@ def load_model(
 
     Args:
         place: as for `open_pretrained`.
-        step: the checkpoint of a workdir; None: the newest.
+        step: the checkpoint of a workdir; "best": the one with the best value of `evaluation.metric`; None: the newest.
         dtype: the dtype of parameters and compute; None: the model's compute dtype.
         tensor: the number of devices that split heads, MLPs and the vocabulary; the other devices are not used.
         accept_fields: as for `open_pretrained`.
@@ -276,8 +275,9 @@ def _from_hub(name: str) -> pathlib.Path:
         raise FlagError(f"{name}: no such folder here ({hint}), and it cannot be loaded from the hub: {reason}") from e
 
 
-def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pretrained:
+def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretrained:
     """Returns the model of a run, or of a converted checkpoint."""
+    at = best_step(folder, config) if step == BEST else step
     if not config.model.vocab_size:
         # The config leaves the number of rows of the token table to the tokenizer.
         rows = vocabulary_rows(config, load_tokenizer(str(folder)).vocab_size)
@@ -293,7 +293,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: int | None) -> Pre
         if not checkpoints.steps:
             command = f"lmjax train --workdir={shell_quoted(folder)}"
             raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
-        stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, step)
+        stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, at)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
         placed = on_mesh(abstract_params(wanted, present), mesh)

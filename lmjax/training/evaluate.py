@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -149,6 +149,18 @@ class Followed:
         return self.cost(metrics[self.name])
 
 
+def followed(metric: str, sets: Sequence[str], falling: Collection[str]) -> Followed:
+    """Returns the metric `METRIC` of the first set, or `SET/METRIC` of another one.
+
+    Args:
+        metric: its name.
+        sets: the names of the evaluation sets, in order.
+        falling: the last part of the names of those that are better when they are lower, besides `FALLING`.
+    """
+    name = f"eval/{metric}" if metric.partition("/")[0] in sets else f"eval/{sets[0]}/{metric}"
+    return Followed(name, name.rpartition("/")[2] in {*FALLING, *falling})
+
+
 class Measured(NamedTuple):
     """Computes the metrics of an evaluation set that are no sums over batches, such as F1 or BLEU.
 
@@ -183,10 +195,8 @@ class Evaluator:
 
     def followed(self, metric: str) -> Followed:
         """Returns the metric `METRIC` of the first set, or `SET/METRIC` of another one."""
-        named = metric.partition("/")[0] in {s.name for s in self.sets}
-        name = f"eval/{metric}" if named else f"eval/{self.sets[0].name}/{metric}"
-        falling = {*FALLING, *(part for each in self.measured.values() for part in each.falling)}
-        return Followed(name, name.rpartition("/")[2] in falling)
+        falling = [part for each in self.measured.values() for part in each.falling]
+        return followed(metric, [s.name for s in self.sets], falling)
 
     def __call__(self, params: PyTree, each_batch: EachBatch = lambda: None) -> dict[str, float]:
         """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on.
