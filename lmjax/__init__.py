@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmjax.commands.train import train as train
     from lmjax.config import Config as Config
-    from lmjax.config import resolve as resolve
     from lmjax.evaluation.tasks import evaluate as evaluate
     from lmjax.inference.embed import embed as embed
     from lmjax.inference.forward import ModelOutput as ModelOutput
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from lmjax.inference.score.score import perplexity as perplexity
     from lmjax.inference.score.score import score as score
     from lmjax.inference.score.texts import Item as Item
+    from lmjax.runs.start import resolve as resolve
     from lmjax.runs.trained import load_model as load_model
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _HOMES = {
     "generate": "lmjax.inference.generate.generate",
     "load_model": "lmjax.runs.trained",
     "perplexity": "lmjax.inference.score.score",
-    "resolve": "lmjax.config",
+    "resolve": "lmjax.runs.start",
     "score": "lmjax.inference.score.score",
     "stream": "lmjax.inference.generate.generate",
     "train": "lmjax.commands.train",

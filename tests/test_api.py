@@ -18,7 +18,7 @@ SIGNATURES = {
     "generate": "loaded prompts config * seeds draft names",
     "load_model": "place * step dtype tensor accept_fields",
     "perplexity": "loaded texts config",
-    "resolve": "* experiment objective architecture preset model overrides fields",
+    "resolve": "* experiment objective architecture preset model init_from accept_fields overrides fields",
     "score": "loaded items config names",
     "stream": "loaded prompt config * draft name",
     "train": "config workdir * progress",

@@ -7,7 +7,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
@@ -23,7 +23,6 @@ from lmjax.config import Config, resolve, write_json
 from lmjax.errors import FlagError
 from lmjax.model.language_model import init_params
 from lmjax.model.parameters import parameter_table
-from lmjax.objectives.registry import OBJECTIVES
 from lmjax.parallel import distributed
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
@@ -31,14 +30,25 @@ from lmjax.phases import phase, tell
 from lmjax.runs.build import Run, build
 from lmjax.runs.fit import fit
 from lmjax.runs.identity import environment
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.start import ENDS, is_fresh, start_from
 from lmjax.runs.workdir import claim_workdir
 from lmjax.streams import prng_key
 from lmjax.training.groups import check_groups
 from lmjax.training.state import TrainState
 
-# Flags and fields of which each says when a run ends.
-_ENDS = ("steps", "minutes", "epochs")
+
+class Resolved(NamedTuple):
+    """What the flags describe.
+
+    Attributes:
+        config: the config.
+        name: the name of its run.
+        recipe: the paths of the fields that follow the objective's recipe for pretrained parameters unless given.
+    """
+
+    config: Config
+    name: str
+    recipe: tuple[str, ...] = ()
 
 
 def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
@@ -53,12 +63,12 @@ def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
     return sets
 
 
-def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> tuple[Config, str]:
+def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> Resolved:
     """Returns the config that the flags describe, and the name of its run."""
     fields: dict[str, Any] = {path: values[name].value for name, path in FIELDS.items()}
     fields = {path: value for path, value in fields.items() if value is not None}
     fields |= data_fields(values["data"].value)
-    if len(ends := [name for name in _ENDS if name in fields]) > 1:
+    if len(ends := [name for name in ENDS if name in fields]) > 1:
         both = " and ".join(f"--{name}={fields[name]}" for name in ends)
         raise FlagError(f"{both}: give one; either ends the run")
     if ends and ends != ["epochs"]:
@@ -67,43 +77,31 @@ def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> tup
         fields["minutes"] = None
     if values["eval_data"].value:
         fields["data.eval"] = _eval_sets(values["eval_data"].value)
-    objective, source, origin = values["objective"].value, None, {}
+    objective, start = values["objective"].value, None
     accepted = values["accept_fields"].value
     if accepted and not values["init_from"].value:
         raise FlagError(f"--accept_fields={accepted[0]}: is for --init_from; give that too")
     if values["init_from"].value:
         if values["preset"].value:
             raise FlagError(f"--preset={values['preset'].value}: --init_from brings its own model; give one of them")
-        source = open_pretrained(values["init_from"].value, accept_fields=accepted)
-        origin = {
-            "init_from": str(source.folder),
-            "accept_fields": tuple(accepted),
-            "tokenizer.path": str(source.folder),
-        }
-        if objective is None and values["config"].value is None:
-            objective = (source.objective,)
-        if values["config"].value is None:
-            origin |= _recipe(values, overrides, source.config.max_length)
-        fresh = overrides.get("fresh", "none") != "none"
-        for name in () if fresh or not objective else objective:
-            # What the outputs of its head mean, such as the names of labels, holds for the loaded head too.
-            known = (
-                {
-                    field: getattr(source.tasks[name], field)
-                    for field in (*OBJECTIVES[name].learned, *OBJECTIVES[name].of_head)
-                }
-                if name in source.tasks
-                else {}
-            )
-            origin |= {f"task.{name}.{field}": value for field, value in known.items() if value}
+        start = start_from(
+            values["init_from"].value,
+            accept_fields=accepted,
+            experiment=values["config"].value,
+            objective=objective,
+            given={*fields, *overrides},
+            fresh=is_fresh(overrides),
+        )
+        objective = start.objective
     choices = {
         "experiment": values["config"].value,
         "objective": objective,
         "architecture": values["architecture"].value,
         "preset": values["preset"].value,
-        "model": source and source.config.with_fields({"param_dtype": "float32"}),
+        "model": start and start.model,
     }
-    config = resolve(**choices, overrides=overrides, fields=origin | fields)
+    origin = start.fields if start else {}
+    config = resolve(**choices, overrides=overrides, fields={**origin, **fields})
     try:
         plain = resolve(**choices, fields=origin)
     except FlagError:
@@ -113,41 +111,23 @@ def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> tup
         *([pathlib.Path(values["config"].value).name.replace(".py", "")] if values["config"].value else []),
         *(["-".join(config.task.objective)] if objective or not values["config"].value else []),
         *filter(None, (values["architecture"].value, values["preset"].value)),
-        *([f"from_{pathlib.Path(values['init_from'].value).name}"] if source else []),
+        *([f"from_{pathlib.Path(values['init_from'].value).name}"] if start else []),
     ]
-    return config, run_name(beginning, plain, config)
-
-
-def _recipe(values: flags.FlagValues, overrides: Mapping[str, str], longest: int) -> dict[str, Any]:
-    """Returns the objective's recipe for a run from pretrained parameters, by dotted path; empty if it has none.
-
-    Args:
-        values: the flags.
-        overrides: values by dotted path, which take precedence.
-        longest: the most tokens in a row of the model.
-    """
-    recipe = dict(OBJECTIVES[values["objective"].value[0]].recipe) if values["objective"].value else {}
-    if any(values[name].value is not None or name in overrides for name in _ENDS):
-        recipe.pop("epochs", None)
-    if values["warmup_steps"].value is not None or "optimizer.warmup_steps" in overrides:
-        recipe.pop("optimizer.warmup_share", None)
-    return recipe | {"task.length": min(128, longest)} if recipe else {}
+    return Resolved(config, run_name(beginning, plain, config), start.recipe if start else ())
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
     """Returns the workdir after training the run that the flags describe; None if only its config was printed."""
-    config, name = resolve_flags(values, overrides)
+    config, name, recipe = resolve_flags(values, overrides)
     if values["help_config"].value is not None:
         print(explain(config, values["help_config"].value))
         return None
     if values["print_config"].value:
         _print_config(config)
         return None
-    if values["progress"].value and values["init_from"].value and not values["config"].value:
-        shown = {path: config.flat()[path] for path in _recipe(values, overrides, config.model.max_length)}
-        if shown:
-            said = " ".join(f"--config.{path}={value}" for path, value in shown.items())
-            print(f"recipe for pretrained parameters, unless you say otherwise: {said}", file=sys.stderr)
+    if values["progress"].value and recipe:
+        said = " ".join(f"--config.{path}={config.flat()[path]}" for path in recipe)
+        print(f"recipe for pretrained parameters, unless you say otherwise: {said}", file=sys.stderr)
     workdir = pathlib.Path(values["workdir"].value or f"runs/{name}")
     if values["keep_memory"].value:
         keep_freed_memory()

@@ -13,6 +13,8 @@ from lmjax.training.metrics import read_metrics
 from lmjax.training.stages import StagesConfig
 from tests.workdirs import bits, losses, resumed_from
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 STAGES = {
     "stages__until": "3,6", "stages__batch_size": "8,16", "stages__length": "16,32", "batch_size": "16",
     "steps": "8", "evaluation__every": 0, "checkpoint__every": 2, "checkpoint__keep": 10,

@@ -1,0 +1,160 @@
+"""The config of a run that starts from a trained model: the model's own fields, and the recipe of the objective."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from lmjax import config as configs
+from lmjax.config import Config
+from lmjax.errors import FlagError
+from lmjax.model.config import ModelConfig
+from lmjax.objectives.registry import OBJECTIVES, objective_types
+from lmjax.runs.trained import Pretrained, open_pretrained
+
+# Fields of which each says when a run ends.
+ENDS = ("steps", "minutes", "epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run takes from the trained model that it starts from.
+
+    Attributes:
+        objective: what is trained.
+        model: the architecture.
+        fields: values of the config by dotted path, the recipe's included; those that a user gives take precedence.
+        recipe: the paths of the recipe; empty: the objective has none, or an experiment decides instead.
+    """
+
+    objective: tuple[str, ...] | None
+    model: ModelConfig
+    fields: Mapping[str, Any]
+    recipe: tuple[str, ...] = ()
+
+
+def start_from(
+    place: str | os.PathLike[str],
+    *,
+    accept_fields: Sequence[str] = (),
+    experiment: str | None = None,
+    objective: tuple[str, ...] | None = None,
+    given: Collection[str] = (),
+    fresh: bool = False,
+) -> Start:
+    """Returns what a run takes from a trained model.
+
+    Args:
+        place: the model, as for `open_pretrained`.
+        accept_fields: as for `open_pretrained`.
+        experiment: the experiment of the run, which replaces the recipe.
+        objective: what is trained; None: what is usual for the model's family, without a recipe.
+        given: the paths of the fields that the user gives.
+        fresh: whether parts of the model start at random, so that what its head means does not hold.
+
+    Raises:
+        FlagError: there is no such model.
+        DataError: a file of it cannot be read.
+    """
+    source = open_pretrained(place, accept_fields=accept_fields)
+    fields: dict[str, Any] = {
+        "init_from": str(source.folder),
+        "accept_fields": tuple(accept_fields),
+        "tokenizer.path": str(source.folder),
+    }
+    recipe = {}
+    if experiment is None and objective is not None:
+        recipe = _recipe(objective, given, source.config.max_length)
+    if experiment is None and objective is None:
+        objective = (source.objective,)
+    for name in () if fresh else objective or ():
+        fields |= _known(source, name)
+    return Start(objective, source.config.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe))
+
+
+def is_fresh(overrides: Mapping[str, str]) -> bool:
+    """Returns whether `--config.fresh` starts a part of the model at random."""
+    return overrides.get("fresh", "none") != "none"
+
+
+def _recipe(objective: tuple[str, ...], given: Collection[str], longest: int) -> dict[str, Any]:
+    """Returns the recipe of a run from pretrained parameters, by dotted path; empty if the objective has none.
+
+    Args:
+        objective: the names of the objectives; the first one decides.
+        given: the paths that the user gives; the recipe's epochs do not stand beside another end of the run,
+            nor its share of warm-up beside steps.
+        longest: the most tokens in a row of the model.
+    """
+    objective_types(objective)  # refuses unknown names
+    recipe = dict(OBJECTIVES[objective[0]].recipe)
+    if not set(ENDS).isdisjoint(given):
+        recipe.pop("epochs", None)
+    if "optimizer.warmup_steps" in given:
+        recipe.pop("optimizer.warmup_share", None)
+    return recipe | {"task.length": min(128, longest)} if recipe else {}
+
+
+def _known(source: Pretrained, name: str) -> dict[str, Any]:
+    """Returns what the outputs of an objective's head mean in a model, such as the names of labels, by dotted path."""
+    if name not in source.tasks:
+        return {}
+    settings = {
+        field: getattr(source.tasks[name], field) for field in (*OBJECTIVES[name].learned, *OBJECTIVES[name].of_head)
+    }
+    return {f"task.{name}.{field}": value for field, value in settings.items() if value}
+
+
+def resolve(
+    *,
+    experiment: str | None = None,
+    objective: tuple[str, ...] | None = None,
+    architecture: str | None = None,
+    preset: str | None = None,
+    model: ModelConfig | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    accept_fields: Sequence[str] = (),
+    overrides: Mapping[str, str] | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> Config:
+    """Returns the validated config that `lmjax train` has with the same values.
+
+    Args:
+        experiment: `FILE.py` or `FILE.py:variant`; None: the defaults of the objective.
+        objective: replaces the objectives.
+        architecture: replaces the family; None: it follows from the objective.
+        preset: replaces the whole model by a preset's name; its token table has the rows that the tokenizer needs.
+        model: replaces the whole model.
+        init_from: a trained model, as for `load_model`, whose parameters, architecture, tokenizer and labels the run
+            starts with; the objective's recipe for pretrained parameters (such as a learning rate of 3e-5 and 3 epochs)
+            then replaces its defaults. The field `init_from` in `fields` is the parameters' place alone.
+        accept_fields: unknown fields of its Hugging Face config.json that the user declares harmless.
+        overrides: values by dotted path as text, from `--config.a.b=value`.
+        fields: typed values by dotted path, from other flags.
+
+    Raises:
+        FlagError: an unknown name, a wrong type, or a value or a combination that cannot work.
+        DataError: a file of the trained model cannot be read.
+    """
+    choices = {"experiment": experiment, "objective": objective, "architecture": architecture}
+    if init_from is None or isinstance(objective, str):
+        # An objective that is one text is refused there.
+        if accept_fields:
+            raise FlagError(f"--accept_fields={accept_fields[0]}: is for --init_from; give that too")
+        return configs.resolve(**choices, preset=preset, model=model, overrides=overrides, fields=fields)
+    if preset is not None or model is not None:
+        named = f"--preset={preset}" if preset is not None else "model"
+        raise FlagError(f"{named}: --init_from brings its own model; give one of them")
+    overrides, fields = overrides or {}, fields or {}
+    start = start_from(
+        init_from,
+        accept_fields=accept_fields,
+        experiment=experiment,
+        objective=objective,
+        given={*overrides, *fields},
+        fresh=is_fresh(overrides) or bool(fields.get("fresh")),
+    )
+    choices["objective"] = start.objective
+    return configs.resolve(**choices, model=start.model, overrides=overrides, fields={**start.fields, **fields})
