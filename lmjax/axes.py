@@ -30,6 +30,7 @@ Mesh axes:
     fsdp    the batch is split, and so are parameters and optimizer state (parameters are gathered layer by layer)
     expert  the experts of a mixture are split; all devices of the axis have the same rows
     tensor  heads, MLP and vocabulary are split
+    population  before these, in a population of runs: its members are split
 
 A name that is not in the table is an error. Linen alone would silently leave such an axis unsharded.
 """
@@ -40,6 +41,7 @@ import flax.linen as nn
 import jax
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
+POPULATION = "population"
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("vocab", "tensor"),

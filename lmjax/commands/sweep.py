@@ -23,6 +23,8 @@ from lmjax.sweep.grid import parse_grid
 from lmjax.sweep.launch import Launcher
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.outcome import Outcome, outcome
+from lmjax.sweep.population import train_population
+from lmjax.sweep.program import program
 from lmjax.sweep.progress import View
 from lmjax.sweep.space import Point, Space, Sweep
 from lmjax.sweep.targets import Target, name_targets
@@ -44,18 +46,18 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if ledger:
         ledger.check(base, targets)
     with phase("counting what the runs will spend"):
-        told = plan(targets, _program, counted(targets, costs), ledger.results() if ledger else {})
+        told = plan(targets, program, counted(targets, costs), ledger.results() if ledger else {})
     print(told)
     if not values["run"].value:
         print("nothing is trained yet: give --run and --workdir=DIR")
         return None
-    check(targets, _program)
+    check(targets, program)
     ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
     if values["keep_memory"].value:
         keep_freed_memory()
     tell(False)
     with View(ledger, targets, sweep.metric, values["progress"].value):
-        Launcher(ledger, targets, _program, _train_each).run()
+        Launcher(ledger, targets, program, _train_group).run()
     results = ledger.results()
     if crashed := [target.name for target in targets if results[target.name]["status"] == "crashed"]:
         raise CrashedError(
@@ -65,9 +67,11 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     return ledger.directory
 
 
-def _program(config: Config) -> Config:
-    """Returns what is equal for runs that are trained together."""
-    return config
+def _train_group(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> list[Outcome]:
+    """Returns the outcomes of runs that are trained as one population, or of a run by itself."""
+    if len(configs) > 1 and program(configs[0]) is not None:
+        return train_population(configs, workdirs, progress=False)
+    return _train_each(configs, workdirs)
 
 
 def _train_each(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> list[Outcome]:

@@ -30,7 +30,13 @@ Batch = dict[str, jax.Array]
 
 
 class ObjectiveConfig(Schema):
-    """The settings that every objective has; a subclass adds its own."""
+    """The settings that every objective has; a subclass adds its own.
+
+    Attributes:
+        weighting: the fields that only `loss_weights` reads, so that they are traced.
+    """
+
+    weighting: ClassVar[tuple[str, ...]] = ("loss_weight",)
 
     loss_weight: float = Field(1.0, description="factor on its loss in the sum of all objectives")
     rate: float = Field(1.0, gt=0, description="how often its rows come in a mixture, relative to the others")

@@ -21,6 +21,8 @@ from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
 class ReplacedTokenConfig(MaskedLMConfig):
     """Settings of replaced-token detection; the mask settings are those of the generator's masked LM."""
 
+    weighting: ClassVar[tuple[str, ...]] = ("loss_weight", "discriminator_weight")
+
     replace_by_mask: float = Field(1.0, ge=0, le=1, description="share of the masked tokens that become [MASK]")
     replace_by_random: float = Field(0.0, ge=0, le=1, description="share that become a random token; the rest stay")
     discriminator_weight: float = Field(50.0, gt=0, description="weight of the discriminator beside the generator")

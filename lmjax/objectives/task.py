@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,13 @@ from lmjax.streams import random_stream, subseed
 
 
 class TaskSettings(Schema):
-    """The settings shared by all objectives; `TaskConfig` adds those of each objective under its name."""
+    """The settings shared by all objectives; `TaskConfig` adds those of each objective under its name.
+
+    Attributes:
+        penalty_fields: the fields that only `penalties` reads, so that they are traced.
+    """
+
+    penalty_fields: ClassVar[tuple[str, ...]] = ("z_loss", "label_smoothing")
 
     objective: tuple[str, ...] = Field(
         DEFAULT,
@@ -62,7 +68,7 @@ class TaskSettings(Schema):
 
     def penalties(self) -> Penalties:
         """Returns what training adds to the cross entropy, as float32 scalars; None where nothing is added."""
-        return Penalties(*(np.float32(x) if x else None for x in (self.z_loss, self.label_smoothing)))
+        return Penalties(*(np.float32(x) if x else None for x in (getattr(self, name) for name in self.penalty_fields)))
 
 
 # The registry decides the fields: `config.task.NAME` has the config class from the file of objective NAME.

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from pydantic import Field
 
-from lmjax.axes import MESH_AXES, RULES
+from lmjax.axes import MESH_AXES, POPULATION, RULES
 from lmjax.errors import FlagError
 from lmjax.model.parameters import unboxed
 from lmjax.schema import Schema
@@ -40,6 +40,31 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
             f"(data=-1 takes the remaining devices)"
         )
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def population_mesh(config: ParallelConfig, members: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh whose first axis, `population`, splits the members of a population over `devices`.
+
+    A member has the mesh of `config`; with `data=-1` the members take as many devices as they can, and each member's
+    batch is split over the devices that are left.
+
+    Raises:
+        FlagError: the axes do not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    own = config.fsdp * config.expert * config.tensor * max(1, config.data)
+    groups = len(devices) // own
+    if config.data == -1:
+        groups = max((n for n in range(1, groups + 1) if groups % n == 0 and n <= members), default=1)
+    rows = make_mesh(config, devices[: len(devices) // groups] if groups else devices)
+    if groups * rows.size != len(devices):
+        raise FlagError(
+            f"--config.parallel: a run takes {rows.size} device(s), which does not divide {len(devices)}; give axes "
+            "whose product divides the devices"
+        )
+    names = (POPULATION, *MESH_AXES)
+    sizes = (groups, *rows.shape.values())
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

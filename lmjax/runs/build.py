@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.config import Config, write_json
+from lmjax.config import Config, changed, replace, write_json
 from lmjax.data.columns import Column
 from lmjax.data.control import ShuffledTokens, shuffled_labels
 from lmjax.data.documents import Document
@@ -26,6 +26,7 @@ from lmjax.data.store import Store, build_store
 from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import DataError, FlagError, SaveError
+from lmjax.interop.shards import read_json
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import Objective
@@ -110,6 +111,12 @@ def checked_mesh(config: Config) -> jax.sharding.Mesh:
     """Returns the mesh of a config; raises FlagError if devices, batch or model do not divide over it."""
     pmap.check(config.parallel)
     mesh = make_mesh(config.parallel)
+    check_mesh(config, mesh)
+    return mesh
+
+
+def check_mesh(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises FlagError if the batch or the model does not divide over a mesh."""
     model_config = config.model
     for batch_size in (config.batch_size, *config.stages.batch_size):
         check_divisible(
@@ -125,18 +132,22 @@ def checked_mesh(config: Config) -> jax.sharding.Mesh:
                 "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
             },
         )
-    return mesh
 
 
-def build(config: Config, workdir: pathlib.Path) -> Run:
+def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None = None) -> Run:
     """Returns the parts of a run: tokenises the data and checks model and mesh, but compiles nothing.
+
+    Args:
+        config: the run's config.
+        workdir: the folder that everything is written to.
+        mesh: the devices, checked against the config; None: those that the config describes.
 
     Raises:
         FlagError: sizes that do not fit the devices or the tokenizer.
         DataError: data that cannot be read.
         ConfigMismatchError: the workdir was trained on other data.
     """
-    mesh = checked_mesh(config)
+    mesh = checked_mesh(config) if mesh is None else mesh
     # All objectives of a run read the same columns.
     objective = objective_types(config.task.objective)[0]
     pairs, columns = objective.wants_pairs, objective.columns
@@ -197,14 +208,40 @@ def build(config: Config, workdir: pathlib.Path) -> Run:
         mesh=mesh,
     )
     # Written last, so that a failed or killed build leaves nothing that another run would use as its own.
-    if jax.process_index() == 0 and not (workdir / IDENTITY).exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_in(workdir)
-        write_json(workdir / IDENTITY, whole_identity)
     if jax.process_index() == 0:
-        # The same data gives the same labels, so a file that was lost is written again.
-        keep(config, workdir)
+        _write(run, whole_identity)
     return run
+
+
+def sibling(run: Run, config: Config, own: Config, workdir: pathlib.Path) -> Run:
+    """Returns a run on the same rows and mesh as a built run, with another config, which builds the same model.
+
+    Args:
+        run: the built run.
+        config: the config that it was built from.
+        own: the other config.
+        workdir: the folder of the other run.
+
+    Raises:
+        ConfigMismatchError: the workdir was trained on other data.
+    """
+    identity = read_json(run.workdir / IDENTITY)
+    check_identity(workdir, identity)
+    filled = {path: there for path, (_, there) in changed(config, run.config).items()}
+    own = replace(own, filled)
+    made = dataclasses.replace(run, config=own, workdir=workdir, model=LanguageModel(own.model, run.task.heads))
+    _write(made, identity)
+    return made
+
+
+def _write(run: Run, identity: Mapping[str, Any]) -> None:
+    """Writes the tokenizer, the identity of the data, and what the config learned to the workdir of a run."""
+    if not (run.workdir / IDENTITY).exists():
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        run.tokenizer.save_in(run.workdir)
+        write_json(run.workdir / IDENTITY, identity)
+    # The same data gives the same labels, so a file that was lost is written again.
+    keep(run.config, run.workdir)
 
 
 def _with_steps(config: Config, rows: int) -> Config:

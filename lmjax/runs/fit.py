@@ -13,7 +13,7 @@ from absl import logging
 
 from lmjax.axes import RULES
 from lmjax.config import Config
-from lmjax.data.pipeline import batches
+from lmjax.data.pipeline import Batches, batches
 from lmjax.errors import DivergedError, FlagError
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters, flat
@@ -115,7 +115,7 @@ def _fit(
             restored = checkpoints.restore(abstract)
             check_nothing_lost(run.workdir, None if restored is None else int(restored.step))
             # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
-            state = make_state(_given(run, progress)) if restored is None else restored
+            state = make_state(initial_parameters(run, progress)) if restored is None else restored
         start = 0 if restored is None else int(restored.step)
         _warn_of_warmup(config)
         if announce is not None:
@@ -127,9 +127,9 @@ def _fit(
             with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
                 return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams)
 
-        with Course(run.stages, start_stage, rollbacks.skipped) as course, _writer(run, start) as writer:
-            evaluator = _evaluator(run)
-            followed = evaluator.followed(config.evaluation.metric)
+        with Course(run.stages, start_stage, rollbacks.skipped) as course, metrics_writer(run, start) as writer:
+            evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)))
+            followed = evaluated.followed(config.evaluation.metric)
             stopping = resumed(config.evaluation, checkpoints, run.workdir, followed, start)
             # The first training step is compiled before the first evaluation, so that errors in it appear early.
             if start < config.steps or budget:
@@ -146,7 +146,7 @@ def _fit(
                 course=course,
                 budget=budget,
                 stopping=stopping,
-                evaluator=evaluator,
+                evaluator=evaluated,
                 checkpoints=checkpoints,
                 writer=writer,
                 stop=stop,
@@ -156,7 +156,7 @@ def _fit(
                 progress=progress,
             ).run(state)
             if writer is not None:
-                write_figures(run, evaluator.measured, int(state.step))
+                write_figures(run, evaluated.measured, int(state.step))
     return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
 
 
@@ -172,7 +172,7 @@ def _warn_of_warmup(config: Config) -> None:
         )  # fmt: skip
 
 
-def _given(run: Run, progress: bool) -> dict[str, Any] | None:
+def initial_parameters(run: Run, progress: bool) -> dict[str, Any] | None:
     """Returns the parameters of `init_from` by part of the model, or None if the config names no model to start from.
 
     Raises:
@@ -281,27 +281,34 @@ def _open_stage(run: Run, stage: Stage, step: int, skipped: int, abstract: Train
         end=stage.end,
         step=in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams).compile()),
         place=place,
-        batches=batches(
-            stage.examples,
-            stage.examples.mixture,
-            seed=stage.seed,
-            batch_size=stage.batch_size,
-            start_step=step - stage.begin + skipped,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-            timeout=config.data.worker_timeout,
-        ),
+        batches=stage_batches(run, stage, step - stage.begin + skipped),
         flops_per_step=run.flops_per_step(stage),
     )
 
 
-def _evaluator(run: Run) -> Evaluator:
+def stage_batches(run: Run, stage: Stage, start: int) -> Batches:
+    """Returns this process's part of the batches of a stage, from batch `start` on."""
+    data = run.config.data
+    return batches(
+        stage.examples,
+        stage.examples.mixture,
+        seed=stage.seed,
+        batch_size=stage.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=data.workers,
+        prefetch=data.prefetch,
+        timeout=data.worker_timeout,
+    )
+
+
+def evaluator(run: Run, step: Callable[..., Any]) -> Evaluator:
+    """Returns the evaluator of a run with a jitted evaluation step."""
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     return Evaluator(
         sets=run.eval_sets,
-        step=jax.jit(make_eval_step(run.model, run.task)),
+        step=step,
         mesh=run.mesh,
         token_bytes=jax.device_put(run.token_bytes(), replicated),
         loss_weights=run.config.task.loss_weights(),
@@ -309,7 +316,7 @@ def _evaluator(run: Run) -> Evaluator:
     )
 
 
-def _writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
+def metrics_writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
     """Returns the writer of metrics in the first process, and None in the others, as a context manager."""
     if jax.process_index():
         return contextlib.nullcontext()

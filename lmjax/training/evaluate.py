@@ -213,21 +213,40 @@ class Evaluator:
             jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
 
     def _evaluate(self, evaluated: EvalSet, params: PyTree, each_batch: EachBatch) -> dict[str, float]:
+        sums = self.sums(evaluated, params, each_batch)
+        return self.losses(evaluated, sums) | self.measure(evaluated, params, each_batch)
+
+    def sums(self, evaluated: EvalSet, params: PyTree, each_batch: EachBatch = lambda: None) -> PyTree:
+        """Returns what the evaluation step returns, added over the batches of a set in float64.
+
+        The arrays have the shape that the step gives them: scalars, or `[members]` for a population.
+        """
         totals: PyTree = None
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
             each_batch()
-            sums = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
-            # Added as Python floats (float64), because float32 loses precision in sums over a whole set.
-            sums = jax.tree.map(float, sums)
-            totals = sums if totals is None else jax.tree.map(lambda a, b: a + b, totals, sums)
-        losses, num_bytes = totals
+            found = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
+            # float32 loses precision in sums over a whole set.
+            found = jax.tree.map(np.float64, found)
+            totals = found if totals is None else jax.tree.map(np.add, totals, found)
+        return totals
+
+    def measure(self, evaluated: EvalSet, params: PyTree, each_batch: EachBatch = lambda: None) -> dict[str, float]:
+        """Returns the metrics of a set that are no sums over batches, named `eval/SET/...`."""
+        if evaluated.name not in self.measured:
+            return {}
+        found = self.measured[evaluated.name].metrics(params, each_batch)
+        return {f"eval/{evaluated.name}/{name}": value for name, value in found.items()}
+
+    def losses(self, evaluated: EvalSet, sums: PyTree) -> dict[str, float]:
+        """Returns the losses of a set and what follows from them, named `eval/SET/...`.
+
+        Args:
+            evaluated: the set.
+            sums: what `sums` returns, as scalars.
+        """
+        losses, num_bytes = jax.tree.map(float, sums)
         num_bytes = {name: count * evaluated.text_bytes for name, count in num_bytes.items()}
-        prefix = f"eval/{evaluated.name}"
-        metrics = self._named(prefix, losses, num_bytes)
-        if evaluated.name in self.measured:
-            found = self.measured[evaluated.name].metrics(params, each_batch)
-            metrics |= {f"{prefix}/{name}": value for name, value in found.items()}
-        return metrics
+        return self._named(f"eval/{evaluated.name}", losses, num_bytes)
 
     def _named(self, prefix: str, losses: dict[str, Any], num_bytes: dict[str, float]) -> dict[str, float]:
         metrics = {f"{prefix}/loss": 0.0}

@@ -165,6 +165,33 @@ def numbers(config: Schema) -> Any:
     return made(**{name: numbers(value) if name in groups else _as_float32(value) for name, value in values.items()})
 
 
+def untraced(config: OptimizerConfig) -> dict[str, Any]:
+    """Returns what of an optimizer's config decides the compiled step: its values without the traced numbers.
+
+    Of a traced number that may be None it says whether it is, and of factors on the learning rate whether they are 0
+    (frozen) and whether there are any.
+    """
+    return _untraced(config) | {
+        "group_factors": [factor == 0 for factor in config.group_factors],
+        "layer_decay": config.layer_decay == 1,
+        # Only the number of steps that follows from them is used, and it is traced.
+        "warmup_steps": None,
+        "warmup_share": None,
+    }
+
+
+def _untraced(config: Schema) -> dict[str, Any]:
+    found = {}
+    for name, value in config:
+        if isinstance(value, Schema):
+            found[name] = _untraced(value)
+        elif name in getattr(config, "static", ()) or not _is_number(type(config).model_fields[name].annotation):
+            found[name] = value
+        else:
+            found[name] = ["traced"] * len(value) if isinstance(value, tuple) else value is None
+    return found
+
+
 def _as_float32(value: Any) -> jax.Array | None:
     return None if value is None else jnp.asarray(value, jnp.float32)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -91,7 +92,7 @@ class Loop:
             self._catch_up(state, number)
         self._spikes = 0 if state.spikes is None else int(state.spikes.left_out)
         pending: tuple[int, dict[str, jax.Array]] | None = None
-        clock = _Clock(number, self.timers, self.peak_flops)
+        clock = Clock(number, self.timers, self.peak_flops)
         with self._bar(number) as bar:
             while number < self.steps and not self.stopping.reached:
                 with self.watchdog.paused():
@@ -207,7 +208,7 @@ class Loop:
             metrics={name: float(x) for name, x in values.items()},
         )
 
-    def _report(self, number: int, metrics: dict[str, jax.Array], clock: _Clock, bar: tqdm) -> None:
+    def _report(self, number: int, metrics: dict[str, jax.Array], clock: Clock, bar: tqdm) -> None:
         """Shows and writes the metrics of a finished step."""
         values: dict[str, Any] = jax.device_get(metrics)
         tokens_seen = read_tokens(values.pop("tokens_seen"))
@@ -235,16 +236,26 @@ class Loop:
             refresh=False,
         )
         if self.writer is not None:
-            numbers = {name: float(value) for name, value in values.items()} | speed | {"tokens_seen": tokens_seen}
-            self.writer.write(
-                number,
-                {f"train/{name}": value for name, value in numbers.items()}
-                | {f"data/{name}/epochs": epochs for name, epochs in self.course.epochs(number).items()}
-                | {f"time/{name}": seconds for name, seconds in self.timers.seconds.items()},
-            )
+            numbers = values | speed | {"tokens_seen": tokens_seen}
+            self.writer.write(number, training_line(numbers, self.course.epochs(number), self.timers))
 
 
-class _Clock:
+def training_line(numbers: Mapping[str, Any], epochs: Mapping[str, float], timers: Timers) -> Metrics:
+    """Returns a step's line of metrics.jsonl.
+
+    Args:
+        numbers: the metrics of the step, and its speeds.
+        epochs: the epochs of each data set that were read, by name.
+        timers: the time by purpose.
+    """
+    return (
+        {f"train/{name}": float(value) for name, value in numbers.items()}
+        | {f"data/{name}/epochs": value for name, value in epochs.items()}
+        | {f"time/{name}": seconds for name, seconds in timers.seconds.items()}
+    )
+
+
+class Clock:
     """Speeds since the last reading, without the time of evaluation, checkpoints and compilation."""
 
     def __init__(self, step: int, timers: Timers, peak_flops: float | None):

@@ -105,7 +105,9 @@ def test_each_run_is_a_run_of_lmjax_train(swept, tmp_path):
     there = folder / "runs" / "learning_rate=0.1"
     assert from_json(there / "config.json") == from_json(tmp_path / "alone" / "config.json")
     for name in ("train/loss", "eval/heldout/loss"):
-        assert read_metrics(there, name) == read_metrics(tmp_path / "alone", name)
+        (steps, values), alone = read_metrics(there, name), read_metrics(tmp_path / "alone", name)
+        # In a population a device computes more rows of a run, so that its sums are in another order.
+        assert (steps, pytest.approx(values, rel=1e-5)) == alone
 
 
 def test_results_hold_what_the_runs_measured(swept):
@@ -131,7 +133,7 @@ def test_the_plan_of_a_sweep_that_has_ended_says_so_and_one_that_has_not_what_it
     assert "an estimate by the speed of one of the model's matrix products" in capsys.readouterr().out
     with (folder / "results.jsonl").open() as file:
         flops = json.loads(file.readline())["flops"]
-    assert f"{flops:.3g}" in told, "the plan counts the FLOPs that the runs count"
+    assert f"{2 * flops:.3g}" in told, "the plan counts the FLOPs that the two runs count"
 
 
 def test_a_control_adds_each_run_on_data_without_what_could_be_learned(corpus, capsys):
