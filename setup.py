@@ -21,8 +21,9 @@ DEV = [
     "matplotlib>=3.9",
     "llguidance>=1.9",
     "lm-eval>=0.4.13",
-    # The tests compare entities with it.
+    # The tests compare entities with the first, and corrected p-values and power with the second.
     "nervaluate>=1.2.1",
+    "statsmodels>=0.14.4",
     "jinja2>=3.1.6",
 ]
 
@@ -46,6 +47,7 @@ setup(
         "protobuf>=5",
         "pydantic>=2.14",
         "safetensors>=0.8",
+        "scipy>=1.14",
         "sentencepiece>=0.2.2",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.23",

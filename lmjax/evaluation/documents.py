@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import math
 import os
 import pathlib
 import zipfile
@@ -66,6 +67,42 @@ class DocumentLosses:
     def loss(self) -> float:
         """Returns the loss over all documents, as an evaluation does."""
         return float(self.loss_weights @ (self.nats.sum(1) / np.maximum(self.weights.sum(1), 1.0)))
+
+    def ratios(self, measure: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
+        """Returns the parts of a measure: the sum of factor * sum(part) / sum(whole) over documents is its value.
+
+        Args:
+            measure: loss, bits_per_byte or accuracy; the last two are those of the first loss that has them.
+
+        Raises:
+            DataError: no loss has it.
+        """
+        if measure == "loss":
+            return list(zip(self.loss_weights.tolist(), self.nats, self.weights, strict=True))
+        bits = measure == "bits_per_byte"
+        has = self.num_bytes.any(1) if bits else ~np.isnan(self.correct).any(1)
+        if not has.any():
+            raise DataError(f"{', '.join(self.names)} has no {measure}; compare the loss")
+        i = int(np.argmax(has))
+        return [(1 / math.log(2), self.nats[i], self.num_bytes[i]) if bits else (1.0, self.correct[i], self.weights[i])]
+
+    def shares(self, measure: str = "loss", among: np.ndarray | None = None) -> np.ndarray:
+        """Returns float64 `[documents]` whose mean is a measure, and which say how much each document changes it.
+
+        A ratio of sums is no mean of ratios. The value of a document is that of the linear approximation at the sums,
+        so that the variance of the mean is that of the ratio (Cochran 1977, section 2.11).
+
+        Args:
+            measure: as for `ratios`.
+            among: bool `[documents]`, those that are counted; None: all.
+        """
+        among = np.ones(self.nats.shape[1], bool) if among is None else among
+        found = np.zeros(int(among.sum()))
+        for factor, part, whole in self.ratios(measure):
+            part, whole = part[among], whole[among]
+            ratio = part.sum() / max(whole.sum(), 1e-300)
+            found += factor * (ratio + (part - ratio * whole) * len(found) / max(whole.sum(), 1e-300))
+        return found
 
     def save(self, path: pathlib.Path) -> None:
         """Writes the file whole or not at all; the same losses give the same bytes.
