@@ -157,7 +157,9 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
         params,
         folder,
         dtype=values["dtype"].value,
-        extra={} if source.origin else task_fields(source.tasks) | _special_ids(tokenizer) | _stop(source, tokenizer),
+        extra={}
+        if source.origin
+        else task_fields(source.tasks, source.length) | _special_ids(tokenizer) | _stop(source, tokenizer),
         beside=beside,
         shard_bytes=int(shard_gb * 1e9),
     )

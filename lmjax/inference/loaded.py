@@ -53,6 +53,7 @@ class LoadedModel:
         defaults: generation settings of the model's folder, used for what a call does not set.
         tasks: settings of the objectives that it was fine-tuned on, by name; empty: none that is known.
         length: the most tokens in a row that it was trained on; None: not known.
+        shown: names of labels in its Hugging Face config.json where its task has others: LABEL_0 for 0.
     """
 
     model: LanguageModel
@@ -63,6 +64,7 @@ class LoadedModel:
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     tasks: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     length: int | None = None
+    shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:

@@ -21,6 +21,8 @@ IMMATERIAL = {
     "is_composition",
     "language",
     "license",
+    # lmjax's own (`lmjax.interop.tasks`).
+    "lmjax",
     "model_name",
     "name",
     "output_past",

@@ -1,4 +1,8 @@
-"""The task of a fine-tuned checkpoint of Hugging Face, in the fields of its config.json such as `id2label`."""
+"""The task of a fine-tuned checkpoint of Hugging Face, in the fields of its config.json such as `id2label`.
+
+What these fields cannot say, such as whether a question may have no answer, is in a field of lmjax's own:
+`"lmjax": {"tasks": {NAME: SETTINGS}, "length": TOKENS}`. Other programs ignore it.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from lmjax.errors import DataError, FlagError
 from lmjax.model.heads.rows import ClassifierHead
+from lmjax.objectives import registry
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.embedding import Embedding, EmbeddingConfig
 from lmjax.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
 from lmjax.objectives.question_answering import QuestionAnswering, QuestionAnsweringConfig
+from lmjax.objectives.records import RecordTask
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.objectives.regression import SCORE, Regression, RegressionConfig
 from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 Fields = Mapping[str, Any]
 Tasks = Mapping[str, ObjectiveConfig]
+# The field of a config.json that only lmjax reads.
+FIELD = "lmjax"
 
 
 def read_tasks(path: pathlib.Path, values: Fields, heads: Sequence[str]) -> Tasks:
@@ -31,17 +41,89 @@ def read_tasks(path: pathlib.Path, values: Fields, heads: Sequence[str]) -> Task
         heads: of the model.
 
     Raises:
-        DataError: the names of the labels are not those of the ids 0, 1, ..., or two are equal.
+        DataError: the names of the labels are not those of the ids 0, 1, ..., or two are equal; or lmjax's own field
+            has settings that cannot be.
     """
-    for head in heads:
-        if head in _READ and (found := _READ[head](path, values)):
-            return found
-    return {}
+    found = next((tasks for head in heads if head in _READ and (tasks := _READ[head](path, values))), {})
+    own = _own(path, values).get("tasks", {})
+    if not isinstance(own, dict):
+        raise _damaged(path, f"tasks={str(own)[:40]!r} is not an object")
+    for name, fields in own.items():
+        # A folder whose class was changed has another head.
+        if name in OBJECTIVES and set(OBJECTIVES[name].heads) <= set(heads) and (name in found or not found):
+            found = {**found, name: _merged(path, name, found.get(name), fields)}
+    return found
 
 
-def task_fields(tasks: Tasks) -> dict[str, Any]:
-    """Returns the fields of a config.json that say what a model was fine-tuned on; none for one that was not."""
-    return {key: x for name, settings in tasks.items() if name in _WRITE for key, x in _WRITE[name](settings).items()}
+def read_length(path: pathlib.Path, values: Fields) -> int | None:
+    """Returns the most tokens in a row that a model was fine-tuned on; None: not known.
+
+    Raises:
+        DataError: it is no such number.
+    """
+    length = _own(path, values).get("length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise _damaged(path, f"length={str(length)[:40]!r} is not a number of tokens")
+    return length
+
+
+def task_fields(tasks: Tasks, length: int | None) -> dict[str, Any]:
+    """Returns the fields of a config.json that say what a model was fine-tuned on; none for one that was not.
+
+    Args:
+        tasks: settings of its objectives by name.
+        length: the most tokens in a row; None: not known.
+    """
+    tasks = {name: settings for name, settings in tasks.items() if issubclass(OBJECTIVES[name], RecordTask)}
+    fields = {key: x for name, settings in tasks.items() if name in _WRITE for key, x in _WRITE[name](settings).items()}
+    own: dict[str, Any] = {}
+    for name, settings in tasks.items():
+        # These fields say what was learned too, and the parameters contain the units of regression.
+        said = OBJECTIVES[name].learned if name in _WRITE else ()
+        own[name] = settings.model_dump(
+            mode="json", exclude_defaults=True, exclude={*ObjectiveConfig.model_fields, *said}
+        )
+    return fields | ({FIELD: {"tasks": own, "length": length}} if tasks else {})
+
+
+def shown_labels(path: pathlib.Path, values: Fields, heads: Sequence[str]) -> dict[str, str]:
+    """Returns what transformers calls the labels without names: LABEL_0 for 0; empty if they have names.
+
+    Args:
+        path: as for `read_tasks`.
+        values: likewise.
+        heads: likewise.
+    """
+    if not any(head in _LABELLED for head in heads) or (names := _names(path, values)) != _nameless(len(names)):
+        return {}
+    return {str(i): name for i, name in enumerate(names)}
+
+
+def _own(path: pathlib.Path, values: Fields) -> Fields:
+    """Returns lmjax's own field."""
+    own = values.get(FIELD)
+    if own is not None and not isinstance(own, dict):
+        raise _damaged(path, f"{str(own)[:40]!r} is not an object")
+    return own or {}
+
+
+def _damaged(path: pathlib.Path, problem: str) -> DataError:
+    return DataError(f"{path}: {FIELD}: {problem}; correct it, or remove the field to read the model without it")
+
+
+def _merged(path: pathlib.Path, name: str, known: ObjectiveConfig | None, fields: Any) -> ObjectiveConfig:
+    """Returns the settings that other fields say, with those of lmjax's own field."""
+    if not isinstance(fields, dict):
+        raise _damaged(path, f"tasks.{name}={str(fields)[:40]!r} is not an object")
+    said = {} if known is None else {field: getattr(known, field) for field in known.model_fields_set}
+    try:
+        # What the labels are is in the field that other programs read and people edit.
+        learned = {field: x for field, x in said.items() if field in OBJECTIVES[name].learned}
+        return registry.settings(OBJECTIVES[name]).model_validate(said | fields | learned)
+    except pydantic.ValidationError as e:
+        first = e.errors()[0]
+        field = ".".join(map(str, ("tasks", name, *first["loc"])))
+        raise _damaged(path, f"{field}: {first['msg'].removeprefix('Value error, ')}") from e
 
 
 def in_own_units(tasks: Tasks, params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -116,8 +198,20 @@ def _span(path: pathlib.Path, values: Fields) -> Tasks:
 def _labels(path: pathlib.Path, values: Fields) -> tuple[str, ...]:
     """Returns the names of the labels in the order of the logits.
 
-    Names that say nothing (LABEL_0, LABEL_1, ...), and those of a file without names, become the numbers 0, 1, ...
+    Names that say nothing (LABEL_0, LABEL_1, ...), and those of a file without names, become the numbers 0, 1, ..., as
+    data name them. Pipelines show them as `shown_labels`.
     """
+    names = _names(path, values)
+    return tuple(map(str, range(len(names)))) if names == _nameless(len(names)) else names
+
+
+def _nameless(count: int) -> tuple[str, ...]:
+    """Returns the names that transformers gives to labels without names."""
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def _names(path: pathlib.Path, values: Fields) -> tuple[str, ...]:
+    """Returns the names of the labels in a config.json, in the order of the logits."""
     given = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     numbers = [str(i) for i in range(len(given))]
     if not isinstance(given, dict) or set(given) != set(numbers):
@@ -125,7 +219,7 @@ def _labels(path: pathlib.Path, values: Fields) -> tuple[str, ...]:
     names = tuple(str(given[number]) for number in numbers)
     if len(set(names)) < len(names):
         raise DataError(f"{path}: id2label={str(given)[:80]} gives two ids one name; mend it")
-    return tuple(numbers) if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
+    return names
 
 
 def _label_fields(labels: Sequence[str]) -> dict[str, Any]:
@@ -145,6 +239,8 @@ _KINDS = {
     # Both call it alike.
     "": Regression.name,
 }
+# The heads whose outputs are labels with names.
+_LABELLED = ("classifier", "tagger")
 # What is read from a config.json for a head, and what is written to it for an objective.
 _READ: dict[str, Callable[[pathlib.Path, Fields], Tasks]] = {
     "classifier": _classifier,

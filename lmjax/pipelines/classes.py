@@ -54,7 +54,8 @@ class TextClassification(Pipeline):
         for prediction in self.predicted(records):
             scores = prediction["scores"]
             ranked = sorted(scores, key=lambda label, scores=scores: -scores[label])
-            found.append([{"label": label, "score": scores[label]} for label in ranked[:top_k]])
+            shown = self.loaded.shown
+            found.append([{"label": shown.get(label, label), "score": scores[label]} for label in ranked[:top_k]])
         return found
 
 

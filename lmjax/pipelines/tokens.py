@@ -41,7 +41,8 @@ class TokenClassification(Pipeline):
         located = self.loaded.tokenizer.locate_batch(inputs)
         before = len(self.loaded.prompts.before)
         rows = [self.loaded.prompts.around(ids.tolist()) for ids, _ in located]
-        labels, results = self.loaded.task.config.labels, []
+        labels = [self.loaded.shown.get(label, label) for label in self.loaded.task.config.labels]
+        results = []
         head = Tagging.heads[0]
         for text, (ids, starts), (output, row) in zip(inputs, located, self.outputs(rows), strict=True):
             scores = softmax(output.heads[head][row, before : before + len(ids)])

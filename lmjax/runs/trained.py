@@ -22,7 +22,7 @@ from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
 from lmjax.interop.sentence import read_sentence
 from lmjax.interop.shards import read_json
-from lmjax.interop.tasks import read_tasks
+from lmjax.interop.tasks import read_length, read_tasks, shown_labels
 from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
@@ -67,6 +67,7 @@ class Pretrained:
             its head says.
         length: the most tokens in a row that it was trained on; None: not known.
         defaults: its generation settings, used where no flag sets another.
+        shown: names of labels in its Hugging Face config.json where its task has others.
     """
 
     folder: pathlib.Path
@@ -80,6 +81,7 @@ class Pretrained:
     tasks: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     length: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
+    shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -128,7 +130,8 @@ def open_pretrained(place: str | os.PathLike[str], step: Step = None, accept_fie
             largest_file=checkpoint.shards.largest_file,
             ignored=tuple(checkpoint.ignored),
             tasks=read_tasks(folder / "config.json", values, present),
-            length=sentence and sentence.length,
+            length=sentence.length if sentence else read_length(folder / "config.json", values),
+            shown=shown_labels(folder / "config.json", values, present),
             defaults=read_defaults(folder, values, found.config),
         )
     if accept_fields:
@@ -164,7 +167,8 @@ def load_model(
     check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
-    return dataclasses.replace(loaded, defaults=opened.defaults, tasks=opened.tasks, length=opened.length)
+    known = {"defaults": opened.defaults, "tasks": opened.tasks, "length": opened.length, "shown": opened.shown}
+    return dataclasses.replace(loaded, **known)
 
 
 def check_parameters(place: str, params: PyTree) -> None:
@@ -315,8 +319,11 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
         origin,
         prompts,
         tasks=read_tasks(folder / ORIGIN, origin, present) if origin else tasks,
-        length=sentence and sentence.length if origin else config.task.length,
+        length=(sentence.length if sentence else read_length(folder / ORIGIN, origin))
+        if origin
+        else config.task.length,
         defaults=defaults,
+        shown=shown_labels(folder / ORIGIN, origin, present) if origin else {},
     )
 
 

@@ -33,7 +33,8 @@ def asked(tmp_path_factory, tokenizer):
         (folder / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     run(["train", "--objective=question_answering", f"--config.tokenizer.path={folder / 'letters.model'}",
          f"--data={folder / 'train.json'}", f"--eval_data=dev={folder / 'dev.json'}", f"--workdir={folder / 'run'}",
-         "--steps=30", *SMALL])  # fmt: skip
+         "--steps=30", "--config.task.question_answering.no_answer=true",
+         "--config.task.question_answering.threshold=50", *SMALL])  # fmt: skip
     return folder
 
 
@@ -79,9 +80,14 @@ def exported(asked):
     return asked / "hf"
 
 
-def test_a_model_that_answers_goes_out_and_comes_in(asked, exported):
+def test_a_model_that_answers_goes_out_and_comes_in(asked, exported, tmp_path):
     assert json.loads((exported / "config.json").read_text())["architectures"] == ["BertForQuestionAnswering"]
-    assert "question_answering" in open_pretrained(exported).tasks
+    run(["convert", f"--from={exported}", f"--workdir={tmp_path / 'in'}"])
+    for place in (asked / "run", exported, tmp_path / "in"):
+        found_there = open_pretrained(place)
+        settings = found_there.tasks["question_answering"]
+        assert (settings.no_answer, settings.threshold, settings.overlap) == (True, 50, 128), place
+        assert found_there.length == 64
     for ours, back in zip(*(found(load_model(place)) for place in (asked / "run", exported)), strict=True):
         assert ours["answer"] == back["answer"]
         assert ours["score"] == pytest.approx(back["score"], abs=1e-5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+import lmjax
 from lmjax.errors import FlagError
 from lmjax.inference import predict as engine
 from lmjax.pipelines import PIPELINES, pipeline
@@ -79,6 +80,21 @@ def test_text_classification(bert):
     assert pipeline("sentiment-analysis", folder)(TEXTS[0]) == ours(TEXTS[0])
     with pytest.raises(FlagError, match=r"inputs\[1\]: 7 is a int; give a text|is a int; give a text or"):
         ours([TEXTS[0], 7])
+
+
+def test_labels_without_names(bert):
+    """Transformers shows LABEL_0; files of data name them 0 and 1, and so does the evaluation."""
+    folder = bert("BertForSequenceClassification")
+    ours = pipeline("text-classification", folder)
+    assert_equal(ours(TEXTS, top_k=2), theirs("text-classification", folder)(TEXTS, top_k=2))
+    assert {each["label"] for each in ours(TEXTS[0], top_k=2)} == {"LABEL_0", "LABEL_1"}
+    best = [each["label"] for each in ours(TEXTS)]
+    records = [{"text": text, "label": int(label[-1])} for text, label in zip(TEXTS, best, strict=True)]
+    assert lmjax.evaluate(ours.loaded, records, task="own")["accuracy"] == 1
+    tagger = bert("BertForTokenClassification")
+    mine, other = (make("token-classification", tagger)(TEXTS[0]) for make in (pipeline, theirs))
+    assert [each["entity"] for each in mine] == [each["entity"] for each in other]
+    assert all(each["entity"].startswith("LABEL_") for each in mine)
 
 
 def test_a_second_call_compiles_nothing(bert):
