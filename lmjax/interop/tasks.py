@@ -117,9 +117,7 @@ def _merged(path: pathlib.Path, name: str, known: ObjectiveConfig | None, fields
         raise _damaged(path, f"tasks.{name}={str(fields)[:40]!r} is not an object")
     said = {} if known is None else {field: getattr(known, field) for field in known.model_fields_set}
     try:
-        # What the labels are is in the field that other programs read and people edit.
-        learned = {field: x for field, x in said.items() if field in OBJECTIVES[name].learned}
-        return registry.settings(OBJECTIVES[name]).model_validate(said | fields | learned)
+        return registry.settings(OBJECTIVES[name]).model_validate(said | fields)
     except pydantic.ValidationError as e:
         first = e.errors()[0]
         field = ".".join(map(str, ("tasks", name, *first["loc"])))

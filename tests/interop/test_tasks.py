@@ -51,6 +51,9 @@ def test_labels_are_those_that_other_programs_read():
     assert (back.labels, back.kind) == (("bad", "middle", "high"), "ordered")
     assert list(read_tasks(PATH, values, ("span",))) == ["question_answering"]
     assert read_tasks(PATH, values, ("masked_lm",)) == {}
+    _, values = written("regression", {"targets": ("a", "b"), "means": (0.0, 0.0), "deviations": (1.0, 1.0)})
+    values["problem_type"] = "single_label_classification"
+    assert list(read_tasks(PATH, values, ("classifier",))) == ["classification"]
 
 
 def test_a_model_that_was_not_fine_tuned_has_no_such_field():
