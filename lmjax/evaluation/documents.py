@@ -20,14 +20,12 @@ import jax
 import numpy as np
 
 from lmjax.errors import DataError, SaveError
-from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import NO_PENALTIES, Batch, Features
+from lmjax.objectives.base import Batch, Features
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel.mesh import to_device
-from lmjax.streams import prng_key
 from lmjax.training.evaluate import EvalSet
-from lmjax.training.forward import forward
+from lmjax.training.forward import evaluation_forward
 
 PyTree = Any
 # By loss sum: the derivatives of its loss, weight and correct (if it has one) by each feature of weights.
@@ -140,14 +138,7 @@ def make_target_step(model: LanguageModel, task: Task) -> Callable[[PyTree, Batc
     def step(params: PyTree, batch: Batch) -> Derivatives:
         def sums(weights: Batch) -> dict[str, tuple[jax.Array, ...]]:
             given = batch | weights
-            passed = forward(
-                model,
-                params,
-                given,
-                key=prng_key(0, "evaluation"),
-                dropout_rates=DropoutRates(),
-                penalties=NO_PENALTIES,
-            )
+            passed = evaluation_forward(model, params, given)
             found = task.losses(passed, given)
             return {name: tuple(x for x in (s.loss, s.weight, s.correct) if x is not None) for name, s in found.items()}
 

@@ -12,8 +12,8 @@ from lmjax.model.groups import DropoutRates
 from lmjax.model.heads.electra import GeneratorHead
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, RouterLoss, auxiliary_sums
-from lmjax.objectives.base import Batch, Forward, LossSum, Penalties
-from lmjax.streams import named_key
+from lmjax.objectives.base import NO_PENALTIES, Batch, Forward, LossSum, Penalties
+from lmjax.streams import named_key, prng_key
 
 PyTree = Any
 
@@ -95,3 +95,9 @@ def forward(
         dropout_rates=dropout_rates,
         dropout_key=key,
     )
+
+
+def evaluation_forward(model: LanguageModel, params: PyTree, batch: Batch) -> ModelForward:
+    """Returns the forward pass of an evaluation, without dropout or penalties; each batch has the same random key."""
+    key = prng_key(0, "evaluation")
+    return forward(model, params, batch, key=key, dropout_rates=DropoutRates(), penalties=NO_PENALTIES)

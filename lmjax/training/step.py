@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import LOSSES, auxiliary_weight
-from lmjax.objectives.base import NO_PENALTIES, Batch, LossSum
+from lmjax.objectives.base import Batch, LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
-from lmjax.streams import named_key, prng_key
-from lmjax.training.forward import ModelForward, forward
+from lmjax.streams import named_key
+from lmjax.training.forward import ModelForward, evaluation_forward, forward
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.microbatches import cached_gradients, microbatches
@@ -212,9 +211,7 @@ def make_eval_step(
     """
 
     def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:
-        passed = forward(
-            model, params, batch, key=prng_key(0, "evaluation"), dropout_rates=DropoutRates(), penalties=NO_PENALTIES
-        )
+        passed = evaluation_forward(model, params, batch)
         num_bytes = {
             name: jnp.sum(jnp.where(weights > 0, token_bytes[targets], 0), dtype=jnp.float32)
             for name, (targets, weights) in task.token_targets(batch).items()
