@@ -14,7 +14,7 @@ from lmjax import __version__, strict_json
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.evaluate_own import check_new, check_own_flags, generation_config, generation_results, own_results
 from lmjax.commands.flags import set_name
-from lmjax.commands.models import named, opened, places, prepare
+from lmjax.commands.models import described, named, opened, places, prepare
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
 from lmjax.data.files import find_files
@@ -42,18 +42,17 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     start, own = time.perf_counter(), None
     first, *others = places(place)
     task = values["task"].value or "perplexity"
-    loaded = None
     if values["task"].value in (None, OWN) and not values["harness"].value:
         # Which columns are read depends on what the model was fine-tuned for.
-        loaded = opened(values, first)
-        if values["task"].value == OWN or loaded.has_task:
-            task, own = OWN, loaded.task
+        known = described(values, first)
+        if values["task"].value == OWN or known.has_task:
+            task, own = OWN, known.task
     if own is None:
         check_own_flags(values, place, others, generating=task == GENERATION)
     generation = generation_config(values, task)
     with phase("reading the data"):
         data = {name: read(task, path, fields, own, values["column_names"].value) for name, path in sets.items()}
-    loaded = loaded or opened(values, first)
+    loaded = opened(values, first)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
             results = _harness(loaded, values, config)

@@ -12,7 +12,7 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase
-from lmjax.runs.trained import load_model, local_folder
+from lmjax.runs.trained import Pretrained, load_model, local_folder, open_pretrained
 
 _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
 
@@ -50,6 +50,11 @@ def prepare() -> None:
     """Sets up malloc and the cache of compiled programs; must be called before the first array is made."""
     keep_freed_memory()
     cache_compilations(DataConfig().cache_path)
+
+
+def described(values: flags.FlagValues, place: str) -> Pretrained:
+    """Returns what is known of a model before its parameters are read: its config, its task and its heads."""
+    return open_pretrained(place, values["step"].value, values["accept_fields"].value)
 
 
 def opened(values: flags.FlagValues, place: str) -> LoadedModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from lmjax.commands.models import named, opened, prepare
+from lmjax.commands.models import described, named, opened, prepare
 from lmjax.commands.prompts import new_file, write_records
 from lmjax.data.files import find_files
 from lmjax.errors import FlagError
@@ -24,13 +24,14 @@ def main(values: flags.FlagValues) -> list[Mapping[str, Any]]:
     find_files(values["data"].value)
     output = new_file(values["output"].value)
     prepare()
-    loaded = opened(values, place)
-    task = loaded.task
+    # Errors in the data are told before the parameters are read.
+    task = described(values, place).task
     with phase("reading the data"):
         names = {"text": values["text_field"].value}
         documents = read_documents(
             values["data"].value, task, gold=False, names=names, header=values["column_names"].value
         )
+    loaded = opened(values, place)
     with phase(f"predicting for {len(documents):,} record(s)"):
         found = predict_documents(loaded, documents, values["batch_size"].value)
     if output is None:

@@ -74,7 +74,7 @@ class LoadedModel:
     @property
     def has_task(self) -> bool:
         """Returns whether the model was fine-tuned for a task on records."""
-        return any(issubclass(OBJECTIVES[name], RecordTask) for name in self.tasks)
+        return has_record_task(self.tasks)
 
     @functools.cached_property
     def task(self) -> RecordTask:
@@ -84,16 +84,7 @@ class LoadedModel:
             FlagError: there is none.
         """
         # One object, because compiled programs are found by the task among their arguments.
-        rooms = (self.length, longest_row(self.config, decoder=self.config.family.causal), _LONGEST)
-        length = min(room for room in rooms if room is not None)
-        for name, settings in self.tasks.items():
-            if issubclass(OBJECTIVES[name], RecordTask):
-                return OBJECTIVES[name](settings, self.tokenizer, self.config.architecture, length, length, 0)
-        known = ", ".join(name for name, objective in OBJECTIVES.items() if issubclass(objective, RecordTask))
-        raise FlagError(
-            f"this {self.config.family.label} was not fine-tuned to predict something for each record; train one "
-            f"with one of --objective={known}"
-        )
+        return record_task(self.tasks, self.tokenizer, self.config, self.length)
 
     @contextlib.contextmanager
     def on_devices(self) -> Iterator[None]:
@@ -321,6 +312,37 @@ def as_list(texts: Texts, name: str) -> list[Text]:
     if not len(texts):
         raise FlagError(f"{name}: is empty; give at least one text")
     return [texts] if isinstance(texts[0], int | np.integer | Mapping) else list(texts)
+
+
+def has_record_task(tasks: Mapping[str, ObjectiveConfig]) -> bool:
+    """Returns whether one of these objectives is a task on records."""
+    return any(issubclass(OBJECTIVES[name], RecordTask) for name in tasks)
+
+
+def record_task(
+    tasks: Mapping[str, ObjectiveConfig], tokenizer: Vocabulary, config: ModelConfig, length: int | None
+) -> RecordTask:
+    """Returns the task on records among the objectives that a model was fine-tuned on.
+
+    Args:
+        tasks: their settings by name.
+        tokenizer: of the model.
+        config: of the model.
+        length: the most tokens in a row that it was trained on; None: not known.
+
+    Raises:
+        FlagError: there is none.
+    """
+    rooms = (length, longest_row(config, decoder=config.family.causal), _LONGEST)
+    length = min(room for room in rooms if room is not None)
+    for name, settings in tasks.items():
+        if issubclass(OBJECTIVES[name], RecordTask):
+            return OBJECTIVES[name](settings, tokenizer, config.architecture, length, length, 0)
+    known = ", ".join(name for name, objective in OBJECTIVES.items() if issubclass(objective, RecordTask))
+    raise FlagError(
+        f"this {config.family.label} was not fine-tuned to predict something for each record; train one with one of "
+        f"--objective={known}"
+    )
 
 
 def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:

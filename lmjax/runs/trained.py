@@ -17,7 +17,7 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import CheckpointError, FlagError
 from lmjax.inference.defaults import GenerationDefaults
-from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.inference.loaded import LoadedModel, PromptFormat, has_record_task, record_task
 from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
 from lmjax.interop.sentence import read_sentence
@@ -31,6 +31,7 @@ from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.nearest import nearest
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
+from lmjax.objectives.records import RecordTask
 from lmjax.objectives.registry import heads, objective_types, usual_objective
 from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
@@ -82,6 +83,16 @@ class Pretrained:
     length: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_task(self) -> bool:
+        """Returns whether the model was fine-tuned for a task on records."""
+        return has_record_task(self.tasks)
+
+    @property
+    def task(self) -> RecordTask:
+        """Returns the task on records that the model was fine-tuned for; raises FlagError if there is none."""
+        return record_task(self.tasks, load_tokenizer(str(self.folder)), self.config, self.length)
 
     @property
     def objective(self) -> str:

@@ -181,12 +181,24 @@ def test_models_of_other_labels_are_not_compared(place, tmp_path):
         run(["evaluate", f"--workdir={place / 'run'},{tmp_path / 'two'}", f"--data={place / 'dev.tsv'}"])
 
 
-def test_an_unknown_label_is_refused_with_its_line(place, tmp_path):
+def _lacking(path):
+    path.write_text("words\nan owl\n")
+    return path
+
+
+def test_an_unknown_label_is_refused_with_its_line(place, tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("the parameters are read, although the data cannot be used")
+
+    # Reading the parameters of a large model takes minutes.
+    monkeypatch.setattr("lmjax.commands.models.load_model", load)
     data = written(tmp_path / "x.tsv", [ROWS[0], ("a fly", "insect")])
     with pytest.raises(DataError, match=r"x.tsv:3: 'label' is 'insect'; the known ones are 7, animal, plant"):
         run(["evaluate", f"--workdir={place / 'run'}", f"--data={data}"])
     with pytest.raises(FlagError, match="was not fine-tuned to predict something for each record"):
         run(["predict", f"--workdir={place / 'pre'}", f"--data={data}"])
+    with pytest.raises(DataError, match=r"y.tsv:1: no 'text' among the fields"):
+        run(["predict", f"--workdir={place / 'run'}", f"--data={_lacking(tmp_path / 'y.tsv')}"])
     with pytest.raises(FlagError, match="is not a record"):
         evaluate(load_model(place / "run"), ["a text"], task="own")
 
