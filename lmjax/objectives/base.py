@@ -175,6 +175,8 @@ class Objective(abc.ABC):
         rows_for: objectives that use the rows of this one if both are trained; its rate is then that of both.
         shares_logits: whether it predicts with the vocabulary logits of the model's own hidden states.
         predicts_at: the feature with the positions of these predictions; None if it predicts at all positions.
+        unmasks: whether a trained encoder writes text, by replacing masks step by step, and scores it by a bound on its
+            likelihood.
         num_types: number of type ids, which tell the texts of a row apart; 0 for none.
         compares_rows: whether its loss compares rows of the whole batch, so that it is no sum over microbatches. It
             then has `representations` and `compared`, not `losses`, and a step over microbatches calls the first twice
@@ -203,6 +205,7 @@ class Objective(abc.ABC):
     rows_for: ClassVar[tuple[type[Objective], ...]] = ()
     shares_logits: ClassVar[bool] = False
     predicts_at: ClassVar[str | None] = None
+    unmasks: ClassVar[bool] = False
     num_types: ClassVar[int] = 0
     compares_rows: ClassVar[bool] = False
     nano: ClassVar[Mapping[str, NanoRun]] = {

@@ -55,21 +55,12 @@ class FullSentences(PackedPieces, Rows):
         return side(pieces, self.length, self.pad_id)
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedLM(TokenPrediction):
-    """Predicts the original tokens at masked positions."""
+class MaskedText(TokenPrediction):
+    """An objective of encoders that masks text tokens of packed texts and predicts them."""
 
-    config: MaskedLMConfig
-    name: ClassVar[str] = "mlm"
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
-    usual_for: ClassVar[tuple[str, ...]] = ("encoder",)
     heads: ClassVar[tuple[str, ...]] = ("masked_lm",)
     predicts_at: ClassVar[str | None] = "prediction_positions"
-
-    @property
-    def predictions(self) -> int:
-        """Returns the number of predictions in a row, filled or not."""
-        return max(1, math.ceil(self.length * self.config.mask_rate))
 
     def rows(self, store: Store, seed: int) -> FullSentences:
         """Returns packed pieces of documents; [CLS] and [SEP] count in the length of each piece."""
@@ -77,13 +68,30 @@ class MaskedLM(TokenPrediction):
         t = self.tokenizer
         return FullSentences(store, plan, self.length, t.pad_id, t.cls_id, t.sep_id)
 
+    def maskable(self, features: Features) -> np.ndarray:
+        """Returns the positions of a row's text tokens, int64, in ascending order."""
+        return np.flatnonzero(self.tokenizer.is_text[features["tokens"]] & (features["segment_ids"] > 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(MaskedText):
+    """Predicts the original tokens at masked positions."""
+
+    config: MaskedLMConfig
+    name: ClassVar[str] = "mlm"
+    usual_for: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    @property
+    def predictions(self) -> int:
+        """Returns the number of predictions in a row, filled or not."""
+        return max(1, math.ceil(self.length * self.config.mask_rate))
+
     def transform(self, features: Features, rng: np.random.Generator) -> Features:
         """Returns the features with masked `tokens`, and `prediction_positions`, `targets`, `weights` `[predictions]`.
 
         Predictions that a short row does not need have weight 0 and position 0.
         """
-        tokens = features["tokens"]
-        maskable = np.flatnonzero(self.tokenizer.is_text[tokens] & (features["segment_ids"] > 0))
+        tokens, maskable = features["tokens"], self.maskable(features)
         # Random rounding, so that the expected share of masked tokens is exact on short rows too.
         wanted = min(int(len(maskable) * self.config.mask_rate + rng.random()), self.predictions)
         if self.config.whole_word:

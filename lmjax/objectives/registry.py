@@ -4,6 +4,7 @@ import importlib
 import typing
 
 from lmjax.errors import FlagError
+from lmjax.model.traits import FAMILIES
 from lmjax.nearest import choose
 from lmjax.objectives.base import Objective, ObjectiveConfig
 
@@ -19,6 +20,7 @@ CLASSES = (
     "infilling.Infilling",
     "sentence_order.SentenceOrder",
     "replaced_token.ReplacedToken",
+    "masked_diffusion.MaskedDiffusion",
     "classification.Classification",
     "text_to_text.TextToText",
     "tagging.Tagging",
@@ -78,9 +80,11 @@ def objective_types(names: tuple[str, ...]) -> tuple[type[Objective], ...]:
     if len(reads) > 1:
         said = " and ".join(f"{name} reads {documents}" for documents, name in reads.items())
         raise FlagError(f"{flag}: {said}; train one of them")
+    vocabulary = {head for family in FAMILIES.values() for head in family.vocabulary_heads}
     for number, one in enumerate(types):
         for other in types[number + 1 :]:
-            if set(one.heads) & set(other.heads):
+            # A head over the vocabulary has the tokens as its labels, whatever it is trained on.
+            if set(one.heads) & set(other.heads) - vocabulary:
                 raise FlagError(
                     f"{flag}: {one.name} and {other.name} train the same head on different labels; leave one out"
                 )

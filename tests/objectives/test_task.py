@@ -27,6 +27,7 @@ LENGTH, TARGET_LENGTH = 24, 16
 MIXTURES = (
     "next_token,prefix_lm,denoise",
     "mlm,nsp,rtd",
+    "mlm,masked_diffusion",
     "span_corruption,prefix_lm,infilling",
 )
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]

@@ -28,6 +28,7 @@ RUNS = {
     "denoise": {"model__architecture": "decoder"},
     "mlm,nsp": {},
     "rtd": {},
+    "masked_diffusion": {},
     "span_corruption": {"evaluation__batches": 100},
     "next_token,prefix_lm": {},
     "classification": LABELLED,
