@@ -113,6 +113,11 @@ class Config(Schema):
                     f"--config.batch_size={size} is not divisible by "
                     f"--config.accumulation={self.accumulation}; take a multiple"
                 )
+        if model.mup.width is not None and not self.optimizer.rule.elementwise:
+            raise FlagError(
+                f"--config.model.mup.width={model.mup.width} with --optimizer={self.optimizer.name}: the learning "
+                "rates of muP are those of adam, adamw and lion; take one of them, or leave mup.width out"
+            )
         if self.epochs is not None and self.minutes is not None:
             raise FlagError(f"--epochs={self.epochs} and --minutes={self.minutes}: either ends the run; give one")
         first = objective_types(task.objective)[0]

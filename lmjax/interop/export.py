@@ -29,6 +29,8 @@ from lmjax.paths import is_free, new_folder
 _NOT_OF_THE_FUNCTION = {
     "initializer",
     "init_std",
+    # The factor on the logits is added below, and score_scale has that on the scores.
+    "mup",
     "dropout",
     "scan_layers",
     "remat",
@@ -54,6 +56,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding.dim": config.table_dim}
     values |= {"attention.scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
     values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
+    values["mup.width"] = config.mup.width if config.head.tied and config.width_factor != 1 else None
     unused = (scheme for scheme in SCHEMES.values() if scheme not in config.schemes)
     values |= dict.fromkeys(field for scheme in unused for field in scheme.fields)
     if values["rope"]:

@@ -14,6 +14,7 @@ from lmjax.model.groups import (
     EmbeddingConfig,
     HeadConfig,
     MoEConfig,
+    MupConfig,
     RelativeConfig,
     RopeConfig,
 )
@@ -129,6 +130,8 @@ class ModelConfig(Schema):
     )
     init_std: float = Field(0.02, gt=0, description="Deviation of the (truncated) normal and scaled initializers.")
 
+    mup: MupConfig = Field(MupConfig(), description="Maximal update parametrisation.")
+
     scan_layers: bool = Field(True, description="Compile one layer and scan over it; off: compile every layer.")
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="What the backward pass recomputes: nothing; all but matrix products; whole layers."
@@ -174,8 +177,40 @@ class ModelConfig(Schema):
 
     @property
     def score_scale(self) -> float:
-        """The factor on the attention scores."""
-        return self.width_of_head**-0.5 if self.attention.scale is None else self.attention.scale
+        """The factor on the attention scores; with muP that of the base, times its head's width over this one's."""
+        return self._base_score_scale * self._base_width_of_head / self.width_of_head
+
+    @property
+    def _base_score_scale(self) -> float:
+        return self._base_width_of_head**-0.5 if self.attention.scale is None else self.attention.scale
+
+    @property
+    def _base_width_of_head(self) -> int:
+        return self.mup.head_dim or self.width_of_head
+
+    @property
+    def width_factor(self) -> float:
+        """How many times as wide as muP's base the model is; 1 without muP."""
+        return 1.0 if self.mup.width is None else self.embed_dim / self.mup.width
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on the logits of the vocabulary.
+
+        With muP the logits of a tied table, whose entries do not shrink with the width, are divided by it and not by
+        its root.
+        """
+        tied = 1 / self._table_factor if self.head.tied else 1.0
+        return self.base_table_dim**-0.5 * tied if self.head.scale else tied
+
+    @property
+    def _table_factor(self) -> float:
+        return 1.0 if self.factorised else self.width_factor
+
+    @property
+    def base_table_dim(self) -> float:
+        """The width of the embedding tables in muP's base; without muP, that of the model."""
+        return self.table_dim / self._table_factor
 
     @property
     def table_dim(self) -> int:
@@ -218,15 +253,15 @@ class ModelConfig(Schema):
         if self.initializer not in ("fan_in", "xavier"):
             return self.init_std
         small = self.embedding.scale or (self.head.tied and not self.head.scale) or self.initializer == "xavier"
-        return self.table_dim**-0.5 if small else 1.0
+        return self.base_table_dim**-0.5 if small else 1.0
 
     @property
     def query_init_scale(self) -> float:
-        """The factor on the initial query kernel; with `fan_in` it is head_dim**-0.5 / score_scale.
+        """The factor on the initial query kernel; with `fan_in` it is head_dim**-0.5 / score_scale, of muP's base.
 
         T5 does not scale its scores, and has the factor head_dim**-0.5 in the initial query kernel instead.
         """
-        return self.width_of_head**-0.5 / self.score_scale if self.initializer == "fan_in" else 1.0
+        return self._base_width_of_head**-0.5 / self._base_score_scale if self.initializer == "fan_in" else 1.0
 
     @property
     def least_parameters(self) -> int:
@@ -286,6 +321,7 @@ class ModelConfig(Schema):
             "num_kv_heads": None if self.num_kv_heads is None else math.gcd(heads, max(1, round(self.kv_heads * size))),
             "mlp_dim": max(1, round(self.mlp_dim * size)),
             "embedding.dim": self.table_dim,
+            "mup.width": self.mup.width and self.mup.width * size,
             "head.tied": True,
             "moe": MoEConfig(),
         }

@@ -44,7 +44,7 @@ class InputEmbedding(nn.Module):
         config, tokens = self.config, batch["tokens"]
         x = self.table(tokens)
         if config.embedding.scale:
-            x *= config.table_dim**0.5
+            x *= config.base_table_dim**0.5
         if (added := config.scheme(self.decoder).embed(config, positions)) is not None:
             x += added.astype(x.dtype)
         if config.embedding.types:

@@ -167,6 +167,28 @@ class MoEConfig(Schema):
         return self
 
 
+class MupConfig(Schema):
+    """Maximal update parametrisation: what was tuned on a narrow model holds on a wide one (Yang et al. 2022, muP).
+
+    arXiv:2203.03466, table 3. A model of the base's width has the standard parametrisation. In one that is m times as
+    wide, kernels inside the model start with 1 / sqrt(m) of the deviation and those whose outputs do not grow with the
+    width with 1 / m, kernels have 1 / m of the learning rate of Adam or Lion, logits of a tied table are divided by m,
+    and attention scores by the width of a head instead of its root. Tables, biases and norms stay as they are. All
+    widths, such as mlp_dim, must grow by the same factor.
+    """
+
+    width: float | None = Field(
+        None, gt=0, description="embed_dim of the base model; None: the standard parametrisation at every width."
+    )
+    head_dim: int | None = Field(None, gt=0, description="Width of a head of the base model; None: this model's.")
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.head_dim is not None and self.width is None:
+            raise ValueError(f"head_dim={self.head_dim} is of the base model, which width=None says there is not")
+        return self
+
+
 class EmbeddingConfig(Schema):
     """The input embeddings."""
 

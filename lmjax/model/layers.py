@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -31,6 +31,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swiglu": jax.nn.silu,
     "reglu": jax.nn.relu,
 }
+
+
+# Names of the axes that grow with the width of the model.
+_WIDE = frozenset({"embed", "heads", "kv_heads", "head_dim", "mlp"})
+
+
+def mup_init(config: ModelConfig, inputs: Sequence[str], outputs: Sequence[str]) -> float:
+    """Returns muP's factor on an initial kernel, given the names of its axes (Yang et al. 2022, table 3).
+
+    The deviation of a kernel whose inputs grow with the width falls with the root of the width, and with the width
+    itself if its outputs do not grow. `fan_in` and `xavier` contain the root already.
+    """
+    if _WIDE.isdisjoint(inputs):
+        return 1.0
+    power = (0.0 if config.initializer in ("fan_in", "xavier") else 0.5) + (0.5 if _WIDE.isdisjoint(outputs) else 0.0)
+    return config.width_factor**-power
 
 
 def kernel_init(
@@ -130,7 +146,8 @@ class Dense(nn.Module):
         config = self.config
         dims = len(self.axes) - len(self.features)
         inputs = x.shape[x.ndim - dims :]
-        init = kernel_init(config, math.prod(inputs), math.prod(self.features), self.init_scale)
+        scale = self.init_scale * mup_init(config, self.axes[:dims], self.axes[dims:])
+        init = kernel_init(config, math.prod(inputs), math.prod(self.features), scale)
         kernel = parameter(self, "kernel", init, self.axes, (*inputs, *self.features), config.param_dtype)
         y = dot(x.astype(config.dtype), kernel, dims, self.out_dtype)
         if self.name in config.biases if self.use_bias is None else self.use_bias:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import MoEConfig
-from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init
+from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init, mup_init
 from lmjax.model.parameters import parameter
 
 # The Flax collection, beside "params", to which a forward pass writes the router's losses.
@@ -53,7 +53,8 @@ class ExpertKernels(nn.Module):
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array | None]:
         """Returns kernels `[experts, inputs, features]`, and biases `[experts, features]` or None."""
         config, experts = self.config, self.config.moe.num_experts
-        init, shape = kernel_init(config, inputs, self.features, self.init_scale), (experts, inputs, self.features)
+        scale = self.init_scale * mup_init(config, self.axes[:1], self.axes[1:])
+        init, shape = kernel_init(config, inputs, self.features, scale), (experts, inputs, self.features)
         kernels = parameter(self, "kernel", init, ("experts", *self.axes), shape, config.param_dtype)
         if self.name not in config.biases:
             return kernels.astype(config.dtype), None

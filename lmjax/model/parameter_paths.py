@@ -97,6 +97,11 @@ def is_hidden_matrix(names: Names) -> bool:
     return layer_of(names) is not None and names[-1] == "kernel" and "router" not in names
 
 
+def shrinks_with_width(names: Names) -> bool:
+    """Returns whether muP lowers a parameter's learning rate in a wider model: a kernel whose inputs grow with it."""
+    return names[-1] == "kernel" and "project_in" not in names
+
+
 def matrix_shape(names: Names, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Returns a kernel's shape as `[matrices, inputs, outputs]`.
 

@@ -104,6 +104,7 @@ def hyperparameters(config: Config) -> Hyperparameters:
         dropout=config.model.dropout.rates(),
         loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
         penalties=config.task.penalties(),
+        width_factor=None if config.model.mup.width is None else config.model.width_factor,
     )
 
 

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.errors import FlagError
-from lmjax.model.parameter_paths import BELOW_LAYERS, is_bias_table, is_matrix, layer_of, map_named, names_of
+from lmjax.model.parameter_paths import (
+    BELOW_LAYERS,
+    is_bias_table,
+    is_matrix,
+    layer_of,
+    map_named,
+    names_of,
+    shrinks_with_width,
+)
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 
 PyTree = Any
@@ -64,12 +72,17 @@ def rate_factors(config: OptimizerConfig, h: Hyperparameters, tree: PyTree) -> P
     biases on attention scores that all layers share get the factor of the lowest layer (Howard and Ruder 2018,
     arXiv:1801.06146, section 3.2; Clark et al. 2020, arXiv:2003.10555, section 3.4, whose code treats the projection
     of small embeddings like the embeddings).
+
+    With muP, kernels have the factor 1 / m in a model that is m times as wide as its base (Yang et al. 2022,
+    arXiv:2203.03466, table 3).
     """
     counts = _layer_counts(tree)
 
     def factor(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         group = _group(config, names)
         result = jnp.ones(()) if group is None else h.optimizer.group_factors[group]
+        if h.width_factor is not None and shrinks_with_width(names):
+            result = result / h.width_factor
         if config.layer_decay == 1:
             return result
         return result * h.optimizer.layer_decay ** _depth(names, leaf, counts)

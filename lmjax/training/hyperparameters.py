@@ -205,6 +205,7 @@ class Hyperparameters(struct.PyTreeNode):
         dropout: the dropout rates.
         loss_weights: weight of every objective in the loss.
         penalties: the terms added to the cross entropy.
+        width_factor: how many times as wide as muP's base the model is; None: the standard parametrisation.
     """
 
     optimizer: Any
@@ -212,6 +213,7 @@ class Hyperparameters(struct.PyTreeNode):
     dropout: DropoutRates
     loss_weights: dict[str, jax.Array]
     penalties: Penalties
+    width_factor: jax.Array | None = None
 
     @classmethod
     def build(
@@ -222,7 +224,8 @@ class Hyperparameters(struct.PyTreeNode):
         dropout: DropoutRates,
         loss_weights: dict[str, float],
         penalties: Penalties = NO_PENALTIES,
+        width_factor: float | None = None,
     ) -> Hyperparameters:
         """Returns the numbers of a config as float32 arrays."""
         optimizer = numbers(config).replace(warmup_steps=config.warmup(steps))
-        return jax.tree.map(_as_float32, cls(optimizer, steps, dropout, loss_weights, penalties))
+        return jax.tree.map(_as_float32, cls(optimizer, steps, dropout, loss_weights, penalties, width_factor))

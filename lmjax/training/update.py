@@ -55,7 +55,7 @@ def make_optimizer(
     decay = optax.add_decayed_weights(h.optimizer.weight_decay, mask=decay_mask)
     parts = [] if h.optimizer.clip_norm is None else [optax.clip_by_global_norm(h.optimizer.clip_norm)]
     parts += [rule.direction(own), decay] if decoupled else [decay, rule.direction(own)]
-    if config.group_patterns or config.layer_decay != 1:
+    if config.group_patterns or config.layer_decay != 1 or h.width_factor is not None:
         parts.append(optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, rate_factors(config, h, u))))
     optimizer = rule.wrapped(own, optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
     if 0 in config.group_factors:

@@ -58,8 +58,8 @@ class VocabularyHead(Head):
         elif config.head.tied and config.factorised:
             x = self.project_out(x)
         logits = self.table.attend(x) if config.head.tied else self.output(x)
-        if config.head.scale:
-            logits *= config.table_dim**-0.5
+        if config.logit_scale != 1:
+            logits *= config.logit_scale
         if config.head.bias:
             logits += align(self.output_bias.astype(jnp.float32), logits)
         if config.head.softcap is not None:

@@ -68,7 +68,7 @@ class RelativeBias(nn.Module):
         config = self.config
         shape = (config.relative.buckets, config.num_heads)
         # The bias is initialised like a kernel with `embed_dim` inputs, as T5's.
-        init = kernel_init(config, config.embed_dim, config.num_heads)
+        init = kernel_init(config, round(config.embed_dim / config.width_factor), config.num_heads)
         self.table = parameter(self, "table", init, ("buckets", "heads"), shape, config.param_dtype)
 
     def __call__(self, query_length: int, key_length: int) -> jax.Array:

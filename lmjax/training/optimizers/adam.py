@@ -13,6 +13,8 @@ from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, Transf
 class AdamW(OptimizerWithMoments):
     """Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2."""
 
+    elementwise: ClassVar[bool] = True
+
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")

@@ -21,11 +21,14 @@ class Optimizer(Schema):
     Attributes:
         decay_in_gradient: whether weight decay is added to the gradient (L2) if `decoupled` is None.
         schedules: the only schedules that it can be used with; empty: all.
+        elementwise: whether the size of an update is that of the learning rate whatever the gradient's size is, element
+            by element, as muP's factors for Adam require.
         static: names of numeric fields that determine shapes or the program, and so are constants of the program.
     """
 
     decay_in_gradient: ClassVar[bool] = False
     schedules: ClassVar[tuple[str, ...]] = ()
+    elementwise: ClassVar[bool] = False
     static: ClassVar[tuple[str, ...]] = ()
 
     def direction(self, h: Numbers) -> Transformation:

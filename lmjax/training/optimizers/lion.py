@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import optax
 from pydantic import Field
 
@@ -10,6 +12,8 @@ from lmjax.training.optimizers.base import Numbers, OptimizerWithMoments, Transf
 
 class Lion(OptimizerWithMoments):
     """Chen et al. 2023, arXiv:2302.06675, algorithm 2."""
+
+    elementwise: ClassVar[bool] = True
 
     beta1: float = Field(0.9, ge=0, lt=1, description="weight of the average in the update; the gradient has the rest")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the average of gradients")

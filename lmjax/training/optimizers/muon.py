@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,6 +20,8 @@ class Muon(AdamW):
     The root mean square of an update is `rms` whatever the matrix's shape (Liu et al. 2025, arXiv:2502.16982,
     section 2.2), so both kinds of parameters can have the same learning rate and decay.
     """
+
+    elementwise: ClassVar[bool] = False
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment; not for layers' kernels")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment; not for layers' kernels")
