@@ -147,13 +147,15 @@ def test_what_cannot_work_is_refused_in_words(overrides, words):
     ("objective", "name"),
     [
         *((name, "z_loss") for name in ("regression", "embedding", "nsp")),
+        *((name, "r_drop") for name in ("nsp", "embedding", "rtd")),
         *((name, "label_smoothing") for name in ("regression", "embedding", "question_answering", "multiple_choice")),
     ],
 )
 def test_a_penalty_that_no_loss_takes_is_refused(objective, name):
     with pytest.raises(FlagError, match=rf"task.{name}=0.1: the loss of {objective} does not take it; leave it out"):
         resolve(objective=(objective,), overrides={f"task.{name}": "0.1"})
-    assert resolve(objective=("mlm", "nsp"), overrides={f"task.{name}": "0.1"})
+    dropout = {"model.dropout.residual": "0.1"}
+    assert resolve(objective=("mlm", "nsp"), overrides={f"task.{name}": "0.1"} | dropout)
     with pytest.raises(FlagError, match=r"z_loss=0.1: the loss of classification does not take it"):
         resolve(objective=("classification",), overrides={"task.z_loss": "0.1", "task.classification.kind": "multiple"})
 

@@ -54,7 +54,7 @@ class LossSum(struct.PyTreeNode):
         weight: float32 scalar, the sum of the weights (for 0/1 weights, the number of predictions).
         correct: float32 scalar, the weighted number of predictions whose most likely class (the first, if several are
             equally likely) is the target; None for a loss without predictions.
-        penalty: float32 scalar, what z-loss and label smoothing add to `loss` in training.
+        penalty: float32 scalar, what z-loss, label smoothing and R-Drop add to `loss` in training.
     """
 
     loss: jax.Array
@@ -68,7 +68,7 @@ class LossSum(struct.PyTreeNode):
 
 
 class Penalties(struct.PyTreeNode):
-    """What training adds to the cross entropy over the vocabulary: float32 scalars, None where nothing is added.
+    """What training adds to the cross entropy: float32 scalars, None where nothing is added.
 
     They are traced arrays, so a new value does not compile the step again.
 
@@ -77,10 +77,12 @@ class Penalties(struct.PyTreeNode):
             section 5), which keeps the logits from drifting away from zero.
         label_smoothing: share of the target's probability that is spread evenly over all ids of the tokenizer (Szegedy
             et al. 2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
+        r_drop: weight of the divergence between two passes with different dropout (`lmjax.objectives.r_drop`).
     """
 
     z_loss: jax.Array | None = None
     label_smoothing: jax.Array | None = None
+    r_drop: jax.Array | None = None
 
 
 NO_PENALTIES = Penalties()
@@ -93,7 +95,7 @@ class Forward(abc.ABC):
     Attributes:
         batch: the batch that `hidden` is computed from.
         key: random key for what an objective samples on the device.
-        penalties: what is added to the cross entropy over the vocabulary.
+        penalties: what is added to the cross entropy.
     """
 
     batch: Batch
@@ -104,6 +106,11 @@ class Forward(abc.ABC):
     def hidden(self) -> jax.Array:
         """Returns `[batch, length, embed]`, the final states (the decoder's if there is one), computed only once."""
         return self.states(self.batch)
+
+    @property
+    @abc.abstractmethod
+    def again(self) -> Forward:
+        """Returns a second pass over the same batch, with other dropout masks; always the same one."""
 
     @abc.abstractmethod
     def states(self, batch: Batch) -> jax.Array:
@@ -233,7 +240,9 @@ class Objective(abc.ABC):
     def penalised_by(cls, config: Any) -> tuple[str, ...]:
         """Returns which fields of `Penalties` its losses take; a penalty that no loss of a run takes is refused."""
         del config
-        return tuple(field.name for field in dataclasses.fields(Penalties))
+        # R-Drop needs to know how far apart two predictions are.
+        without = () if cls.divergences is not Objective.divergences else ("r_drop",)
+        return tuple(field.name for field in dataclasses.fields(Penalties) if field.name not in without)
 
     @classmethod
     def encoder(cls, config: Any, tokenizer: Tokenizer) -> Encoder | None:
@@ -295,6 +304,13 @@ class Objective(abc.ABC):
         """Returns the loss sums over `batch` by name: the objective's own, and those of models trained with it."""
         assert self.compares_rows, f"{self.name} has no losses"
         return self.compared(self.representations(forward, batch), batch)
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns by the name of its losses how far the predictions of two passes are apart, summed like the losses.
+
+        R-Drop adds it. An objective without this method does not take `task.r_drop`.
+        """
+        raise NotImplementedError
 
     def representations(self, forward: Forward, batch: Batch) -> Any:
         """Returns float32 arrays `[rows, ...]`, of which each row depends on this row of the batch alone."""

@@ -26,6 +26,7 @@ from lmjax.data.store import Store
 from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import class_loss, labels_loss, shares_loss
+from lmjax.objectives.r_drop import binary_divergence, class_divergence
 from lmjax.objectives.records import Prediction, TokenRecord, in_order
 from lmjax.objectives.text_task import TextTask
 
@@ -137,8 +138,8 @@ class Classification(TextTask):
 
     @classmethod
     def penalised_by(cls, config: ClassificationConfig) -> tuple[str, ...]:
-        """Returns both penalties; the z-loss is for a softmax, which several labels do not have."""
-        return ("label_smoothing",) if config.kind == "multiple" else super().penalised_by(config)
+        """Returns all penalties; the z-loss is for a softmax, which several labels do not have."""
+        return ("label_smoothing", "r_drop") if config.kind == "multiple" else super().penalised_by(config)
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:
@@ -182,6 +183,16 @@ class Classification(TextTask):
         else:
             found = class_loss(logits, labels, weights, forward.penalties)
         return {self.name: found}
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sums over the records, with the class weights of the losses."""
+        first, second = self.logits(forward), self.logits(other)
+        labels, weights = batch["labels"], batch["label_weights"]
+        factors = jnp.array(self.config.class_weights or (1.0,) * len(self.config.labels), jnp.float32)
+        if self.several:
+            own = weights[:, None] * jnp.where(labels > 0, factors[None], 1.0)
+            return {self.name: binary_divergence(first, second, own)}
+        return {self.name: class_divergence(first, second, weights * factors[labels])}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the labels or, with kind=multiple, their logits, `[batch, labels]`."""

@@ -19,6 +19,7 @@ from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.r_drop import class_divergence
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import joined, pad, rooms, side
 from lmjax.objectives.text_task import TextTask
@@ -79,9 +80,9 @@ class MultipleChoice(RecordTask):
 
     @classmethod
     def penalised_by(cls, config: MultipleChoiceConfig) -> tuple[str, ...]:
-        """Returns z-loss alone: a smoothed label would spread over the choices that a record does not have."""
+        """Returns no label smoothing: it would spread over the choices that a record does not have."""
         del config
-        return ("z_loss",)
+        return ("z_loss", "r_drop")
 
     def prompt_format(self) -> PromptFormat:
         """Returns the ids around texts; without a template of its own an encoder-decoder ends each with EOS."""
@@ -148,6 +149,11 @@ class MultipleChoice(RecordTask):
         """Returns the cross-entropy sums over the choices of each record."""
         scores, penalties = self._scores(forward, batch), forward.penalties.replace(label_smoothing=None)
         return {self.name: class_loss(scores, batch["labels"], batch["label_weights"], penalties)}
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sums over the records."""
+        first, second = self._scores(forward, batch), self._scores(other, batch)
+        return {self.name: class_divergence(first, second, batch["label_weights"])}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the choices, `[batch, most choices]`."""

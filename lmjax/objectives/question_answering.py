@@ -20,6 +20,7 @@ from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveCo
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.r_drop import class_divergence
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import pad
 
@@ -99,9 +100,9 @@ class QuestionAnswering(RecordTask):
 
     @classmethod
     def penalised_by(cls, config: QuestionAnsweringConfig) -> tuple[str, ...]:
-        """Returns z-loss alone: a smoothed label would spread over the positions that no answer can have."""
+        """Returns no label smoothing: it would spread over the positions that no answer can have."""
         del config
-        return ("z_loss",)
+        return ("z_loss", "r_drop")
 
     @functools.cached_property
     def _contexts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -187,6 +188,11 @@ class QuestionAnswering(RecordTask):
         start, end = self._logits(forward, batch)
         return {self.name: class_loss(start, batch["first"], half, penalties)
                 + class_loss(end, batch["last"], half, penalties)}  # fmt: skip
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the mean of the sums of start and end over the rows."""
+        pairs = zip(self._logits(forward, batch), self._logits(other, batch), strict=True)
+        return {self.name: sum(class_divergence(one, two, batch["span_weights"] / 2) for one, two in pairs)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the logits of start and end, `[batch, length]`."""

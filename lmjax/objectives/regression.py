@@ -14,6 +14,7 @@ from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.losses import squared_loss
+from lmjax.objectives.r_drop import squared_divergence
 from lmjax.objectives.records import Prediction, TokenRecord
 from lmjax.objectives.text_task import SECOND, TEXT, TextTask
 
@@ -94,9 +95,9 @@ class Regression(TextTask):
 
     @classmethod
     def penalised_by(cls, config: RegressionConfig) -> tuple[str, ...]:
-        """Returns none: there are no probabilities."""
+        """Returns R-Drop alone: there are no probabilities."""
         del config
-        return ()
+        return ("r_drop",)
 
     def targets(self, record: TokenRecord, rows: Sequence[Features]) -> list[Features]:
         """Returns the standardised targets, float32 `[targets]`, and the weight 1 of the record."""
@@ -108,6 +109,10 @@ class Regression(TextTask):
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the sums of squared errors of standardised targets."""
         return {self.name: squared_loss(self.logits(forward), batch["scores"], batch["label_weights"])}
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sums of squared differences of standardised predictions."""
+        return {self.name: squared_divergence(self.logits(forward), self.logits(other), batch["label_weights"])}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the predicted standardised targets, `[batch, targets]`."""

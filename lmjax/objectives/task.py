@@ -17,6 +17,7 @@ from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError, FlagError
+from lmjax.objectives import r_drop
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, Penalties, Rows
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.registry import (
@@ -40,7 +41,7 @@ class TaskSettings(Schema):
         penalty_fields: the fields that only `penalties` reads, so that they are traced.
     """
 
-    penalty_fields: ClassVar[tuple[str, ...]] = ("z_loss", "label_smoothing")
+    penalty_fields: ClassVar[tuple[str, ...]] = ("z_loss", "label_smoothing", "r_drop")
 
     objective: tuple[str, ...] = Field(
         DEFAULT,
@@ -55,6 +56,12 @@ class TaskSettings(Schema):
     vocab_chunk: int = Field(0, ge=0, description="positions of a row whose logits exist at the same time; 0: all")
     z_loss: float = Field(0.0, ge=0, description="training adds this times log(softmax's denominator)**2; PaLM's: 1e-4")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that training gives to all tokens")
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="R-Drop (Liang et al. 2021): two passes a step with different dropout, and this weight on the "
+        "divergence of their predictions (theirs: 0.1 to 5); 0: one pass",
+    )
 
     def default_target_length(self) -> int:
         """Returns the tokens in a decoder's row: `target_length`, or else what the longest targets need."""
@@ -274,13 +281,13 @@ class Task:
             if objective.shares_logits:
                 predicting.append((objective, part))
             else:
-                sums |= objective.losses(forward, part)
+                sums |= r_drop.losses(objective, forward, part)
         if predicting:
             # `objective_types` checks that all of them predict at the same positions, so the logits of one pass are
             # enough for all.
             first = predicting[0][0]
             weights = jnp.stack([part["weights"] for _, part in predicting], axis=-1)
-            together = first.losses(forward, {**batch, "weights": weights})[first.name]
+            together = r_drop.losses(first, forward, {**batch, "weights": weights})[first.name]
             sums |= {o.name: jax.tree.map(lambda x, i=i: x[i], together) for i, (o, _) in enumerate(predicting)}
         return sums
 

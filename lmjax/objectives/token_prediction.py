@@ -14,6 +14,7 @@ from lmjax.data.store import Store
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
+from lmjax.objectives.r_drop import vocab_divergence
 from lmjax.objectives.rows import source_target
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ class TokenPrediction(Objective):
             num_ids=self.tokenizer.vocab_size,
         )
         return {self.name: sums}
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the sums over the targets of the divergence of the vocabulary's distributions."""
+        first, second = (self.predicting(each.hidden, batch) for each in (forward, other))
+        return {self.name: vocab_divergence(first, second, forward.logits, batch["weights"], chunk=self.vocab_chunk)}
 
     def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
         """Returns `[batch, targets, embed]`: the states at the predicted positions of `[batch, length, embed]`."""

@@ -93,7 +93,8 @@ class Run:
         """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions."""
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
-        return float(train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
+        passes = 2 if self.config.task.r_drop else 1
+        return float(passes * train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
 
 
 def hyperparameters(config: Config) -> Hyperparameters:

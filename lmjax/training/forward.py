@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -38,6 +39,11 @@ class ModelForward(Forward):
     dropout_key: jax.Array
     within: str | None = None
     passes: list[dict[str, RouterLoss]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def again(self) -> ModelForward:
+        """Returns a second pass with other dropout masks; both record passes in one list."""
+        return dataclasses.replace(self, dropout_key=named_key(self.dropout_key, "second pass"))
 
     def states(self, batch: Batch) -> jax.Array:
         """Returns the final states of a batch, `[batch, length, embed]`."""

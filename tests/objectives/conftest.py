@@ -1,6 +1,7 @@
 """Fixtures for the tests of objectives: a tokenizer of single characters, stores of given texts, and tasks."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -112,11 +113,23 @@ class ToyForward(Forward):
         outputs: "states", "logits", and those of heads; the names of a submodel's outputs begin with its name.
         calls: name and argument of each output that was used.
         within: the prefix of the names.
+        second: what a second pass adds to the states, as other dropout masks change them; None: a multiple of them.
     """
 
     outputs: dict
     calls: list = dataclasses.field(default_factory=list)
     within: str = ""
+    second: jax.Array | None = None
+
+    @functools.cached_property
+    def again(self):
+        states, added = self.outputs["states"], self.second
+
+        def change(x):
+            return x * (1.5 + jnp.arange(x.shape[1]))[None, :, None] if added is None else x + added
+
+        moved = (lambda batch: change(states(batch))) if callable(states) else change(states)
+        return dataclasses.replace(self, outputs={**self.outputs, "states": moved})
 
     def _call(self, name, argument):
         self.calls.append((f"{self.within}{name}", argument))

@@ -247,7 +247,7 @@ def test_penalties_are_those_that_the_objective_takes(case, rng_of, toy_forward)
     # One row of each source: penalties of opposite labels may cancel.
     batch = {name: array[::2] for name, array in padded_batch(examples, rng_of).items()}
     taken = {n for o in examples.task.objectives for n in o.penalised_by(o.config)}
-    for name in ("z_loss", "label_smoothing"):
+    for name in ("z_loss", "label_smoothing", "r_drop"):
         passed = toy_forward(batch)
         passed.penalties = Penalties(**{name: jnp.float32(0.1)})
         sums = examples.task.losses(passed, batch)

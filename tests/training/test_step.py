@@ -14,6 +14,7 @@ from lmjax.model.moe import AUXILIARY, auxiliary_sums
 from lmjax.objectives.base import Penalties
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
+from lmjax.training.forward import forward
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.state import add_tokens, read_tokens, state_maker
 from lmjax.training.step import (
@@ -384,3 +385,58 @@ def test_signs_of_the_curvature_are_new_at_every_step(one_device, monkeypatch):
         state, _ = step(state, batch, hparams)
         drawn.append(float(optax.tree.get(state.opt_state, "curvature")["embedding"]["table"][0, 0]))
     assert drawn[0] != drawn[1]
+
+
+@pytest.fixture(scope="module")
+def two_passes(tiny, tmp_path_factory):
+    """A run with dropout and R-Drop, whose rows hold several documents."""
+    return build(tiny("next_token", task__r_drop=3, model__dropout__residual=0.2), tmp_path_factory.mktemp("two"))
+
+
+def test_r_drop_divides_by_the_weight_of_the_whole_batch(two_passes):
+    """The masks are those of each microbatch, so the whole is the sum of what each gives, over the whole weight."""
+    run = two_passes
+    _, found = gradients(run, {}, 2, jax.devices()[:1])
+    batch = real_batch(run)
+    weight, params = batch["weights"].sum(), None
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    state = state_maker(run.model, run.config.optimizer, run.hparams, run.config.seed, mesh)[0]()
+    params, key = state.params, jax.random.fold_in(state.key, state.step)
+    hparams = jax.device_put(jax.device_get(run.hparams), jax.devices()[0])
+
+    def loss(params):
+        total = 0.0
+        for index, rows in enumerate((slice(0, None, 2), slice(1, None, 2))):
+            part = {name: jnp.asarray(x[rows]) for name, x in batch.items()}
+            passed = forward(run.model, params, part, key=jax.random.fold_in(key, index),
+                             dropout_rates=hparams.dropout, penalties=hparams.penalties)  # fmt: skip
+            sums = run.task.losses(passed, part)["next_token"]
+            total += (sums.loss + sums.penalty) / weight
+        return total
+
+    expected = jax.device_get(jax.jit(jax.grad(loss))(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_the_mesh_leaves_the_gradient_of_r_drop(two_passes):
+    """With dropout: a mask is drawn for the whole batch, wherever its parts are."""
+    sums, found = gradients(two_passes, {"data": 2, "fsdp": 2, "tensor": 2}, 1)
+    plain_sums, plain_found = gradients(two_passes, {}, 1, jax.devices()[:1])
+    assert sums["next_token"].penalty > 1e-3 * sums["next_token"].weight, "both passes have the same masks"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), sums, plain_sums)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, plain_found)
+
+
+def test_the_weight_of_r_drop_is_traced_and_evaluations_have_one_pass(two_passes):
+    """Twice the weight adds twice as much, by the same program; without dropout both passes are equal."""
+    run = two_passes
+    mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    state = state_maker(run.model, run.config.optimizer, run.hparams, run.config.seed, mesh)[0]()
+    batch, hparams = to_device(real_batch(run), mesh), jax.device_get(run.hparams)
+    compute = jax.jit(lambda h: loss_and_gradients(run.model, run.task, state, batch, h, 1)[0]["next_token"])
+    once, twice = (compute(hparams.replace(penalties=Penalties(r_drop=np.float32(x)))) for x in (3, 6))
+    assert compute._cache_size() == 1
+    np.testing.assert_allclose(twice.penalty, 2 * once.penalty, rtol=1e-5)
+    np.testing.assert_allclose(twice.loss, once.loss, rtol=1e-6)
+    evaluated = jax.jit(make_eval_step(run.model, run.task))(state.params, batch, jnp.asarray(run.token_bytes()))
+    assert evaluated[0]["next_token"].penalty == 0
