@@ -54,6 +54,12 @@ def all_devices(_one_device):
         yield
 
 
+@pytest.fixture
+def every_device(monkeypatch):
+    """Shows lmjax all 8 devices in one test."""
+    monkeypatch.setattr(jax, "devices", _EVERY_DEVICE)
+
+
 def pytest_collection_modifyitems(items):
     """Puts the files that take long first: the last file to end then is a short one."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -136,7 +136,7 @@ def test_without_flags_the_config_is_the_default():
         (["--config.seed=3"], "--config.seed: generate has no config"),
     ],
 )
-def test_mistakes_are_told_in_one_line_before_anything_compiles(folder, no_compilation, flags, message):
+def test_mistakes_are_told_in_one_line_before_anything_compiles(every_device, folder, no_compilation, flags, message):
     here = str(folder / "config.json")
     flags = [flag.replace("{here}", here) for flag in flags]
     if flags[-1] == "--prompt" or not any(flag.startswith("--prompt=") for flag in flags):

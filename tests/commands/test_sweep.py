@@ -166,7 +166,7 @@ def test_the_same_command_repeats_nothing_and_the_folder_alone_is_enough(swept):
             )
 
 
-def test_a_run_whose_data_or_size_does_not_fit_is_named_before_anything_is_trained(tmp_path, corpus):
+def test_a_run_whose_data_or_size_does_not_fit_is_named_before_anything_is_trained(tmp_path, corpus, every_device):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in corpus.read_text().split("\n\n")))
     with pytest.raises(DataError, match="the run text_field=absent: "):
         cli.run(["sweep", "--grid=data.text_field=text,absent", f"--data={tmp_path / 'a.jsonl'}", *TINY])

@@ -13,8 +13,6 @@ from lmjax.training.metrics import read_metrics
 from lmjax.training.stages import StagesConfig
 from tests.workdirs import bits, losses, resumed_from
 
-pytestmark = pytest.mark.usefixtures("all_devices")
-
 STAGES = {
     "stages__until": "3,6", "stages__batch_size": "8,16", "stages__length": "16,32", "batch_size": "16",
     "steps": "8", "evaluation__every": 0, "checkpoint__every": 2, "checkpoint__keep": 10,
@@ -36,7 +34,7 @@ def test_stages_that_do_not_fit_are_refused(fields, words):
         StagesConfig(**fields)
 
 
-def test_a_stage_must_fit_the_model_the_microbatches_and_the_mesh(tiny, tmp_path):
+def test_a_stage_must_fit_the_model_the_microbatches_and_the_mesh(tiny, tmp_path, every_device):
     with pytest.raises(FlagError, match="rows of 128 tokens do not fit"):
         tiny(stages__until="3", stages__length="128")
     with pytest.raises(FlagError, match="batch_size=9"):
