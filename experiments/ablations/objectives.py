@@ -1,0 +1,29 @@
+"""Pretraining objectives on every family that can train them, at equal FLOPs, with 3 seeds.
+
+    lmjax sweep --sweep=experiments/ablations/objectives.py --workdir=sweeps/objectives --run
+
+The losses of different objectives cannot be compared with each other: what they are worth is seen when each run is
+fine-tuned on the same task, with the runs of this sweep as the points of `init_from`:
+
+    lmjax sweep --grid="init_from=$(ls -d sweeps/objectives/runs/*/ | paste -sd'|')" --objective=classification \
+        --data=train.tsv --eval_data=dev=dev.tsv --config.data.column_names=text,label --workdir=sweeps/tuned --run
+
+Raffel et al. 2020, arXiv:1910.10683, table 2, orders such arms for models of 220 M parameters: encoder-decoders with
+denoising first, then decoders with a prefix, then language models.
+"""
+
+from lmjax.objectives.registry import OBJECTIVES
+from lmjax.sweep.space import Sweep, chain, param, product, seeds
+
+PRETRAINING = ("next_token", "prefix_lm", "span_corruption", "denoise", "mlm")
+
+
+def get_sweep() -> Sweep:
+    """Returns the sweep."""
+    arms = chain(
+        *(
+            product(param("objective", [name]), param("architecture", OBJECTIVES[name].architectures))
+            for name in PRETRAINING
+        )
+    )
+    return Sweep(product(arms, seeds(3)), base={"length": 128, "steps": 600}, match="flops")
