@@ -13,8 +13,10 @@ from lmjax.commands.points import canonical, given, resolve_points
 from lmjax.commands.sweep_plan import check, counted, plan
 from lmjax.commands.train import train_run
 from lmjax.config import Config
+from lmjax.data.sources import DataConfig
 from lmjax.errors import DivergedError, FlagError, UserError
 from lmjax.nearest import nearest
+from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.paths import expanded
 from lmjax.phases import phase, tell
@@ -26,6 +28,7 @@ from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.population import train_population
 from lmjax.sweep.program import program
 from lmjax.sweep.progress import View
+from lmjax.sweep.report import summary, write_report
 from lmjax.sweep.space import Point, Space, Sweep
 from lmjax.sweep.targets import Target, name_targets
 
@@ -59,6 +62,11 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     with View(ledger, targets, sweep.metric, values["progress"].value):
         Launcher(ledger, targets, program, _train_group).run()
     results = ledger.results()
+    if any(result["metrics"] for result in results.values() if result["status"] in ("done", "stopped")):
+        cache_compilations(DataConfig().cache_path)
+        with phase("scoring documents and writing the report"):
+            path = write_report(ledger.directory, sweep.metric)
+        print(f"\n{summary(path)}\n\nreport       {path.with_suffix('.html')}  (and .md, .csv)")
     if crashed := [target.name for target in targets if results[target.name]["status"] == "crashed"]:
         raise CrashedError(
             f"{len(crashed)} of {len(targets)} runs crashed: {crashed[0]}: {results[crashed[0]]['error']}\n"

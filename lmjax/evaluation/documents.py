@@ -66,25 +66,35 @@ class DocumentLosses:
         """Returns the loss over all documents, as an evaluation does."""
         return float(self.loss_weights @ (self.nats.sum(1) / np.maximum(self.weights.sum(1), 1.0)))
 
-    def ratios(self, measure: str) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    def ratios(self, measure: str, name: str | None = None) -> list[tuple[float, np.ndarray, np.ndarray]]:
         """Returns the parts of a measure: the sum of factor * sum(part) / sum(whole) over documents is its value.
 
         Args:
-            measure: loss, bits_per_byte or accuracy; the last two are those of the first loss that has them.
+            measure: loss, bits_per_byte or accuracy.
+            name: of the loss sum; None: the total loss, or the others of the first loss by name that has them.
 
         Raises:
             DataError: no loss has it.
         """
-        if measure == "loss":
+        if measure == "loss" and name is None:
             return list(zip(self.loss_weights.tolist(), self.nats, self.weights, strict=True))
-        bits = measure == "bits_per_byte"
-        has = self.num_bytes.any(1) if bits else ~np.isnan(self.correct).any(1)
-        if not has.any():
-            raise DataError(f"{', '.join(self.names)} has no {measure}; compare the loss")
-        i = int(np.argmax(has))
-        return [(1 / math.log(2), self.nats[i], self.num_bytes[i]) if bits else (1.0, self.correct[i], self.weights[i])]
+        has = {
+            "loss": np.ones(len(self.names), bool),
+            "bits_per_byte": self.num_bytes.any(1),
+            "accuracy": ~np.isnan(self.correct).any(1),
+        }[measure]
+        known = sorted(each for each, there in zip(self.names, has, strict=True) if there and name in (None, each))
+        if not known:
+            raise DataError(f"{name or ', '.join(self.names)} has no {measure}; compare the loss")
+        i = self.names.index(known[0])
+        part, whole = {
+            "loss": (self.nats, self.weights),
+            "bits_per_byte": (self.nats / math.log(2), self.num_bytes),
+            "accuracy": (self.correct, self.weights),
+        }[measure]
+        return [(1.0, part[i], whole[i])]
 
-    def shares(self, measure: str = "loss", among: np.ndarray | None = None) -> np.ndarray:
+    def shares(self, measure: str = "loss", among: np.ndarray | None = None, name: str | None = None) -> np.ndarray:
         """Returns float64 `[documents]` whose mean is a measure, and which say how much each document changes it.
 
         A ratio of sums is no mean of ratios. The value of a document is that of the linear approximation at the sums,
@@ -93,10 +103,11 @@ class DocumentLosses:
         Args:
             measure: as for `ratios`.
             among: bool `[documents]`, those that are counted; None: all.
+            name: as for `ratios`.
         """
         among = np.ones(self.nats.shape[1], bool) if among is None else among
         found = np.zeros(int(among.sum()))
-        for factor, part, whole in self.ratios(measure):
+        for factor, part, whole in self.ratios(measure, name):
             part, whole = part[among], whole[among]
             ratio = part.sum() / max(whole.sum(), 1e-300)
             found += factor * (ratio + (part - ratio * whole) * len(found) / max(whole.sum(), 1e-300))

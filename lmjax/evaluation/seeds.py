@@ -85,7 +85,7 @@ def compare_runs(first: np.ndarray, second: np.ndarray, draws: int = DRAWS) -> C
     Seeds are not paired: with so few of them, a pairing costs more degrees of freedom than common seeds save noise.
     Where common seeds make the runs of both configs alike, the interval is wider than it needs to be. A config with one
     run takes the noise of seeds from the other; if both have one, documents are the only noise, and the difference may
-    be that of two seeds.
+    be that of two seeds. Where there is one document too, nothing is known of noise: the interval is NaN, p is 1.
 
     Args:
         first: `[..., seeds, documents]`, of which the mean over documents is the metric of a run.
@@ -94,6 +94,9 @@ def compare_runs(first: np.ndarray, second: np.ndarray, draws: int = DRAWS) -> C
     """
     count = first.shape[-1]
     value = first.mean((-2, -1)) - second.mean((-2, -1))
+    if count == first.shape[-2] == second.shape[-2] == 1:
+        unknown = np.full_like(value, np.nan)
+        return Comparison(value, unknown, unknown, np.ones_like(value), unknown, unknown, unknown)
     seed_error, freedom, deviation = _seed_noise(first, second)
     differences = first.mean(-2) - second.mean(-2)
     document_variance = differences.var(-1, ddof=1) / count if count > 1 else np.zeros_like(value)
