@@ -39,6 +39,7 @@ from lmjax.training.budget import Budget
 from lmjax.training.metrics import Timers, peak_host_memory, read_lines
 from lmjax.training.rollback import Rollbacks
 from tests.faults import hostile_tokenizers as tokenizers
+from tests.faults import record_parsers
 from tests.faults.fuzzing import changed_bytes, changed_json, changed_safetensors
 from tests.faults.hostile_tokenizers import is_finite
 from tests.inference.scoring import tiny, tokenizer
@@ -130,6 +131,9 @@ def _families(folder: pathlib.Path) -> list[pathlib.Path]:
     for each in sorted(path for path in RECORDED.iterdir() if (path / SINGLE).exists()):
         shutil.copytree(each, folder / each.name)
         found.append(folder / each.name / "config.json")
+    span = folder / "bert_span" / "config.json"
+    own = {"tasks": {"question_answering": {"no_answer": True, "threshold": 1.5}}, "length": 64}
+    span.write_text(json.dumps(json.loads(span.read_text()) | {"lmjax": own}))
     return found
 
 
@@ -290,6 +294,10 @@ PARSERS = (
     ),
     Parser("JSONL, JSON, CSV, TSV and text", _records, _lines, _read_records, 120),
     Parser("tasks and prompts", _tasks, _lines, _read_task, 80),
+    Parser(
+        "records of tasks", record_parsers.records, record_parsers.changed_records, record_parsers.read_records, 120
+    ),
+    Parser("chat templates", record_parsers.templates, _text, record_parsers.read_template, 8),
     Parser("files of a workdir", _workdir, _lines, _read_workdir, 60),
     Parser("manifest of a checkpoint", _manifest, _changed_manifest, _read_manifest, 100),
 )
