@@ -68,6 +68,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
                 results[name] = evaluate(loaded, found, config, task=task)
     print(table(results))
     kind = "log-likelihoods" if loaded.config.family.causal else "pseudo-log-likelihoods"
+    if loaded.unmasks:
+        kind = f"upper bounds of nats and bits, from {config.draws} sets of masks for each text"
     kind = "generated targets, 95 % intervals over the pairs" if task == GENERATION else kind
     kind = f"{own.name}, 95 % intervals over the records" if own else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")

@@ -12,7 +12,8 @@ from lmjax.data.records import FieldNames
 
 DESCRIPTION = """
 lmjax evaluate: scores texts with a trained model. A decoder and an encoder-decoder give log-likelihoods, an encoder
-pseudo-log-likelihoods (each token masked in turn, a forward pass for each).
+pseudo-log-likelihoods (each token masked in turn, a forward pass for each), or, if it was trained to write by
+unmasking, a bound on the log-likelihood from --draws forward passes.
 
   lmjax evaluate --workdir=runs/mine --data=novel.txt               perplexity and bits per byte
   lmjax evaluate --model=gpt2/ --data=a=a.txt --data=b=b.jsonl      a folder or a hub name; several sets
@@ -35,7 +36,7 @@ TASKS = {
     "own": "the metrics of what the model was fine-tuned for, such as a classifier's accuracy, with 95 % intervals",
 }
 # Fields of ScoreConfig that are flags.
-NUMBERS = ("max_length", "stride", "batch_tokens")
+NUMBERS = ("max_length", "stride", "batch_tokens", "draws")
 SWITCHES = ("truncate", "end", "within_word")
 
 

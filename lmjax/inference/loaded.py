@@ -24,7 +24,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import RecordTask
-from lmjax.objectives.registry import OBJECTIVES
+from lmjax.objectives.registry import OBJECTIVES, unmasks
 from lmjax.objectives.rows import side
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
@@ -75,6 +75,11 @@ class LoadedModel:
     def has_task(self) -> bool:
         """Returns whether the model was fine-tuned for a task on records."""
         return has_record_task(self.tasks)
+
+    @property
+    def unmasks(self) -> bool:
+        """Returns whether the model is an encoder that writes text by replacing masks, and bounds its likelihood."""
+        return unmasks(self.tasks)
 
     @functools.cached_property
     def task(self) -> RecordTask:

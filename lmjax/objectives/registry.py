@@ -2,6 +2,7 @@
 
 import importlib
 import typing
+from collections.abc import Iterable
 
 from lmjax.errors import FlagError
 from lmjax.model.traits import FAMILIES
@@ -113,6 +114,11 @@ def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the families that can train all these objectives, in the order that the first of them declares."""
     objective_types(names)
     return _common(tuple(OBJECTIVES[name] for name in names))
+
+
+def unmasks(names: Iterable[str]) -> bool:
+    """Returns whether an encoder that was trained on these objectives writes text by replacing masks."""
+    return any(OBJECTIVES[name].unmasks for name in names)
 
 
 def heads(objectives: tuple[Objective | type[Objective], ...]) -> tuple[str, ...]:

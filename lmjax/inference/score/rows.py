@@ -52,6 +52,7 @@ class Piece:
         targets: the id that is predicted at each of them.
         source: ids that the encoder of an encoder-decoder reads.
         prefix: length of the bidirectional prefix, for a decoder that was trained with one.
+        factor: by which its log-probabilities are multiplied in the score of its text.
     """
 
     tokens: Sequence[int]
@@ -59,6 +60,7 @@ class Piece:
     targets: Sequence[int]
     source: Sequence[int] | None = None
     prefix: int = 0
+    factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 A decoder gives log p(continuation | context), and so does an encoder-decoder, whose encoder reads the context. An
 encoder gives a pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659, section 2.1): the sum of each token's
-log-probability where that token is masked and all others are visible.
+log-probability where that token is masked and all others are visible. An encoder that was trained to write by unmasking
+gives a lower bound on log p(continuation | context), so that nats per token and perplexity are upper bounds; it is
+exact for a continuation of a few tokens, and otherwise estimated from random masks (`lmjax.inference.score.masks`).
 
 If a model reads context and continuation as one text, the joint text is tokenised, and the continuation's tokens are
 those after the tokens of the context; white space at the end of the context counts as part of the continuation.
@@ -32,10 +34,10 @@ class Score:
     """The score of a continuation.
 
     Attributes:
-        log_likelihood: in nats; for an encoder the pseudo-log-likelihood.
+        log_likelihood: in nats; for an encoder the pseudo-log-likelihood, or the lower bound.
         tokens: the number of predicted tokens.
         greedy: whether greedy decoding would choose every token: the likeliest id of its position, or the lowest of
-            equally likely ids.
+            equally likely ids. For the bound: whether every prediction of every set of masks is such an id.
         bytes: UTF-8 bytes of the continuation; if it was given as ids, the bytes of their tokens.
         apart: whether context and continuation, which the model reads as one text, were encoded separately.
     """
@@ -243,17 +245,19 @@ def _scores(
         sizes: bytes of each text.
         config: settings.
     """
-    owners: list[int] = []
+    owners: list[tuple[int, float]] = []
 
     def everything() -> Iterator[Piece]:
         for i, own in enumerate(pieces):
             for piece in own:
-                owners.append(i)
+                owners.append((i, piece.factor))
                 yield piece
 
-    nats, tokens, greedy = [0.0] * len(sizes), [0] * len(sizes), [True] * len(sizes)
+    nats, tokens, greedy = [0.0] * len(sizes), [0.0] * len(sizes), [True] * len(sizes)
     for k, (log_probs, best) in enumerate(token_scores(loaded, everything(), config)):
-        nats[owners[k]] += float(log_probs.sum(dtype="float64"))
-        tokens[owners[k]] += len(log_probs)
-        greedy[owners[k]] &= bool(best.all())
-    return [Score(*of) for of in zip(nats, tokens, greedy, sizes, strict=True)]
+        i, factor = owners[k]
+        nats[i] += factor * float(log_probs.sum(dtype="float64"))
+        # Factors make up for tokens that are predicted several times.
+        tokens[i] += factor * len(log_probs)
+        greedy[i] &= bool(best.all())
+    return [Score(*of) for of in zip(nats, map(round, tokens), greedy, sizes, strict=True)]

@@ -12,6 +12,7 @@ from pydantic import Field
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, Text, check_arguments
 from lmjax.inference.score.join import join
+from lmjax.inference.score.masks import mask_sets
 from lmjax.inference.score.rows import Piece, RowConfig
 
 
@@ -24,6 +25,13 @@ class ScoreConfig(RowConfig):
         None, ge=1, description="tokens that each window of a long text adds; None: as many as it has room for"
     )
     end: bool = Field(False, description="also predict the token that ends a text; not for encoders")
+    # The standard error of an estimate falls with the square root of this number.
+    draws: int = Field(
+        64,
+        ge=1,
+        description="sets of masked tokens that estimate the bound on the likelihood of a text, or of a window of it, "
+        "under a model that writes by unmasking",
+    )
     within_word: bool = Field(
         False,
         description="an encoder's masked token hides the later tokens of its word too (Kauf and Ivanova 2023, "
@@ -96,6 +104,12 @@ class Reader:
         if config.within_word and family.causal:
             raise FlagError(
                 f"within_word=True: only an encoder masks tokens, and this is a {family.label}; leave it off"
+            )
+        if config.within_word and loaded.unmasks:
+            raise FlagError("within_word=True: this model is scored by masking random sets of tokens; leave it off")
+        if config.draws != ScoreConfig().draws and not loaded.unmasks:
+            raise FlagError(
+                f"--draws={config.draws}: is for a model that was trained to write by unmasking; leave it out"
             )
         if family.paired and not loaded.prompts.start:
             raise FlagError("prompts.start: is empty, but the decoder of an encoder-decoder needs it; give one id")
@@ -190,7 +204,7 @@ class Reader:
             return
         family = self.loaded.config.family
         if not family.causal:
-            yield from self._masked(context + ids, len(context))
+            yield from self._hidden(context + ids, len(context))
         elif family.paired:
             yield self._predicted(self.begun, ids, self.context_ids(context))
         else:
@@ -203,7 +217,7 @@ class Reader:
             room = self.limit - self.around
             for begin, end in self._spans(len(ids), room, room):
                 low = max(0, end - room)
-                yield from self._masked(ids[low:end], begin - low)
+                yield from self._hidden(ids[low:end], begin - low)
         elif family.paired:
             room = self.limit - len(start)
             for begin, end in self._spans(len(ids), room + 1, room):
@@ -256,6 +270,19 @@ class Reader:
         """Returns the piece in which `targets` follow `inputs`."""
         tokens = inputs + targets[:-1]
         return Piece(tokens, range(len(inputs) - 1, len(tokens)), targets, source, prefix=len(inputs))
+
+    def _hidden(self, text: list[int], begin: int) -> Iterator[Piece]:
+        """Yields the pieces in which an encoder predicts masked tokens of a text from index `begin` on."""
+        return (self._drawn if self.loaded.unmasks else self._masked)(text, begin)
+
+    def _drawn(self, text: list[int], begin: int) -> Iterator[Piece]:
+        """Yields a piece for each of several sets of tokens, which are masked together."""
+        first, row = len(self.loaded.prompts.before) + begin, self.loaded.prompts.around(text)
+        for places, factor in mask_sets(len(text) - begin, self.config.draws):
+            masked, at = list(row), [first + i for i in places]
+            for i in at:
+                masked[i] = self.loaded.tokenizer.mask_id
+            yield Piece(masked, at, [row[i] for i in at], factor=factor)
 
     def _masked(self, text: list[int], begin: int) -> Iterator[Piece]:
         """Yields a piece for each token of a text from index `begin` on, in which that token is masked."""
