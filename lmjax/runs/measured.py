@@ -20,6 +20,7 @@ from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.predict import predictions
 from lmjax.objectives.records import RecordTask, TokenRecord
+from lmjax.parallel.gather import joined_texts, on_host
 from lmjax.runs.best import falling
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
@@ -39,9 +40,8 @@ def measured(run: Run) -> dict[str, Measured]:
     pairs = [o.name for o in run.task.objectives if o.wants_pairs]
     if not count:
         return {}
-    if not pairs or jax.process_count() > 1:
-        why = "needs an objective of pairs" if not pairs else "works in one process"
-        raise FlagError(f"--config.evaluation.generate={count}: {why}; set it to 0")
+    if not pairs:
+        raise FlagError(f"--config.evaluation.generate={count}: needs an objective of pairs; set it to 0")
     if not _installed(pairs[0], NEEDS):
         return {}
     return {s.name: Measured(GenerationMetrics.of(run, s, pairs[0])) for s in run.eval_sets}
@@ -88,16 +88,16 @@ class GenerationMetrics:
         return cls(run, name, sources, references)
 
     def __call__(self, params: Any, each_batch: EachBatch) -> dict[str, float]:
-        """Returns the metrics, named `OBJECTIVE/METRIC`."""
+        """Returns the metrics, named `OBJECTIVE/METRIC`; each process generates its share of the targets."""
         each_batch()
         evaluation = self.run.config.evaluation
-        loaded = trained_model(self.run, jax.device_get(params))
+        loaded = trained_model(self.run, on_host(params))
         beams = {"beams": BeamConfig(beams=evaluation.beams)} if evaluation.beams > 1 else {}
-        prompts = [loaded.prompts.around(ids) for ids in self.sources]
+        prompts = [loaded.prompts.around(ids) for ids in self.sources[jax.process_index() :: jax.process_count()]]
         config = GenerateConfig(max_new_tokens=evaluation.max_new_tokens, **beams)
         # The model is on one device, and the run's mesh, which is active here, may have more.
         with loaded.on_devices():
-            found = targets(loaded, prompts, config)
+            found = joined_texts(targets(loaded, prompts, config) if prompts else [])
         each_batch()
         values = text_metrics(self.references, found).values
         return {f"{self.name}/{metric}": value for metric, value in values.items()}

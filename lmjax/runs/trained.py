@@ -202,7 +202,8 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
         params: the parameters of its model, on the host.
     """
     config = run.config.model.with_fields({"scan_layers": False, "remat": "none"})
-    mesh = inference_mesh(config, 1)
+    # Of this process, which may be one of several.
+    mesh = make_mesh(ParallelConfig(), jax.local_devices()[:1])
     params = unboxed(unstack_layers(params) if run.config.model.scan_layers else params)
     placed = on_mesh(abstract_params(config, run.model.heads), mesh)
     params = jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), params, placed)

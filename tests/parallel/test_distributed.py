@@ -71,6 +71,25 @@ def both_ways(data, tmp_path, *flags):
     assert alone.returncode == 0, output
 
 
+def test_two_processes_generate_what_one_does(tmp_path):
+    """Each of them writes its share of an odd number of targets, with parameters that are split over both."""
+    data = tmp_path / "data.jsonl"
+    words = ["ab", "bc", "cd", "de", "ea"]
+    pairs = [{"source": f"{words[i % 5]} {i}", "target": f"{i} {words[i % 5]}{words[i % 4]}"} for i in range(41)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    more = ("--config.evaluation.generate=7", "--config.evaluation.max_new_tokens=6", "--lr=0.03")
+    both_ways(data, tmp_path, "--objective=seq2seq", "--architecture=decoder", *more)
+    one, two = (
+        list(map(json.loads, (tmp_path / n / "metrics.jsonl").read_text().splitlines())) for n in ("one", "two")
+    )
+    evaluated = [(a, b) for a, b in zip(one, two, strict=True) if "eval/heldout/seq2seq/chrf" in a]
+    names = [name for name in one[-1] if name.startswith("eval/")]
+    assert len(evaluated) == 2
+    assert any(a["eval/heldout/seq2seq/chrf"] > 0 for a, _ in evaluated)
+    for a, b in evaluated:
+        assert {n: b[n] for n in names} == pytest.approx({n: a[n] for n in names}, rel=1e-5, abs=1e-6)
+
+
 def test_two_processes_measure_a_task_as_one(tmp_path):
     """Accuracy, F1 and the other metrics are over all records, an odd number of them, in both processes together."""
     data = tmp_path / "data.jsonl"
