@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +15,7 @@ from lmjax.commands.sweep_plan import check, counted, plan
 from lmjax.commands.train import train_run
 from lmjax.config import Config
 from lmjax.data.sources import DataConfig
-from lmjax.errors import DivergedError, FlagError, UserError
+from lmjax.errors import DivergedError, FlagError, PreemptedError, UserError
 from lmjax.nearest import nearest
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
@@ -22,10 +23,11 @@ from lmjax.paths import expanded
 from lmjax.phases import phase, tell
 from lmjax.sweep.cost import Costs, Unit, matched_steps
 from lmjax.sweep.grid import parse_grid
-from lmjax.sweep.launch import Launcher
-from lmjax.sweep.ledger import Ledger
+from lmjax.sweep.launch import Launcher, groups
+from lmjax.sweep.ledger import Ledger, now
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.population import train_population
+from lmjax.sweep.processes import Pool, shares
 from lmjax.sweep.program import program
 from lmjax.sweep.progress import View
 from lmjax.sweep.report import summary, write_report
@@ -45,6 +47,13 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if values["run"].value and not workdir:
         raise FlagError("--run: give --workdir=DIR, the folder of the sweep, too")
     ledger, costs = workdir and Ledger(workdir), Costs()
+    if values["worker"].value:
+        return _work(ledger, values["since"].value, values["members"].value)
+    processes, most = values["processes"].value, values["members"].value
+    if processes > 1:
+        shares(processes)
+        # The processes need the memory of the devices, so the plan may not take it.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sweep, base, targets = _asked(values, overrides, ledger, costs)
     if ledger:
         ledger.check(base, targets)
@@ -56,16 +65,43 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         return None
     check(targets, program)
     ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
-    if values["keep_memory"].value:
-        keep_freed_memory()
     tell(False)
     with View(ledger, targets, sweep.metric, values["progress"].value):
-        Launcher(ledger, targets, program, _train_group).run()
+        if processes > 1:
+            largest = max(map(len, groups(targets, program).values()))
+            Pool(ledger, targets, processes, now(), most or -(-largest // processes)).run()
+        else:
+            if values["keep_memory"].value:
+                keep_freed_memory()
+            Launcher(ledger, targets, program, _train_group, most=most).run()
+    return _ended(ledger, targets, sweep.metric)
+
+
+def _work(ledger: Ledger | None, since: str | None, most: int | None) -> pathlib.Path:
+    """Returns the folder of a sweep after training what is left of it; the command that launched it reports."""
+    _, targets = ledger.read() if ledger else ({}, ())
+    if not targets:
+        raise FlagError("--worker: give --workdir=DIR, the folder of a sweep that was launched with --run")
+    tell(False)
+    keep_freed_memory()
+    Launcher(ledger, targets, program, _train_group, since, most).run()
+    return ledger.directory
+
+
+def _ended(ledger: Ledger, targets: Sequence[Target], metric: str | None) -> pathlib.Path:
+    """Returns the folder of a sweep that has ended, after writing its report.
+
+    Raises:
+        PreemptedError: runs are left, because a process was asked to stop.
+        CrashedError: runs crashed.
+    """
     results = ledger.results()
+    if left := [target.name for target in targets if target.name not in results]:
+        raise PreemptedError(f"{len(left)} of {len(targets)} runs are left; run the same command again")
     if any(result["metrics"] for result in results.values() if result["status"] in ("done", "stopped")):
         cache_compilations(DataConfig().cache_path)
         with phase("scoring documents and writing the report"):
-            path = write_report(ledger.directory, sweep.metric)
+            path = write_report(ledger.directory, metric)
         print(f"\n{summary(path)}\n\nreport       {path.with_suffix('.html')}  (and .md, .csv)")
     if crashed := [target.name for target in targets if results[target.name]["status"] == "crashed"]:
         raise CrashedError(

@@ -46,8 +46,21 @@ def define() -> flags.FlagValues:
     text = "a negative control, added for every run: the same run on data without what could be learned (default: none)"
     define_choice(values, "control", controls, text)
     define_path(values, "workdir", "the folder of the sweep: sweep.json, results.jsonl, runs/NAME/")
-    switches = {"run": (False, "train the runs; without it, only print the plan"),
-                "progress": (True, "show the progress of all runs")}  # fmt: skip
+    flags.DEFINE_integer(
+        "processes", 1, "processes that train at the same time, each with its share of the GPUs or cores", 1,
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "members", None, "the most runs that are trained together as one program (default: all that share it, divided "
+        "by --processes)", 1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string("since", None, "for --worker: when the sweep was launched", flag_values=values)
+    worker = "train what is left of the sweep in --workdir, without a plan and without a report; launchers start it"
+    switches = {
+        "run": (False, "train the runs; without it, only print the plan"),
+        "worker": (False, worker),
+        "progress": (True, "show the progress of all runs"),
+    }
     for name, (default, text) in switches.items():
         flags.DEFINE_boolean(name, default, text, flag_values=values)
     return values

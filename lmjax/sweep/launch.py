@@ -11,7 +11,7 @@ from absl import logging
 from lmjax.config import Config
 from lmjax.errors import BusyError, PreemptedError, SaveError, UserError
 from lmjax.runs.identity import environment
-from lmjax.sweep.ledger import Ledger, is_final
+from lmjax.sweep.ledger import Ledger, is_final, now
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.targets import Target
 
@@ -34,6 +34,8 @@ class Launcher:
         targets: Sequence[Target],
         program: Callable[[Config], Hashable | None],
         train_group: TrainGroup,
+        since: str | None = None,
+        most: int | None = None,
     ):
         """Makes a launcher.
 
@@ -43,10 +45,13 @@ class Launcher:
             program: as of `groups`.
             train_group: trains runs that share a program to their ends; its outcomes may leave out runs that another
                 process trains.
+            since: when the sweep was launched, as `ledger.now` says it; runs that crashed before are tried again. None:
+                now.
+            most: the most runs that are trained together; None: all that share a program.
         """
         self._ledger, self._train_group = ledger, train_group
         self._groups = groups(targets, program)
-        self._before = ledger.results()
+        self._since, self._most = since or now(), most
         self._commit = environment()["commit"]
 
     def run(self) -> None:
@@ -58,21 +63,19 @@ class Launcher:
         while left := {name: group for name, group in self._left().items() if group}:
             name, free = next(((name, free) for name, group in left.items() if (free := self._free(group))), ("", []))
             if free:
-                self._train(name, free)
+                self._train(name, free[: self._most])
             else:
                 time.sleep(_PATIENCE)
 
     def _left(self) -> dict[str, list[Target]]:
-        """Returns the runs of each group that have not ended since the command began."""
+        """Returns the runs of each group that have not ended, nor crashed since the sweep was launched."""
         results = self._ledger.results()
-        return {
-            name: [
-                target
-                for target in group
-                if not is_final(now := results.get(target.name)) and now == self._before.get(target.name)
-            ]
-            for name, group in self._groups.items()
-        }
+
+        def ended(target: Target) -> bool:
+            result = results.get(target.name)
+            return is_final(result) or (result is not None and result["time"] >= self._since)
+
+        return {name: [target for target in group if not ended(target)] for name, group in self._groups.items()}
 
     def _free(self, group: Sequence[Target]) -> list[Target]:
         return [target for target in group if not self._ledger.is_busy(target)]
@@ -81,7 +84,8 @@ class Launcher:
         """Trains runs of one group and records their outcomes; if they crash together, each half is tried alone."""
         workdirs = [self._ledger.workdir(member) for member in members]
         try:
-            outcomes = self._train_group([member.config for member in members], workdirs)
+            with self._ledger.training(members):
+                outcomes = self._train_group([member.config for member in members], workdirs)
         except (PreemptedError, SaveError):
             # A full disk ends every run: the command stops, and goes on when there is room.
             raise

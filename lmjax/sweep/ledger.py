@@ -5,6 +5,7 @@
 | `sweep.json` | what all runs are given, and every run: its point, its arguments for `lmjax train`, its config |
 | `results.jsonl` | a line for each run that has ended; of several lines of one run the last counts |
 | `runs/NAME/` | the workdir of a run, as `lmjax train` leaves it |
+| `workers/`, `logs/` | which runs each process is training, and what the processes of `--processes` print |
 
 Several processes may work on one folder: they claim runs by the locks of the workdirs, and `.lock` guards the files.
 """
@@ -17,6 +18,7 @@ import fcntl
 import json
 import os
 import pathlib
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ from lmjax.sweep.space import Point
 from lmjax.sweep.targets import Target, differences
 
 _SWEEP, RESULTS, _RUNS, _LOCK = "sweep.json", "results.jsonl", "runs", ".lock"
+_WORKERS = "workers"
 _MOST_SHOWN = 4
 
 
@@ -189,7 +192,7 @@ class Ledger:
             "seconds": round(outcome.seconds, 3),
             "commit": commit,
             "group": group,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "time": now(),
         }
         line |= {"error": outcome.error} if outcome.error else {}
         path = self.directory / RESULTS
@@ -198,7 +201,6 @@ class Ledger:
                 earlier = self.results().get(target.name)
                 if is_final(earlier):
                     return
-                # It also makes the results of two crashes in one second differ.
                 line["attempt"] = earlier["attempt"] + 1 if earlier else 1
                 with path.open("ab+") as file:
                     # A launcher that was killed while it wrote may have left a line without an end.
@@ -222,11 +224,40 @@ class Ledger:
         return False
 
     @contextlib.contextmanager
+    def training(self, targets: Sequence[Target]) -> Iterator[None]:
+        """Records, while the context runs, which runs this process trains; the file stays if the process dies."""
+        path = self._note(os.getpid())
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, [target.name for target in targets])
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def trained_by(self, process: int) -> list[str]:
+        """Returns the names of the runs that a process of this machine was training when it died, and forgets them."""
+        path = self._note(process)
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            return []
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _note(self, process: int) -> pathlib.Path:
+        return self.directory / _WORKERS / f"{platform.node()}-{process}.json"
+
+    @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with (self.directory / _LOCK).open("w") as lock:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def now() -> str:
+    """Returns the time in UTC as text; later times are greater texts."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def is_final(result: Mapping[str, Any] | None) -> bool:

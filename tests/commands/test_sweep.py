@@ -45,6 +45,8 @@ def answer(*argv: str) -> str:
         (("--sweep=experiments/ablations/norm.py",), "there is no such Python file"),
         (("--grid=seed=0:2", "--control=shuffled_labels"), "next_token has no label of a whole record"),
         (("--grid=data.control=none", "--control=shuffled_tokens"), "the runs are given data.control too"),
+        (("--grid=seed=0:2", "--processes=99"), "--processes=99: there are"),
+        (("--worker",), "--worker: give --workdir=DIR"),
         (("--grid=seed=0:2", "--match=step"), "did you mean steps?"),
         (("--grid=steps=5,6", "--match=flops"), "--match=flops: steps differs between the runs, and matching sets it"),
         (("--grid=seed=0:2", "--match=seconds"), "--match=seconds: each run must end after the same time"),
@@ -195,6 +197,15 @@ def test_a_run_that_crashes_is_recorded_and_the_next_one_is_trained(tmp_path, co
     assert error.value.exit_code == 70
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["crashed", "done"]
+
+
+def test_processes_train_what_one_command_trains(swept, tmp_path, corpus):
+    folder, _ = swept
+    argv = ["--grid=learning_rate=1e-3,0.1", f"--data={corpus}", "--steps=3", *TINY]
+    cli.run(["sweep", *argv, f"--workdir={tmp_path / 'out'}", "--run", "--processes=2"])
+    for name in ("learning_rate=0.001", "learning_rate=0.1"):
+        one, other = (each / "runs" / name for each in (folder, tmp_path / "out"))
+        assert read_metrics(one, "train/loss")[1] == pytest.approx(read_metrics(other, "train/loss")[1], rel=1e-5)
 
 
 def test_a_run_that_diverges_is_recorded_as_such(tmp_path, corpus):

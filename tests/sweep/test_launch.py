@@ -10,7 +10,7 @@ from lmjax.config import resolve
 from lmjax.errors import BusyError, ConfigMismatchError, DataError, FlagError, PreemptedError
 from lmjax.runs.workdir import lock_workdir
 from lmjax.sweep.launch import Launcher
-from lmjax.sweep.ledger import RESULTS, Ledger
+from lmjax.sweep.ledger import RESULTS, Ledger, now
 from lmjax.sweep.outcome import Outcome
 from lmjax.sweep.targets import name_targets
 
@@ -34,10 +34,10 @@ class Trainer:
         return [Outcome(w, "done", 5, {"eval/a/loss": float("nan")}, 9, 8.0, 7.0) for w in workdirs]
 
 
-def launched(folder, runs, trainer, program=lambda config: 0):
+def launched(folder, runs, trainer, program=lambda config: 0, **settings):
     ledger = Ledger(folder)
     ledger.write({}, {}, runs)
-    Launcher(ledger, runs, program, trainer).run()
+    Launcher(ledger, runs, program, trainer, **settings).run()
     return {name: result["status"] for name, result in ledger.results().items()}
 
 
@@ -50,6 +50,26 @@ def test_a_group_is_trained_at_once_and_each_run_has_a_line(tmp_path):
     assert (line["name"], line["workdir"], line["fields"]) == ("seed=1", "runs/seed=1", {"seed": 1})
     assert line["metrics"] == {"eval/a/loss": None}, "JSON has no NaN"
     assert {"steps", "tokens", "flops", "seconds", "commit", "group", "time"} <= line.keys()
+
+
+def test_runs_that_share_no_program_are_trained_apart_and_a_group_may_be_divided(tmp_path):
+    trainer = Trainer()
+    launched(tmp_path / "a", targets(5), trainer, lambda config: config.seed % 2)
+    assert trainer.calls == [[0, 2, 4], [1, 3]]
+    alone = Trainer()
+    launched(tmp_path / "b", targets(3), alone, lambda config: None)
+    assert alone.calls == [[0], [1], [2]]
+    divided = Trainer()
+    launched(tmp_path / "c", targets(5), divided, most=2)
+    assert divided.calls == [[0, 1], [2, 3], [4]]
+
+
+def test_a_process_that_is_started_again_does_not_try_what_crashed_since_the_launch(tmp_path):
+    launched_at = now()
+    launched(tmp_path, targets(), Trainer(bad={2}), since=launched_at)
+    again = Trainer()
+    launched(tmp_path, targets(), again, since=launched_at)
+    assert again.calls == []
 
 
 def test_a_run_that_crashes_does_not_stop_the_others_and_its_group_is_tried_in_halves(tmp_path):
