@@ -58,12 +58,12 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if ledger:
         ledger.check(base, targets)
     with phase("counting what the runs will spend"):
+        check(targets, program)
         told = plan(targets, program, counted(targets, costs), ledger.results() if ledger else {})
     print(told)
     if not values["run"].value:
         print("nothing is trained yet: give --run and --workdir=DIR")
         return None
-    check(targets, program)
     ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
     tell(False)
     with View(ledger, targets, sweep.metric, values["progress"].value):

@@ -111,7 +111,8 @@ class Population:
                 self._stack, metrics = self.step_of(stage.step, len(self._slots))(own, batch)
                 if pending is not None:
                     self._report(*pending)
-                pending = number, metrics, stage.flops_per_step
+                # The slots too, because members may move to other slots before this is read.
+                pending = number, metrics, stage.flops_per_step, self._moving(number)
                 stopping = self.stop.stop_at(number)
                 evaluating = self._due(number, config.evaluation.every) and not stopping
                 saving = self._due(number, config.checkpoint.every) or stopping
@@ -231,10 +232,12 @@ class Population:
                 lost |= set(order[math.ceil(rung.keep * len(order)) :])
         return lost
 
-    def _report(self, number: int, metrics: dict[str, jax.Array], flops: float) -> None:
-        """Writes the metrics of a finished step for each member, and ends those that have diverged."""
+    def _report(
+        self, number: int, metrics: dict[str, jax.Array], flops: float, moved: list[tuple[int, Member]]
+    ) -> None:
+        """Writes the metrics of a finished step for each member that it moved, and ends those that have diverged."""
         values: dict[str, np.ndarray] = jax.device_get(metrics)
-        moving = self._moving(number)
+        moving = [(slot, member) for slot, member in moved if member.ending is None]
         # All members read the same tokens, so that these are the speeds of each one.
         self._clock.add(int(values.pop("tokens").max()), flops)
         self._bar.update()
