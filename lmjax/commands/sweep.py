@@ -74,6 +74,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
             if values["keep_memory"].value:
                 keep_freed_memory()
             Launcher(ledger, targets, program, _train_group, most=most).run()
+    tell()
     return _ended(ledger, targets, sweep.metric)
 
 
