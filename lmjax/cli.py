@@ -16,6 +16,7 @@ from lmjax.phases import phase, tell
 COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
     "sweep": "train many runs that differ in a few fields, and compare them",
+    "compare": "say which differences between runs are real",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "generate": "continue prompts, answer them, or fill in masks",
@@ -52,7 +53,7 @@ def run(argv: Sequence[str]) -> object:
     # A command's flags are in a module of their own that does not import jax, so that --help and a wrong flag are fast.
     told = importlib.import_module(f"lmjax.commands.{command}_flags")
     values, same = told.define(), getattr(told, "SAME", None)
-    overrides = parse(values, arguments, same, command=command)
+    overrides = parse(values, arguments, same, command=command, places=getattr(told, "ARGUMENTS", None))
     if values["help"].value:
         print(help_text(values, told.DESCRIPTION))
         return None

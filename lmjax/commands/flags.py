@@ -182,7 +182,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def parse(
-    values: flags.FlagValues, argv: Sequence[str], same: Mapping[str, str] | None = None, *, command: str = "lmjax"
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    same: Mapping[str, str] | None = None,
+    *,
+    command: str = "lmjax",
+    places: str | None = None,
 ) -> dict[str, str]:
     """Parses the arguments of a command into `values`, and returns the `--config.` overrides.
 
@@ -191,6 +196,7 @@ def parse(
         argv: the arguments, without the program and the command.
         same: the config field that each of these flags sets; None: the command has no config.
         command: the command's name, for messages.
+        places: the flag, a list, that takes the arguments which are no flags; None: there may be none.
 
     Raises:
         FlagError: an unknown flag or field, a value of the wrong type, a flag or field given twice, or an argument that
@@ -206,7 +212,9 @@ def parse(
         raise FlagError(_reworded(str(e))) from e
     if values["help"].value:
         return overrides
-    if surplus:
+    if surplus and places:
+        values[places].value = [*values[places].value, *surplus]
+    elif surplus:
         raise FlagError(_no_flag(surplus[0], values))
     if same is None and overrides:
         raise FlagError(f"--config.{next(iter(overrides))}: {command} has no config; use its flags")

@@ -136,7 +136,7 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
 
 
 def _next_commands(run: Run) -> list[str]:
-    """Returns commands to try next: generation and, on the embedded corpus, other families and a longer run."""
+    """Returns commands to try next: generation, a comparison and, on the embedded corpus, other runs."""
     config, commands = run.config, []
     embedded = config.data.train == STDLIB and not config.data.mixture
     if run.model.has_vocabulary:
@@ -148,6 +148,7 @@ def _next_commands(run: Run) -> list[str]:
         data += f" --column_names={names}" if names else ""
         for command in ("evaluate", "predict"):
             commands.append(f"lmjax {command} --workdir={shell_quoted(run.workdir)} --data={data}")
+    commands.append(f"lmjax compare {shell_quoted(run.workdir)} OTHER_WORKDIR")
     if embedded:
         others = [names for names in usual_objectives() if architectures(names)[0] != config.model.architecture]
         commands += [f"lmjax train --objective={','.join(names)}" for names in others]

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from lmjax.errors import SaveError, UserError
-from lmjax.evaluation.seeds import DRAWS, Interval, mean_interval
+from lmjax.evaluation.seeds import DRAWS, LEVEL, Interval, mean_interval
 from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
@@ -53,17 +53,30 @@ def write_report(directory: str | pathlib.Path, metric: str | None = None) -> pa
     if score([ledger.directory / "runs" / name for name in unscored]):
         runs = sweep_runs(ledger)
     found = analyse(arms_of(with_bits(run) for run in runs), metric or settings.get("metric"))
+    return write_files(ledger.directory, found)
+
+
+def write_files(directory: pathlib.Path, found: Analysis, title: str = "A sweep") -> pathlib.Path:
+    """Returns the path of `report.md` after writing the files of a report; raises SaveError if one cannot be written.
+
+    Args:
+        directory: where they are written; it is made if it does not exist.
+        found: what they say.
+        title: of the report.
+    """
+    parts = sections(found)
     files = {
-        "report.md": markdown("A sweep", sections(found)),
-        "report.html": page("A sweep", sections(found)),
+        "report.md": markdown(title, parts),
+        "report.html": page(title, parts),
         "report.csv": table_csv(found),
     }
     for name, text in files.items():
         try:
-            write_durably(ledger.directory / name, text)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_durably(directory / name, text)
         except OSError as e:
-            raise SaveError(f"{ledger.directory / name}: cannot be written ({e.strerror}); make room") from e
-    return ledger.directory / "report.md"
+            raise SaveError(f"{directory / name}: cannot be written ({e.strerror}); make room") from e
+    return directory / "report.md"
 
 
 def summary(path: pathlib.Path) -> str:
@@ -185,7 +198,9 @@ def _probability(p: float) -> str:
 def _verdict(pair: Pair) -> str:
     if pair.control:
         return f"also under {pair.control}"
-    return "real" if pair.real else "not shown"
+    if pair.corrected < LEVEL:
+        return "real" if pair.real else "of these runs"
+    return "not shown"
 
 
 def _curves(found: Analysis) -> Section:

@@ -60,8 +60,8 @@ class Pair(NamedTuple):
 
     @property
     def real(self) -> bool:
-        """Returns whether the difference is one after Holm's correction, and no control has it."""
-        return self.corrected < LEVEL and not self.control
+        """Returns whether it is one after Holm's correction, by the noise of seeds too, and no control shows it."""
+        return self.corrected < LEVEL and not self.control and not math.isnan(self.effect)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,6 +101,8 @@ def test_documents_are_what_makes_it_visible(runs):
     single = [r for r in runs if r.fields["seed"] == 0]
     with_documents = analyse(arms_of(single))
     assert with_documents.pairs[0].p < 0.01
+    assert not with_documents.pairs[0].real
+    assert "of these runs" in markdown("x", sections(with_documents))
     assert "with a single run says nothing of the noise" in markdown("x", sections(with_documents))
     without = analyse(arms_of(dataclasses.replace(r, documents={}) for r in single))
     assert [pair.p for pair in without.pairs] == [1.0] * 3
