@@ -210,11 +210,11 @@ class Population:
             if member.ending is not None or member.start > number:
                 continue
             if last and not member.update_sound:
-                member.end("diverged", f"step {number}: the last updates were not finite")
+                member.end("diverged", number, f"step {number}: the last updates were not finite")
             elif last:
-                member.end("done")
+                member.end("done", number)
             elif member.stopping.reached or member.run.workdir in lost:
-                member.end("stopped")
+                member.end("stopped", number)
         active = [(slot, member) for slot, member in enumerate(self._slots) if member and member.ending is None]
         parts = self.members[0].run.mesh.shape[POPULATION]
         if active and 2 * (len(active) + -len(active) % parts) <= len(self._slots):
@@ -255,7 +255,7 @@ class Population:
             if in_a_row >= config.max_skipped:
                 error = f"step {number}: {in_a_row} updates in a row were not finite"
                 logging.warning("%s: %s; the run has diverged and stays as it is", member.run.workdir, error)
-                member.end("diverged", error)
+                member.end("diverged", number, error)
         if due:
             least = min((float(values["loss"][slot]) for slot, _ in moving), default=math.nan)
             together = len(moving) * speed["tokens_per_second"]

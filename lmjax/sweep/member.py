@@ -31,6 +31,7 @@ class Member:
         start: the step that it was restored at; it stays as it is until the population is there.
         ending: how it has ended; None: it is being trained.
         error: why it has diverged.
+        step: the step at which it has ended.
         update_sound: whether its latest update is finite.
         loss_sound: whether its held-out losses are finite.
     """
@@ -44,6 +45,7 @@ class Member:
     start: int
     ending: Status | None = None
     error: str = ""
+    step: int = 0
     update_sound: bool = True
     loss_sound: bool = True
 
@@ -63,10 +65,10 @@ class Member:
         """Starts to save the state at step `number`."""
         self.checkpoints.save(number, state, good=self.update_sound and self.loss_sound)
 
-    def end(self, status: Status, error: str = "") -> None:
-        """Ends the member; what is being saved is on disk afterwards."""
+    def end(self, status: Status, step: int, error: str = "") -> None:
+        """Ends the member at a step; what is being saved is on disk afterwards."""
         self.checkpoints.wait()
-        self.ending, self.error = status, error
+        self.ending, self.step, self.error = status, step, error
         if status != "diverged":
             self.claim.done()
 

@@ -95,7 +95,7 @@ def train_population(
             for member in population.members:
                 found = outcome(member.run.workdir, member.ending, member.error)
                 # The members share the time of every step.
-                trained[found.workdir] = found._replace(seconds=found.seconds / len(left))
+                trained[found.workdir] = found._replace(step=member.step, seconds=found.seconds / len(left))
     return [trained.get(workdir) or before[workdir] for workdir in workdirs]
 
 

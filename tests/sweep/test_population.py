@@ -1,5 +1,6 @@
 """A member of a population is the run that `lmjax train` makes of its config, whatever happens to the others."""
 
+import functools
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ import pytest
 
 from lmjax.commands.train import train
 from lmjax.errors import FlagError, PreemptedError
+from lmjax.parallel.mesh import population_mesh
 from lmjax.sweep.loop import Rung
 from lmjax.sweep.population import train_population
 from lmjax.training.preemption import StopRequest
@@ -38,8 +40,17 @@ def configs(tiny, objective="mlm", members=MEMBERS, **common):
     return [tiny(objective, **(common | member)) for member in members]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Makes the devices of a population one, which compiles faster; the test of eight devices undoes it."""
+    with pytest.MonkeyPatch.context() as patched:
+        one = functools.partial(population_mesh, devices=jax.devices()[:1])
+        patched.setattr("lmjax.sweep.population.population_mesh", one)
+        yield
+
+
 @pytest.fixture(scope="module")
-def population(tiny, tmp_path_factory):
+def population(tiny, tmp_path_factory, one_device):
     """Returns the configs of a population whose last member diverges, its outcomes, and its folder."""
     folder, made = tmp_path_factory.mktemp("population"), configs(tiny)
     return made, train_population(made, [folder / str(i) for i in range(len(made))], progress=False), folder
@@ -167,6 +178,15 @@ def test_other_families_accumulation_averages_and_stages(tiny, tmp_path, objecti
     assert_same_curves(tmp_path / "b", train(made[1], tmp_path / "alone", progress=False))
 
 
+def test_members_on_devices_of_their_own_are_the_same(population, tmp_path, monkeypatch):
+    made, _, folder = population
+    monkeypatch.setattr("lmjax.sweep.population.population_mesh", population_mesh)
+    # Three members on eight devices: two groups of four devices, and a slot that holds a copy.
+    found = train_population(made[:3], [tmp_path / str(i) for i in range(3)], progress=False)
+    for outcome in found:
+        assert_same_curves(outcome.workdir, folder / outcome.workdir.name)
+
+
 def test_members_as_one_computation_are_the_same(population, tmp_path):
     made, _, folder = population
     train_population(made[:2], [tmp_path / "0", tmp_path / "1"], progress=False, form="vmap")
@@ -183,4 +203,3 @@ def test_runs_that_share_no_program_are_refused(tiny, tmp_path):
 
 def test_losses_of_members_are_finite(population):
     assert all(math.isfinite(x) for outcome in population[1] for x in outcome.metrics.values())
-    assert jax.device_count() == 8
