@@ -28,7 +28,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
 from lmjax.objectives.base import Penalties
-from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, objective_types
+from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, check_family, objective_types
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import expanded, read_regular, write_durably
@@ -90,12 +90,7 @@ class Config(Schema):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         task, model = self.task, self.model
-        can = architectures(task.objective)
-        if model.architecture not in can:
-            raise FlagError(
-                f"--architecture={model.architecture} cannot train --objective={','.join(task.objective)}; "
-                f"it needs {' or '.join(can)}"
-            )
+        check_family(task.objective, model.architecture)
         lengths = (task.length, *self.stages.length)
         rows = {"length": max(lengths)}
         if model.family.paired:

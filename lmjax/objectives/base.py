@@ -175,6 +175,7 @@ class Objective(abc.ABC):
         vocab_chunk: positions of each row whose logits are in memory at the same time; 0 for all.
         name: its name in flags, configs and metrics.
         architectures: the families that can train it, the default one first.
+        instead: what other families can train in its place, for the message that refuses them; empty: nothing is said.
         usual_for: the families that train it when no objective is named.
         heads: the heads that the model needs for it in addition to the vocabulary head.
         wants_pairs: whether its documents are (source, target) pairs.
@@ -205,6 +206,7 @@ class Objective(abc.ABC):
 
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
+    instead: ClassVar[str] = ""
     usual_for: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[tuple[str, ...]] = ()
     wants_pairs: ClassVar[bool] = False

@@ -73,7 +73,12 @@ class QuestionAnswering(RecordTask):
 
     config: QuestionAnsweringConfig
     name: ClassVar[str] = "question_answering"
+    # A causal decoder would judge the start of an answer without the words after it.
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    instead: ClassVar[str] = (
+        "a decoder or an encoder-decoder can write the answer as a text (--objective=seq2seq, with questions and "
+        "contexts as sources)"
+    )
     heads: ClassVar[tuple[str, ...]] = ("span",)
     # The context is the first column, so that questions about one context are not divided among training and held-out
     # data. It is kept as text, because answers are given by their characters.

@@ -116,6 +116,17 @@ def architectures(names: tuple[str, ...]) -> tuple[str, ...]:
     return _common(tuple(OBJECTIVES[name] for name in names))
 
 
+def check_family(names: tuple[str, ...], architecture: str) -> None:
+    """Raises FlagError if a family cannot train these objectives; the message says what it trains in their place."""
+    can = architectures(names)
+    if architecture not in can:
+        instead = "".join(f"; {OBJECTIVES[name].instead}" for name in names if OBJECTIVES[name].instead)
+        raise FlagError(
+            f"--architecture={architecture} cannot train --objective={','.join(names)}; "
+            f"it needs {' or '.join(can)}{instead}"
+        )
+
+
 def unmasks(names: Iterable[str]) -> bool:
     """Returns whether an encoder that was trained on these objectives writes text by replacing masks."""
     return any(OBJECTIVES[name].unmasks for name in names)

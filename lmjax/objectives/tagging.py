@@ -101,7 +101,12 @@ class Tagging(RecordTask):
 
     config: TaggingConfig
     name: ClassVar[str] = "tagging"
+    # A causal decoder would label a word without the words after it.
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
+    instead: ClassVar[str] = (
+        "a decoder or an encoder-decoder can write the labels of a sentence as a text (--objective=seq2seq, with "
+        "sentences as sources and their labels as targets)"
+    )
     heads: ClassVar[tuple[str, ...]] = ("tagger",)
     columns: ClassVar[tuple[Column, ...]] = (Column(WORDS, "words"), Column(TAGS, "strings", classes=()))
     gold: ClassVar[tuple[str, ...]] = (TAGS,)

@@ -16,14 +16,14 @@ from pydantic import Field
 from lmjax.data.mixing import Mixture
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.errors import DataError, FlagError
+from lmjax.errors import DataError
 from lmjax.objectives import r_drop
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, Penalties, Rows
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.registry import (
     DEFAULT,
     OBJECTIVES,
-    architectures,
+    check_family,
     combinations,
     heads,
     objective_types,
@@ -206,12 +206,7 @@ class Task:
     def build(cls, config: TaskConfig, tokenizer: Tokenizer, architecture: str) -> Task:
         """Returns the task; raises FlagError if the family cannot train it."""
         types = objective_types(config.objective)
-        if architecture not in architectures(config.objective):
-            names = ",".join(config.objective)
-            raise FlagError(
-                f"--architecture={architecture} cannot train --objective={names}; "
-                f"it needs {' or '.join(architectures(config.objective))}"
-            )
+        check_family(config.objective, architecture)
         lengths = (config.length, config.default_target_length(), config.vocab_chunk)
         return cls(
             _groups(tuple(t(getattr(config, t.name), tokenizer, architecture, *lengths) for t in types)),

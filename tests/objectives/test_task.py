@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pickle
+import re
 
 import flax.linen as nn
 import jax
@@ -341,8 +342,10 @@ def test_a_family_that_cannot_is_refused(name, architecture, tokenizer):
     remedy = " or ".join(architectures(names))
     with pytest.raises(
         FlagError, match=f"--architecture={architecture} cannot train --objective={name}; it needs {remedy}"
-    ):
+    ) as error:
         Task.build(TaskConfig(objective=names), tokenizer, architecture)
+    written = re.search(r"can write .* as a text \(--objective=seq2seq", str(error.value))
+    assert bool(written) == (name in ("tagging", "question_answering"))
 
 
 MIXED = ("prefix_lm", "denoise", "next_token")
