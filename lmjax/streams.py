@@ -13,7 +13,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
@@ -28,17 +28,22 @@ if TYPE_CHECKING:  # data/ imports this module, and must not import jax
 SEEDS = 2**64
 
 
-def _seed(of: str) -> Any:
-    return Field(None, ge=0, lt=SEEDS, description=f"seed of {of}; none: the run's")
-
-
 class SeedsConfig(Schema):
     """Seeds of single sources of randomness, so that an ablation can vary one of them and keep the others."""
 
-    init: int | None = _seed("the initial parameters")
-    order: int | None = _seed("the order of the rows and of their corruption")
-    dropout: int | None = _seed("dropout and of what else a training step draws on the device")
-    subset: int | None = _seed("the training documents that data.subset chooses")
+    init: int | None = Field(None, ge=0, lt=SEEDS, description="seed of the initial parameters; none: the run's")
+    order: int | None = Field(
+        None, ge=0, lt=SEEDS, description="seed of the order of the rows and of their corruption; none: the run's"
+    )
+    dropout: int | None = Field(
+        None,
+        ge=0,
+        lt=SEEDS,
+        description="seed of dropout and of what else a training step draws on the device; none: the run's",
+    )
+    subset: int | None = Field(
+        None, ge=0, lt=SEEDS, description="seed of the training documents that data.subset chooses; none: the run's"
+    )
 
 
 def random_stream(seed: int, name: str, *of: int | str) -> np.random.Generator:
