@@ -295,7 +295,7 @@ PARSERS = (
     Parser("JSONL, JSON, CSV, TSV and text", _records, _lines, _read_records, 120),
     Parser("tasks and prompts", _tasks, _lines, _read_task, 80),
     Parser(
-        "records of tasks", record_parsers.records, record_parsers.changed_records, record_parsers.read_records, 120
+        "records of tasks", record_parsers.records, record_parsers.changed_records, record_parsers.read_records, 500
     ),
     Parser("chat templates", record_parsers.templates, _text, record_parsers.read_template, 8),
     Parser("files of a workdir", _workdir, _lines, _read_workdir, 60),
