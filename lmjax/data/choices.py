@@ -57,7 +57,7 @@ class Choices(RecordFormat):
         """Yields the place of each record and its fields; the header of a table may have any of the known names."""
 
         def check(where: str, names: Sequence[str]) -> None:
-            check_header(where, _renamed(where, names, self.gold))
+            check_header(where, [*names, *(name for name in _renamed(where, names) if name not in names)])
 
         yield from super().records(path, faults, check, max_bytes, header)
 
@@ -101,7 +101,7 @@ class Choices(RecordFormat):
         return values
 
 
-def _renamed(where: str, names: Sequence[str], gold: bool) -> list[str]:
+def _renamed(where: str, names: Sequence[str]) -> list[str]:
     """Returns the names of the columns that `arranged` makes of a table with these columns."""
     fields = Fields([(name, "") for name in dict.fromkeys(names)])
     made = [name for name in _NAMES if _found(where, fields, name) is not None]
@@ -109,7 +109,7 @@ def _renamed(where: str, names: Sequence[str], gold: bool) -> list[str]:
         made.append(CHOICES)
     if CONTEXT not in made and QUESTION in made:
         made.append(CONTEXT)
-    return made if gold else [name for name in made if name != LABEL]
+    return made
 
 
 def _found(where: str, fields: Fields, name: str) -> str | None:

@@ -21,7 +21,7 @@ from tests.faults.fuzzing import changed_bytes, changed_json
 from tests.inference.scoring import tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes, \u00e9"}]
-CONLL = "-DOCSTART- -X- O\n\nThe\tDT\tO\nking\tNN\tB-PER\nof\tIN\tI-PER\n\n# a comment of more words\nOslo\tNN\tB-LOC\n.\t.\tO\n\n"
+CONLL = "-DOCSTART- -X- O\n\nThe\tDT\tO\nking\tNN\tB-PER\n\n# a comment of more words\nOslo\tNN\tB-LOC\n.\t.\tO\n\n"
 ANSWERED = {"text": ["queen"], "answer_start": [2]}
 QUESTIONS = [
     {"id": "a", "question": "Who?", "context": "A queen goes.", "answers": ANSWERED},

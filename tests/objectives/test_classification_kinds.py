@@ -1,15 +1,19 @@
 """Several labels, ordered classes and class weights: losses against their formulas, and what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lmjax
 from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import NO_PENALTIES, Penalties
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.text_task import TEXT
 from lmjax.runs.build import build
+from lmjax.training.metrics import read_lines
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [9.0, 9.0, 9.0]], np.float32)
 WEIGHTS = np.array([1, 1, 0], np.float32)
@@ -138,6 +142,25 @@ def test_weights_are_given_or_learned(tiny, tmp_path):
     config = records(tiny, tmp_path, MANY, "multiple", **both, task__classification__class_weights="1,2,3")
     with pytest.raises(FlagError, match=r"balanced=true and class_weights=\(1.0, 2.0, 3.0\): .* give one"):
         build(config, tmp_path / "run")
+
+
+def test_a_tiny_model_learns_32_ordered_examples_whatever_the_padding(tiny, tmp_path):
+    """To near-zero loss; then rows twice as long give the same loss."""
+    words = ("fox", "cow", "owl", "elm")
+    lines = [json.dumps({"text": f"{i} {w}", "label": k}) for i in range(8) for k, w in enumerate(words)]
+    fields = {"epochs": 40, "optimizer__learning_rate": 0.02, "optimizer__warmup_steps": 5, "evaluation__batches": 4,
+              "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
+    config = records(tiny, tmp_path, lines, "ordered", task__classification__falloff=4.0, **fields)
+    workdir = lmjax.train(config, tmp_path / "run", progress=False)
+    last = read_lines(workdir)[-1]
+    assert last["eval/dev/classification/loss"] < 0.02
+    assert last["eval/dev/classification/accuracy"] == 1
+    longer = config.with_fields({"init_from": str(workdir), "steps": 1, "epochs": None,
+                                 "task": config.task.with_fields({"length": 64})})  # fmt: skip
+    again = read_lines(lmjax.train(longer, tmp_path / "longer", progress=False))[0]
+    np.testing.assert_allclose(
+        again["eval/dev/classification/loss"], last["eval/dev/classification/loss"], rtol=1e-3, atol=1e-6
+    )
 
 
 def test_ordered_names_need_their_order(tiny, tmp_path):

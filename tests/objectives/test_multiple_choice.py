@@ -164,7 +164,7 @@ def test_tables_have_a_column_for_each_choice(tmp_path, tokenizer):
         read_documents(str(path), task)
     assert len(read_documents(str(path), task, gold=False)) == 1
     path.write_text("sent1,gold\nA,x\n")
-    with pytest.raises(DataError, match=r"swag.csv:1: no 'choices' among the fields"):
+    with pytest.raises(DataError, match=r"swag.csv:1: no 'choices' among the fields sent1, gold, context"):
         read_documents(str(path), task)
 
 
