@@ -5,16 +5,20 @@
 
 The runs are nano decoders on the embedded corpus at different learning rates, of which `--embed_dim` sets the size.
 Start-up and compilation count; the caches of tokens and programs are warm: both ways are run once before with few
-steps. The population and the runs alone take turns in halves, so that changes in the machine's speed affect both.
+steps. The population and the runs alone take turns in halves, so that changes in the machine's speed affect both; the
+ratio of the processor times is a second view that other work on the machine affects less.
 """
 
 import argparse
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+
+import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 
@@ -33,23 +37,29 @@ def flags(options: argparse.Namespace, steps: int) -> list[str]:
     ]
 
 
-def lmjax(*arguments: str) -> float:
-    """Returns the wall time of a command of lmjax in seconds."""
-    began = time.perf_counter()
+def lmjax(*arguments: str) -> np.ndarray:
+    """Returns the wall time of a command of lmjax and its time on processors, in seconds, `[2]`."""
+    began = clocks()
     command = [sys.executable, "-m", "lmjax.cli", *arguments]
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return time.perf_counter() - began
+    return clocks() - began
 
 
-def together(options: argparse.Namespace, rates: list[str], steps: int, folder: pathlib.Path) -> float:
+def clocks() -> np.ndarray:
+    """Returns the wall time, and the time on processors of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([time.perf_counter(), used.ru_utime + used.ru_stime])
+
+
+def together(options: argparse.Namespace, rates: list[str], steps: int, folder: pathlib.Path) -> np.ndarray:
     """Returns the seconds of the runs as one population."""
     grid = f"--grid=optimizer.learning_rate={','.join(rates)}"
     return lmjax("sweep", grid, *flags(options, steps), f"--workdir={folder}", "--run")
 
 
-def alone(options: argparse.Namespace, rates: list[str], steps: int, folder: pathlib.Path) -> float:
+def alone(options: argparse.Namespace, rates: list[str], steps: int, folder: pathlib.Path) -> np.ndarray:
     """Returns the seconds of the runs, one after another."""
     return sum(
         lmjax("train", f"--config.optimizer.learning_rate={rate}", *flags(options, steps), f"--workdir={folder / rate}")
@@ -81,10 +91,11 @@ def main() -> None:
                 "members": options.members,
                 "steps": options.steps,
                 "embed_dim": options.embed_dim,
-                "population_seconds": round(population, 1),
-                "alone_seconds": round(whole, 1),
                 "runs_alone": len(some),
-                "ratio": round(whole / population, 2),
+                "population_seconds": round(population[0], 1),
+                "alone_seconds": round(whole[0], 1),
+                "ratio": round(whole[0] / population[0], 2),
+                "ratio_of_processor_time": round(whole[1] / population[1], 2),
             }
         )
     )
