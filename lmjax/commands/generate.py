@@ -23,7 +23,7 @@ from lmjax.data.chat import MESSAGES
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
-from lmjax.inference.generate.fill_mask import Filling, fill_mask
+from lmjax.inference.generate.fill_mask import Filling, fill_mask, mask_text
 from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
 from lmjax.inference.generate.requests import chatting
 from lmjax.inference.loaded import LoadedModel, Text, is_conversation
@@ -78,7 +78,7 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
 
 
 def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
-    """Returns where the model is, whether it is an encoder, and its generation defaults; reads only its config."""
+    """Returns where the model is, whether it only fills masks, and its generation defaults; reads only its config."""
     flag = named(values, "generate", ("model", "workdir", "preset"))
     place, is_preset = values[flag].value, flag == "preset"
     if is_preset != bool(values["tokenizer"].value):
@@ -95,7 +95,7 @@ def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
     if is_preset:
         return place, not PRESETS[place].family.causal, GenerationDefaults()
     found = open_pretrained(place, values["step"].value, accepted)
-    return place, not found.config.family.causal, found.defaults
+    return place, not (found.config.family.causal or found.unmasks), found.defaults
 
 
 def _random(values: flags.FlagValues, place: str) -> LoadedModel:
@@ -266,7 +266,8 @@ def _streamed(
         opening = list(itertools.islice(pieces, 1))
     if echo:
         # The prompt goes to stderr: a terminal shows both, and a pipe receives only the generated text.
-        end = "" if loaded.config.family.continues and not loaded.prompts.chat else "\n"
+        follows = not loaded.config.family.paired and not loaded.prompts.chat
+        end = "" if follows and not (loaded.unmasks and mask_text(loaded.tokenizer) in prompt) else "\n"
         print(_shown(prompt), end=end, file=sys.stderr, flush=True)
     for piece in itertools.chain(opening, pieces):
         first = first or time.perf_counter() - start

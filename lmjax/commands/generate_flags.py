@@ -9,8 +9,9 @@ from lmjax.commands.flags import define_choice, define_help, define_model, defin
 
 DESCRIPTION = """
 lmjax generate: writes text with a trained model. A decoder continues a prompt, an encoder-decoder answers it, and an
-encoder fills its masks. The likeliest token is taken at each step unless --temperature or --beams is given, or the
-model's own generation_config.json sets something else.
+encoder fills its masks, or writes by replacing masks in steps if it was trained on masked diffusion. The likeliest
+token is taken at each step unless --temperature or --beams is given, or the model's own generation_config.json sets
+something else.
 
   lmjax generate --workdir=runs/mine --prompt="Once upon"              streams to the terminal
   lmjax generate --model=gpt2/ --temperature=0.8 --top_p=0.95          a conversation
@@ -18,6 +19,7 @@ model's own generation_config.json sets something else.
   lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
   lmjax generate --model=qwen/ --conversation                          questions and answers
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
+  lmjax generate --workdir=runs/diffusion --prompt="Once upon" --unmask_steps=16 --unmask_block=8
 """
 
 # Flag -> field of GenerateConfig; a flag that is not given leaves the field's default.
@@ -26,7 +28,8 @@ _PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no
 BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
 BEAMS |= {"beam_groups": "beams.groups"}
 _WHOLE = ("max_new_tokens", "seed", "batch_size", "prefill_chunk", "regex", "json_schema", "lookup", "draft_tokens")
-FIELDS = _SAMPLING | _PROCESSORS | BEAMS | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
+_UNMASK = {f"unmask_{name}": f"unmask.{name}" for name in ("steps", "order", "block")}
+FIELDS = _SAMPLING | _PROCESSORS | BEAMS | _UNMASK | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
 # Flags that may be repeated.
 LISTS = {"stop": "stop", "stop_id": "stop_ids"}
 

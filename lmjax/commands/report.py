@@ -12,7 +12,7 @@ from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.records import RecordTask
-from lmjax.objectives.registry import architectures, usual_objectives
+from lmjax.objectives.registry import architectures, unmasks, usual_objectives
 from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
@@ -141,7 +141,7 @@ def _next_commands(run: Run) -> list[str]:
     embedded = config.data.train == STDLIB and not config.data.mixture
     if run.model.has_vocabulary:
         prompt = "Return the" if embedded else "A text like those it was trained on"
-        prompt += "" if config.model.family.causal else " [MASK]"
+        prompt += "" if config.model.family.causal or unmasks(config.task.objective) else " [MASK]"
         commands.append(f"lmjax generate --workdir={shell_quoted(run.workdir)} --prompt={shell_quoted(prompt)}")
     if run.config.data.eval and any(isinstance(o, RecordTask) for o in run.task.objectives):
         data, names = shell_quoted(run.config.data.eval[0].path), ",".join(run.config.data.column_names)

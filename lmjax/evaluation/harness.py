@@ -64,7 +64,7 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Returns the text generated for each context, up to the first of the task's stop strings."""
-        if not self.loaded.config.family.causal:
+        if not self.loaded.config.family.causal and not self.loaded.unmasks:
             raise FlagError("an encoder writes no text; choose tasks that score (loglikelihood, multiple_choice)")
         written: list[str] = [""] * len(requests)
         alike: dict[GenerateConfig, list[int]] = {}

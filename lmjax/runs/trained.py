@@ -32,7 +32,7 @@ from lmjax.nearest import nearest
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
 from lmjax.objectives.records import RecordTask
-from lmjax.objectives.registry import heads, objective_types, usual_objective
+from lmjax.objectives.registry import heads, objective_types, unmasks, usual_objective
 from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
@@ -93,6 +93,11 @@ class Pretrained:
     def task(self) -> RecordTask:
         """Returns the task on records that the model was fine-tuned for; raises FlagError if there is none."""
         return record_task(self.tasks, load_tokenizer(str(self.folder)), self.config, self.length)
+
+    @property
+    def unmasks(self) -> bool:
+        """Returns whether the model is an encoder that writes text by replacing masks."""
+        return unmasks(self.tasks)
 
     @property
     def objective(self) -> str:

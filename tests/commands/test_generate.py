@@ -45,6 +45,9 @@ FLAGS = {
     "beam_groups": ("2", "beams.groups", 2),
     "diversity": ("0.5", "beams.diversity", 0.5),
     "num_return": ("3", "beams.num_return", 3),
+    "unmask_steps": ("8", "unmask.steps", 8),
+    "unmask_order": ("random", "unmask.order", "random"),
+    "unmask_block": ("4", "unmask.block", 4),
 }
 # Flags that a flag needs beside it.
 NEEDED = {

@@ -4,6 +4,7 @@
 |---|---|
 | `generate` | `generate`, `stream`: continue prompts |
 | `fill_mask` | `fill_mask`: an encoder's predictions for masked tokens |
+| `unmask` | text from an encoder of masked diffusion, whose masks are replaced in steps |
 | `decode`, `writing` | the loop on the device, and its host half |
 | `strategy`, `sampling`, `beam`, `processors` | how the next token is chosen |
 | `speculative` | a loop of its own with the same cache: the model checks tokens proposed by a draft |

@@ -10,6 +10,7 @@ from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.processors import ProcessorConfig
 from lmjax.inference.generate.requests import SMALLEST
 from lmjax.inference.generate.sampling import SamplingConfig
+from lmjax.inference.generate.unmask import UnmaskConfig
 from lmjax.model.key_value import CacheType
 from lmjax.schema import Schema
 from lmjax.streams import SEEDS
@@ -22,6 +23,7 @@ class GenerateConfig(Schema):
     sampling: SamplingConfig = Field(SamplingConfig(), description="Temperature and filters of sampling.")
     processors: ProcessorConfig = Field(ProcessorConfig(), description="Penalties and bans.")
     beams: BeamConfig | None = Field(None, description="Beam search; none: greedy decoding or sampling.")
+    unmask: UnmaskConfig = Field(UnmaskConfig(), description="How an encoder of masked diffusion replaces masks.")
     stop: tuple[str, ...] = Field((), description="Strings that end a text; they are not part of it.")
     stop_ids: tuple[int, ...] = Field((), description="Ids that end a text, in addition to the model's own.")
     regex: str | None = Field(None, description="A regular expression for the whole text.")

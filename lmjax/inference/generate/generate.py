@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from absl import logging
@@ -19,32 +17,11 @@ from lmjax.inference.generate.requests import Request, answering, batches, check
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.strategy import NOTHING
-from lmjax.inference.generate.text import TextStream
+from lmjax.inference.generate.text import Finished, Generation, TextStream
+from lmjax.inference.generate.unmask import Masked, masked_requests, refuse, unmask
 from lmjax.inference.generate.writing import Writing
 from lmjax.inference.loaded import LoadedModel, Text, check_arguments, check_length, check_list
 from lmjax.streams import SEEDS
-
-Finished = Literal["stop", "length", "nothing_allowed"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """The text generated for a prompt.
-
-    Attributes:
-        text: without special tokens, and without the stop string or id that ended it.
-        ids: all generated ids, with forced ids and the stop id that ended the text.
-        score: the sum of the log-probabilities of the ids that were not forced, in nats. They are the model's own,
-            before penalties, temperature and filters, but normalised over the ids that a constraint allows. For beam
-            search, its score.
-        finished: why the text ended: a stop id or string, the limit, or no id was allowed (because of bans, or of
-            repeated n-grams).
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    score: float
-    finished: Finished
 
 
 def check(
@@ -67,11 +44,19 @@ def check(
         raise FlagError(f"{given}; seeds go from 0 to {SEEDS - 1}")
     if names is None:
         names = ["--prompt"] if len(prompts) == 1 else [f"--prompt: number {i + 1}" for i in range(len(prompts))]
-    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
     size = loaded.config.vocab_size
     for name, ids in (("--stop_id", config.stop_ids), ("processors.banned", config.processors.banned)):
         if odd := [i for i in ids if not 0 <= i < size]:
             raise FlagError(f"{name}={odd[0]}: is not in the vocabulary; ids go from 0 to {size - 1}")
+    if loaded.unmasks:
+        refuse(config.model_dump(), GenerateConfig().model_dump(), draft)
+        return masked_requests(loaded, prompts, seeds, config.max_new_tokens, names), None
+    if steps := config.unmask.model_dump(exclude_defaults=True):
+        name, value = steps.popitem()
+        raise FlagError(
+            f"--unmask_{name}={value}: is for an encoder that was trained on masked diffusion; leave it out"
+        )
+    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
     if requests:
         beams = config.beams.beams if config.beams else 1
         check_memory(loaded, requests, config.batch_size, beams, config.max_new_tokens, config.cache)
@@ -108,7 +93,8 @@ def generate(
     The result for a prompt depends on the prompt and its seed, not on the other prompts of its batch.
 
     Args:
-        loaded: a decoder or an encoder-decoder.
+        loaded: a decoder, an encoder-decoder, or an encoder that was trained on masked diffusion. The last one fills
+            the masks of a prompt in place, or else writes `config.max_new_tokens` tokens after it.
         prompts: texts; token ids, which are used as they are; or conversations, lists of messages {"role", "content"}.
         config: settings. Fields that it does not set (all fields if it is None) are taken from the model's folder if
             they are given there, else from the defaults of `GenerateConfig`.
@@ -124,6 +110,8 @@ def generate(
     config = resolved(loaded, config, drafted=draft is not None)
     loaded = answering(loaded, prompts)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
+    if loaded.unmasks:
+        return _unmasked(loaded, requests, config)
     results: list[list[Generation]] = [[]] * len(requests)
     guessed = draft is not None or config.lookup > 0
     for batch in batches(requests, 1 if guessed else config.batch_size):
@@ -146,15 +134,16 @@ def stream(
 ) -> Iterator[str | Generation]:
     """Yields the generated text in parts, and at the end a `Generation` of the whole text.
 
-    Beam search knows its text only at the end, and yields it in one part. Arguments and errors are those of `generate`;
-    `name` is the name of the prompt in error messages. Errors of the arguments are raised by the call itself, before
-    the first part is requested.
+    Beam search and unmasking know their text only at the end, and yield it in one part. Arguments and errors are those
+    of `generate`; `name` is the name of the prompt in error messages. Errors of the arguments are raised by the call
+    itself, before the first part is requested.
     """
     config = resolved(loaded, config, drafted=draft is not None)
     loaded = answering(loaded, [prompt])
     requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
-    if config.beams is not None:
-        best = _beams(loaded, requests, config)[0][0]
+    if config.beams is not None or loaded.unmasks:
+        whole = _unmasked if loaded.unmasks else _beams
+        (best, *_) = whole(loaded, requests, config)[0]
         return iter((best.text, best))
     return _Texts(loaded, requests, config, constraint, draft).pieces()
 
@@ -179,6 +168,12 @@ def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
 def _processors(loaded: LoadedModel, config: GenerateConfig) -> Processors:
     """Returns the penalties and bans of the config, and the ids that the model itself bans or forces."""
     return Processors.of(config.processors, loaded.prompts)
+
+
+def _unmasked(loaded: LoadedModel, requests: Sequence[Masked], config: GenerateConfig) -> list[list[Generation]]:
+    """Returns the text of each request, whose masks are replaced in steps."""
+    of = (config.unmask, config.sampling, config.processors.banned, config.batch_size)
+    return [[each] for each in unmask(loaded, requests, *of)]
 
 
 def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig) -> list[list[Generation]]:

@@ -87,7 +87,8 @@ def make_requests(
     config, form = loaded.config, loaded.prompts
     if not config.family.causal:
         raise FlagError(
-            "this model is an encoder, which generates no text; it can fill masks: fill_mask, or [MASK] in --prompt"
+            "this model is an encoder, which generates no text unless it was trained on masked diffusion; it can fill"
+            " masks: fill_mask, or [MASK] in --prompt"
         )
     loaded.check_vocabulary()
     both = config.family.paired

@@ -26,8 +26,8 @@ def showcase(loaded: LoadedModel, sample: Sample | None) -> str:
     if not sample.count:
         ids = [best[0].id for best in fill_mask(loaded, [row], top_k=1)[0]]
     else:
-        # A decoder's answer shares the row of its prompt.
-        used = len(row) if loaded.config.family.continues else 0
+        # The answer shares the row of its prompt, except in an encoder-decoder.
+        used = 0 if loaded.config.family.paired else len(row)
         count = min(sample.count, loaded.config.max_length - used)
         sampling = _DRAWN if sample.sampled else SamplingConfig()
         ids = generate(loaded, [row], GenerateConfig(max_new_tokens=count, sampling=sampling))[0][0].ids

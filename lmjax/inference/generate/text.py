@@ -1,14 +1,40 @@
-"""Incremental decoding of token ids into text: only whole characters, and no part of a stop string."""
+"""Generated text, and incremental decoding of token ids: only whole characters, and no part of a stop string."""
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from lmjax.data.vocabulary import Vocabulary
 
 # With this many tokens of context, the text of the next token does not depend on earlier tokens.
 _CONTEXT = 8
+
+
+Finished = Literal["stop", "length", "nothing_allowed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """The text generated for a prompt.
+
+    Attributes:
+        text: without special tokens, and without the stop string or id that ended it; if masks of the prompt were
+            replaced, the whole text.
+        ids: all generated ids, with forced ids and the stop id that ended the text.
+        score: the sum of the log-probabilities of the ids that were not forced, in nats. They are the model's own,
+            before penalties, temperature and filters, but normalised over the ids that a constraint allows. For beam
+            search, its score.
+        finished: why the text ended: a stop id or string, the limit (of unmasking, the number of masks), or no id was
+            allowed (because of bans, or of repeated n-grams).
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    score: float
+    finished: Finished
 
 
 def begins_anew(vocabulary: Vocabulary, context: Sequence[int]) -> bool:

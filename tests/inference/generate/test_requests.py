@@ -65,7 +65,7 @@ WRONG = {
     "encoder side": (both_learned, [[3], [3] * 17], {}, {}, "number 2 has 17 tokens, and the model's rows have 16; s"),
     "answer": (both_learned, [[3]], {"max_new_tokens": 17}, {}, "--max_new_tokens=17: .*writes at most 16; set that"),
     "forced": (both_learned, [[3]], {"max_new_tokens": 2}, {}, "--max_new_tokens=2: the first 2 .*set at least 3"),
-    "encoder": (lambda: tiny("encoder"), ["The king"], {}, {}, "an encoder, which generates no text; it can fill"),
+    "encoder": (lambda: tiny("encoder"), ["The king"], {}, {}, "an encoder, which generates no text unless it was"),
     "regex": (LEARNED, [[3]], {"regex": "[k-a]"}, {}, r"--regex=\[k-a\]: .*change the pattern"),
     "impossible": (LEARNED, [[3]], {"regex": "7+"}, {}, r"--regex=7\+: no text matches it that this tokenizer"),
 }  # fmt: skip
