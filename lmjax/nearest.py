@@ -33,8 +33,8 @@ def choose(kind: str, name: str, known: Sequence[str]) -> str:
 def nearest_fields(path: str, known: Collection[str]) -> str:
     """Returns "did you mean --config.PATH?" with the config fields that a wrong dotted path may mean, or "".
 
-    The first of these that exists: fields of that name in other groups; a similar name in the same group; a similar
-    path; the fields of a group of that name; a similar name in any group; names that contain the given name.
+    The first of these that exists: the fields of groups of that name, and fields of that name in other groups; a
+    similar name in the same group; a similar path; a similar name in any group; names that contain the given name.
     """
     found = _fields(_plain(path), {_plain(p): p for p in known})
     shown = " or ".join(f"--config.{p}" for p in found[:_MOST])
@@ -47,13 +47,14 @@ def _fields(path: str, known: dict[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for plain, whole in known.items():
         names.setdefault(plain.rpartition(".")[2], []).append(whole)
+    inside = [whole for plain, whole in known.items() if f".{last}." in f".{plain}"]
     if last in names:
-        return names[last]
+        return [*inside, *names[last]]
     siblings = {plain.rpartition(".")[2]: whole for plain, whole in known.items() if plain.rpartition(".")[0] == group}
     for candidates, given, cutoff in ((siblings, last, _CUTOFF), (known, path, _SAME_KIND)):
         if close := difflib.get_close_matches(given, candidates, 1, cutoff):
             return [candidates[close[0]]]
-    if inside := [whole for plain, whole in known.items() if f".{last}." in f".{plain}"]:
+    if inside:
         return inside
     if close := difflib.get_close_matches(last, names, 1, _SAME_KIND):
         return names[close[0]]

@@ -118,7 +118,7 @@ def test_without_flags_the_config_is_the_default():
         (["--early_stopping=soon", "--beams=2"], "--early_stopping=soon"),
         (["--stop="], "--stop=''"),
         (["--stop_id=many"], "--stop_id=many"),
-        (["--stop_id=192"], "stop_ids: 192 is not in the vocabulary; ids go from 0 to 191"),
+        (["--stop_id=192"], "--stop_id=192: is not in the vocabulary; ids go from 0 to 191"),
         (["--regex=a", "--json_schema={}"], "--regex and json_schema are both given"),
         (["--regex=("], r"--regex=\(: .*unclosed group"),
         (["--regex=[a-z]+~"], "--regex=.*no text matches it"),

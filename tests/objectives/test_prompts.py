@@ -14,8 +14,8 @@ from lmjax.model.config import ModelConfig
 from lmjax.objectives.registry import OBJECTIVES
 from lmjax.objectives.task import TaskConfig, prompt_format
 
-# What learns labels or vectors writes nothing, and the rows of chat are those of a template (test_chat.py).
-ASIDE = ("chat", "embedding", *(name for name, o in OBJECTIVES.items() if o.learned))
+# What does not predict tokens, or writes labels that it learned, has other rows; those of chat are of a template.
+ASIDE = ("chat", *(name for name, o in OBJECTIVES.items() if o.learned or not o.shares_logits))
 WRITING = [(n, a) for n, o in OBJECTIVES.items() for a in o.architectures if a != "encoder" and n not in ASIDE]
 LENGTH = 24
 
