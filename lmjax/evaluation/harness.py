@@ -33,7 +33,9 @@ _PROCESSORS = {"repetition_penalty": "repetition_penalty", "no_repeat_ngram_size
 
 
 class HarnessModel(LM):
-    """A model of any family for `lm_eval.simple_evaluate(model=...)`; encoders can score, but not generate.
+    """A model of any family for `lm_eval.simple_evaluate(model=...)`.
+
+    Encoders can score, but only those that were trained on masked diffusion can generate.
 
     A context that is too long is truncated at its beginning, as in lm-eval's own models. The ids that the prompt format
     puts before a text are kept.
@@ -47,7 +49,7 @@ class HarnessModel(LM):
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Returns (log-likelihood, whether greedy) of each (context, continuation).
 
-        For an encoder these are pseudo-log-likelihoods.
+        For an encoder these are pseudo-log-likelihoods, or lower bounds (`lmjax.inference.score.score`).
         """
         found = score(self.loaded, [Item(*request.args) for request in requests], self.config)
         if apart := sum(s.apart for s in found):

@@ -1,5 +1,6 @@
 """lm-evaluation-harness on local tasks, offline: its scores equal lmjax's, for all three families."""
 
+import dataclasses
 import json
 import math
 
@@ -9,6 +10,7 @@ from lmjax.errors import FlagError
 from lmjax.inference.generate.generate import GenerateConfig, generate
 from lmjax.inference.score.score import rolling, score
 from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.objectives.masked_diffusion import MaskedDiffusionConfig
 from tests.inference.scoring import tiny
 
 pytest.importorskip("lm_eval")
@@ -67,11 +69,13 @@ def test_the_harness_reports_our_scores(architecture, tasks):
     assert found["roll"]["word_perplexity"] == pytest.approx(math.exp(-nats / words), rel=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder", "encoder"])
 def test_the_harness_gets_what_is_generated(architecture, tasks):
     from lmjax.evaluation.harness import HarnessModel, generate_config, run_tasks
 
     loaded = tiny(architecture)
+    if architecture == "encoder":
+        loaded = dataclasses.replace(loaded, tasks={"masked_diffusion": MaskedDiffusionConfig()})
     settings = {"until": ["\n"], "max_gen_toks": 3, "do_sample": False, "temperature": 0.7}
     config = generate_config(settings)
     assert config == GenerateConfig(max_new_tokens=3, stop=("\n",))

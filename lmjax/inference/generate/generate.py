@@ -172,7 +172,7 @@ def _processors(loaded: LoadedModel, config: GenerateConfig) -> Processors:
 
 def _unmasked(loaded: LoadedModel, requests: Sequence[Masked], config: GenerateConfig) -> list[list[Generation]]:
     """Returns the text of each request, whose masks are replaced in steps."""
-    of = (config.unmask, config.sampling, config.processors.banned, config.batch_size)
+    of = (config.unmask, config.sampling, config.processors.banned, config.stop, config.batch_size)
     return [[each] for each in unmask(loaded, requests, *of)]
 
 

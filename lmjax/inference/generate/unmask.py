@@ -31,7 +31,16 @@ from lmjax.streams import prng_keys, random_stream
 
 PyTree = Any
 # The settings of generation that have a meaning here.
-_OF_UNMASKING = ("max_new_tokens", "sampling", "unmask", "seed", "batch_size", "processors", "processors.banned")
+_OF_UNMASKING = (
+    "max_new_tokens",
+    "sampling",
+    "unmask",
+    "stop",
+    "seed",
+    "batch_size",
+    "processors",
+    "processors.banned",
+)
 # Settings whose flag has another name.
 _FLAGS = {"stop_ids": "stop_id", "cache": "cache_dtype"}
 
@@ -126,6 +135,7 @@ def unmask(
     config: UnmaskConfig,
     sampling: SamplingConfig,
     banned: Sequence[int] = (),
+    stop: tuple[str, ...] = (),
     batch_size: int = 8,
 ) -> list[Generation]:
     """Returns the text of each request; it depends on the request, not on the others of its batch.
@@ -136,6 +146,7 @@ def unmask(
         config: steps and order.
         sampling: how the token for a mask is chosen.
         banned: ids that are never chosen, in addition to special tokens and ids that the tokenizer does not have.
+        stop: a text ends before the first of these strings; all of its masks are replaced nevertheless.
         batch_size: rows in a batch.
 
     Raises:
@@ -148,18 +159,18 @@ def unmask(
     for batch in batches(requests, batch_size):
         rows, scores = _batch(loaded, batch, config, FilterValues.of(sampling), np.asarray(banned, np.int32))
         for request, row, score in zip(batch, rows, scores, strict=True):
-            found[request.index] = _text(loaded, request, row[: len(request.prompt)].tolist(), float(score))
+            found[request.index] = _text(loaded, request, row[: len(request.prompt)].tolist(), float(score), stop)
     return found
 
 
-def _text(loaded: LoadedModel, request: Masked, row: list[int], score: float) -> Generation:
+def _text(loaded: LoadedModel, request: Masked, row: list[int], score: float, stop: tuple[str, ...]) -> Generation:
     """Returns the result of a request, given its row without masks."""
     ids = tuple(new for new, old in zip(row, request.prompt, strict=True) if old == loaded.tokenizer.mask_id)
     special = loaded.tokenizer.special_ids
     context = [i for i in row[: request.begin] if i < loaded.tokenizer.vocab_size]
-    stream = TextStream(loaded.tokenizer, context)
+    stream = TextStream(loaded.tokenizer, context, stop)
     text = "".join([*(stream.push(i) for i in row[request.begin :] if i not in special), stream.finish()])
-    return Generation(text, ids, score, "length")
+    return Generation(text, ids, score, "stop" if stream.stopped else "length")
 
 
 def _batch(

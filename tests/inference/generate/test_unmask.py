@@ -175,6 +175,14 @@ def test_text_follows_the_prompt_or_is_all_of_it(loaded):
     assert inside.text == t.decode([*the, inside.ids[0], *king, inside.ids[1], *end])
 
 
+def test_a_text_ends_before_a_stop_string(loaded):
+    ((whole,),) = generate(loaded, ["The old king"], config())
+    middle = whole.text[2:4]
+    ((found,),) = generate(loaded, ["The old king"], config(stop=(middle,)))
+    assert found.text == whole.text[: whole.text.index(middle)]
+    assert (found.finished, found.ids, found.score) == ("stop", whole.ids, whole.score)
+
+
 def test_a_stream_is_one_part_and_the_text(loaded):
     (whole,) = generate(loaded, ["The old king"], config())[0]
     assert [*stream(loaded, "The old king", config())] == [whole.text, whole]
@@ -193,7 +201,6 @@ def test_steps_blocks_and_seeds_share_a_program(loaded):
     ("settings", "message"),
     [
         ({"beams": {"beams": 4}}, r"--beams=4: this model writes by replacing masks, in no order .*; leave it out"),
-        ({"stop": ("a",)}, r"--stop=\('a',\): this model"),
         ({"stop_ids": (3,)}, r"--stop_id=\(3,\): this model"),
         ({"regex": "a+"}, r"--regex=a\+: this model"),
         ({"lookup": 2}, "--lookup=2: this model"),
