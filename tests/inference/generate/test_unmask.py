@@ -225,3 +225,14 @@ def test_other_mistakes_are_named(loaded):
         generate(tiny("decoder"), ["The"], config(steps=3))
     with pytest.raises(FlagError, match="generates no text unless it was trained on masked diffusion"):
         generate(tiny("encoder"), ["The"])
+
+
+@pytest.mark.usefixtures("all_devices")
+@pytest.mark.parametrize("settings", [{}, {"order": "random", "sampling": {"temperature": 1.0}}], ids=str)
+def test_devices_that_split_a_model_change_nothing(loaded, settings):
+    split = tiny("encoder", devices=2, tensor=2, num_layers=2)
+    split = dataclasses.replace(loaded, params=jax.tree.map(lambda x: 1.5 * x, split.params), mesh=split.mesh)
+    rows = [around(p) for p in PROMPTS]
+    for (a,), (b,) in zip(*(generate(m, rows, config(**settings)) for m in (loaded, split)), strict=True):
+        assert a.ids == b.ids
+        assert a.score == pytest.approx(b.score, rel=1e-4)
