@@ -95,7 +95,7 @@ def bars(given: Sequence[Bar], x_label: str, zero: bool = False) -> str:
     ends = [x for bar in given for x in (bar.value, bar.low, bar.high) if math.isfinite(x)] + [0.0] * zero
     if not ends:
         return ""
-    height = 44 + 40 * len(given)
+    height = _TOP + 44 + 40 * len(given)
     place = _Places(_wider(min(ends), max(ends)), (0.0, 1.0), height)
     parts = [*_axes(place, x_label, "", rows=True)]
     if zero:

@@ -114,6 +114,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
+def _range(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
+
+
 def _mean(interval: Interval | None) -> str:
     """Returns a mean and half the width of its interval."""
     if interval is None:
@@ -156,17 +160,17 @@ def _differences(found: Analysis) -> Section:
     pairs = found.pairs
     if len(pairs) > _MOST_PAIRS:
         pairs = [pair for pair in pairs if best in (pair.first, pair.second)]
-    header = ("difference of", "difference", "95 % interval", "effect", "p", "p (Holm)", "detectable", "")
+    header = ("difference of", "", "difference", "95 % interval", "effect", "p", "p (Holm)", "detectable")
     rows = [
         (
             _pair_label(found, pair),
+            _verdict(pair),
             _number(pair.value),
-            f"{_number(pair.low)} to {_number(pair.high)}",
+            _range(pair.low, pair.high),
             _number(pair.effect),
             _probability(pair.p),
             _probability(pair.corrected),
             _number(pair.detectable),
-            _verdict(pair),
         )
         for pair in pairs
     ]
@@ -230,7 +234,7 @@ def _curve(arm: Arm, metric: str) -> Curve | None:
 
 def _noise(found: Analysis) -> Section:
     rows = [
-        (noise.source, _number(deviation.value), f"{_number(deviation.low)} to {_number(deviation.high)}")
+        (noise.source, _number(deviation.value), _range(deviation.low, deviation.high))
         for noise in found.noise
         for deviation in [noise.deviation]
     ]
