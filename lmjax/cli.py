@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train an encoder, a decoder or an encoder-decoder",
     "sweep": "train many runs that differ in a few fields, and compare them",
     "compare": "say which differences between runs are real",
+    "scaling": "fit a scaling law to the runs of a sweep",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "generate": "continue prompts, answer them, or fill in masks",

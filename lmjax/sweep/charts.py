@@ -36,6 +36,14 @@ class Curve(NamedTuple):
     highs: Sequence[float]
 
 
+class Dot(NamedTuple):
+    """A point, and the number of its colour."""
+
+    x: float
+    y: float
+    colour: int
+
+
 class Bar(NamedTuple):
     """A value with its interval, and the number of its colour."""
 
@@ -56,9 +64,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def curves(given: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """Returns a chart of curves; the range of the y axis is that of the means, without the outermost first values."""
+def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Dot] = ()) -> str:
+    """Returns a chart of curves, and of points beside them; the highest values of long curves are cut off."""
     points = [(x, y) for curve in given for x, y in zip(curve.steps, curve.means, strict=True) if math.isfinite(y)]
+    points += [(dot.x, dot.y) for dot in dots]
     if not points:
         return ""
     rights, heights = sorted(x for x, _ in points), sorted(y for _, y in points)
@@ -66,7 +75,7 @@ def curves(given: Sequence[Curve], x_label: str, y_label: str) -> str:
     cut = max(1, len(heights) // 20) if len(heights) > 20 else 0
     bottom, top = heights[0], heights[-1 - cut]
     bottom, top = _wider(bottom, top)
-    left, right = rights[0], max(rights[-1], rights[0] + 1)
+    left, right = rights[0], rights[-1] if rights[-1] > rights[0] else rights[0] + 1
     place = _Places((left, right), (bottom, top), _HEIGHT)
     parts = [*_axes(place, x_label, y_label)]
     for i, curve in enumerate(given):
@@ -80,6 +89,10 @@ def curves(given: Sequence[Curve], x_label: str, y_label: str) -> str:
         line = place.path([(curve.steps[k], curve.means[k]) for k in kept])
         dashes = f' stroke-dasharray="{2 + 2 * (i // COLOURS)} 3"' if i >= COLOURS else ""
         parts.append(f'<polyline class="line c{i % COLOURS}" points="{line}"{dashes}/>')
+    for dot in dots:
+        parts.append(
+            f'<circle class="dot c{dot.colour % COLOURS}" cx="{place.x(dot.x)}" cy="{place.y(dot.y)}" r="3.5"/>'
+        )
     legend = [_legend(i, curve.label, _HEIGHT + 20 * i) for i, curve in enumerate(given)]
     return _svg([*parts, *legend], _HEIGHT + 20 * len(given) + 8)
 

@@ -110,8 +110,9 @@ def test_documents_are_what_makes_it_visible(runs):
     assert "Documents are not paired: the documents of" in markdown("x", sections(without))
 
 
-def test_other_targets_are_compared_in_bits_per_byte(runs):
-    other = [*runs[:3], *arm(0.2, 0.4, weight=7.0, tokenizer="other")]
+@pytest.mark.parametrize("changes", [{"weight": 7.0}, {"tokenizer": "other"}])
+def test_other_targets_are_compared_in_bits_per_byte(runs, changes):
+    other = [*runs[:3], *arm(0.2, 0.4, **changes)]
     found = analyse(arms_of(with_bits(r) for r in other))
     assert found.metric == "eval/heldout/bits_per_byte"
     assert found.pairs[0].value == pytest.approx(found.interval(0).value - found.interval(1).value)
@@ -130,6 +131,8 @@ def test_a_difference_that_a_control_shows_too_is_marked(runs):
     assert "also under shuffled_tokens" in markdown("x", sections(found))
     flat = [*arm(0.1, 1.0, **control), *arm(0.2, 1.0, **control), *arm(0.3, 1.0, **control)]
     assert analyse(arms_of([*plain, *flat])).pairs[0].real
+    opposite = [*arm(0.1, 1.4, **control), *arm(0.2, 1.0, **control), *arm(0.3, 1.0, **control)]
+    assert analyse(arms_of([*plain, *opposite])).pairs[0].real
 
 
 def test_noise_is_taken_apart_by_source():
@@ -156,6 +159,15 @@ def test_runs_that_ended_badly_are_counted_and_left_out(runs):
     assert "| learning_rate=0.9 | 0 (1 crashed) | - | - |" in text
     with pytest.raises(FlagError, match="no run has ended well"):
         analyse(arms_of(bad))
+
+
+def test_the_best_evaluation_of_a_run_is_shown_beside_the_last(runs):
+    def dipping(each):
+        lines = [*each.lines[:-1], {"step": 30, "eval/heldout/loss": 1.0}, each.lines[-1]]
+        return dataclasses.replace(each, lines=lines)
+
+    found = analyse(arms_of(map(dipping, runs)))
+    assert found.best[0].value == 1.0 < found.interval(0).value
 
 
 def test_the_wanted_metric_is_compared(runs):
