@@ -10,8 +10,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_t
 
 VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
+SLURM = ["submitit>=1.5.3"]
 DEV = [
     *EVALUATE,
+    *SLURM,
     "pytest>=8.3",
     "pytest-xdist>=3.7",
     "hypothesis>=6.100",
@@ -65,6 +67,8 @@ setup(
         "harness": ["lm-eval>=0.4.13"],
         # --regex and --json_schema of lmjax generate.
         "constrain": ["llguidance>=1.9"],
+        # --launcher=slurm of lmjax sweep.
+        "slurm": SLURM,
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # The tests that compare with transformers: install torch's CPU build first.

@@ -21,6 +21,7 @@ from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.paths import expanded
 from lmjax.phases import phase, tell
+from lmjax.sweep import slurm
 from lmjax.sweep.cost import Costs, Unit, matched_steps
 from lmjax.sweep.grid import parse_grid
 from lmjax.sweep.launch import Launcher, groups
@@ -50,7 +51,11 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if values["worker"].value:
         return _work(ledger, values["since"].value, values["members"].value)
     processes, most = values["processes"].value, values["members"].value
-    if processes > 1:
+    cluster = values["launcher"].value == "slurm"
+    if values["slurm"].value and not cluster:
+        raise FlagError(f"--slurm={values['slurm'].value[0]}: is for --launcher=slurm; give that too")
+    slurm.settings(values["slurm"].value)
+    if processes > 1 and not cluster:
         shares(processes)
         # The processes need the memory of the devices, so the plan may not take it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -67,9 +72,14 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
     tell(False)
     with View(ledger, targets, sweep.metric, values["progress"].value):
-        if processes > 1:
-            largest = max(map(len, groups(targets, program).values()))
-            Pool(ledger, targets, processes, now(), most or -(-largest // processes)).run()
+        if cluster or processes > 1:
+            since, largest = now(), max(map(len, groups(targets, program).values()))
+            most = most or -(-largest // processes)
+        if cluster:
+            job = slurm.submit(ledger, processes, values["slurm"].value, since, most)
+            slurm.follow(job, lambda: ledger.ended(targets, since))
+        elif processes > 1:
+            Pool(ledger, targets, processes, since, most).run()
         else:
             if values["keep_memory"].value:
                 keep_freed_memory()

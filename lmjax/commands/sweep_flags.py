@@ -50,6 +50,10 @@ def define() -> flags.FlagValues:
         "processes", 1, "processes that train at the same time, each with its share of the GPUs or cores", 1,
         flag_values=values,
     )  # fmt: skip
+    text = "how the runs are trained: by this process or --processes of this machine, or by as many Slurm jobs"
+    define_choice(values, "launcher", ("local", "slurm"), text, "local")
+    text = "a parameter of the Slurm jobs, NAME=VALUE, as partition=gpu, gpus_per_node=1, time=240; may be repeated"
+    flags.DEFINE_multi_string("slurm", [], text, flag_values=values)
     flags.DEFINE_integer(
         "members", None, "the most runs that are trained together as one program (default: all that share it, divided "
         "by --processes)", 1, flag_values=values,

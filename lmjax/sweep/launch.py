@@ -11,7 +11,7 @@ from absl import logging
 from lmjax.config import Config
 from lmjax.errors import BusyError, PreemptedError, SaveError, UserError
 from lmjax.runs.identity import environment
-from lmjax.sweep.ledger import Ledger, is_final, now
+from lmjax.sweep.ledger import Ledger, has_ended, now
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.targets import Target
 
@@ -70,12 +70,10 @@ class Launcher:
     def _left(self) -> dict[str, list[Target]]:
         """Returns the runs of each group that have not ended, nor crashed since the sweep was launched."""
         results = self._ledger.results()
-
-        def ended(target: Target) -> bool:
-            result = results.get(target.name)
-            return is_final(result) or (result is not None and result["time"] >= self._since)
-
-        return {name: [target for target in group if not ended(target)] for name, group in self._groups.items()}
+        return {
+            name: [target for target in group if not has_ended(results.get(target.name), self._since)]
+            for name, group in self._groups.items()
+        }
 
     def _free(self, group: Sequence[Target]) -> list[Target]:
         return [target for target in group if not self._ledger.is_busy(target)]

@@ -168,6 +168,11 @@ class Ledger:
                     found[line["name"]] = line
         return found
 
+    def ended(self, targets: Sequence[Target], since: str) -> bool:
+        """Returns whether all runs have ended, or crashed since a time."""
+        results = self.results()
+        return all(has_ended(results.get(target.name), since) for target in targets)
+
     def append(self, target: Target, outcome: Outcome, *, group: str, commit: str | None) -> None:
         """Appends the result of a run; not if another process has recorded that it finished.
 
@@ -271,3 +276,8 @@ def _plain(point: Point) -> dict[str, Any]:
         key: value if isinstance(value, str | int | float | bool | None) else shown(value)
         for key, value in point.items()
     }
+
+
+def has_ended(result: Mapping[str, Any] | None, since: str) -> bool:
+    """Returns whether a result is final, or of a crash since a time."""
+    return is_final(result) or (result is not None and result["time"] >= since)

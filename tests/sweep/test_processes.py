@@ -20,12 +20,16 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import pathlib
 from lmjax.errors import UserError
+from lmjax.runs.workdir import lock_workdir
 from lmjax.sweep.launch import Launcher
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.outcome import Outcome
 
 def train(configs, workdirs):
     seeds = [config.seed for config in configs]
+    for workdir in workdirs:
+        workdir.mkdir(exist_ok=True)
+    locks = [lock_workdir(workdir) for workdir in workdirs]
 {behaviour}
     return [Outcome(w, "done", 5, {{}}, 9, 8.0, 7.0) for w in workdirs]
 
