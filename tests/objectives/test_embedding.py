@@ -1,6 +1,8 @@
 """Embedding: rows of separate texts, losses against written-out ones, what is refused, and models that learn."""
 
 import json
+import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from lmjax.runs.build import build
 from lmjax.runs.trained import load_model
 from lmjax.training.metrics import read_lines
 
+RECORDED = pathlib.Path(__file__).parents[1] / "interop" / "recorded"
 NOUNS = ("fox", "cow", "owl", "eel", "oak", "fir", "elm", "ivy")
 PAIRS = [{TEXT: f"{a}{b}", SECOND: f"{b}. {a}"} for a in NOUNS for b in NOUNS[:4]]
 TRIPLETS = [pair | {NEGATIVE: f"no {pair[TEXT]}"} for pair in PAIRS]
@@ -172,3 +175,30 @@ def test_texts_have_the_tokens_of_a_checkpoints_tokenizer_around_them(tmp_path):
     form = Embedding(EmbeddingConfig(form="pairs"), tokenizer, "encoder", 16, 16, 0).prompt_format()
     assert (form.before, form.after) == ((1,), (2,))
     assert form.around(tokenizer.encode("a")) == [1, 4, 2]
+
+
+def test_a_checkpoint_with_its_own_tokenizer_is_trained_on(tmp_path):
+    """A folder of Hugging Face: its template around every text, its widths, and rows without types."""
+    folder = tmp_path / "bert"
+    shutil.copytree(RECORDED / "bert_bare", folder)
+    words = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", *NOUNS)
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    train, dev = (tmp_path / f"{name}.jsonl" for name in ("train", "dev"))
+    for data in (train, dev):
+        data.write_text(
+            "".join(json.dumps({TEXT: f"{a} {b}", SECOND: f"{b} {a}"}) + "\n" for a in NOUNS for b in NOUNS)
+        )
+    fields = {"data.train": str(train), "data.eval": [{"name": "dev", "path": str(dev)}], "task.length": 12,
+              "batch_size": 16, "steps": 2, "epochs": None, "evaluation.batches": 2}  # fmt: skip
+    config = lmjax.resolve(objective=("embedding",), init_from=str(folder), fields=fields)
+    workdir = lmjax.train(config, tmp_path / "run", progress=False)
+    assert np.isfinite(read_lines(workdir)[-1]["eval/dev/embedding/loss"])
+    run = build(config, tmp_path / "again")
+    row = run.train_examples(0, example_stream(0, 0, 0))
+    first = row["tokens"][row["segment_ids"] == 1].tolist()
+    assert (first[0], first[-1], len(first)) == (1, 2, 4)
