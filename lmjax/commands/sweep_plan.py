@@ -17,6 +17,7 @@ from lmjax.errors import FlagError, UserError
 from lmjax.sweep.cost import Cost, Costs, Unit
 from lmjax.sweep.launch import groups
 from lmjax.sweep.progress import duration
+from lmjax.sweep.statistics import design
 from lmjax.sweep.targets import Target
 
 # The most runs of a group that are listed; rows of the product that is timed, and how often.
@@ -76,7 +77,8 @@ def plan(
     for name, members in found.items():
         lines += [f"{name:<5}  {member.name}" for member in members[:_LISTED]]
         lines += [f"{name:<5}  ... and {len(members) - _LISTED} more"] * (len(members) > _LISTED)
-    return "\n".join([*lines, "", *_time(targets, costs, results)])
+    told = design([target.fields for target in targets])
+    return "\n".join([*lines, "", *_time(targets, costs, results), *([told] if told else [])])
 
 
 def _sum(members: Sequence[Target], costs: Mapping[str, Cost], unit: Unit) -> str:

@@ -26,8 +26,8 @@ from lmjax.training.metrics import METRICS, read_lines
 
 SEED_FIELDS = ("seed", *(f"seeds.{name}" for name in SeedsConfig.model_fields))
 CONTROL = "data.control"
-# What differs between the folders of equal runs, and what a run is compared by instead.
-_PLACES = ("data.train", "data.cache_dir", "logging.", "checkpoint.", "data.workers", "data.prefetch")
+# Fields that change no result.
+_INNOCENT = ("data.cache_dir", "logging.", "checkpoint.", "data.workers", "data.prefetch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,7 @@ class Arm:
     @property
     def control(self) -> str:
         """Returns the name of its negative control; empty: it is none."""
-        value = str(self.fields.get(CONTROL, "none"))
-        return "" if value == "none" else value
+        return str(self.fields[CONTROL]) if is_control(self.fields) else ""
 
 
 def sweep_runs(ledger: Ledger) -> list[RunResult]:
@@ -186,14 +185,24 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    """Returns for each config its values of the fields in which the configs differ, without those of places."""
+    """Returns for each config its values of the fields in which they differ and that change a result."""
     flats = [config.flat() for config in configs]
     names = [
         name
         for name in dict.fromkeys(name for flat in flats for name in flat)
-        if len({shown(flat.get(name)) for flat in flats}) > 1 and not name.startswith(_PLACES[1:])
+        if len({shown(flat.get(name)) for flat in flats}) > 1 and not name.startswith(_INNOCENT)
     ]
     return [{name: flat.get(name) for name in names} for flat in flats]
+
+
+def arm_key(fields: Mapping[str, Any]) -> str:
+    """Returns what is equal for runs that differ in their seeds alone."""
+    return json.dumps({name: shown(value) for name, value in fields.items() if name not in SEED_FIELDS}, sort_keys=True)
+
+
+def is_control(fields: Mapping[str, Any]) -> bool:
+    """Returns whether a run is a negative control."""
+    return str(fields.get(CONTROL, "none")) != "none"
 
 
 def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
@@ -203,8 +212,7 @@ def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
     """
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
-        own = {name: shown(value) for name, value in run.fields.items() if name not in SEED_FIELDS}
-        groups.setdefault(json.dumps(own, sort_keys=True), []).append(run)
+        groups.setdefault(arm_key(run.fields), []).append(run)
     names = list(dict.fromkeys(n for group in groups.values() for n in group[0].fields if n not in SEED_FIELDS))
     last = [name.rpartition(".")[2] for name in names]
     short = {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}

@@ -18,7 +18,7 @@ from lmjax.evaluation.seeds import DRAWS, LEVEL, Interval, mean_interval
 from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
-from lmjax.sweep.arms import CONTROL, Arm, RunResult, arms_of, sweep_runs, with_bits
+from lmjax.sweep.arms import Arm, RunResult, arms_of, is_control, sweep_runs, with_bits
 from lmjax.sweep.charts import Bar, Curve, bars, curves
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.render import Section, markdown, page
@@ -334,5 +334,5 @@ def _run_cells(
 ) -> list[Any]:
     values = [shown(run.fields[name]) if name in run.fields else "" for name in fields]
     spent = [getattr(run, name) for name in cost]
-    kind = "control" if str(run.fields.get(CONTROL, "none")) != "none" else "run"
+    kind = "control" if is_control(run.fields) else "run"
     return [kind, run.name, arm.label, run.status, *values, *spent, *(run.metrics.get(name, "") for name in metrics)]

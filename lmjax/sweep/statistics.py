@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,17 @@ from lmjax.evaluation.seeds import (
     signal_to_noise,
 )
 from lmjax.schema import shown
-from lmjax.sweep.arms import CONTROL, SEED_FIELDS, Arm, RunResult, check_pairs, headline, is_falling
+from lmjax.sweep.arms import (
+    CONTROL,
+    SEED_FIELDS,
+    Arm,
+    RunResult,
+    arm_key,
+    check_pairs,
+    headline,
+    is_control,
+    is_falling,
+)
 
 # Measures that are known for each document, by the last part of a metric's name.
 _BY_DOCUMENT = ("loss", "bits_per_byte", "accuracy")
@@ -137,8 +148,26 @@ def analyse(arms: Sequence[Arm], metric: str | None = None) -> Analysis:
         documents=next(iter(samples.values())).shape[1] if by_document else 0,
         unpaired=unpaired,
         noise=_noise(runs, metric, samples if by_document else {}),
-        table={name: _row(arms, name) for name in shared},
+        table={name: _row(arms, name) for name in shared if name == metric or not _is_alias(name, shared)},
         planned=planned_detectable(seeds, max(len(pairs), 1)) if seeds > 1 else math.nan,
+    )
+
+
+def design(fields: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a sweep can detect before it is run, given the fields of its runs; empty for a single arm."""
+    sizes = collections.Counter(arm_key(own) for own in fields if not is_control(own))
+    pairs, seeds = math.comb(len(sizes), 2), min(sizes.values(), default=0)
+    if not pairs:
+        return ""
+    if seeds < 2:
+        return (
+            "what it can detect: arms with one seed are compared on the same held-out documents, but their differences "
+            "may be those of seeds; seed=0:3 gives each arm three"
+        )
+    least = planned_detectable(seeds, pairs)
+    return (
+        f"what it can detect: {len(sizes)} arms, {seeds} seeds each: differences of at least {least:.2g} standard "
+        f"deviations of a run over seeds, with 80 % power after Holm's correction for {pairs} pair{'s' * (pairs > 1)}"
     )
 
 
@@ -215,6 +244,13 @@ def _best(arm: Arm, metric: str, falling: bool) -> Interval | None:
         values = [line[metric] for line in run.lines if not math.isnan(line.get(metric, math.nan))]
         found.append((min if falling else max)(values or [run.metrics[metric]]))
     return mean_interval(found) if found else None
+
+
+def _is_alias(name: str, shared: Sequence[str]) -> bool:
+    """Returns whether a metric is one that `with_bits` added beside the metric that it stands for."""
+    _, evaluated, *rest = name.split("/")
+    own = [other for other in shared if other.startswith(f"eval/{evaluated}/") and other.endswith("/bits_per_byte")]
+    return rest == ["bits_per_byte"] and len(own) > 1
 
 
 def _row(arms: Sequence[Arm], metric: str) -> tuple[float, Deviation | None, tuple[Interval | None, ...]]:

@@ -125,6 +125,16 @@ def test_results_hold_what_the_runs_measured(swept):
         assert min(line["flops"], line["seconds"]) > 0
 
 
+def test_a_sweep_ends_in_a_report_which_is_the_same_when_it_is_written_again(swept):
+    folder, argv = swept
+    files = [folder / f"report.{end}" for end in ("md", "html", "csv")]
+    before = [path.read_bytes() for path in files]
+    assert b"held-out documents, resampled in pairs" in before[0], "the documents of each run are scored"
+    assert b"learning_rate=0.001 less learning_rate=0.1" in before[1]
+    cli.run(argv)
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_the_plan_of_a_sweep_that_has_ended_says_so_and_one_that_has_not_what_its_time_rests_on(swept, capsys):
     folder, argv = swept
     plan = [each for each in argv if each != "--run"]

@@ -16,7 +16,7 @@ from lmjax.sweep.arms import RunResult, arms_of, with_bits
 from lmjax.sweep.charts import Curve, curves, ticks
 from lmjax.sweep.render import markdown, page
 from lmjax.sweep.report import sections, table_csv
-from lmjax.sweep.statistics import analyse
+from lmjax.sweep.statistics import analyse, design
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = RNG.normal(3, 0.5, 80)
@@ -196,6 +196,16 @@ def test_the_table_has_every_run_and_every_pair(found, runs):
     assert rows[0]["optimizer.learning_rate"] == "0.1"
     assert float(rows[4]["eval/heldout/loss"]) == runs[4].metrics["eval/heldout/loss"]
     assert float(rows[9]["p_holm"]) == found.pairs[0].corrected
+
+
+def test_a_plan_says_what_it_can_detect():
+    control = {"data.control": "shuffled_tokens"}
+    fields = [{"optimizer.learning_rate": rate, "seed": seed} for rate in (1, 2, 3) for seed in range(3)]
+    assert "3 arms, 3 seeds each: differences of at least 5.2 standard" in design(
+        [*fields, *(f | control for f in fields)]
+    )
+    assert "with one seed" in design([each for each in fields if each["seed"] == 0])
+    assert design(fields[:3]) == ""
 
 
 def test_curves_have_bands_and_round_ticks():
