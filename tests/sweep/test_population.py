@@ -203,3 +203,22 @@ def test_runs_that_share_no_program_are_refused(tiny, tmp_path):
 
 def test_losses_of_members_are_finite(population):
     assert all(math.isfinite(x) for outcome in population[1] for x in outcome.metrics.values())
+
+
+def test_the_metrics_of_a_task_and_its_labels_are_each_members_own(tiny, tmp_path):
+    """Accuracy, correlation and the figures of a classification, which are no sums over batches."""
+    for name in ("train", "dev"):
+        rows = [f"the {noun} {i}\t{kind}" for i in range(4) for noun, kind in (("fox", "animal"), ("oak", "plant"))]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    data = {"data__train": tmp_path / "train.tsv", "data__eval": f"dev={tmp_path / 'dev.tsv'}"}
+    members = ({"optimizer__learning_rate": 1e-2}, {"optimizer__learning_rate": 1e-4, "seeds__init": 2})
+    made = configs(tiny, "classification", members=members, model__num_layers=1, **data)
+    found = train_population(made, [tmp_path / "a", tmp_path / "b"], progress=False)
+    alone = train(made[1], tmp_path / "alone", progress=False)
+    assert_same_curves(tmp_path / "b", alone)
+    assert "eval/dev/classification/matthews" in found[0].metrics
+    assert found[0].metrics != found[1].metrics
+    figures = {path.name for path in (alone / "figures").iterdir()}
+    for name in ("a", "b"):
+        assert {path.name for path in (tmp_path / name / "figures").iterdir()} == figures
+        assert (tmp_path / name / "labels.json").read_text() == (alone / "labels.json").read_text()
