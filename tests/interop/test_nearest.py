@@ -33,6 +33,10 @@ def test_a_default_run_goes_out_or_its_error_says_what_would(objective, architec
         return
     except FlagError as error:
         overrides, said = flags(error), str(error)
+    if objective == "multiple_choice" and architecture != "encoder":
+        # Transformers has classes for multiple choice for encoders alone.
+        assert said.startswith("no family of Hugging Face can express this")
+        return
     assert overrides
     assert all(f"{path.removeprefix('model.')}=" in said.partition("cannot express: ")[2] for path in overrides)
     other = resolve(objective=(objective,), architecture=architecture, overrides=overrides).model

@@ -25,10 +25,10 @@ def test_heads_that_were_not_asked_for_do_not_exist(build):
     assert set(build("encoder", (), **fields)[1]) == bare
     assert set(build("encoder", ("masked_lm",), **fields)[1]) == bare | vocabulary
     assert set(build("encoder", ("next_sentence",), **fields)[1]) == bare | {"next_sentence_head"}
-    for name in ("replaced_token", "pooler", "classifier", "tagger", "span"):
+    for name in ("replaced_token", "pooler", "classifier", "tagger", "span", "choice"):
         assert set(build("encoder", (name,), **fields)[1]) == bare | {f"{name}_head"}
     assert set(build("encoder", ("generator",), **fields)[1]) == bare | {"generator"}
-    others = ("next_sentence", "replaced_token", "pooler", "classifier", "tagger", "span")
+    others = ("next_sentence", "replaced_token", "pooler", "classifier", "tagger", "span", "choice")
     heads = {f"{name}_head" for name in others} | {"generator"}
     assert set(build("encoder", heads_of("encoder"), **fields)[1]) == bare | vocabulary | heads
     assert set(build("decoder")[1]) == bare
