@@ -24,8 +24,9 @@ from lmjax.phases import phase, tell
 from lmjax.sweep import slurm
 from lmjax.sweep.cost import Costs, Unit, matched_steps
 from lmjax.sweep.grid import parse_grid
-from lmjax.sweep.launch import Launcher, groups
+from lmjax.sweep.launch import Launcher, TrainGroup, groups
 from lmjax.sweep.ledger import Ledger, now
+from lmjax.sweep.loop import Rung
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.population import train_population
 from lmjax.sweep.processes import Pool, shares
@@ -34,6 +35,9 @@ from lmjax.sweep.progress import View
 from lmjax.sweep.report import summary, write_report
 from lmjax.sweep.space import Point, Space, Sweep
 from lmjax.sweep.targets import Target, name_targets
+
+# What a sweep is besides its runs and what they are given.
+SETTINGS = ("metric", "match", "control", "rungs")
 
 
 class CrashedError(UserError):
@@ -69,12 +73,13 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if not values["run"].value:
         print("nothing is trained yet: give --run and --workdir=DIR")
         return None
-    ledger.write(base, {name: getattr(sweep, name) for name in ("metric", "match", "control")}, targets)
+    ledger.write(base, {name: getattr(sweep, name) for name in SETTINGS}, targets)
     tell(False)
     with View(ledger, targets, sweep.metric, values["progress"].value):
         if cluster or processes > 1:
             since, largest = now(), max(map(len, groups(targets, program).values()))
-            most = most or -(-largest // processes)
+            # Runs that a rung compares stay together.
+            most = most or (None if sweep.rungs else -(-largest // processes))
         if cluster:
             job = slurm.submit(ledger, processes, values["slurm"].value, since, most)
             slurm.follow(job, lambda: ledger.ended(targets, since))
@@ -83,19 +88,19 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         else:
             if values["keep_memory"].value:
                 keep_freed_memory()
-            Launcher(ledger, targets, program, _train_group, most=most).run()
+            Launcher(ledger, targets, program, _trainer(sweep.rungs), most=most).run()
     tell()
     return _ended(ledger, targets, sweep.metric)
 
 
 def _work(ledger: Ledger | None, since: str | None, most: int | None) -> pathlib.Path:
     """Returns the folder of a sweep after training what is left of it; the command that launched it reports."""
-    _, targets = ledger.read() if ledger else ({}, ())
+    there, targets = ledger.read() if ledger else ({}, ())
     if not targets:
         raise FlagError("--worker: give --workdir=DIR, the folder of a sweep that was launched with --run")
     tell(False)
     keep_freed_memory()
-    Launcher(ledger, targets, program, _train_group, since, most).run()
+    Launcher(ledger, targets, program, _trainer(there.get("rungs", ())), since, most).run()
     return ledger.directory
 
 
@@ -122,11 +127,15 @@ def _ended(ledger: Ledger, targets: Sequence[Target], metric: str | None) -> pat
     return ledger.directory
 
 
-def _train_group(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> list[Outcome]:
-    """Returns the outcomes of runs that are trained as one population, or of a run by itself."""
-    if len(configs) > 1 and program(configs[0]) is not None:
-        return train_population(configs, workdirs, progress=False)
-    return _train_each(configs, workdirs)
+def _trainer(rungs: Sequence[int]) -> TrainGroup:
+    """Returns a function that trains runs as one population, of which the worse half stops at each rung."""
+
+    def train(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> Sequence[Outcome]:
+        if len(configs) > 1 and program(configs[0]) is not None:
+            return train_population(configs, workdirs, rungs=[Rung(step) for step in rungs], progress=False)
+        return _train_each(configs, workdirs)
+
+    return train
 
 
 def _train_each(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> list[Outcome]:
@@ -159,7 +168,7 @@ def _asked(
             raise FlagError(f"--{next(iter(flagged))}: --workdir={ledger.directory} says what its runs are given; "
                             "give --sweep or --grid too, or leave it out")  # fmt: skip
         base = there.pop("base")
-        sweep = Sweep(Space(({},)), base, **there)
+        sweep = Sweep(Space(({},)), base, **there | {"rungs": tuple(there.get("rungs", ()))})
         return dataclasses.replace(sweep, metric=values["metric"].value or sweep.metric), base, known
     where = f"--sweep={file}" if file else f"--grid={grid}"
     sweep = load_sweep(file) if file else Sweep(parse_grid(grid))
@@ -169,12 +178,20 @@ def _asked(
         if any(key in point for point in points):
             raise FlagError(f"{where}: {key} is given to all runs too, as {base[key]}; leave one of the two out")
     chosen = {name: values[name].value or getattr(sweep, name) for name in ("metric", "match", "control")}
+    chosen["rungs"] = _rungs(values["rungs"].value) or tuple(sweep.rungs)
     points += _controls(points, base, chosen["control"])
     configs, told = resolve_points(points, base)
     if chosen["match"]:
         configs, told = _matched(points, base, configs, chosen["match"], costs)
     targets = name_targets(points, configs, told, {each.name: each.config for each in known})
     return dataclasses.replace(sweep, **chosen), base, targets
+
+
+def _rungs(texts: Sequence[str]) -> tuple[int, ...]:
+    """Returns the values of --rungs as steps."""
+    if odd := [text for text in texts if not text.strip().isdecimal()]:
+        raise FlagError(f"--rungs={','.join(texts)}: {odd[0]!r} is not a number of steps")
+    return tuple(int(text) for text in texts)
 
 
 def _controls(points: Sequence[Point], base: Point, control: str | None) -> list[Point]:

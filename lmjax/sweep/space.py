@@ -148,6 +148,8 @@ class Sweep:
         metric: the metric that the report compares, such as `eval/heldout/loss`; None: the loss of the first set.
         control: a negative control that is added for every point; None: no controls.
         match: what all arms spend the same amount of; None: each has the steps that its config says.
+        rungs: steps at which the worse half of the runs that train together stops (successive halving: Jamieson and
+            Talwalkar 2016, arXiv:1502.07943, section 3).
     """
 
     space: Space
@@ -155,7 +157,10 @@ class Sweep:
     metric: str | None = None
     control: str | None = None
     match: str | None = None
+    rungs: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if list(self.rungs) != sorted({step for step in self.rungs if isinstance(step, int) and step > 0}):
+            raise FlagError(f"rungs={self.rungs}: give steps from 1 on, in rising order")
         if not isinstance(self.space, Space):
             raise FlagError(f"Sweep({type(self.space).__name__}): the first argument is a Space, as param() returns")

@@ -47,6 +47,8 @@ def answer(*argv: str) -> str:
         (("--grid=data.control=none", "--control=shuffled_tokens"), "the runs are given data.control too"),
         (("--grid=seed=0:2", "--processes=99"), "--processes=99: there are"),
         (("--worker",), "--worker: give --workdir=DIR"),
+        (("--grid=seed=0:2", "--rungs=2,x"), "'x' is not a number of steps"),
+        (("--grid=seed=0:2", "--rungs=4,2"), "give steps from 1 on, in rising order"),
         (("--grid=seed=0:2", "--match=step"), "did you mean steps?"),
         (("--grid=steps=5,6", "--match=flops"), "--match=flops: steps differs between the runs, and matching sets it"),
         (("--grid=seed=0:2", "--match=seconds"), "--match=seconds: each run must end after the same time"),
@@ -216,6 +218,17 @@ def test_processes_train_what_one_command_trains(swept, tmp_path, corpus):
     for name in ("learning_rate=0.001", "learning_rate=0.1"):
         one, other = (each / "runs" / name for each in (folder, tmp_path / "out"))
         assert read_metrics(one, "train/loss")[1] == pytest.approx(read_metrics(other, "train/loss")[1], rel=1e-5)
+
+
+def test_at_a_rung_the_worse_half_of_a_group_stops(tmp_path, corpus):
+    argv = ["--grid=learning_rate=1e-2,1e-3,3e-3,1e-5", "--rungs=2", f"--data={corpus}", "--steps=4", *TINY]
+    cli.run(["sweep", *argv, f"--workdir={tmp_path / 'out'}", "--run"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    ended = {line["fields"]["optimizer.learning_rate"]: (line["status"], line["steps"]) for line in lines}
+    assert ended == {0.01: ("done", 4), 0.003: ("done", 4), 0.001: ("stopped", 2), 1e-5: ("stopped", 2)}
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    cli.run(["sweep", f"--workdir={tmp_path / 'out'}", "--run"])
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before, "what a rung has stopped stays so"
 
 
 def test_a_run_that_diverges_is_recorded_as_such(tmp_path, corpus):
