@@ -27,6 +27,7 @@ from lmjax.sweep.grid import parse_grid
 from lmjax.sweep.launch import Launcher, TrainGroup, groups
 from lmjax.sweep.ledger import Ledger, now
 from lmjax.sweep.loop import Rung
+from lmjax.sweep.manifests import printed
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.population import train_population
 from lmjax.sweep.processes import Pool, shares
@@ -49,23 +50,29 @@ class CrashedError(UserError):
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
     """Returns the folder of the sweep that the flags describe after its runs have ended; None: it was only planned."""
     workdir = values["workdir"].value and pathlib.Path(values["workdir"].value)
-    if values["run"].value and not workdir:
-        raise FlagError("--run: give --workdir=DIR, the folder of the sweep, too")
+    kind = values["print"].value
+    if (values["run"].value or kind) and not workdir:
+        given_flag = "--run" if values["run"].value else f"--print={kind}"
+        raise FlagError(f"{given_flag}: give --workdir=DIR, the folder of the sweep, too")
     ledger, costs = workdir and Ledger(workdir), Costs()
     if values["worker"].value:
         return _work(ledger, values["since"].value, values["members"].value)
-    processes, most = values["processes"].value, values["members"].value
+    processes = values["processes"].value
     cluster = values["launcher"].value == "slurm"
     if values["slurm"].value and not cluster:
         raise FlagError(f"--slurm={values['slurm'].value[0]}: is for --launcher=slurm; give that too")
     slurm.settings(values["slurm"].value)
-    if processes > 1 and not cluster:
+    if processes > 1 and not (cluster or kind):
         shares(processes)
         # The processes need the memory of the devices, so the plan may not take it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     sweep, base, targets = _asked(values, overrides, ledger, costs)
     if ledger:
         ledger.check(base, targets)
+    if kind:
+        ledger.write(base, {name: getattr(sweep, name) for name in SETTINGS}, targets)
+        print(printed(kind, str(ledger.directory.absolute()), processes, now()))
+        return ledger.directory
     with phase("counting what the runs will spend"):
         check(targets, program)
         told = plan(targets, program, counted(targets, costs), ledger.results() if ledger else {})
@@ -75,11 +82,20 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         return None
     ledger.write(base, {name: getattr(sweep, name) for name in SETTINGS}, targets)
     tell(False)
+    _launch(values, ledger, sweep, targets)
+    tell()
+    return _ended(ledger, targets, sweep.metric)
+
+
+def _launch(values: flags.FlagValues, ledger: Ledger, sweep: Sweep, targets: Sequence[Target]) -> None:
+    """Trains the runs, by this process or by those that the flags name, and shows their progress."""
+    processes, most, since = values["processes"].value, values["members"].value, now()
+    cluster = values["launcher"].value == "slurm"
+    if cluster or processes > 1:
+        largest = max(map(len, groups(targets, program).values()))
+        # Runs that a rung compares stay together.
+        most = most or (None if sweep.rungs else -(-largest // processes))
     with View(ledger, targets, sweep.metric, values["progress"].value):
-        if cluster or processes > 1:
-            since, largest = now(), max(map(len, groups(targets, program).values()))
-            # Runs that a rung compares stay together.
-            most = most or (None if sweep.rungs else -(-largest // processes))
         if cluster:
             job = slurm.submit(ledger, processes, values["slurm"].value, since, most)
             slurm.follow(job, lambda: ledger.ended(targets, since))
@@ -88,9 +104,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         else:
             if values["keep_memory"].value:
                 keep_freed_memory()
-            Launcher(ledger, targets, program, _trainer(sweep.rungs), most=most).run()
-    tell()
-    return _ended(ledger, targets, sweep.metric)
+            Launcher(ledger, targets, program, _trainer(sweep.rungs), since, most).run()
 
 
 def _work(ledger: Ledger | None, since: str | None, most: int | None) -> pathlib.Path:

@@ -53,9 +53,13 @@ def define() -> flags.FlagValues:
     text = "how the runs are trained: by this process or --processes of this machine, or by as many Slurm jobs"
     define_choice(values, "launcher", ("local", "slurm"), text, "local")
     text = "a parameter of the Slurm jobs, NAME=VALUE, as partition=gpu, gpus_per_node=1, time=240; may be repeated"
-    rungs = "steps, joined by commas, at each of which the worse half of the runs that train together stops"
-    flags.DEFINE_list("rungs", [], rungs, flag_values=values)
     flags.DEFINE_multi_string("slurm", [], text, flag_values=values)
+    text = (
+        "print what starts --processes workers elsewhere, a Kubernetes JobSet or commands for TPUs; train nothing here"
+    )
+    define_choice(values, "print", facts.constant("lmjax.sweep.manifests", "KINDS"), text)
+    text = "steps, joined by commas, at each of which the worse half of the runs that train together stops"
+    flags.DEFINE_list("rungs", [], text, flag_values=values)
     flags.DEFINE_integer(
         "members", None, "the most runs that are trained together as one program (default: all that share it, divided "
         "by --processes)", 1, flag_values=values,

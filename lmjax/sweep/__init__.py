@@ -5,7 +5,8 @@
 - `targets.py`: points -> named runs with whole configs.
 - `ledger.py`: the folder of a sweep: `sweep.json`, `results.jsonl`, `runs/NAME/`; `outcome.py`: how a run ended.
 - `program.py`: which runs can train as one population; `population.py`, `member.py`, `loop.py`: such a population.
-- `launch.py`: trains what is left to train; `processes.py`, `slurm.py`: by several processes; `progress.py`: one view.
+- `launch.py`: trains what is left to train; `processes.py`, `slurm.py`: by several processes; `progress.py`: one view;
+  `manifests.py`: what starts processes elsewhere.
 - `arms.py`: ended runs as arms; `statistics.py`: what is said of them; `report.py`, `render.py`, `charts.py`: how.
 
 May import everything below it: runs, config, training and so on. Only commands and experiments import it.

@@ -11,6 +11,7 @@ from lmjax.commands.sweep import load_sweep
 from lmjax.commands.train import train_run
 from lmjax.config import from_json
 from lmjax.errors import ConfigMismatchError, DataError, FlagError
+from lmjax.sweep.ledger import Ledger
 from lmjax.training.metrics import read_metrics
 
 TINY = (
@@ -47,6 +48,7 @@ def answer(*argv: str) -> str:
         (("--grid=data.control=none", "--control=shuffled_tokens"), "the runs are given data.control too"),
         (("--grid=seed=0:2", "--processes=99"), "--processes=99: there are"),
         (("--worker",), "--worker: give --workdir=DIR"),
+        (("--grid=seed=0:2", "--print=jobset"), "--print=jobset: give --workdir=DIR"),
         (("--grid=seed=0:2", "--rungs=2,x"), "'x' is not a number of steps"),
         (("--grid=seed=0:2", "--rungs=4,2"), "give steps from 1 on, in rising order"),
         (("--grid=seed=0:2", "--match=step"), "did you mean steps?"),
@@ -218,6 +220,15 @@ def test_processes_train_what_one_command_trains(swept, tmp_path, corpus):
     for name in ("learning_rate=0.001", "learning_rate=0.1"):
         one, other = (each / "runs" / name for each in (folder, tmp_path / "out"))
         assert read_metrics(one, "train/loss")[1] == pytest.approx(read_metrics(other, "train/loss")[1], rel=1e-5)
+
+
+def test_what_is_printed_for_a_cluster_finds_the_sweep_in_its_folder(tmp_path, corpus, capsys):
+    argv = ["--grid=seed=0:2", f"--data={corpus}", "--print=jobset", "--processes=64", *TINY]
+    cli.run(["sweep", *argv, f"--workdir={tmp_path / 'out'}"])
+    job = json.loads(capsys.readouterr().out)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == 64
+    assert f"--workdir={tmp_path / 'out'}" in job["template"]["spec"]["containers"][0]["command"]
+    assert len(Ledger(tmp_path / "out").read()[1]) == 2
 
 
 def test_at_a_rung_the_worse_half_of_a_group_stops(tmp_path, corpus):
