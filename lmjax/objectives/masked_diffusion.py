@@ -15,13 +15,14 @@ holds for each document of a packed row.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, LossSum, NanoRun, ObjectiveConfig
 from lmjax.objectives.masked_lm import MaskedText
 from lmjax.objectives.rows import pad
 from lmjax.objectives.samples import Sample, beginning, continuation
@@ -44,6 +45,8 @@ class MaskedDiffusion(MaskedText):
     # What its loss sums is not weighted like the targets of other objectives, so it cannot share their pass.
     shares_logits: ClassVar[bool] = False
     unmasks: ClassVar[bool] = True
+    # Its loss leaves that of the unigram distribution late: small batches, and no large learning rate, shorten this.
+    nano: ClassVar[Mapping[str, NanoRun]] = {"encoder": NanoRun(1200, 8, 2e-3)}
 
     def transform(self, features: Features, rng: np.random.Generator) -> Features:
         """Returns the features with masked `tokens`, and those of all text tokens, each `[length]`.

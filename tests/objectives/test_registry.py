@@ -50,6 +50,7 @@ def test_default_runs_are_those_that_the_objective_declares():
         return config.steps, config.batch_size, config.optimizer.learning_rate
 
     assert found("next_token") == found("mlm", "nsp") == found("seq2seq", architecture="decoder") == (600, 16, 4e-3)
+    assert found("masked_diffusion") == (1200, 8, 2e-3)
     assert found("span_corruption") == found("seq2seq") == (900, 8, 3e-3)
 
 
