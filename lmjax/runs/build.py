@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +14,16 @@ import numpy as np
 from lmjax.config import Config, changed, replace, write_json
 from lmjax.data.columns import Column
 from lmjax.data.control import ShuffledTokens, shuffled_labels
-from lmjax.data.documents import Document
 from lmjax.data.encoding import Encoder
-from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.mixing import set_rates
 from lmjax.data.sources import corpus_fingerprint
 from lmjax.data.splits import Splits, open_splits
 from lmjax.data.store import Store, build_store
-from lmjax.data.tokenizer import Tokenizer, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.errors import DataError, FlagError, SaveError
+from lmjax.errors import FlagError
 from lmjax.interop.shards import read_json
 from lmjax.model.flops import train_flops
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import Objective
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
@@ -37,6 +31,7 @@ from lmjax.parallel.mesh import check_divisible, make_mesh
 from lmjax.phases import phase
 from lmjax.runs.identity import IDENTITY, check_identity, identity_of
 from lmjax.runs.learned import keep, learn
+from lmjax.runs.tokenizer import tokenizer_of
 from lmjax.streams import subseed
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
@@ -160,7 +155,7 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
     )
     if parts := objective.record_format(getattr(config.task, objective.name)).parts:
         identity["record_format"] = parts
-    tokenizer = _tokenizer(config, workdir, splits.train, identity)
+    tokenizer = tokenizer_of(config, workdir, splits.train, identity)
     # After the tokenizer, which is that of the texts as they are.
     identity |= {} if config.data.control == "none" else {"control": [config.data.control, config.seed_of("subset")]}
     encoder = objective.encoder(getattr(config.task, objective.name), tokenizer) or Encoder(tokenizer)
@@ -318,47 +313,6 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
         seed = subseed(seed, "stage", left) if left else seed
         stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
     return tuple(stages)
-
-
-def _tokenizer(
-    config: Config, workdir: pathlib.Path, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
-) -> Vocabulary:
-    """Returns the workdir's tokenizer, else the one that the config names, else one trained on the training data."""
-    for own in (workdir / "tokenizer.json", workdir / "tokenizer.model"):
-        if own.exists():
-            try:
-                return load_tokenizer(str(workdir))
-            except (DataError, FlagError) as e:
-                raise DataError(f"{own}: the run's own tokenizer cannot be read; restore it from a copy ({e})") from e
-    if config.tokenizer.path:
-        return load_tokenizer(config.tokenizer.path)
-    return _trained_tokenizer(config, train, identity)
-
-
-def _trained_tokenizer(
-    config: Config, train: Mapping[str, Callable[[], Iterator[Document]]], identity: dict
-) -> Tokenizer:
-    """Returns a tokenizer trained on the training data, or that of an earlier run with the same data and config."""
-    objective = objective_types(config.task.objective)[0]
-    own = getattr(config.task, objective.name)
-    parts: list[Any] = [identity, config.tokenizer.model_dump()]
-    if objective.running_text.__func__ is not Objective.running_text.__func__:
-        # Objectives that train a tokenizer on other text of the same documents, such as labels, do not share it.
-        parts.append([objective.name, own.model_dump()])
-    key = json.dumps(parts, sort_keys=True)
-    digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    cached = pathlib.Path(config.data.cache_path) / f"tokenizer-{digest}.model"
-    if cached.exists():
-        return Tokenizer.load(str(cached))
-    with phase(f"training a tokenizer of {config.tokenizer.vocab_size:,} tokens"):
-        texts = (objective.running_text(own, d) for read in train.values() for d in read())
-        tokenizer = train_tokenizer(texts, config.tokenizer)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(cached))
-    except OSError as e:
-        raise SaveError(f"data.cache_dir: cannot write a tokenizer to {str(cached.parent)!r} ({e.strerror})") from e
-    return tokenizer
 
 
 def vocabulary_rows(config: Config, num_ids: int) -> int:
