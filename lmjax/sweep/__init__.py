@@ -7,7 +7,8 @@
 - `program.py`: which runs can train as one population; `population.py`, `member.py`, `loop.py`: such a population.
 - `launch.py`: trains what is left to train; `processes.py`, `slurm.py`: by several processes; `progress.py`: one view;
   `manifests.py`: what starts processes elsewhere.
-- `arms.py`: ended runs as arms; `statistics.py`: what is said of them; `report.py`, `render.py`, `charts.py`: how.
+- `arms.py`: ended runs as arms; `statistics.py`: what is said of them; `report.py`, `render.py`, `charts.py`,
+  `csv_table.py`: how.
 
 May import everything below it: runs, config, training and so on. Only commands and experiments import it.
 """

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -18,8 +15,9 @@ from lmjax.evaluation.seeds import DRAWS, LEVEL, Interval, mean_interval
 from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
-from lmjax.sweep.arms import Arm, RunResult, arms_of, is_control, sweep_runs, with_bits
+from lmjax.sweep.arms import SEED_FIELDS, Arm, arms_of, sweep_runs, with_bits
 from lmjax.sweep.charts import Bar, Curve, bars, curves
+from lmjax.sweep.csv_table import pair_label, table_csv
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.render import Section, markdown, page
 from lmjax.sweep.statistics import Analysis, Pair, analyse
@@ -139,6 +137,7 @@ def _results(found: Analysis) -> Section:
     text = (
         f"Means over seeds with 95 % intervals (Student's t), the best first; {better} is better. The last column has "
         "the best evaluation of each run, which is optimistic.",
+        *_shared_seeds(found),
     )
     marks = [
         Bar(found.arms[i].label, interval.value, interval.low, interval.high, i)
@@ -146,6 +145,21 @@ def _results(found: Analysis) -> Section:
         if (interval := found.interval(i))
     ]
     return Section("Results", text, (header, *rows), bars(marks, found.metric))
+
+
+def _shared_seeds(found: Analysis) -> list[str]:
+    """Returns a warning if the runs of arms differ in some of their seeds alone, so that they are not independent."""
+    varied = [
+        field
+        for field in SEED_FIELDS
+        if any(len({shown(run.fields.get(field)) for run in arm.runs}) > 1 for arm in found.arms)
+    ]
+    if not varied or "seed" in varied:
+        return []
+    return [
+        f"The runs of an arm differ in {' and '.join(varied)} alone, and share what is random otherwise: intervals of "
+        "means and differences are narrower than those of independent runs, which seed=0:3 gives."
+    ]
 
 
 def _rank(found: Analysis, arm: int) -> tuple[bool, float]:
@@ -163,7 +177,7 @@ def _differences(found: Analysis) -> Section:
     header = ("difference of", "", "difference", "95 % interval", "effect", "p", "p (Holm)", "detectable")
     rows = [
         (
-            _pair_label(found, pair),
+            pair_label(found, pair),
             _verdict(pair),
             _number(pair.value),
             _range(pair.low, pair.high),
@@ -187,12 +201,8 @@ def _differences(found: Analysis) -> Section:
         text.append(
             "An arm with a single run says nothing of the noise of its seed: a difference may be that of seeds."
         )
-    marks = [Bar(_pair_label(found, pair), pair.value, pair.low, pair.high, pair.first) for pair in pairs]
+    marks = [Bar(pair_label(found, pair), pair.value, pair.low, pair.high, pair.first) for pair in pairs]
     return Section("Differences", tuple(text), (header, *rows), bars(marks, f"difference of {found.metric}", zero=True))
-
-
-def _pair_label(found: Analysis, pair: Pair) -> str:
-    return f"{found.arms[pair.first].label} less {found.arms[pair.second].label}"
 
 
 def _probability(p: float) -> str:
@@ -306,33 +316,3 @@ def _made_of(found: Analysis) -> Section:
     return Section(
         "What it was made of", tuple(lines), (("run", "command"), *((run.name, run.command) for run in runs))
     )
-
-
-def table_csv(found: Analysis) -> str:
-    """Returns a line for every run, with its fields, what it spent and all its metrics, and one for every pair."""
-    runs = [(arm, run) for arm in found.arms for run in (*arm.runs, *arm.others)]
-    fields = list(dict.fromkeys(name for _, run in runs for name in run.fields))
-    metrics = sorted({name for _, run in runs for name in run.metrics})
-    cost = ("steps", "tokens", "flops", "seconds")
-    differs = ("difference", "low", "high", "effect", "p", "p_holm", "detectable", "control")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["kind", "name", "arm", "status", *fields, *cost, *metrics, *differs])
-    for arm, run in runs:
-        writer.writerow(_run_cells(arm, run, fields, cost, metrics) + [""] * len(differs))
-    before = [""] * (1 + len(fields) + len(cost) + len(metrics))
-    for pair in found.pairs:
-        numbers = (pair.value, pair.low, pair.high, pair.effect, pair.p, pair.corrected, pair.detectable)
-        cells = ["" if math.isnan(x) else repr(x) for x in numbers]
-        label = _pair_label(found, pair)
-        writer.writerow(["pair", found.metric, label, *before, *cells, pair.control])
-    return text.getvalue()
-
-
-def _run_cells(
-    arm: Arm, run: RunResult, fields: Sequence[str], cost: Sequence[str], metrics: Sequence[str]
-) -> list[Any]:
-    values = [shown(run.fields[name]) if name in run.fields else "" for name in fields]
-    spent = [getattr(run, name) for name in cost]
-    kind = "control" if is_control(run.fields) else "run"
-    return [kind, run.name, arm.label, run.status, *values, *spent, *(run.metrics.get(name, "") for name in metrics)]

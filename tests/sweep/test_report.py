@@ -14,8 +14,9 @@ from lmjax.errors import FlagError
 from lmjax.evaluation.documents import DocumentLosses
 from lmjax.sweep.arms import RunResult, arms_of, with_bits
 from lmjax.sweep.charts import Curve, curves, ticks
+from lmjax.sweep.csv_table import table_csv
 from lmjax.sweep.render import markdown, page
-from lmjax.sweep.report import sections, table_csv
+from lmjax.sweep.report import sections
 from lmjax.sweep.statistics import analyse, design
 
 RNG = np.random.default_rng(0)
@@ -92,6 +93,7 @@ def test_a_difference_is_real_where_there_is_one(found):
     assert [pair.corrected >= pair.p for pair in found.pairs] == [True] * 3
     assert max(pair.corrected / pair.p for pair in found.pairs) == pytest.approx(3, abs=0.1) or first.corrected == 1
     assert found.documents == 80
+    assert "alone, and share" not in markdown("x", sections(found))
     assert "<td>real</td>" in page("x", sections(found))
     assert "not shown" in markdown("x", sections(found))
 
@@ -147,6 +149,8 @@ def test_noise_is_taken_apart_by_source():
     assert noise["seeds.order"].value == pytest.approx(np.std([0.1 * math.sin(9 * i) for i in range(6)], ddof=1))
     assert noise["seeds.init"].freedom == 30
     assert "seeds.dropout" not in noise
+    text = markdown("x", sections(analyse(arms_of(found))))
+    assert "differ in seeds.init and seeds.order alone" in text, "runs that share a seed are not independent"
 
 
 def test_runs_that_ended_badly_are_counted_and_left_out(runs):
