@@ -12,7 +12,7 @@ cannot() { echo "no Slurm here: $1" >&2; exit 77; }
 [ "$(id -u)" = 0 ] || cannot "it is started as root only"
 if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v sbatch; } > /dev/null; then
     [ "${CI:-}" = true ] || cannot "slurm-wlm and munge are not installed"
-    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurm-wlm munge
+    { timeout 60 apt-get update -q && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -y -q --no-install-recommends slurm-wlm munge
     } > "$folder/apt.log" 2>&1 || cannot "apt has no slurm-wlm and munge"
 fi
 if ! munge -n > /dev/null 2>&1; then
