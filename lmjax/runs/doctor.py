@@ -83,8 +83,10 @@ def _checkpoints(workdir: pathlib.Path, state: State | None) -> list[Finding]:
 def _versions(workdir: pathlib.Path) -> list[Finding]:
     try:
         there = read_json(workdir / "env.json").get("packages") or {}
+        if not isinstance(there, dict):
+            return [Finding(False, "versions: env.json: packages is not an object")]
         here = {name: metadata.version(name) for name in there}
-    except (DataError, metadata.PackageNotFoundError) as e:
+    except (DataError, metadata.PackageNotFoundError, ValueError) as e:
         return [Finding(False, f"versions: {e}")]
     other = [f"{name} {there[name]} there, {here[name]} here" for name in there if there[name] != here[name]]
     return [

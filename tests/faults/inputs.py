@@ -159,6 +159,9 @@ def base(command: str) -> tuple[str, ...]:
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
         "doctor": ("--workdir={run}",),
+        "sweep": ("--grid=seed=0:2", "--data={text}", "--steps=2", *SMALL),
+        "compare": ("--runs={run}",),
+        "scaling": ("--sweep={run}",),
     }[command]
 
 

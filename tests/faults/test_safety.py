@@ -16,6 +16,12 @@ ALLOWED = {
     "lmjax.config.load_experiment importlib.util.spec_from_file_location": "experiment files are trusted code",
     "lmjax.config.load_experiment importlib.util.module_from_spec": "experiment files are trusted code",
     "lmjax.config.load_experiment exec_module": "experiment files are trusted code",
+    "lmjax.commands.sweep.load_sweep importlib.util.spec_from_file_location": "sweep files are trusted code",
+    "lmjax.commands.sweep.load_sweep importlib.util.module_from_spec": "sweep files are trusted code",
+    "lmjax.commands.sweep.load_sweep exec_module": "sweep files are trusted code",
+    "lmjax.evaluation.documents.DocumentLosses.load numpy.load": "allow_pickle=False: numbers and short texts alone",
+    "lmjax.sweep.processes.Pool._start subprocess.Popen": "this Python's own `lmjax sweep --worker`, as a list",
+    "lmjax.sweep.slurm.Job.__call__ subprocess.Popen": "this Python's own `lmjax sweep --worker`, as a list",
 }
 
 

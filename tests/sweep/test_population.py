@@ -178,6 +178,7 @@ def test_other_families_accumulation_averages_and_stages(tiny, tmp_path, objecti
     assert_same_curves(tmp_path / "b", train(made[1], tmp_path / "alone", progress=False))
 
 
+@pytest.mark.usefixtures("every_device")
 def test_members_on_devices_of_their_own_are_the_same(population, tmp_path, monkeypatch):
     made, _, folder = population
     monkeypatch.setattr("lmjax.sweep.population.population_mesh", population_mesh)

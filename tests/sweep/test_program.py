@@ -129,6 +129,7 @@ def test_runs_that_need_the_loop_of_one_run_are_no_population(tiny, path, value)
     assert program(replace(tiny("mlm"), {path: value})) is None
 
 
+@pytest.mark.usefixtures("every_device")
 def test_members_on_devices_of_their_own_do_not_communicate(tiny, tmp_path):
     config = tiny("mlm,nsp", **SMALL, accumulation=2)
     for members, communicate in ((8, False), (2, True)):

@@ -35,9 +35,16 @@ def runs(tiny, tmp_path_factory):
     for each in (path, folder / "dev.jsonl"):
         each.write_text(written)
     fields = {"data__train": path, "data__eval": f"dev={folder / 'dev.jsonl'}", "model__architecture": "encoder",
-              "task__embedding__widths": 8, "task__embedding__symmetric": True, "task__embedding__temperature": 0.3,
+              "task__embedding__widths": 8, "task__embedding__temperature": 0.3,
               "task__length": 64, "model__dropout__residual": 0, "model__dropout__attention": 0}  # fmt: skip
-    return {form: build(tiny("embedding", **fields, task__embedding__form=form), folder / form) for form in FORMS}
+    # Texts with scores are not searched for one another, so that the loss has no second direction.
+    fields |= {"task__embedding__symmetric": True}
+    scored = fields | {"task__embedding__symmetric": False}
+    return {
+        form: build(tiny("embedding", **(scored if form == "scored" else fields), task__embedding__form=form),
+                    folder / form)
+        for form in FORMS
+    }  # fmt: skip
 
 
 def real_batch(run, rows=8):
