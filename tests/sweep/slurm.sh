@@ -9,6 +9,7 @@ set -u
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cannot() { echo "no Slurm here: $1" >&2; exit 77; }
 
+! pgrep -x slurmctld > /dev/null || cannot "another cluster runs on this machine"
 [ "$(id -u)" = 0 ] || cannot "it is started as root only"
 if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v sbatch; } > /dev/null; then
     [ "${CI:-}" = true ] || cannot "slurm-wlm and munge are not installed"
