@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from lmjax.commands.fits import check_run, needs
 from lmjax.commands.table import aligned
 from lmjax.config import Config
 from lmjax.errors import FlagError, UserError
+from lmjax.parallel.peak import product_flops
 from lmjax.sweep.cost import Cost, Costs, Unit
 from lmjax.sweep.launch import groups
 from lmjax.sweep.progress import duration
@@ -116,12 +116,5 @@ def product_speed(config: Config) -> float:
     rows, model = min(_ROWS, config.batch_size * config.task.length), config.model
     dtype = jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32
     left, right = jnp.ones((rows, model.embed_dim), dtype), jnp.ones((model.embed_dim, model.mlp_dim), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    product(left, right).block_until_ready()
-    best = float("inf")
-    for _ in range(_TIMES):
-        began = time.perf_counter()
-        product(left, right).block_until_ready()
-        best = min(best, time.perf_counter() - began)
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
-    return 2 * rows * model.embed_dim * model.mlp_dim / best * devices
+    return product_flops(left, right, _TIMES) * devices

@@ -38,15 +38,27 @@ def peak_flops() -> float | None:
     return _PEAKS[max(known, key=len)] if known else None
 
 
+def peak_flops_together() -> float | None:
+    """Returns the peak FLOP/s of all devices together, or None if it is not known."""
+    peak = peak_flops()
+    # The devices of a CPU share its cores.
+    return peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count())
+
+
 @functools.cache
 def _measured_flops(size: int = 1536, repeats: int = 3) -> float:
     """Returns the best FLOP/s of a few square matrix products on all cores; measured once per process."""
     x = jax.random.normal(prng_key(0, "peak"), (size, size), jnp.float32)
+    return product_flops(x, x, repeats)
+
+
+def product_flops(left: jax.Array, right: jax.Array, repeats: int) -> float:
+    """Returns the best FLOP/s of a few products of two matrices `[rows, inner]` and `[inner, columns]`."""
     product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
+    product(left, right).block_until_ready()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        product(x, x).block_until_ready()
+        product(left, right).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return 2 * left.size * right.shape[1] / best

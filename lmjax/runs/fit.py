@@ -20,7 +20,7 @@ from lmjax.model.parameters import count_parameters, flat
 from lmjax.parallel import pmap
 from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import to_device
-from lmjax.parallel.peak import peak_flops
+from lmjax.parallel.peak import peak_flops_together
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs import diverged
@@ -106,7 +106,7 @@ def _fit(
             mesh,
             dropout_seed=config.seed_of("dropout"),
         )
-        peak = peak_flops()
+        peak = peak_flops_together()
         with (
             timers.time("compilation"),
             phase("loading the newest checkpoint" if checkpoints.steps else "starting"),
@@ -152,7 +152,7 @@ def _fit(
                 stop=stop,
                 timers=timers,
                 watchdog=watchdog,
-                peak_flops=peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count()),
+                peak_flops=peak,
                 progress=progress,
             ).run(state)
             if writer is not None:

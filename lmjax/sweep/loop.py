@@ -17,12 +17,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from lmjax.axes import POPULATION
+from lmjax.config import Config
 from lmjax.errors import PreemptedError
-from lmjax.parallel.peak import peak_flops
+from lmjax.parallel.peak import peak_flops_together
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs.measured import write_figures
-from lmjax.sweep.member import Member, last_evaluation
+from lmjax.sweep.member import Member
+from lmjax.sweep.outcome import last_evaluation, lines_of
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Clock, training_line
 from lmjax.training.metrics import Timers
@@ -32,6 +34,9 @@ from lmjax.training.stages import Course, OpenStage
 from lmjax.training.state import TrainState, read_tokens
 
 PyTree = Any
+
+# Of stacked states; a function of the module, so that it is traced once for each number of members.
+_evaluation_params = jax.jit(jax.vmap(TrainState.evaluation_params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +61,7 @@ class Population:
         hparams: the traced hyperparameters of every member.
         states: the state of every member at the beginning; emptied when they are stacked.
         stacker: stacks states.
-        step_of: from a stage and a number of members to the compiled step.
-        course: the stages.
+        course: the stages; the `step` of each is a function from a number of members to the compiled step.
         shared: evaluates all members at once.
         stop: records requests to stop.
         watchdog: ends the process if the run hangs.
@@ -71,7 +75,6 @@ class Population:
     hparams: list[PyTree]
     states: list[TrainState]
     stacker: Stacker
-    step_of: Callable[[Any, int], Callable[[Own, Any], Any]]
     course: Course
     shared: Evaluator
     stop: StopRequest
@@ -86,7 +89,7 @@ class Population:
 
     def train(self) -> None:
         """Trains all members to their end."""
-        config = self.members[0].run.config
+        config = self._config
         number = min(member.start for member in self.members)
         self._place([*zip(self.members, self.states, strict=True)])
         self.states.clear()
@@ -95,7 +98,7 @@ class Population:
             self._stage(number)
         for member in self.members:
             member.claim.begun()
-        pending, self._clock = None, Clock(number, self.timers, self._peak())
+        pending, self._clock = None, Clock(number, self.timers, peak_flops_together())
         with tqdm(total=config.steps, initial=number, unit="step", disable=not self.progress) as self._bar:
             self._evaluate(number)
             self._end_some(number)
@@ -108,7 +111,7 @@ class Population:
                 with self.timers.time("input"):
                     batch = stage.place(next(stage.batches))
                 own = Own(self._stack, self._numbers, self._frozen(number))
-                self._stack, metrics = self.step_of(stage.step, len(self._slots))(own, batch)
+                self._stack, metrics = stage.step(len(self._slots))(own, batch)
                 if pending is not None:
                     self._report(*pending)
                 # The slots too, because members may move to other slots before this is read.
@@ -129,24 +132,33 @@ class Population:
                     raise PreemptedError(f"stopped at step {number} of {config.steps}, saved; run the command again")
         self._wait()
 
-    def _peak(self) -> float | None:
-        peak = peak_flops()
-        return peak and peak * (1 if jax.default_backend() == "cpu" else jax.device_count())
+    @property
+    def _config(self) -> Config:
+        """A member's config; what the loop reads of it is the same in all."""
+        return self.members[0].run.config
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return self.members[0].run.mesh
+
+    def _needed(self, members: int) -> int:
+        """Returns the slots that hold so many members: a multiple of the parts of the mesh."""
+        parts = self._mesh.shape[POPULATION]
+        return -(-members // parts) * parts
 
     def _due(self, number: int, every: int) -> bool:
-        last = number == self.members[0].run.config.steps
+        last = number == self._config.steps
         return last or (every > 0 and number % every == 0) or any(rung.step == number for rung in self.rungs)
 
     def _stage(self, number: int) -> OpenStage:
         stage = self.course.at(number)
         with self.timers.time("compilation"), phase("compiling the training step"), self.watchdog.paused():
-            self.step_of(stage.step, len(self._slots))
+            stage.step(len(self._slots))
         return stage
 
     def _place(self, members: list[tuple[Member, TrainState]]) -> None:
         """Stacks members in as many slots as the devices need; the slots left over hold a frozen copy."""
-        parts = self.members[0].run.mesh.shape[POPULATION]
-        spare = -len(members) % parts
+        spare = self._needed(len(members)) - len(members)
         self._slots = [*(member for member, _ in members), *itertools.repeat(None, spare)]
         self._stack = self.stacker.stack([*(state for _, state in members), *[members[0][1]] * spare])
         known = {id(member): numbers for member, numbers in zip(self.members, self.hparams, strict=True)}
@@ -154,7 +166,7 @@ class Population:
         self._numbers = self._split(jax.tree.map(lambda *x: np.stack(x), *numbers))
 
     def _split(self, tree: PyTree) -> PyTree:
-        return jax.device_put(tree, NamedSharding(self.members[0].run.mesh, PartitionSpec(POPULATION)))
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(POPULATION)))
 
     def _frozen(self, number: int) -> jax.Array:
         return self._split(np.array([member is None or not member.moves(number) for member in self._slots]))
@@ -169,11 +181,11 @@ class Population:
             for slot, member in enumerate(self._slots)
             if member and member.ending is None and member.start <= number and not member.checkpoints.evaluated(number)
         ]
-        if not here or not (number == 0 or self._due(number, self.members[0].run.config.evaluation.every)):
+        if not here or not (number == 0 or self._due(number, self._config.evaluation.every)):
             return
         each_batch = functools.partial(self.watchdog.report, f"a batch of the evaluation at step {number}")
         with self.timers.time("evaluation"):
-            params = jax.jit(jax.vmap(lambda state: state.evaluation_params()))(self._stack)
+            params = _evaluation_params(self._stack)
             sums = {each.name: self.shared.sums(each, params, each_batch) for each in self.shared.sets}
             for slot, member in here:
                 metrics = self._metrics(slot, member, sums, each_batch)
@@ -205,7 +217,7 @@ class Population:
     def _end_some(self, number: int) -> None:
         """Ends the members that have made their steps, have stopped early, or have lost at a rung."""
         lost = self._lost(number)
-        last = number == self.members[0].run.config.steps
+        last = number == self._config.steps
         for member in self.members:
             if member.ending is not None or member.start > number:
                 continue
@@ -216,8 +228,7 @@ class Population:
             elif member.stopping.reached or member.run.workdir in lost:
                 member.end("stopped", number)
         active = [(slot, member) for slot, member in enumerate(self._slots) if member and member.ending is None]
-        parts = self.members[0].run.mesh.shape[POPULATION]
-        if active and 2 * (len(active) + -len(active) % parts) <= len(self._slots):
+        if active and 2 * self._needed(len(active)) <= len(self._slots):
             self._place([(member, self.stacker.take(self._stack, slot)) for slot, member in active])
 
     def _lost(self, number: int) -> set[pathlib.Path]:
@@ -226,8 +237,8 @@ class Population:
         for rung in self.rungs:
             if rung.step == number:
                 followed = self.members[0].stopping.followed
-                there = {workdir: last_evaluation(workdir, number) for workdir in self.everyone}
-                costs = {w: followed.read(metrics) for w, metrics in there.items() if metrics}
+                there = {w: [x for x in lines_of(w) if x["step"] == number] for w in self.everyone}
+                costs = {w: followed.read(found) for w, lines in there.items() if (found := last_evaluation(lines))}
                 order = sorted(costs, key=lambda w: (costs[w] if math.isfinite(costs[w]) else math.inf, str(w)))
                 lost |= set(order[math.ceil(rung.keep * len(order)) :])
         return lost
@@ -241,7 +252,7 @@ class Population:
         # All members read the same tokens, so that these are the speeds of each one.
         self._clock.add(int(values.pop("tokens").max()), flops)
         self._bar.update()
-        config = self.members[0].run.config
+        config = self._config
         due = number % config.logging.every == 0 or self._due(number, config.evaluation.every)
         speed = self._clock.read(number) if due else {}
         for slot, member in moving:

@@ -13,7 +13,7 @@ from lmjax.runs.workdir import CONFIG, Claim, read_state
 from lmjax.sweep.outcome import Outcome, Status, outcome
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
-from lmjax.training.metrics import METRICS, MetricsWriter, read_lines
+from lmjax.training.metrics import MetricsWriter
 from lmjax.training.stopping import EarlyStopping
 
 
@@ -80,12 +80,3 @@ def finished(workdir: pathlib.Path, config: Config) -> Outcome | None:
         return None
     found = outcome(workdir, "done")
     return found if found.step == config.steps else found._replace(status="stopped")
-
-
-def last_evaluation(workdir: pathlib.Path, step: int | None = None) -> dict[str, float]:
-    """Returns the last evaluation of a run by name, or that at `step`; empty if there is none."""
-    if not (workdir / METRICS).exists():
-        return {}
-    lines = [line for line in read_lines(workdir) if step is None or line["step"] == step]
-    found = [{name: x for name, x in line.items() if name.startswith("eval/")} for line in lines]
-    return next(filter(None, reversed(found)), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from lmjax.training.metrics import METRICS, read_lines
@@ -37,13 +38,21 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
+def lines_of(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the lines of a run's metrics; none if it wrote none."""
+    return read_lines(workdir) if (workdir / METRICS).exists() else []
+
+
+def last_evaluation(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the metrics of the last evaluation in the lines of a run; empty if there is none."""
+    found = ({name: x for name, x in line.items() if name.startswith("eval/")} for line in reversed(lines))
+    return next(filter(None, found), {})
+
+
 def outcome(workdir: pathlib.Path, status: Status, error: str = "") -> Outcome:
     """Returns the outcome of a run from the metrics in its workdir; one that wrote none has made no step."""
-    lines = read_lines(workdir) if (workdir / METRICS).exists() else []
-    metrics: dict[str, float] = {}
-    for line in lines:
-        found = {name: value for name, value in line.items() if name.startswith("eval/")}
-        metrics = found or metrics
+    lines = lines_of(workdir)
+    metrics = last_evaluation(lines)
     trained = [line for line in lines if "train/steps_per_second" in line]
     seconds = flops = 0.0
     for before, line in itertools.pairwise([{"step": 0}, *trained]):

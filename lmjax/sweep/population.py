@@ -111,9 +111,10 @@ def _opened(
     with phase("preparing data and model"):
         first = build(config, workdir, mesh)
         runs = [first, *(sibling(first, config, own, workdir) for own, workdir in left[1:])]
+    here = environment()
     for own, place in left:
         write_json(place / CONFIG, own.to_json())
-        write_json(place / "env.json", environment())
+        write_json(place / "env.json", here)
     # Made outside the mesh's context, in which arrays of one device cannot be made.
     hparams = [jax.tree.map(np.asarray, hyperparameters(run.config)) for run in runs]
     stack.enter_context(layout(first))
@@ -137,13 +138,13 @@ def _opened(
             member = Member(run, claim, checkpoints, writer, own, stopping, start)
             member.update_sound = restored is None or int(restored.skipped_in_a_row) == 0
             members.append(member)
-    course = stack.enter_context(Course(first.stages, functools.partial(_open_stage, first), lambda step: 0))
+    open_stage = functools.partial(_open_stage, first, step_of)
+    course = stack.enter_context(Course(first.stages, open_stage, lambda step: 0))
     return Population(
         members=members,
         hparams=hparams,
         states=states,
         stacker=Stacker(abstract, mesh),
-        step_of=step_of,
         course=course,
         shared=shared,
         stop=stack.enter_context(StopRequest()),
@@ -216,11 +217,11 @@ def lower_step(
     return jitted.lower(*own, to_device(stage.local_batch(), run.mesh))
 
 
-def _open_stage(run: Run, stage: Stage, step: int) -> OpenStage:
-    """Returns a stage whose `step` is the stage itself: its compiled step depends on the number of members too."""
+def _open_stage(run: Run, step_of: Callable[[Stage, int], Any], stage: Stage, step: int) -> OpenStage:
+    """Returns a stage whose `step` is a function from a number of members to the compiled step."""
     return OpenStage(
         end=stage.end,
-        step=stage,
+        step=functools.partial(step_of, stage),
         place=functools.partial(to_device, mesh=run.mesh),
         batches=stage_batches(run, stage, step - stage.begin),
         flops_per_step=run.flops_per_step(stage),
