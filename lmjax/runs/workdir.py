@@ -34,6 +34,16 @@ _LOCK = ".lock"
 # The only files of a workdir whose command was killed at its very start.
 _EARLY = (_LOCK, f"{STATE}.tmp")
 
+# Fields that change neither the numbers of a run nor its length: how long it waits, and where and by whom data is made.
+INERT = (
+    "step_timeout",
+    "data.workers",
+    "data.worker_timeout",
+    "data.prefetch",
+    "data.cache_dir",
+    "parallel.connect_timeout",
+    "parallel.heartbeat_timeout",
+)
 # Fields that may differ when a workdir is used again: the length of the run, and what is logged and saved. They affect
 # the steps only through the schedule, which ends with the run.
 MAY_CHANGE = (
@@ -42,16 +52,10 @@ MAY_CHANGE = (
     "minutes",
     "max_skipped",
     "on_divergence",
-    "step_timeout",
     "evaluation.",
     "checkpoint.",
     "logging.",
-    "data.workers",
-    "data.worker_timeout",
-    "data.prefetch",
-    "data.cache_dir",
-    "parallel.connect_timeout",
-    "parallel.heartbeat_timeout",
+    *INERT,
 )
 # Fields that change only the order of the arithmetic. They may differ too, with a warning.
 ROUNDING = ("accumulation", "parallel.", "model.attention.kernel", "model.remat", "model.moe.dispatch")

@@ -17,6 +17,7 @@ from lmjax.interop.shards import read_json
 from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.documents import read_documents
 from lmjax.runs.identity import IDENTITY
+from lmjax.runs.workdir import INERT
 from lmjax.schema import shown
 from lmjax.streams import SeedsConfig
 from lmjax.sweep.ledger import Ledger
@@ -26,8 +27,8 @@ from lmjax.training.metrics import METRICS, read_lines
 
 SEED_FIELDS = ("seed", *(f"seeds.{name}" for name in SeedsConfig.model_fields))
 CONTROL = "data.control"
-# Fields that change no result.
-_INNOCENT = ("data.cache_dir", "logging.", "checkpoint.", "data.workers", "data.prefetch")
+# Fields that change no result, by the beginning of their paths.
+_NO_RESULT = (*INERT, "logging.", "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
     names = [
         name
         for name in dict.fromkeys(name for flat in flats for name in flat)
-        if len({shown(flat.get(name)) for flat in flats}) > 1 and not name.startswith(_INNOCENT)
+        if len({shown(flat.get(name)) for flat in flats}) > 1 and not name.startswith(_NO_RESULT)
     ]
     return [{name: flat.get(name) for name in names} for flat in flats]
 

@@ -11,21 +11,12 @@ from typing import Any
 from lmjax.config import Config, changed
 from lmjax.errors import FlagError
 from lmjax.paths import file_safe
+from lmjax.runs.workdir import INERT
 from lmjax.schema import shown
 from lmjax.sweep.space import Point, point_text
 
 # The most characters of a name before its digest, and of a value in it.
 _LONGEST, _VALUE = 80, 24
-# Fields that change neither a run's numbers nor its length.
-_INNOCENT = (
-    "step_timeout",
-    "data.workers",
-    "data.worker_timeout",
-    "data.prefetch",
-    "data.cache_dir",
-    "parallel.connect_timeout",
-    "parallel.heartbeat_timeout",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +45,7 @@ def same_run(one: Config, other: Config) -> bool:
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Returns the fields in which two configs differ as runs, each with both values."""
-    return {path: both for path, both in changed(one, other).items() if path not in _INNOCENT}
+    return {path: both for path, both in changed(one, other).items() if path not in INERT}
 
 
 def name_targets(
