@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import pathlib
 import re
 import typing
@@ -31,7 +30,8 @@ from lmjax.objectives.base import Penalties
 from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, check_family, objective_types
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
-from lmjax.paths import expanded, read_regular, write_durably
+from lmjax.paths import read_regular, write_durably
+from lmjax.python_file import run_file
 from lmjax.schema import Schema, flat
 from lmjax.streams import SEEDS, SeedsConfig
 from lmjax.training.checkpoint import CheckpointConfig
@@ -255,14 +255,8 @@ def load_experiment(spec: str) -> Config:
         FlagError: there is no such file or variant, or `get_config` returns no Config.
     """
     name, _, variant = spec.partition(":")
-    path = expanded(name)
-    if path.suffix != ".py" or not path.is_file():
-        beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
-        hint = nearest(str(path), beside) or "give FILE.py or FILE.py:variant"
-        raise FlagError(f"--config={spec}: there is no Python file {name!r}; {hint}")
-    module_spec = importlib.util.spec_from_file_location(f"lmjax_experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    missing = f"--config={spec}: there is no Python file {name!r}"
+    module = run_file(name, missing=missing, otherwise="give FILE.py or FILE.py:variant")
     if not hasattr(module, "get_config"):
         raise FlagError(f"--config={spec}: {name} defines no get_config(variant) -> lmjax.config.Config")
     variants = getattr(module, "VARIANTS", ("",))

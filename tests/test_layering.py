@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "lmjax"
 
 # A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "schema", "axes", "nearest", "paths", "phases", "streams", "strict_json"),
+    ("errors", "schema", "axes", "nearest", "paths", "phases", "python_file", "streams", "strict_json"),
     ("data", "model"),
     ("objectives",),
     ("parallel", "training", "inference", "interop"),

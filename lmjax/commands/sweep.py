@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,10 @@ from lmjax.commands.train import train_run
 from lmjax.config import Config
 from lmjax.data.sources import DataConfig
 from lmjax.errors import DivergedError, FlagError, PreemptedError, UserError
-from lmjax.nearest import nearest
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
-from lmjax.paths import expanded
 from lmjax.phases import phase, tell
+from lmjax.python_file import run_file
 from lmjax.sweep import slurm
 from lmjax.sweep.cost import Costs, Unit, matched_steps
 from lmjax.sweep.grid import parse_grid
@@ -238,13 +236,7 @@ def load_sweep(name: str) -> Sweep:
     Raises:
         FlagError: there is no such file, or `get_sweep` returns no Sweep.
     """
-    path = expanded(name)
-    if path.suffix != ".py" or not path.is_file():
-        beside = sorted(map(str, path.parent.glob("*.py"))) if path.parent.is_dir() else []
-        raise FlagError(f"--sweep={name}: there is no such Python file; {nearest(str(path), beside) or 'give FILE.py'}")
-    spec = importlib.util.spec_from_file_location(f"lmjax_sweep_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = run_file(name, missing=f"--sweep={name}: there is no such Python file", otherwise="give FILE.py")
     if not hasattr(module, "get_sweep"):
         raise FlagError(f"--sweep={name}: the file defines no get_sweep() -> lmjax.sweep.space.Sweep")
     sweep = module.get_sweep()
