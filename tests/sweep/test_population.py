@@ -22,7 +22,13 @@ STEPS, EVERY = 12, 4
 MEMBERS = (
     {"optimizer__learning_rate": 1e-3},
     {"optimizer__learning_rate": 3e-3, "seeds__init": 1, "optimizer__weight_decay": 0.3, "optimizer__clip_norm": 0.1},
-    {"model__dropout__residual": 0.3, "seeds__dropout": 5, "optimizer__adamw__beta2": 0.9, "model__init_std": 0.1},
+    {
+        "model__dropout__residual": 0.3,
+        "seeds__dropout": 5,
+        "optimizer__adamw__beta2": 0.9,
+        "model__init_std": 0.1,
+        "task__mlm__loss_weight": 0.9,
+    },
     {"optimizer__learning_rate": 1e30},
 )
 
