@@ -23,6 +23,7 @@ from lmjax.data.control import check_control
 from lmjax.data.sources import DataConfig
 from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.errors import DataError, FlagError
+from lmjax.model.adopt import InitConfig
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
@@ -73,6 +74,7 @@ class Config(Schema):
     fresh: tuple[str, ...] = Field(
         (), description="parts of init_from's model, such as classifier_head, that start anew in place of being loaded"
     )
+    init: InitConfig = InitConfig()
     accept_fields: tuple[str, ...] = Field(
         (), description="unknown fields of init_from's config.json that do not change the numbers of the model"
     )

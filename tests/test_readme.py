@@ -99,4 +99,4 @@ def test_the_usual_path_runs(here, capsys):
     cli.run(tiny(of("train", "--init_from=runs/gpt2")))
     cli.run([*of("generate", "--model=t5/"), "--max_new_tokens=4"])
     assert len(pathlib.Path("out.jsonl").read_text().splitlines()) == 2
-    cli.run([a.replace("8192", "420") for a in of("tokenizer")])
+    cli.run([a.replace("8192", "420") for a in of("tokenizer", "8192")])

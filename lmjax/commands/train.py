@@ -89,6 +89,7 @@ def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> Res
             accept_fields=accepted,
             experiment=values["config"].value,
             objective=objective,
+            architecture=values["architecture"].value,
             given={*fields, *overrides},
             fresh=is_fresh(overrides),
         )

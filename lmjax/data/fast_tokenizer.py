@@ -147,6 +147,15 @@ class FastTokenizer(Vocabulary):
             return self
         return FastTokenizer({**self.files, TEMPLATE: template.encode()}, self.names)
 
+    def with_special(self, roles: Sequence[str]) -> "FastTokenizer":
+        """Returns the tokenizer with the special tokens of these roles; those that it lacks get the next ids."""
+        new = {f"{role}_token": f"[{role.upper()}]" for role in roles if role not in self.role_ids}
+        if not new:
+            return self
+        whole = tokenizers.Tokenizer.from_str(self.files[TOKENIZER].decode())
+        whole.add_special_tokens(list(new.values()))
+        return FastTokenizer({**self.files, TOKENIZER: whole.to_str().encode()}, {**self.names, **new})
+
     def save_in(self, folder: pathlib.Path) -> None:
         """Writes `tokenizer.json`, the files that were next to it and `special_tokens.json` into `folder`."""
         for name in (n for n in self.files if n != TOKENIZER):

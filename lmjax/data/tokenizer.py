@@ -61,6 +61,9 @@ class TokenizerConfig(Schema):
     path: str = pydantic.Field(
         "", description="a .model, a tokenizer.json or a folder with one to load; empty: one is trained"
     )
+    added: tuple[Literal["pad", "bos", "eos", "cls", "sep", "mask"], ...] = pydantic.Field(
+        (), description="special tokens that a loaded tokenizer gets if it lacks them, such as cls,sep,mask"
+    )
     kind: Literal["unigram", "bpe", "char"] = pydantic.Field("bpe", description="algorithm of one that is trained")
     vocab_size: int = pydantic.Field(
         4096, gt=0, description="special symbols, bytes and learned pieces together; not read by char"
@@ -135,6 +138,11 @@ class Tokenizer(Vocabulary):
     def with_template(self, template: str) -> "Tokenizer":
         """Returns the same tokenizer with another chat template."""
         return Tokenizer(self.proto, template)
+
+    def with_special(self, roles: Sequence[str]) -> "Tokenizer":
+        """Returns this tokenizer, which has all special tokens."""
+        del roles
+        return self
 
     def _lines(self, text: str) -> list[str]:
         """Returns the parts of a text that are encoded separately.

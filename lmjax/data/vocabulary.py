@@ -120,7 +120,8 @@ class Vocabulary:
             return next((self.role_ids[r] for r in ("eos", "unk") if r in self.role_ids), 0)
         raise FlagError(
             f"tokenizer.path: this tokenizer has no {ROLES[role]} token, and the objective or the model needs one; "
-            "choose a tokenizer that has it, or an objective that does without"
+            f"choose a tokenizer that has it, or an objective that does without, or add it: "
+            f"--config.tokenizer.added={role}"
         )
 
     @property
@@ -194,6 +195,10 @@ class Vocabulary:
 
     def with_template(self, template: str) -> "Vocabulary":
         """Returns the same tokenizer with another chat template."""
+        raise NotImplementedError
+
+    def with_special(self, roles: Sequence[str]) -> "Vocabulary":
+        """Returns the tokenizer with the special tokens of these roles; those that it lacks get the next ids."""
         raise NotImplementedError
 
     def save_in(self, folder: pathlib.Path) -> None:

@@ -73,3 +73,9 @@ def flat(params: Any) -> dict[str, Any]:
     """Returns the arrays or shapes of a tree, without boxes, by path (names joined by slashes)."""
     leaves = jax.tree_util.tree_leaves_with_path(unboxed(params))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def axis_names(params: Any) -> dict[str, tuple[str, ...]]:
+    """Returns the axis names of boxed parameters by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): box.names for path, box in leaves if is_box(box)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +13,7 @@ from absl import logging
 from lmjax.axes import RULES
 from lmjax.config import Config
 from lmjax.data.pipeline import Batches, batches
-from lmjax.errors import DivergedError, FlagError
-from lmjax.model.language_model import abstract_params
-from lmjax.model.parameters import count_parameters, flat
+from lmjax.errors import DivergedError
 from lmjax.parallel import pmap
 from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import to_device
@@ -24,10 +21,9 @@ from lmjax.parallel.peak import peak_flops_together
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs import diverged
+from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run
-from lmjax.runs.learned import learned
 from lmjax.runs.measured import measured, write_figures
-from lmjax.runs.trained import open_pretrained
 from lmjax.runs.workdir import Claim, check_nothing_lost
 from lmjax.training.board import HyperparameterTable
 from lmjax.training.budget import Budget
@@ -41,8 +37,6 @@ from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
 from lmjax.training.stopping import resumed
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def fit(
@@ -170,91 +164,6 @@ def _warn_of_warmup(config: Config) -> None:
             warmup, config.steps, optimizer.learning_rate * config.steps / warmup, optimizer.learning_rate,
             "never reached" if warmup > config.steps else "reached only at the last update",
         )  # fmt: skip
-
-
-def initial_parameters(run: Run, progress: bool) -> dict[str, Any] | None:
-    """Returns the parameters of `init_from` by part of the model, or None if the config names no model to start from.
-
-    Raises:
-        FlagError: their shapes are not those of this model.
-    """
-    if not run.config.init_from:
-        return None
-    source = open_pretrained(run.config.init_from, accept_fields=run.config.accept_fields)
-    wanted = abstract_params(run.model.config, run.model.heads)
-    there = abstract_params(source.config.with_fields({"scan_layers": run.config.model.scan_layers}), source.heads)
-    ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
-    fresh = set(run.config.fresh)
-    if absent := sorted(fresh - wanted.keys()):
-        raise FlagError(f"--config.fresh={absent[0]}: this model has no such part; choose from {', '.join(wanted)}")
-    parts = (wanted.keys() & there.keys()) - fresh
-    for path in sorted(ours.keys() | theirs.keys()):
-        if path.split("/")[0] in parts and ours.get(path) != theirs.get(path):
-            raise FlagError(
-                f"--init_from={run.config.init_from}: {path} is {theirs.get(path, 'absent')} there and "
-                f"{ours.get(path, 'absent')} in this model; give --init_from without fields of the model, or start "
-                f"this part at random with --config.fresh={path.split('/')[0]}"
-            )
-    params = source.params(run.model.config, run.mesh)
-    adopted = _adopted(run, ours, theirs, wanted.keys() - parts - fresh)
-    told = _told(run, wanted, sorted(parts), adopted, sorted(there.keys() - parts))
-    if progress:
-        print(told, file=sys.stderr)
-    elif wanted.keys() - parts:
-        logging.warning("%s", told)
-    given = {part: params[part] for part in parts}
-    for own, other in adopted.items():
-        (part, layer), (source_part, source_layer) = own.split("/"), other.split("/")
-        given.setdefault(part, {})[layer] = params[source_part][source_layer]
-    return given
-
-
-def _adopted(run: Run, ours: Shapes, theirs: Shapes, new: Collection[str]) -> dict[str, str]:
-    """Returns by layer of a new head, as SUBTREE/LAYER, the layer of another head that it begins with.
-
-    Args:
-        run: the run.
-        ours: the shapes of its parameters by path.
-        theirs: those of the model that it starts from.
-        new: the parts that this model lacks.
-    """
-    found = {}
-    for head in run.model.head_types.values():
-        if head.subtree in new:
-            for layer, others in head.adopts(run.model.config).items():
-                own = f"{head.subtree}/{layer}"
-                shapes = {path.removeprefix(own): x for path, x in ours.items() if path.startswith(f"{own}/")}
-                same = (o for o in others if all(theirs.get(f"{o}{end}") == shape for end, shape in shapes.items()))
-                found[own] = next(same, None)
-    return {own: other for own, other in found.items() if other}
-
-
-def _told(run: Run, wanted: dict[str, Any], loaded: list[str], adopted: Mapping[str, str], left: list[str]) -> str:
-    """Returns a line that says what of the model was loaded, what is new, what was left, and what was reset.
-
-    Args:
-        run: the run.
-        wanted: the shapes of its parameters by part.
-        loaded: the parts that were loaded.
-        adopted: by layer of a new part, the layer of another part of the source that it begins with.
-        left: the parts that the source has and the model does not.
-    """
-    sizes = {part: count_parameters(tree) for part, tree in wanted.items()}
-    new = [f"{part} ({sizes[part]:,} parameters)" for part in sorted(wanted.keys() - set(loaded))]
-    begun = [f"{own} from {other}" for own, other in adopted.items()]
-    left = [part for part in left if not any(other.startswith(f"{part}/") for other in adopted.values())]
-    known = [f"{name}: {', '.join(map(str, value))}" for name, value in learned(run.config).items()]
-    return "; ".join(
-        [
-            f"--init_from={run.config.init_from}: loaded {', '.join(loaded)} "
-            f"({sum(sizes[part] for part in loaded):,} parameters)",
-            *([f"new {', '.join(new)}"] if new else []),
-            *([f"of these loaded {', '.join(begun)}"] if begun else []),
-            *known,
-            *([f"not used {', '.join(left)}"] if left else []),
-            "optimizer and step start from zero",
-        ]
-    )
 
 
 def layout(run: Run) -> contextlib.AbstractContextManager[Any]:

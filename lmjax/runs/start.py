@@ -10,8 +10,9 @@ from typing import Any
 from lmjax import config as configs
 from lmjax.config import Config
 from lmjax.errors import FlagError
+from lmjax.model.adopt import in_family
 from lmjax.model.config import ModelConfig
-from lmjax.objectives.registry import OBJECTIVES, objective_types
+from lmjax.objectives.registry import OBJECTIVES, objective_types, usual_objective
 from lmjax.runs.trained import Pretrained, open_pretrained
 
 # Fields of which each says when a run ends.
@@ -41,6 +42,7 @@ def start_from(
     accept_fields: Sequence[str] = (),
     experiment: str | None = None,
     objective: tuple[str, ...] | None = None,
+    architecture: str | None = None,
     given: Collection[str] = (),
     fresh: bool = False,
 ) -> Start:
@@ -50,12 +52,13 @@ def start_from(
         place: the model, as for `open_pretrained`.
         accept_fields: as for `open_pretrained`.
         experiment: the experiment of the run, which replaces the recipe.
-        objective: what is trained; None: what is usual for the model's family, without a recipe.
+        objective: what is trained; None: what is usual for the family, without a recipe.
+        architecture: the family that the model is turned into; None: its own.
         given: the paths of the fields that the user gives.
         fresh: whether parts of the model start at random, so that what its head means does not hold.
 
     Raises:
-        FlagError: there is no such model.
+        FlagError: there is no such model, or it cannot be turned into that family.
         DataError: a file of it cannot be read.
     """
     source = open_pretrained(place, accept_fields=accept_fields)
@@ -67,11 +70,16 @@ def start_from(
     recipe = {}
     if experiment is None and objective is not None:
         recipe = _recipe(objective, given, source.config.max_length)
+    model = in_family(source.config, architecture or source.config.architecture)
+    if {"init.vocabulary", "tokenizer.added"} & set(given):
+        # The table has the rows that the other tokenizer needs, and added tokens are new ones.
+        model = model.with_fields({"vocab_size": 0})
+        fields["init.vocabulary"] = "mean"
     if experiment is None and objective is None:
-        objective = (source.objective,)
+        objective = (usual_objective(model.architecture),)
     for name in () if fresh else objective or ():
         fields |= _known(source, name)
-    return Start(objective, source.config.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe))
+    return Start(objective, model.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe))
 
 
 def is_fresh(overrides: Mapping[str, str]) -> bool:
@@ -124,7 +132,7 @@ def resolve(
     Args:
         experiment: `FILE.py` or `FILE.py:variant`; None: the defaults of the objective.
         objective: replaces the objectives.
-        architecture: replaces the family; None: it follows from the objective.
+        architecture: replaces the family, also that of `init_from`; None: it follows from the objective.
         preset: replaces the whole model by a preset's name; its token table has the rows that the tokenizer needs.
         model: replaces the whole model.
         init_from: a trained model, as for `load_model`, whose parameters, architecture, tokenizer and labels the run
@@ -153,6 +161,7 @@ def resolve(
         accept_fields=accept_fields,
         experiment=experiment,
         objective=objective,
+        architecture=architecture,
         given={*overrides, *fields},
         fresh=is_fresh(overrides) or bool(fields.get("fresh")),
     )

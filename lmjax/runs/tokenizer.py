@@ -30,7 +30,7 @@ def tokenizer_of(
             except (DataError, FlagError) as e:
                 raise DataError(f"{own}: the run's own tokenizer cannot be read; restore it from a copy ({e})") from e
     if config.tokenizer.path:
-        return load_tokenizer(config.tokenizer.path)
+        return load_tokenizer(config.tokenizer.path).with_special(config.tokenizer.added)
     return _trained_tokenizer(config, train, identity)
 
 

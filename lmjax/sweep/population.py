@@ -22,8 +22,9 @@ from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import population_mesh, to_device
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
+from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
-from lmjax.runs.fit import evaluator, initial_parameters, layout, metrics_writer, stage_batches
+from lmjax.runs.fit import evaluator, layout, metrics_writer, stage_batches
 from lmjax.runs.identity import environment
 from lmjax.runs.workdir import CONFIG, check_nothing_lost, claim_workdir
 from lmjax.sweep.loop import Population, Rung

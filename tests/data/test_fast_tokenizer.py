@@ -383,3 +383,20 @@ def test_damaged_older_files_are_refused(tmp_path, content):
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(FlagError, match=r"tokenizer\.path: .*spiece\.model.*again"):
         load_tokenizer(str(tmp_path))
+
+
+def test_added_special_tokens_get_the_next_ids_and_change_no_other(folders, tmp_path):
+    old = load_tokenizer(str(folders["gpt2"]))
+    new = old.with_special(("cls", "sep", "mask", "eos"))
+    assert (new.cls_id, new.sep_id, new.mask_id) == tuple(range(old.vocab_size, old.vocab_size + 3))
+    assert new.eos_id == old.eos_id, "a token that is there stays"
+    assert not new.is_text[old.vocab_size :].any()
+    plain = [text for text in SAMPLES if "[" not in text]
+    assert new.encode_batch(plain) == old.encode_batch(plain)
+    assert new.encode("a[MASK]b")[1] == new.mask_id
+    new.save_in(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert (again.mask_id, again.fingerprint) == (new.mask_id, new.fingerprint)
+    assert old.with_special(("eos",)) is old
+    with pytest.raises(FlagError, match=r"or add it: --config\.tokenizer\.added=mask"):
+        _ = old.mask_id
