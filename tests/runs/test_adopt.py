@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 import lmjax
 from lmjax.data.fast_tokenizer import load_tokenizer
@@ -127,6 +128,29 @@ def test_a_side_of_an_encoder_decoder_is_a_model(pair, corpus, tmp_path, archite
     left = capsys.readouterr().err.partition("not used: ")[2]
     assert "cross_attention" in left
     assert ("backbone/encoder" in left) == (architecture == "decoder")
+
+
+def test_a_decoder_without_a_mask_token_gets_one_for_masked_language_modelling(tiny, corpus, tmp_path, capsys):
+    fast = tokenizers.Tokenizer(tokenizers.models.BPE())
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.add_special_tokens(["<|endoftext|>"])
+    letters = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False, special_tokens=["<|endoftext|>"],
+                                             initial_alphabet=fast.pre_tokenizer.alphabet())  # fmt: skip
+    fast.train([str(corpus)], letters)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    config = tiny("next_token", tokenizer__path=tmp_path, steps=1, evaluation__batches=1, model__vocab_size=300)
+    source = lmjax.train(config, tmp_path / "run", progress=False)
+    into = {"objective": ("mlm",), "architecture": "encoder"}
+    with pytest.raises(FlagError, match=r"no .* token, .* or add it: --config\.tokenizer\.added="):
+        begun(source, corpus, tmp_path / "a", **into)
+    run, ours = begun(source, corpus, tmp_path / "b", **into, overrides={"tokenizer.added": "cls,sep,mask"})
+    table, old = np.asarray(ours["embedding/table"]), np.asarray(arrays(source)["embedding/table"])
+    assert table.shape[0] == run.model.config.vocab_size == 320
+    np.testing.assert_array_equal(table[:300], old)
+    np.testing.assert_allclose(table[run.tokenizer.mask_id], old.mean(0), rtol=1e-5)
+    assert run.eval_sets[0].examples(0, np.random.default_rng(0))["tokens"].max() == run.tokenizer.mask_id
+    assert "300 tokens begin as those of the same text, 3 as the mean of the table" in capsys.readouterr().err
 
 
 def test_layers_are_chosen_and_repeated(decoder, corpus, tmp_path, capsys):
