@@ -20,6 +20,7 @@ COMMANDS = {
     "scaling": "fit a scaling law to the runs of a sweep",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
+    "average": "average the parameters of trained models",
     "generate": "continue prompts, answer them, or fill in masks",
     "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",

@@ -11,14 +11,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from lmjax.config import Config, default_config, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
 from lmjax.interop.sentence import write_sentence
-from lmjax.interop.shards import read_json
 from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import BARE, HEADS, head_types
@@ -26,10 +24,9 @@ from lmjax.model.parameters import count_parameters
 from lmjax.objectives.embedding import Embedding
 from lmjax.paths import shell_quoted
 from lmjax.phases import phase
-from lmjax.runs.identity import environment
-from lmjax.runs.trained import HEADS_FIELD, ORIGIN, Pretrained, local_folder, open_pretrained, storage_mesh
-from lmjax.runs.workdir import claim_workdir, is_unused
-from lmjax.training.checkpoint import Checkpoints
+from lmjax.runs.made import write_model
+from lmjax.runs.trained import Pretrained, local_folder, open_pretrained, storage_mesh
+from lmjax.runs.workdir import is_unused
 from lmjax.training.metrics import peak_host_memory
 
 
@@ -88,39 +85,12 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
         raise FlagError(f"--from={source.folder}: is a workdir already; write it out with --workdir and --to")
     if not is_unused(workdir):
         raise FlagError(f"--workdir={workdir}: exists and is not empty; choose another")
-    tokenizer = load_tokenizer(str(source.folder))
-    config = _config(source)
-    with claim_workdir(workdir, config) as claim:
-        params = source.params(source.config, storage_mesh(source.config, source.heads))
-        with Checkpoints(workdir, config.checkpoint, claim.saved) as checkpoints:
-            checkpoints.save(0, {"params": params})
-        tokenizer.save_in(workdir)
-        write_json(workdir / ORIGIN, dict(source.origin) | {HEADS_FIELD: source.heads})
-        if (source.folder / GENERATION).is_file():
-            write_json(workdir / GENERATION, read_json(source.folder / GENERATION))
-        if Embedding.name in source.tasks:
-            write_sentence(workdir, source.config, source.length)
-        write_json(workdir / "env.json", environment())
-        claim.done()
+    params = source.params(source.config, storage_mesh(source.config, source.heads))
+    write_model(workdir, source, params)
     return _described(source, params) | {
         "from": f"{source.origin['model_type']}, {source.origin['architectures'][0]}",
         "next": f"lmjax train --init_from={shell_quoted(workdir)} --data=TEXT",
     }
-
-
-def _config(source: Pretrained) -> Config:
-    """Returns the config of a workdir that holds a converted checkpoint."""
-    length = min(128, source.config.max_length)
-    base = default_config((source.objective,), source.config.architecture)
-    return replace(
-        base,
-        {
-            "model": source.config.model_dump(),
-            "init_from": str(source.folder),
-            "tokenizer.path": str(source.folder),
-            "task.length": length,
-        },
-    )
 
 
 def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:

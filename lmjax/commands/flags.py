@@ -161,6 +161,18 @@ def data_fields(specs: Sequence[str]) -> dict[str, object]:
     return {"data.mixture": tuple(specs)}
 
 
+def eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the values of --eval_data as fields of the config; a path without a name gets the name "eval"."""
+    sets = []
+    for spec in specs:
+        name, equals, path = spec.partition("=")
+        sets.append({"name": name, "path": path} if equals else {"name": "eval", "path": spec})
+    names = [s["name"] for s in sets]
+    if len(set(names)) != len(names):
+        raise FlagError(f"--eval_data: two sets are called {max(names, key=names.count)!r}; name them, as NAME=PATH")
+    return sets
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the arguments without the `--config.a.b=value` ones, and the values of these by dotted path."""
     rest, overrides = [], {}

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from lmjax.commands.explain import explain
 from lmjax.commands.fits import check_run, sized_model
-from lmjax.commands.flags import data_fields
+from lmjax.commands.flags import data_fields, eval_sets
 from lmjax.commands.naming import run_name
 from lmjax.commands.report import fill_report, final_report, opening_report
 from lmjax.commands.train_flags import FIELDS
@@ -51,18 +51,6 @@ class Resolved(NamedTuple):
     recipe: tuple[str, ...] = ()
 
 
-def _eval_sets(specs: Sequence[str]) -> list[dict[str, str]]:
-    """Returns the values of --eval_data as fields of the config; a path without a name gets the name "eval"."""
-    sets = []
-    for spec in specs:
-        name, equals, path = spec.partition("=")
-        sets.append({"name": name, "path": path} if equals else {"name": "eval", "path": spec})
-    names = [s["name"] for s in sets]
-    if len(set(names)) != len(names):
-        raise FlagError(f"--eval_data: two sets are called {max(names, key=names.count)!r}; name them, as NAME=PATH")
-    return sets
-
-
 def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> Resolved:
     """Returns the config that the flags describe, and the name of its run."""
     fields: dict[str, Any] = {path: values[name].value for name, path in FIELDS.items()}
@@ -76,7 +64,7 @@ def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> Res
     elif ends:
         fields["minutes"] = None
     if values["eval_data"].value:
-        fields["data.eval"] = _eval_sets(values["eval_data"].value)
+        fields["data.eval"] = eval_sets(values["eval_data"].value)
     objective, start = values["objective"].value, None
     accepted = values["accept_fields"].value
     if accepted and not values["init_from"].value:

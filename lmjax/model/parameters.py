@@ -1,12 +1,14 @@
 """Parameters of a model: how they are made, and their number, shapes and axis names."""
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmjax import axes
 
@@ -75,7 +77,29 @@ def flat(params: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def unflat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts with the arrays or shapes by path, as `flat` returns them."""
+    tree: dict[str, Any] = {}
+    for path, x in params.items():
+        *groups, last = path.split("/")
+        place = tree
+        for name in groups:
+            place = place.setdefault(name, {})
+        place[last] = x
+    return tree
+
+
 def axis_names(params: Any) -> dict[str, tuple[str, ...]]:
     """Returns the axis names of boxed parameters by path."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): box.names for path, box in leaves if is_box(box)}
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Returns a hex digest of the paths, shapes, dtypes and bytes of arrays by path, as `flat` returns them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path, x in sorted(params.items()):
+        array = np.asarray(x)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ from lmjax.model.adopt import in_family, origins, source_layers
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
-from lmjax.model.parameters import axis_names, count_parameters, flat
+from lmjax.model.parameters import axis_names, count_parameters, flat, unflat
 from lmjax.model.transformer import stack_layers
 from lmjax.runs.build import Run
 from lmjax.runs.learned import learned
@@ -144,13 +144,7 @@ class _Changed:
         """Returns the parameters by part, and tells what they begin as."""
         _tell(self._table(), progress, True)
         whole = flat(self._source.params(self._there.with_fields({"param_dtype": "float32"}), self._run.mesh))
-        given: dict[str, Any] = {}
-        for path, origin in self._origins.items():
-            *groups, last = path.split("/")
-            place = given
-            for name in groups:
-                place = place.setdefault(name, {})
-            place[last] = self._rows(path, whole[origin])
+        given = unflat({path: self._rows(path, whole[origin]) for path, origin in self._origins.items()})
         return stack_layers(given) if self._run.model.config.scan_layers else given
 
     def _rows(self, path: str, x: jax.Array) -> jax.Array:

@@ -45,6 +45,8 @@ from lmjax.training.state import state_maker
 
 PyTree = Any
 
+# The file in a workdir that says which models its parameters were made of; such a workdir has no optimizer.
+MADE_OF = "made_of.json"
 # The file in a workdir with the config.json of the Hugging Face checkpoint that it was converted from.
 ORIGIN = "huggingface.json"
 # A field that lmjax adds there: the heads of the checkpoint, not all of which follow from its other fields.
@@ -314,7 +316,8 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
         if not checkpoints.steps:
             command = f"lmjax train --workdir={shell_quoted(folder)}"
             raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
-        stored = (_converted if origin else _trained)(checkpoints, config, present, mesh, at)
+        without_optimizer = origin or (folder / MADE_OF).is_file()
+        stored = (_converted if without_optimizer else _trained)(checkpoints, config, present, mesh, at)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
         placed = on_mesh(abstract_params(wanted, present), mesh)
@@ -356,7 +359,7 @@ def _trained(
 def _converted(
     checkpoints: SavedCheckpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
-    """Returns the parameters of a converted checkpoint, which has no optimizer."""
+    """Returns the parameters of a converted checkpoint or an average, which has no optimizer."""
     placed = on_mesh(abstract_params(config.model, present), mesh)
     return checkpoints.restore({"params": placed}, step)["params"]
 

@@ -58,6 +58,10 @@ class _Common(Schema):
     ema_decay: float | None = Field(
         None, ge=0, lt=1, description="decay of an average of the parameters, to be evaluated; none: no average"
     )
+    average_from: int | None = Field(
+        None, ge=1, description="step from which on parameters are averaged with equal weights (SWA); none: no average"
+    )
+    average_every: int = Field(1, ge=1, description="steps between the parameters in the equal average")
     group_patterns: tuple[str, ...] = Field(
         (), description="regular expressions searched in paths such as embedding/table; the first match applies"
     )
@@ -105,6 +109,10 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
                 "is; give one, and none for the other",
             ),
             (
+                self.ema_decay is not None and self.average_from is not None,
+                f"ema_decay={self.ema_decay} and average_from={self.average_from}: a run keeps one average; give one",
+            ),
+            (
                 self.rule.schedules and self.schedule not in self.rule.schedules,
                 f"name={self.name} takes schedule={' or '.join(self.rule.schedules)} (given: {self.schedule})",
             ),
@@ -117,6 +125,11 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
             except re.error as e:
                 raise ValueError(f"group_patterns: {pattern!r} is no regular expression: {e}") from e
         return self
+
+    @property
+    def averages(self) -> bool:
+        """Whether the run keeps an average of its parameters."""
+        return self.ema_decay is not None or self.average_from is not None
 
     @property
     def rule(self) -> Optimizer:

@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
         tokens_seen: uint32 `[2]`, low and high word of the number of tokens read.
         skipped: int32, updates that were skipped because they were not finite.
         skipped_in_a_row: int32, how many of the latest updates were skipped one after the other.
-        average: float32, the exponential average of the parameters, or None without averaging.
+        average: float32, the average of the parameters (`training.averages`), or None without averaging.
         spikes: the state of the guard against spikes, or None without a guard.
     """
 
@@ -99,7 +99,7 @@ def init_state(
         tokens_seen=jnp.zeros(2, jnp.uint32),
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
-        average=None if config.ema_decay is None else as_float32(params),
+        average=as_float32(params) if config.averages else None,
         spikes=None if config.spike_factor is None else SpikeState.zero(),
     )
 

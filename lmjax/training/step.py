@@ -15,6 +15,7 @@ from lmjax.objectives.base import Batch, LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key
+from lmjax.training.averages import averaged
 from lmjax.training.forward import ModelForward, evaluation_forward, forward
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -172,13 +173,9 @@ def _updated(
     updates, opt_state = optimizer.update(grads, state.opt_state, params, curvature=lambda: curvature(params))
     rounded = add_updates(state.params, updates, named_key(_step_key(state), "rounding"))
     new = {"params": rounded, "opt_state": opt_state}
-    if state.average is not None:
-        # The decay is lower in the first steps, or the initial parameters would stay in the average for long.
-        age = state.step.astype(jnp.float32)
-        share = 1 - jnp.minimum(hparams.optimizer.ema_decay, (1 + age) / (10 + age))
-        new["average"] = jax.tree.map(lambda a, p: a + share * (p - a), state.average, new["params"])
     old = {name: getattr(state, name) for name in new}
-    return state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
+    updated = state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
+    return updated.replace(average=averaged(hparams.optimizer, state, updated.params, good))
 
 
 def _step_key(state: TrainState) -> jax.Array:

@@ -54,7 +54,12 @@ def test_the_numbers_stand_where_the_config_has_them():
     config = OptimizerConfig()
     h = Hyperparameters.build(config, steps=7, dropout=DropoutRates(), loss_weights={})
     paths = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(h.optimizer)}
-    named = set(floats(OptimizerConfig)) | {".warmup_steps", ".sophia.curvature_every", ".spike_warmup"}
+    named = set(floats(OptimizerConfig)) | {
+        ".warmup_steps",
+        ".sophia.curvature_every",
+        ".spike_warmup",
+        ".average_every",
+    }
     # Only the number of steps that follows from it is traced.
     named -= {".warmup_share"}
     assert named == {*paths, ".ema_decay", ".spike_factor"}, "the last two are None, and so no leaves"
