@@ -41,6 +41,13 @@ def parameter(
     return found
 
 
+def overlaid(tree: Any, other: Any) -> Any:
+    """Returns nested dicts with the leaves of both; those of `other` replace leaves of `tree` at the same path."""
+    if not isinstance(other, Mapping) or not isinstance(tree, Mapping):
+        return other
+    return {**tree, **{name: overlaid(tree[name], x) if name in tree else x for name, x in other.items()}}
+
+
 def is_box(x: Any) -> bool:
     """Returns whether `x` is a box: an array or a shape, together with its axis names."""
     return isinstance(x, nn.Partitioned)

@@ -42,8 +42,8 @@ def replica_key(key: jax.Array, axis: str | None) -> jax.Array:
 
 
 def replicate(step: Callable[..., Any]) -> Any:
-    """Returns `step(state, batch, hparams)` over all devices, each with its own rows and the same state and hparams."""
-    return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0)
+    """Returns `step(state, batch, hparams, fixed)` over all devices, which differ in the rows of the batch alone."""
+    return jax.pmap(step, AXIS, in_axes=(None, 0, None, None), out_axes=None, donate_argnums=0)
 
 
 def to_replicas(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

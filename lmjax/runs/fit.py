@@ -24,19 +24,20 @@ from lmjax.runs import diverged
 from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run
 from lmjax.runs.measured import measured, write_figures
-from lmjax.runs.workdir import Claim, check_nothing_lost
-from lmjax.training.board import HyperparameterTable
+from lmjax.runs.opened import open_run
+from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
+from lmjax.training.fixed import NOTHING_FIXED, Fixed
+from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.loop import Loop
-from lmjax.training.metrics import MetricsWriter, Timers
+from lmjax.training.metrics import Timers
 from lmjax.training.preemption import StopRequest
 from lmjax.training.rollback import Rollbacks
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
-from lmjax.training.stopping import resumed
 
 
 def fit(
@@ -76,41 +77,25 @@ def _fit(
     announce: Callable[[Run, Any, int], None] | None,
 ) -> tuple[TrainState, str]:
     """Returns what `fit` returns, or raises DivergedError; `rollbacks` are the run's rollbacks so far."""
-    config, mesh, hparams = run.config, run.mesh, run.hparams
-    timers = Timers()
-    budget = config.minutes and Budget(
-        seconds=60 * config.minutes,
-        path=run.workdir / "plan.jsonl",
-        evaluation_every=config.evaluation.every,
-        checkpoint_every=config.checkpoint.every,
-        timers=timers,
-    )
+    config, hparams, timers = run.config, run.hparams, Timers()
+    budget = _budget(run, timers)
     with (
         layout(run),
         Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
         # Entered before compilation, so that a signal during compilation is noted: the run makes one step and saves it.
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
+        contextlib.ExitStack() as stack,
     ):
-        make_state, abstract = state_maker(
-            run.model,
-            config.optimizer,
-            hparams,
-            config.seed_of("init"),
-            mesh,
-            dropout_seed=config.seed_of("dropout"),
-        )
+        make_state, abstract = _state_maker(run, hparams)
         peak = peak_flops_together()
-        with (
-            timers.time("compilation"),
-            phase("loading the newest checkpoint" if checkpoints.steps else "starting"),
-            watchdog.paused(),
-        ):
-            restored = checkpoints.restore(abstract)
-            check_nothing_lost(run.workdir, None if restored is None else int(restored.step))
+        with timers.time("compilation"), watchdog.paused():
+            fixed = fixed_arrays(run)
+            evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)), fixed)
             # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
-            state = make_state(initial_parameters(run, progress)) if restored is None else restored
-        start = 0 if restored is None else int(restored.step)
+            first = lambda: make_state(initial_parameters(run, progress))  # noqa: E731
+            opened = open_run(stack, run, checkpoints, abstract, first, evaluated)
+        start = opened.start
         _warn_of_warmup(config)
         if announce is not None:
             announce(run, abstract.params, start)
@@ -119,39 +104,47 @@ def _fit(
 
         def start_stage(stage: Stage, step: int) -> OpenStage:
             with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
-                return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams)
+                return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams, fixed)
 
-        with Course(run.stages, start_stage, rollbacks.skipped) as course, metrics_writer(run, start) as writer:
-            evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)))
-            followed = evaluated.followed(config.evaluation.metric)
-            stopping = resumed(config.evaluation, checkpoints, run.workdir, followed, start)
-            # The first training step is compiled before the first evaluation, so that errors in it appear early.
-            if start < config.steps or budget:
-                course.at(start)
-            if claim is not None:
-                claim.begun()
-            state = Loop(
-                steps=config.steps,
-                max_skipped=config.max_skipped,
-                evaluation=config.evaluation,
-                checkpoint=config.checkpoint,
-                logging=config.logging,
-                hparams=hparams,
-                course=course,
-                budget=budget,
-                stopping=stopping,
-                evaluator=evaluated,
-                checkpoints=checkpoints,
-                writer=writer,
-                stop=stop,
-                timers=timers,
-                watchdog=watchdog,
-                peak_flops=peak,
-                progress=progress,
-            ).run(state)
-            if writer is not None:
-                write_figures(run, evaluated.measured, int(state.step))
-    return state, f"stopped at step {int(state.step)}: {stopping}" if stopping.reached else ""
+        course = stack.enter_context(Course(run.stages, start_stage, rollbacks.skipped))
+        # The first training step is compiled before the first evaluation, so that errors in it appear early.
+        if start < config.steps or budget:
+            course.at(start)
+        if claim is not None:
+            claim.begun()
+        state = Loop(
+            steps=config.steps, max_skipped=config.max_skipped, evaluation=config.evaluation,
+            checkpoint=config.checkpoint, logging=config.logging, hparams=hparams, course=course, budget=budget,
+            stopping=opened.stopping, evaluator=evaluated, checkpoints=checkpoints, writer=opened.writer, stop=stop,
+            timers=timers, watchdog=watchdog, peak_flops=peak, progress=progress,
+        ).run(opened.state)  # fmt: skip
+        if opened.writer is not None:
+            write_figures(run, evaluated.measured, int(state.step))
+    return state, f"stopped at step {int(state.step)}: {opened.stopping}" if opened.stopping.reached else ""
+
+
+def _budget(run: Run, timers: Timers) -> Budget | None:
+    """Returns the plan of a run that ends after a time; None: it ends after a number of steps."""
+    config = run.config
+    return config.minutes and Budget(
+        seconds=60 * config.minutes,
+        path=run.workdir / "plan.jsonl",
+        evaluation_every=config.evaluation.every,
+        checkpoint_every=config.checkpoint.every,
+        timers=timers,
+    )
+
+
+def _state_maker(run: Run, hparams: Hyperparameters) -> tuple[Callable[..., TrainState], TrainState]:
+    """Returns what `state_maker` returns for a run."""
+    config = run.config
+    init, dropout = config.seed_of("init"), config.seed_of("dropout")
+    return state_maker(run.model, config.optimizer, hparams, init, run.mesh, dropout_seed=dropout)
+
+
+def fixed_arrays(run: Run) -> Fixed:
+    """Returns the arrays that the steps of a run read and never change; none are read from its checkpoints."""
+    return NOTHING_FIXED
 
 
 def _warn_of_warmup(config: Config) -> None:
@@ -175,7 +168,9 @@ def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
-def _open_stage(run: Run, stage: Stage, step: int, skipped: int, abstract: TrainState, hparams: Any) -> OpenStage:
+def _open_stage(
+    run: Run, stage: Stage, step: int, skipped: int, abstract: TrainState, hparams: Hyperparameters, fixed: Fixed
+) -> OpenStage:
     """Returns a stage with its compiled step, to run from `step` on; rollbacks skipped `skipped` batches before."""
     config, mesh = run.config, run.mesh
     if config.parallel.kind == "pmap":
@@ -186,9 +181,10 @@ def _open_stage(run: Run, stage: Stage, step: int, skipped: int, abstract: Train
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         parallel_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
         place = lambda batch: to_device(batch, mesh)  # noqa: E731
+    compiled = in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams, fixed).compile())
     return OpenStage(
         end=stage.end,
-        step=in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams).compile()),
+        step=lambda state, batch, hparams: compiled(state, batch, hparams, fixed),
         place=place,
         batches=stage_batches(run, stage, step - stage.begin + skipped),
         flops_per_step=run.flops_per_step(stage),
@@ -212,8 +208,8 @@ def stage_batches(run: Run, stage: Stage, start: int) -> Batches:
     )
 
 
-def evaluator(run: Run, step: Callable[..., Any]) -> Evaluator:
-    """Returns the evaluator of a run with a jitted evaluation step."""
+def evaluator(run: Run, step: Callable[..., Any], fixed: Fixed) -> Evaluator:
+    """Returns the evaluator of a run with a jitted evaluation step and the arrays that are not trained."""
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
     return Evaluator(
         sets=run.eval_sets,
@@ -222,13 +218,5 @@ def evaluator(run: Run, step: Callable[..., Any]) -> Evaluator:
         token_bytes=jax.device_put(run.token_bytes(), replicated),
         loss_weights=run.config.task.loss_weights(),
         measured=measured(run),
+        fixed=fixed,
     )
-
-
-def metrics_writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:
-    """Returns the writer of metrics in the first process, and None in the others, as a context manager."""
-    if jax.process_index():
-        return contextlib.nullcontext()
-    names = [f"eval/{evaluated.name}/loss" for evaluated in run.eval_sets]
-    table = HyperparameterTable(run.config.flat(), names)
-    return MetricsWriter(run.workdir, run.config.logging, start, table)

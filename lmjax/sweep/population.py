@@ -24,14 +24,16 @@ from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
-from lmjax.runs.fit import evaluator, layout, metrics_writer, stage_batches
+from lmjax.runs.fit import evaluator, fixed_arrays, layout, stage_batches
 from lmjax.runs.identity import environment
-from lmjax.runs.workdir import CONFIG, check_nothing_lost, claim_workdir
+from lmjax.runs.opened import open_run
+from lmjax.runs.workdir import CONFIG, claim_workdir
 from lmjax.sweep.loop import Population, Rung
 from lmjax.sweep.member import Member, finished
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.program import program
 from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.fixed import Fixed
 from lmjax.training.metrics import Timers
 from lmjax.training.population import (
     Form,
@@ -46,7 +48,6 @@ from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage, Stage
 from lmjax.training.state import StateKeys, TrainState, init_state, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
-from lmjax.training.stopping import resumed
 
 PyTree = Any
 
@@ -120,25 +121,22 @@ def _opened(
     hparams = [jax.tree.map(np.asarray, hyperparameters(run.config)) for run in runs]
     stack.enter_context(layout(first))
     make_state, abstract = state_makers(runs, hparams)
-    timers, step_of = Timers(), functools.cache(functools.partial(_compiled, first, abstract, hparams[0], form))
+    timers, fixed = Timers(), fixed_arrays(first)
+    step_of = functools.cache(functools.partial(_compiled, first, abstract, hparams[0], fixed, form))
     # TaskMetrics and the evaluation step depend on no number that members differ in, so that all share one evaluator.
     step = over_members(lambda params, shared: make_eval_step(first.model, first.task)(params, *shared), mesh, form)
-    shared = evaluator(first, jax.jit(lambda params, *shared: step(params, shared)))
+    shared = evaluator(first, jax.jit(lambda params, *shared: step(params, shared)), fixed)
     members, states = [], []
-    with phase("starting"), timers.time("compilation"):
+    with timers.time("compilation"):
         for run, claim, numbers in zip(runs, claims, hparams, strict=True):
-            checkpoints = stack.enter_context(Checkpoints(run.workdir, config.checkpoint, claim.saved))
-            restored = checkpoints.restore(abstract)
-            start = 0 if restored is None else int(restored.step)
-            check_nothing_lost(run.workdir, None if restored is None else start)
-            states.append(make_state(run, numbers) if restored is None else restored)
             own = dataclasses.replace(shared, loss_weights=run.config.task.loss_weights())
-            followed = own.followed(config.evaluation.metric)
-            stopping = resumed(config.evaluation, checkpoints, run.workdir, followed, start)
-            writer = stack.enter_context(metrics_writer(run, start))
-            member = Member(run, claim, checkpoints, writer, own, stopping, start)
-            member.update_sound = restored is None or int(restored.skipped_in_a_row) == 0
+            checkpoints = stack.enter_context(Checkpoints(run.workdir, config.checkpoint, claim.saved))
+            first_state = functools.partial(make_state, run, numbers)
+            opened = open_run(stack, run, checkpoints, abstract, first_state, own)
+            member = Member(run, claim, checkpoints, opened.writer, own, opened.stopping, opened.start)
+            member.update_sound = not opened.start or int(opened.state.skipped_in_a_row) == 0
             members.append(member)
+            states.append(opened.state)
     open_stage = functools.partial(_open_stage, first, step_of)
     course = stack.enter_context(Course(first.stages, open_stage, lambda step: 0))
     return Population(
@@ -181,22 +179,23 @@ def state_makers(
 
 
 def _compiled(
-    run: Run, abstract: TrainState, numbers: PyTree, form: Form, stage: Stage, members: int
+    run: Run, abstract: TrainState, numbers: PyTree, fixed: Fixed, form: Form, stage: Stage, members: int
 ) -> Callable[[Own, Any], Any]:
     """Returns the compiled step of a stage for a number of members; see `lower_step`."""
-    compiled = in_turn(lower_step(run, abstract, numbers, form, stage, members).compile())
-    return lambda own, batch: compiled(*own, batch)
+    compiled = in_turn(lower_step(run, abstract, numbers, fixed, form, stage, members).compile())
+    return lambda own, batch: compiled(*own, batch, fixed)
 
 
 def lower_step(
-    run: Run, abstract: TrainState, numbers: PyTree, form: Form, stage: Stage, members: int
+    run: Run, abstract: TrainState, numbers: PyTree, fixed: Fixed, form: Form, stage: Stage, members: int
 ) -> jax.stages.Lowered:
-    """Returns the lowered step of a population, a function of the fields of `Own` and a batch.
+    """Returns the lowered step of a population, a function of the fields of `Own`, a batch and the fixed arrays.
 
     Args:
         run: the parts of one member.
         abstract: the shapes and shardings of one state.
         numbers: the traced hyperparameters of one member.
+        fixed: the arrays that no member changes, or their shapes.
         form: how the members are computed.
         stage: the stage.
         members: the number of members.
@@ -211,11 +210,11 @@ def lower_step(
     step = make_population_step(train_step, run.mesh, form)
     places = jax.tree.map(lambda x: x.sharding, own.states)
     jitted = jax.jit(
-        lambda states, hparams, frozen, batch: step(Own(states, hparams, frozen), batch),
+        lambda states, hparams, frozen, batch, fixed: step(Own(states, hparams, frozen), (batch, fixed)),
         donate_argnums=0,
         out_shardings=(places, None),
     )
-    return jitted.lower(*own, to_device(stage.local_batch(), run.mesh))
+    return jitted.lower(*own, to_device(stage.local_batch(), run.mesh), fixed)
 
 
 def _open_stage(run: Run, step_of: Callable[[Stage, int], Any], stage: Stage, step: int) -> OpenStage:

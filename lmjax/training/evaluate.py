@@ -17,6 +17,7 @@ from lmjax.nearest import nearest
 from lmjax.objectives.task import Examples
 from lmjax.parallel.mesh import to_device
 from lmjax.schema import Schema
+from lmjax.training.fixed import NOTHING_FIXED, Fixed
 
 PyTree = Any
 
@@ -184,6 +185,7 @@ class Evaluator:
         token_bytes: `[vocab]`, UTF-8 bytes of every token.
         loss_weights: weight of every objective in the total loss.
         measured: by the name of a set, what is measured on it besides the losses.
+        fixed: the arrays that are not trained, which the step reads too.
     """
 
     sets: tuple[EvalSet, ...]
@@ -192,6 +194,7 @@ class Evaluator:
     token_bytes: jax.Array
     loss_weights: dict[str, float]
     measured: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
+    fixed: Fixed = NOTHING_FIXED
 
     def followed(self, metric: str) -> Followed:
         """Returns the metric `METRIC` of the first set, or `SET/METRIC` of another one."""
@@ -202,7 +205,7 @@ class Evaluator:
         """Returns metrics named `eval/SET/loss`, `.../perplexity`, `.../bits_per_byte`, `.../accuracy` and so on.
 
         Args:
-            params: parameters of the model.
+            params: the parameters that are trained.
             each_batch: called before each batch.
         """
         return {k: v for s in self.sets for k, v in self._evaluate(s, params, each_batch).items()}
@@ -210,7 +213,10 @@ class Evaluator:
     def compile(self, params: PyTree) -> None:
         """Evaluates one batch and drops the result, so that later evaluations include no time of compilation."""
         with self.sets[0].batches(jax.process_index(), jax.process_count()) as batches:
-            jax.block_until_ready(self.step(params, to_device(next(batches), self.mesh), self.token_bytes))
+            jax.block_until_ready(self._step(params, next(batches)))
+
+    def _step(self, params: PyTree, host_batch: Mapping[str, np.ndarray]) -> PyTree:
+        return self.step(params, to_device(host_batch, self.mesh), self.token_bytes, self.fixed)
 
     def _evaluate(self, evaluated: EvalSet, params: PyTree, each_batch: EachBatch) -> dict[str, float]:
         sums = self.sums(evaluated, params, each_batch)
@@ -224,7 +230,7 @@ class Evaluator:
         totals: PyTree = None
         for host_batch in evaluated.batches(jax.process_index(), jax.process_count()):
             each_batch()
-            found = jax.device_get(self.step(params, to_device(host_batch, self.mesh), self.token_bytes))
+            found = jax.device_get(self._step(params, host_batch))
             # float32 loses precision in sums over a whole set.
             found = jax.tree.map(np.float64, found)
             totals = found if totals is None else jax.tree.map(np.add, totals, found)
@@ -234,7 +240,7 @@ class Evaluator:
         """Returns the metrics of a set that are no sums over batches, named `eval/SET/...`."""
         if evaluated.name not in self.measured:
             return {}
-        found = self.measured[evaluated.name].metrics(params, each_batch)
+        found = self.measured[evaluated.name].metrics(self.fixed.whole(params), each_batch)
         return {f"eval/{evaluated.name}/{name}": value for name, value in found.items()}
 
     def losses(self, evaluated: EvalSet, sums: PyTree) -> dict[str, float]:

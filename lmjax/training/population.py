@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.axes import POPULATION
+from lmjax.training.fixed import Fixed
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.state import TrainState
 from lmjax.training.step import Metrics
@@ -68,21 +69,22 @@ def over_members(function: Callable[[Any, Any], Any], mesh: Mesh, form: Form) ->
 
 
 def make_population_step(
-    train_step: Callable[[TrainState, Any, Hyperparameters], tuple[TrainState, Metrics]], mesh: Mesh, form: Form
-) -> Callable[[Own, Any], tuple[TrainState, Metrics]]:
+    train_step: Callable[..., tuple[TrainState, Metrics]], mesh: Mesh, form: Form
+) -> Callable[[Own, tuple[Any, Fixed]], tuple[TrainState, Metrics]]:
     """Returns the function that makes one update of each member that is not frozen, all from the same batch.
 
-    The metrics of a frozen member are zeros. With `map` a frozen member costs no time.
+    It takes the batch together with the arrays that no member changes. The metrics of a frozen member are zeros. With
+    `map` a frozen member costs no time.
     """
 
-    def one(own: Own, batch: Any) -> tuple[TrainState, Metrics]:
-        state, hparams, frozen = own
-        shapes = jax.eval_shape(train_step, state, batch, hparams)[1]
+    def one(own: Own, shared: tuple[Any, Fixed]) -> tuple[TrainState, Metrics]:
+        (state, hparams, frozen), (batch, fixed) = own, shared
+        shapes = jax.eval_shape(train_step, state, batch, hparams, fixed)[1]
 
         def kept() -> tuple[TrainState, Metrics]:
             return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        return jax.lax.cond(frozen, kept, lambda: train_step(state, batch, hparams))
+        return jax.lax.cond(frozen, kept, lambda: train_step(state, batch, hparams, fixed))
 
     return over_members(one, mesh, form)
 

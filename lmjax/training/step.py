@@ -16,6 +16,7 @@ from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key
 from lmjax.training.averages import averaged
+from lmjax.training.fixed import NOTHING_FIXED, Fixed
 from lmjax.training.forward import ModelForward, evaluation_forward, forward
 from lmjax.training.groups import zero_frozen
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -51,6 +52,7 @@ def loss_and_gradients(
     hparams: Hyperparameters,
     accumulation: int,
     axis: str | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> tuple[dict[str, LossSum], PyTree]:
     """Returns the loss sums of every objective over the batch, and the gradient of the batch's loss in float32.
 
@@ -67,7 +69,8 @@ def loss_and_gradients(
 
     def passed(params: PyTree, part: Batch, index: jax.Array) -> ModelForward:
         own = jax.random.fold_in(key, index)
-        return forward(model, params, part, key=own, dropout_rates=hparams.dropout, penalties=hparams.penalties)
+        rates, penalties = hparams.dropout, hparams.penalties
+        return forward(model, fixed.whole(params), part, key=own, dropout_rates=rates, penalties=penalties)
 
     def total(sums: dict[str, LossSum]) -> jax.Array:
         return sum(hparams.loss_weights[n] * (s.loss + s.penalty) / whole[n] for n, s in sums.items())
@@ -104,16 +107,18 @@ def loss_and_gradients(
 
 def make_train_step(
     model: LanguageModel, task: Task, config: OptimizerConfig, accumulation: int, axis: str | None = None
-) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the function that makes one update; a spike, or an update that is not finite, changes only the counters.
 
     With `axis` it is for `jax.pmap` along this axis, and its batch is one replica's part.
     """
 
-    def train_step(state: TrainState, batch: Batch, hparams: Hyperparameters) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, hparams: Hyperparameters, fixed: Fixed = NOTHING_FIXED
+    ) -> tuple[TrainState, Metrics]:
         def share(params: PyTree) -> tuple[dict[str, LossSum], PyTree]:
             at = state.replace(params=params)
-            sums, grads = loss_and_gradients(model, task, at, batch, hparams, accumulation, axis)
+            sums, grads = loss_and_gradients(model, task, at, batch, hparams, accumulation, axis, fixed)
             return sums, zero_frozen(config, grads)
 
         def curvature(params: PyTree) -> PyTree:
@@ -199,16 +204,16 @@ def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -
     return metrics
 
 
-def make_eval_step(
-    model: LanguageModel, task: Task
-) -> Callable[[PyTree, Batch, jax.Array], tuple[dict[str, LossSum], dict[str, jax.Array]]]:
+def make_eval_step(model: LanguageModel, task: Task) -> Callable[..., tuple[dict[str, LossSum], dict[str, jax.Array]]]:
     """Returns the function that sums losses over a batch, without dropout or penalties.
 
     It also returns the UTF-8 bytes of the targets, for each loss over tokens.
     """
 
-    def eval_step(params: PyTree, batch: Batch, token_bytes: jax.Array) -> tuple[dict[str, LossSum], Metrics]:
-        passed = evaluation_forward(model, params, batch)
+    def eval_step(
+        params: PyTree, batch: Batch, token_bytes: jax.Array, fixed: Fixed = NOTHING_FIXED
+    ) -> tuple[dict[str, LossSum], Metrics]:
+        passed = evaluation_forward(model, fixed.whole(params), batch)
         num_bytes = {
             name: jnp.sum(jnp.where(weights > 0, token_bytes[targets], 0), dtype=jnp.float32)
             for name, (targets, weights) in task.token_targets(batch).items()

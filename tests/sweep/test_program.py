@@ -13,6 +13,7 @@ from lmjax.runs.fit import layout
 from lmjax.schema import Schema
 from lmjax.sweep.population import lower_step, state_makers
 from lmjax.sweep.program import program
+from lmjax.training.fixed import NOTHING_FIXED
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
@@ -139,6 +140,6 @@ def test_members_on_devices_of_their_own_do_not_communicate(tiny, tmp_path):
         hparams = jax.tree.map(np.asarray, hyperparameters(run.config))
         with layout(run):
             _, abstract = state_makers([run], [hparams])
-            text = lower_step(run, abstract, hparams, "map", run.stages[0], members).compile().as_text()
+            text = lower_step(run, abstract, hparams, NOTHING_FIXED, "map", run.stages[0], members).compile().as_text()
         found = [name for name in COLLECTIVES if name in text]
         assert bool(found) == communicate, f"{members} members on 8 devices: {found}"
