@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -46,6 +46,13 @@ class ObjectiveConfig(Schema):
         return {name: self.loss_weight}
 
 
+class Mean(NamedTuple):
+    """A metric that is a mean, as float32 scalars: the weighted sum, and the sum of the weights."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
 class LossSum(struct.PyTreeNode):
     """A loss as a sum and the sum of its weights, so that microbatches of different sizes can be added.
 
@@ -55,12 +62,14 @@ class LossSum(struct.PyTreeNode):
         correct: float32 scalar, the weighted number of predictions whose most likely class (the first, if several are
             equally likely) is the target; None for a loss without predictions.
         penalty: float32 scalar, what z-loss, label smoothing and R-Drop add to `loss` in training.
+        means: by name, what is shown beside the loss in training and evaluation.
     """
 
     loss: jax.Array
     weight: jax.Array
     correct: jax.Array | None
     penalty: jax.Array
+    means: Mapping[str, Mean] = struct.field(default_factory=dict)
 
     def __add__(self, other: LossSum) -> LossSum:
         """Returns the sums over both microbatches."""
@@ -189,6 +198,7 @@ class Objective(abc.ABC):
         compares_rows: whether its loss compares rows of the whole batch, so that it is no sum over microbatches. It
             then has `representations` and `compared`, not `losses`, and a step over microbatches calls the first twice
             for each of them: before the loss is computed, and to differentiate them.
+        refers: whether its loss compares the model with the one that the run starts from, the reference.
         nano: by family, the default training run of `lmjax train`.
         recipe: by dotted path, values of the config for a run that starts from pretrained parameters.
         learned: fields of its settings that follow from the training data where the config leaves them empty (`learn`);
@@ -217,6 +227,7 @@ class Objective(abc.ABC):
     unmasks: ClassVar[bool] = False
     num_types: ClassVar[int] = 0
     compares_rows: ClassVar[bool] = False
+    refers: ClassVar[bool] = False
     nano: ClassVar[Mapping[str, NanoRun]] = {
         "encoder": NanoRun(600, 16, 4e-3),
         "decoder": NanoRun(600, 16, 4e-3),
@@ -237,6 +248,16 @@ class Objective(abc.ABC):
         """Returns its settings with the fields in `learned` filled in from the training data."""
         del stores
         return config
+
+    @classmethod
+    def continued(cls, form: Callable[[], PromptFormat]) -> dict[str, Any]:
+        """Returns the fields of its settings that follow from the prompt format of the model that a run starts from.
+
+        Args:
+            form: returns the format.
+        """
+        del form
+        return {}
 
     @classmethod
     def penalised_by(cls, config: Any) -> tuple[str, ...]:

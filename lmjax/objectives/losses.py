@@ -254,3 +254,37 @@ def vocab_loss(
     parts = tuple(split_chunks(x, chunk) for x in (hidden, targets, weights))
     sums, _ = jax.lax.scan(add_chunk, LossSum(zero, zero, zero, zero), parts)
     return sums
+
+
+def target_log_probs(
+    hidden: jax.Array,
+    logits: Callable[[jax.Array], jax.Array],
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int,
+) -> jax.Array:
+    """Returns the weighted sums of the log-probabilities of each row's targets, float32 `[batch, parts]`.
+
+    Args:
+        hidden: `[batch, length, embed]`.
+        logits: the vocabulary head, as for `vocab_loss`.
+        targets: int `[batch, length]`.
+        weights: float32 `[batch, length, parts]`: a sum for each part; a position without weight may have NaN logits.
+        chunk: as for `vocab_loss`.
+    """
+
+    def sums(h: jax.Array, t: jax.Array, w: jax.Array) -> jax.Array:
+        normalizer, picked, _ = _log_normalizer(logits(h).astype(jnp.float32), t)
+        each = jnp.where(jnp.any(w > 0, axis=-1), picked - normalizer, 0.0)
+        return jnp.sum(each[..., None] * w, axis=1)
+
+    if chunk == 0 or chunk >= hidden.shape[1]:
+        return sums(hidden, targets, weights)
+
+    @jax.checkpoint
+    def add_chunk(total: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + sums(*part), None
+
+    zero = jnp.zeros((weights.shape[0], weights.shape[2]), jnp.float32)
+    return jax.lax.scan(add_chunk, zero, tuple(split_chunks(x, chunk) for x in (hidden, targets, weights)))[0]

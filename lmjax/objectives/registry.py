@@ -30,6 +30,11 @@ CLASSES = (
     "regression.Regression",
     "multiple_choice.MultipleChoice",
     "embedding.Embedding",
+    "dpo.DPO",
+    "orpo.ORPO",
+    "simpo.SimPO",
+    "kto.KTO",
+    "reward.Reward",
 )
 
 

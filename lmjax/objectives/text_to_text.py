@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
@@ -22,7 +21,7 @@ from lmjax.data.store import Store
 from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, Rows
 from lmjax.objectives.classification import LABEL, Classification, ClassificationConfig, likeliest, mean_scores
-from lmjax.objectives.losses import vocab_loss
+from lmjax.objectives.losses import target_log_probs
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.objectives.rows import PackedPieces, fitted
@@ -168,9 +167,9 @@ class TextToText(SourceToTarget, RecordTask):
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probability of each row's `targets`, `[batch]`."""
-        each = jnp.eye(len(batch["weights"]), dtype=jnp.float32)[:, None, :] * batch["weights"][..., None]
-        sums = vocab_loss(forward.hidden, forward.logits, batch["targets"], each, chunk=self.vocab_chunk)
-        return {"log_probs": -sums.loss}
+        weights = batch["weights"][..., None]
+        found = target_log_probs(forward.hidden, forward.logits, batch["targets"], weights, chunk=self.vocab_chunk)
+        return {"log_probs": found[:, 0]}
 
     def predict(
         self, record: TokenRecord, rows: Sequence[Features], outputs: Sequence[Mapping[str, np.ndarray]]

@@ -145,6 +145,10 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
         ConfigMismatchError: the workdir was trained on other data.
     """
     mesh = checked_mesh(config) if mesh is None else mesh
+    if not config.init_from and (refers := [o.name for o in objective_types(config.task.objective) if o.refers]):
+        raise FlagError(
+            f"--objective={refers[0]}: compares the model with the one that it starts from; give --init_from=PLACE"
+        )
     # All objectives of a run read the same columns.
     objective = objective_types(config.task.objective)[0]
     pairs, columns = objective.wants_pairs, objective.columns

@@ -20,6 +20,7 @@ from lmjax.paths import expanded
 from lmjax.runs.build import Run, build
 from lmjax.runs.fit import layout
 from lmjax.runs.identity import IDENTITY
+from lmjax.runs.references import referenced
 from lmjax.runs.trained import open_pretrained
 from lmjax.training.checkpoint import saved_steps
 from lmjax.training.evaluate import EvalSet
@@ -62,6 +63,8 @@ def score_documents(place: str | os.PathLike[str]) -> dict[str, DocumentLosses]:
     known = read_documents(workdir)
     config = from_json(workdir / "config.json")
     run = build(config, workdir)
+    with layout(run):
+        run = referenced(run)
     missing = [evaluated for evaluated in run.eval_sets if _file_name(evaluated.name) not in known]
     if missing:
         params = open_pretrained(workdir, steps[-1]).params(run.model.config, run.mesh)

@@ -25,6 +25,7 @@ from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run
 from lmjax.runs.measured import measured, write_figures
 from lmjax.runs.opened import open_run
+from lmjax.runs.references import referenced
 from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
@@ -56,6 +57,8 @@ def fit(
         announce: called before anything is compiled, with the run, the shapes of its parameters, and the step at which
             it starts or resumes.
     """
+    with layout(run):
+        run = referenced(run)
     while True:
         rollbacks = Rollbacks(run.workdir)
         try:

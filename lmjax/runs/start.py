@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lmjax import config as configs
 from lmjax.config import Config
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.model.adopt import in_family
 from lmjax.model.config import ModelConfig
@@ -79,6 +81,9 @@ def start_from(
         objective = (usual_objective(model.architecture),)
     for name in () if fresh else objective or ():
         fields |= _known(source, name)
+    form = functools.cache(lambda: source.prompts(load_tokenizer(str(source.folder))))
+    for name in OBJECTIVES.keys() & set(objective or ()):
+        fields |= {f"task.{name}.{field}": value for field, value in OBJECTIVES[name].continued(form).items()}
     return Start(objective, model.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe))
 
 
@@ -102,7 +107,7 @@ def _recipe(objective: tuple[str, ...], given: Collection[str], longest: int) ->
         recipe.pop("epochs", None)
     if "optimizer.warmup_steps" in given:
         recipe.pop("optimizer.warmup_share", None)
-    return recipe | {"task.length": min(128, longest)} if recipe else {}
+    return recipe | {"task.length": min(recipe.get("task.length", 128), longest)} if recipe else {}
 
 
 def _known(source: Pretrained, name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
 from lmjax.runs.fit import evaluator, fixed_arrays, layout, stage_batches
 from lmjax.runs.identity import environment
 from lmjax.runs.opened import open_run
+from lmjax.runs.references import referenced
 from lmjax.runs.workdir import CONFIG, claim_workdir
 from lmjax.sweep.loop import Population, Rung
 from lmjax.sweep.member import Member, finished
@@ -112,6 +113,8 @@ def _opened(
     cache_compilations(config.data.cache_path)
     with phase("preparing data and model"):
         first = build(config, workdir, mesh)
+        with layout(first):
+            first = referenced(first)
         runs = [first, *(sibling(first, config, own, workdir) for own, workdir in left[1:])]
     here = environment()
     for own, place in left:

@@ -262,6 +262,8 @@ class Evaluator:
             metrics[f"{prefix}/{name}/loss"] = loss
             if s.correct is not None:
                 metrics[f"{prefix}/{name}/accuracy"] = s.correct / max(s.weight, 1.0)
+            for each, mean in s.means.items():
+                metrics[f"{prefix}/{name}/{each}"] = mean.total / max(mean.weight, 1.0)
             if name in num_bytes:
                 metrics[f"{prefix}/{name}/perplexity"] = math.exp(min(loss, 700.0))
                 metrics[f"{prefix}/{name}/bits_per_byte"] = s.loss / math.log(2) / max(num_bytes[name], 1.0)

@@ -189,7 +189,7 @@ def _step_key(state: TrainState) -> jax.Array:
 
 
 def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -> Metrics:
-    """Returns the weighted loss, and each objective's own loss (nats per prediction) and accuracy.
+    """Returns the weighted loss, and each objective's own loss (nats per prediction), accuracy and other means.
 
     `loss` is minimised and includes z-loss, label smoothing and the routers' losses; `NAME/loss` is the plain cross
     entropy, as in evaluation.
@@ -201,6 +201,8 @@ def loss_metrics(sums: dict[str, LossSum], loss_weights: dict[str, jax.Array]) -
         metrics[f"{name}/loss"] = s.loss / weight
         if s.correct is not None:
             metrics[f"{name}/accuracy"] = s.correct / weight
+        for each, mean in s.means.items():
+            metrics[f"{name}/{each}"] = mean.total / jnp.maximum(mean.weight, 1.0)
     return metrics
 
 

@@ -70,7 +70,7 @@ def test_labels_are_exchanged_and_texts_stay():
     assert found != list(shuffled_labels(read, "train", 1)())
 
 
-LABELS = {"classification", "regression", "text_to_text"}
+LABELS = {"classification", "regression", "text_to_text", "kto"}
 WITHOUT_TOKENS = {"tagging", "question_answering", "chat", "multiple_choice"}
 
 

@@ -1,5 +1,6 @@
 """Properties of every objective in every family that can train it, and combinations that are refused."""
 
+import dataclasses
 import functools
 import itertools
 import pickle
@@ -20,6 +21,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.objectives.base import NO_PENALTIES, Penalties
+from lmjax.objectives.preference import AnswerRows
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
 from lmjax.objectives.task import Task, TaskConfig
 from lmjax.training.forward import forward
@@ -30,17 +32,21 @@ MIXTURES = (
     "mlm,nsp,rtd",
     "mlm,masked_diffusion",
     "span_corruption,prefix_lm,infilling",
+    "dpo,orpo",
 )
 NAMES = [*OBJECTIVES, *map(",".join, combinations()), *MIXTURES]
 CASES = [(n, a) for n in NAMES for a in architectures(tuple(n.split(",")))]
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
 RECORDS = ("classification", "tagging", "question_answering", "embedding", "regression", "multiple_choice")
-BINARY = ("nsp", "sop", "rtd", *RECORDS)
+PREFERENCES = ("dpo", "orpo", "simpo", "kto", "reward", "dpo,orpo")
+BINARY = ("nsp", "sop", "rtd", *RECORDS, *PREFERENCES)
 # What is learned from the training data.
 LEARNED = {name: {"labels": ("no", "yes")} for name in ("classification", "tagging", "text_to_text")}
 LEARNED["regression"] = {"means": (1.0,), "deviations": (0.8,)}
 # At this temperature the similarities of a random model differ little, and of two rows one is right.
 LEARNED["embedding"] = {"form": "pairs", "temperature": 10.0}
+# With these the answers' log-probabilities, which are far apart for answers of different lengths, hardly count.
+LEARNED |= {"dpo": {"beta": 1e-4}, "kto": {"beta": 1e-4}, "simpo": {"beta": 0.1, "gamma": 0.0}, "orpo": {"beta": 1e-4}}
 
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join, indirect=True)
 
@@ -86,6 +92,11 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
     chosen = [("a", "b", ("c", "d")), ("", "", ("a", "")), ("x" * 200, "", ("a", "b" * 200)), ("it", "so", ("", "a"))]
     asked = [Document((c,), "", counts=(1,), values=(q, of, i % 2)) for i, (c, q, of) in enumerate(chosen)]
     labelled["multiple_choice"] = stored("multiple_choice", asked)
+    triples = [("a b", "c", "it"), ("x" * 200, "a", "b"), ("so", "a" * 200, "b" * 200), ("it", "so", "a" * 90)]
+    compared = [Document(t, "", counts=(1, 1, 1)) for t in triples]
+    labelled |= dict.fromkeys(("dpo", "orpo", "simpo", "reward"), stored("dpo", compared))
+    rated = [Document(t[:2], "", counts=(1, 1), values=(i % 2,)) for i, t in enumerate(triples)]
+    labelled["kto"] = stored("kto", rated)
     stores = {False: make_store(text), True: make_store(pairs, pairs=True)}
 
     def store_of(task):
@@ -95,13 +106,30 @@ def small(sentences, make_store, tokenizer, tmp_path_factory):
     return store_of
 
 
+def settings_of(names):
+    """Returns the settings that objectives have in these tests."""
+    return {name: LEARNED[name] for name in names.split(",") if name in LEARNED}
+
+
+def examples_of(task, store):
+    """Returns the examples of a task; the reference of preferences finds every answer certain."""
+    examples = task.examples(store, 0)
+    sources = [
+        dataclasses.replace(s, rows=dataclasses.replace(s.rows, references=np.zeros((len(s.rows), 2), np.float32)))
+        if isinstance(s.rows, AnswerRows)
+        else s
+        for s in examples.sources
+    ]
+    return dataclasses.replace(examples, sources=tuple(sources))
+
+
 @pytest.fixture(scope="module")
 def case(request, small, make_task):
     """Returns (objective, architecture, the examples of its task)."""
     objective, architecture = request.param
-    learned = {objective: LEARNED[objective]} if objective in LEARNED else {}
-    task = make_task(objective, architecture, length=LENGTH, target_length=TARGET_LENGTH, vocab_chunk=5, **learned)
-    return objective, architecture, task.examples(small(task), 0)
+    lengths = {"length": LENGTH, "target_length": TARGET_LENGTH}
+    task = make_task(objective, architecture, **lengths, vocab_chunk=5, **settings_of(objective))
+    return objective, architecture, examples_of(task, small(task))
 
 
 def shapes(features):
@@ -152,7 +180,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
         assert equal(examples(i, rng_of(i)), again(i, rng_of(i)))
     pickle.dumps(examples(0, rng_of(0)))
     changed = any(not equal(examples(i, rng_of(i)), examples(i, rng_of(i, epoch=1))) for i in range(len(examples)))
-    assert changed == (objective not in ("next_token", "seq2seq", "chat", "text_to_text", *RECORDS))
+    assert changed == (objective not in ("next_token", "seq2seq", "chat", "text_to_text", *RECORDS, *PREFERENCES))
     with batches(examples, examples.mixture, seed=0, batch_size=2, shuffle=False) as iterator:
         stacked = next(iterator)
     _, row = examples.mixture.row(1, seed=0, shuffle=False)
@@ -162,7 +190,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(case, rng_of):
 @every_case
 def test_plan_is_that_of_its_seed(case, small, rng_of):
     _, _, examples = case
-    same = examples.task.examples(small(examples.task), 0)
+    same = examples_of(examples.task, small(examples.task))
     assert len(same) == len(examples)
     assert all(equal(examples(i, rng_of(i)), same(i, rng_of(i))) for i in range(len(examples)))
 
@@ -221,6 +249,11 @@ def test_a_model_learns_from_it_and_padding_rows_change_nothing(case, tokenizer,
         if name == "regression":
             # The mean square of the standardised targets, of which a random model predicts about 0.
             expected = np.square(padded["scores"][padded["label_weights"] > 0]).mean()
+        if name == "orpo":
+            # The cross entropy of the better answer.
+            expected = np.log(tokenizer.vocab_size)
+        if name == "kto":
+            expected = 0.5
         np.testing.assert_allclose(s.loss / whole[name], expected, rtol=0.1)
         assert s.weight == whole[name] > 1
         assert s.correct is None if name == "regression" else 0 <= s.correct <= s.weight
@@ -270,7 +303,7 @@ def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
     compute = jax.jit(lambda b: (task.losses(toy_forward(b), b), task.weights(b), task.token_targets(b)))
     whole, *halves = jax.device_get([compute(b) for b in (batch, *parts)])
     for name, expected in whole[0].items():
-        if name not in ("rtd", "embedding"):
+        if name not in ("rtd", "embedding", "kto"):
             total = halves[0][0][name] + halves[1][0][name]
             for a, b in zip(jax.tree.leaves(total), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -282,8 +315,7 @@ def test_sums_add_up_over_the_parts_of_a_batch(case, rng_of, toy_forward):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_has_no_weight_and_no_loss(name, make_task, small, rng_of, toy_forward):
-    learned = {name: LEARNED[name]} if name in LEARNED else {}
-    task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH, **learned)
+    task = make_task(name, architectures(tuple(name.split(",")))[0], length=LENGTH, **settings_of(name))
     f = task.examples(small(task), 0)(0, rng_of(0))
     empty = {k: jnp.zeros((2, *v.shape), v.dtype) for k, v in f.items()}
     assert not any(float(w) for w in task.weights(empty).values())

@@ -14,6 +14,7 @@ from lmjax.evaluation.measures import (
     multiple_choice,
     question_answering,
     regression,
+    reward,
     tagging,
 )
 from lmjax.objectives.classification import Classification
@@ -22,6 +23,7 @@ from lmjax.objectives.multiple_choice import MultipleChoice
 from lmjax.objectives.question_answering import QuestionAnswering
 from lmjax.objectives.records import Prediction
 from lmjax.objectives.regression import Regression
+from lmjax.objectives.reward import Reward
 from lmjax.objectives.tagging import Tagging
 from lmjax.objectives.text_to_text import TextToText
 
@@ -56,5 +58,6 @@ MEASURES: dict[str, Measure] = {
     TextToText.name: Measure(classification.metrics, falling=("ece", "brier"), needs=("sklearn",)),
     QuestionAnswering.name: Measure(question_answering.metrics),
     MultipleChoice.name: Measure(multiple_choice.metrics, falling=("ece", "brier")),
+    Reward.name: Measure(reward.metrics),
     Embedding.name: Measure(embedding.metrics, needs=("sklearn", "scipy")),
 }
