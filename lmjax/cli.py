@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",
     "predict": "label texts with a classifier",
+    "rate": "say which of two answers is better, for training on preferences",
 }
 
 

@@ -51,9 +51,9 @@ def define() -> flags.FlagValues:
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
     flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)
     for name, path in LISTS.items():
-        flags.DEFINE_multi_string(name, [], f"{_described(path)} May be repeated.", flag_values=values)
+        flags.DEFINE_multi_string(name, [], f"{described(path)} May be repeated.", flag_values=values)
     for name, path in FIELDS.items():
-        flags.DEFINE_string(name, None, _described(path), flag_values=values)
+        flags.DEFINE_string(name, None, described(path), flag_values=values)
     conversation = (
         "answer a prompt as a message, in the tokenizer's chat template; on for a run that was trained on conversations"
     )
@@ -63,7 +63,7 @@ def define() -> flags.FlagValues:
     return values
 
 
-def _described(path: str) -> str:
+def described(path: str) -> str:
     """Returns the --help text of a field of GenerateConfig."""
     default, description, _ = facts.fields("lmjax.inference.generate.generate", "GenerateConfig")[path]
     # Without --beams there is no BeamConfig, so the default of its own field does not apply.
