@@ -26,10 +26,13 @@ _FULL = 0.7
 
 
 def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
-    """Returns how full the rows of all stages are, and a warning if some are less full than `_FULL`, else ""."""
+    """Returns how full the rows of all stages are, and a warning if some are less full than `_FULL`, else "".
+
+    There is no warning of rows that are packed for the layers.
+    """
     fills = [stage.fill() for stage in stages]
-    said = [_percentages(fill) for fill in fills]
-    low = [i for i, fill in enumerate(fills) if fill[""] < _FULL]
+    said = [f"{_percentages(fill)} full{_packed(stage)}" for fill, stage in zip(fills, stages, strict=True)]
+    low = [i for i, fill in enumerate(fills) if fill[""] < _FULL and stages[i].layout is None]
     if not low:
         return "; ".join(said), ""
     shape = stages[low[0]].task.objectives[0]
@@ -37,7 +40,7 @@ def fill_report(stages: Sequence[Stage]) -> tuple[str, str]:
     if shape.family.paired:
         flags += f" or --config.task.target_length (now {shape.target_length})"
     return "; ".join(said), (
-        f"rows are {said[low[0]]} full, and the rest is padding, which costs as much to compute; change {flags}"
+        f"rows are {said[low[0]]}, and the rest is padding, which costs as much to compute; change {flags}"
     )
 
 
@@ -45,6 +48,14 @@ def _percentages(fill: dict[str, float]) -> str:
     """Returns the share of positions that hold tokens as text, and the share of each side if there are two."""
     sides = [f"{side} {share:.0%}" for side, share in fill.items() if side]
     return f"{fill['']:.0%}" + (f" ({', '.join(sides)})" if sides else "")
+
+
+def _packed(stage: Stage) -> str:
+    """Returns as text in how many rows the layers read those of a batch; empty, if they read them as they are."""
+    if stage.layout is None:
+        return ""
+    rows = stage.usual_size * stage.layout.microbatches
+    return f" (most batches are read as {rows} rows of {stage.layout.length})"
 
 
 def opening_report(run: Run, params: Any, step: int, full: str) -> str:
@@ -63,7 +74,7 @@ def opening_report(run: Run, params: Any, step: int, full: str) -> str:
     return (
         f"{c.model.family.label}, {count_parameters(params) / 1e6:.2f} M parameters, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
-        f"rows {full} full, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
+        f"rows {full}, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
     )
 
 

@@ -78,14 +78,14 @@ def pack(
     order = rng.permutation(len(costs))
     order = order[np.argsort(-costs[order], kind="stable")]
     rows = np.empty(len(costs), np.int64)
-    rows[order], num_rows = _best_fit(costs[order].tolist(), capacity)
+    rows[order], num_rows = best_fit(costs[order].tolist(), capacity)
     rows = rng.permutation(num_rows)[rows]
     order = np.lexsort((rng.permutation(len(costs)), rows))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64)
     return Plan(documents[order], starts[order], sizes[order], offsets)
 
 
-def _best_fit(costs: list[int], capacity: int) -> tuple[list[int], int]:
+def best_fit(costs: list[int], capacity: int) -> tuple[list[int], int]:
     """Returns the row of each piece, and the number of rows.
 
     For each number of free positions there is a stack of the rows that have so many. Bit n of `mask` is set if stack n

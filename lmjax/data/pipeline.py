@@ -91,6 +91,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
+    arrange: Callable[[Features], Features] | None = None,
     workers: int = 0,
     prefetch: int = 4,
     timeout: float = 300.0,
@@ -108,6 +109,7 @@ def batches(
         process_index: which of the `process_count` contiguous parts of each global batch this process makes.
         process_count: number of processes; it must divide `batch_size`.
         shuffle: whether each epoch has the rows in a new random order.
+        arrange: applied to each batch; None: batches stay as they are.
         workers: number of processes that make batches; with 0 a thread of this process makes them.
         prefetch: number of batches made in advance.
         timeout: seconds of waiting for a batch of the workers, after which they count as stuck.
@@ -118,7 +120,7 @@ def batches(
     """
     mixture = _mixture(rows)
     share = _share(batch_size, process_index, process_count)
-    make_batch = functools.partial(_train_batch, make_example, mixture, seed, share, shuffle)
+    make_batch = functools.partial(_train_batch, make_example, mixture, seed, share, shuffle, arrange)
     stop = _ENDLESS if num_steps is None else start_step + num_steps
     return Batches(make_batch, start_step, stop, workers=workers, prefetch=prefetch, timeout=timeout)
 
@@ -182,13 +184,20 @@ def example_stream(seed: int, epoch: int, row: int) -> np.random.Generator:
 
 
 def _train_batch(
-    make_example: MakeExample, mixture: Mixture, seed: int, share: _Share, shuffle: bool, step: int
+    make_example: MakeExample,
+    mixture: Mixture,
+    seed: int,
+    share: _Share,
+    shuffle: bool,
+    arrange: Callable[[Features], Features] | None,
+    step: int,
 ) -> Features:
     examples = []
     for position in share.positions(step):
         epoch, row = mixture.row(position, seed, shuffle)
         examples.append(make_example(row, example_stream(seed, epoch, row)))
-    return _stack(examples)
+    batch = _stack(examples)
+    return batch if arrange is None else arrange(batch)
 
 
 def _eval_batch(make_example: MakeExample, mixture: Mixture, seed: int, share: _Share, step: int) -> Features:

@@ -102,6 +102,11 @@ class DataConfig(Schema):
     )
     workers: int = pydantic.Field(0, ge=0, description="processes that make examples; 0: threads of this one")
     prefetch: int = pydantic.Field(4, gt=0, description="batches made ahead")
+    unpad: bool = pydantic.Field(
+        True,
+        description="where rows have much padding, as those of records do, the layers read their tokens in fewer rows; "
+        "not with several processes, nor where devices split the batch",
+    )
     worker_timeout: float = pydantic.Field(
         300.0, gt=0, description="seconds of waiting for a batch after which workers count as stuck"
     )

@@ -27,7 +27,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
-from lmjax.parallel.mesh import check_divisible, make_mesh
+from lmjax.parallel.mesh import batch_sharding, check_divisible, make_mesh
 from lmjax.phases import phase
 from lmjax.runs.identity import IDENTITY, check_identity, identity_of
 from lmjax.runs.learned import keep, learn
@@ -35,7 +35,7 @@ from lmjax.runs.tokenizer import tokenizer_of
 from lmjax.streams import subseed
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
-from lmjax.training.stages import Stage
+from lmjax.training.stages import Stage, Unpadded
 
 # The number of rows of the token table is a multiple of this, so that a mesh divides it and it fills matrix units.
 VOCAB_MULTIPLE = 64
@@ -85,8 +85,13 @@ class Run:
         return np.pad(self.tokenizer.token_bytes, (0, padding))
 
     def flops_per_step(self, stage: Stage) -> float:
-        """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions."""
+        """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions.
+
+        Where the layers read packed rows, these are the rows that most batches have.
+        """
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
+        if stage.usual_size:
+            rows["tokens"] = (stage.usual_size * stage.layout.microbatches, stage.layout.length)
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
         passes = 2 if self.config.task.r_drop else 1
         return float(passes * train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
@@ -188,7 +193,7 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
     tokens = [s.num_tokens for s in stores.values()]
     rates = set_rates(config.data.weights, tokens, config.data.temperature)
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
-    stages = _stages(config, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
+    stages = _stages(config, mesh, tokenizer, lambda task, seed: task.mixed_examples(rated, seed))
     task = stages[-1].task
     run = Run(
         config=_with_steps(config, len(stages[-1].examples)),
@@ -299,11 +304,14 @@ def _stores(
     return config, train, held_out or evaluated(splits.evals, known)
 
 
-def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]) -> tuple[Stage, ...]:
+def _stages(
+    config: Config, mesh: jax.sharding.Mesh, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]
+) -> tuple[Stage, ...]:
     """Returns the stages of a run, each with its own rows and its own order; most runs have one stage.
 
     Args:
         config: the run's config.
+        mesh: the devices.
         tokenizer: the run's tokenizer.
         examples: from a task and a seed to the training rows.
     """
@@ -315,8 +323,20 @@ def _stages(config: Config, tokenizer: Vocabulary, examples: Callable[[Task, int
         # The last stage has the seed of a run without stages, and so the same order; each other stage has its own seed.
         left, seed = len(spans) - 1 - number, config.seed_of("order")
         seed = subseed(seed, "stage", left) if left else seed
-        stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed)))
+        stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed), _unpadded(config, mesh)))
     return tuple(stages)
+
+
+def _unpadded(config: Config, mesh: jax.sharding.Mesh) -> Unpadded | None:
+    """Returns how rows may be packed for the layers, or None if the layers read them as they are.
+
+    Tokens move between rows, so the devices may split the model, and not the batch.
+    """
+    whole = batch_sharding(mesh).shard_shape((mesh.size,)) == (mesh.size,)
+    alone = config.parallel.kind == "mesh" and jax.process_count() == 1
+    if config.data.unpad and whole and alone and not config.model.family.paired:
+        return Unpadded(config.accumulation, config.model.max_length)
+    return None
 
 
 def vocabulary_rows(config: Config, num_ids: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,11 @@ from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops_together
 from lmjax.parallel.watchdog import Watchdog
-from lmjax.phases import phase
 from lmjax.runs import diverged
 from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run
 from lmjax.runs.measured import measured, write_figures
-from lmjax.runs.opened import open_run
+from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
 from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
@@ -36,7 +36,7 @@ from lmjax.training.loop import Loop
 from lmjax.training.metrics import Timers
 from lmjax.training.preemption import StopRequest
 from lmjax.training.rollback import Rollbacks
-from lmjax.training.stages import Course, OpenStage, Stage
+from lmjax.training.stages import Course, OpenStage, Stage, Steps
 from lmjax.training.state import TrainState, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
 
@@ -106,8 +106,8 @@ def _fit(
             budget.open(start)
 
         def start_stage(stage: Stage, step: int) -> OpenStage:
-            with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
-                return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams, fixed)
+            around = functools.partial(compiling, timers, watchdog)
+            return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams, fixed, around)
 
         course = stack.enter_context(Course(run.stages, start_stage, rollbacks.skipped))
         # The first training step is compiled before the first evaluation, so that errors in it appear early.
@@ -172,9 +172,27 @@ def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
 
 
 def _open_stage(
-    run: Run, stage: Stage, step: int, skipped: int, abstract: TrainState, hparams: Hyperparameters, fixed: Fixed
+    run: Run,
+    stage: Stage,
+    step: int,
+    skipped: int,
+    abstract: TrainState,
+    hparams: Hyperparameters,
+    fixed: Fixed,
+    around: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> OpenStage:
-    """Returns a stage with its compiled step, to run from `step` on; rollbacks skipped `skipped` batches before."""
+    """Returns a stage with its compiled step, to run from `step` on.
+
+    Args:
+        run: the parts of the run.
+        stage: the stage.
+        step: the step of the run.
+        skipped: the number of batches that rollbacks skipped before it.
+        abstract: the shapes, dtypes and shardings of the state.
+        hparams: the traced hyperparameters.
+        fixed: the arrays that a step reads and never changes.
+        around: a context for each compilation.
+    """
     config, mesh = run.config, run.mesh
     if config.parallel.kind == "pmap":
         train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
@@ -184,10 +202,14 @@ def _open_stage(
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         parallel_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
         place = lambda batch: to_device(batch, mesh)  # noqa: E731
-    compiled = in_turn(parallel_step.lower(abstract, place(stage.local_batch()), hparams, fixed).compile())
+
+    def compiled(size: int) -> Callable[..., Any]:
+        step = in_turn(parallel_step.lower(abstract, place(stage.local_batch(size)), hparams, fixed).compile())
+        return lambda state, batch, hparams: step(state, batch, hparams, fixed)
+
     return OpenStage(
         end=stage.end,
-        step=lambda state, batch, hparams: compiled(state, batch, hparams, fixed),
+        step=Steps(compiled, stage, around),
         place=place,
         batches=stage_batches(run, stage, step - stage.begin + skipped),
         flops_per_step=run.flops_per_step(stage),
@@ -202,6 +224,7 @@ def stage_batches(run: Run, stage: Stage, start: int) -> Batches:
         stage.examples.mixture,
         seed=stage.seed,
         batch_size=stage.batch_size,
+        arrange=stage.layout,
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
+from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs.build import Run
 from lmjax.runs.workdir import check_nothing_lost
 from lmjax.training.board import HyperparameterTable
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
-from lmjax.training.metrics import MetricsWriter
+from lmjax.training.metrics import MetricsWriter, Timers
 from lmjax.training.state import TrainState
 from lmjax.training.stopping import EarlyStopping, resumed
 
@@ -64,6 +65,13 @@ def open_run(
     start, evaluation = 0 if restored is None else int(restored.step), run.config.evaluation
     stopping = resumed(evaluation, checkpoints, run.workdir, evaluator.followed(evaluation.metric), start)
     return OpenRun(state, start, stopping, stack.enter_context(metrics_writer(run, start)))
+
+
+@contextlib.contextmanager
+def compiling(timers: Timers, watchdog: Watchdog) -> Iterator[None]:
+    """Counts the time spent inside as compilation of the training step, and leaves it out of the time of a step."""
+    with timers.time("compilation"), phase("compiling the training step"), watchdog.paused():
+        yield
 
 
 def metrics_writer(run: Run, start: int) -> contextlib.AbstractContextManager[MetricsWriter | None]:

@@ -152,8 +152,8 @@ class Population:
 
     def _stage(self, number: int) -> OpenStage:
         stage = self.course.at(number)
-        with self.timers.time("compilation"), phase("compiling the training step"), self.watchdog.paused():
-            stage.step(len(self._slots))
+        # Compiles the step for so many members.
+        stage.step(len(self._slots))
         return stage
 
     def _place(self, members: list[tuple[Member, TrainState]]) -> None:

@@ -26,7 +26,7 @@ from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
 from lmjax.runs.fit import evaluator, fixed_arrays, layout, stage_batches
 from lmjax.runs.identity import environment
-from lmjax.runs.opened import open_run
+from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
 from lmjax.runs.workdir import CONFIG, claim_workdir
 from lmjax.sweep.loop import Population, Rung
@@ -46,7 +46,7 @@ from lmjax.training.population import (
     stacked_shapes,
 )
 from lmjax.training.preemption import StopRequest
-from lmjax.training.stages import Course, OpenStage, Stage
+from lmjax.training.stages import Course, OpenStage, Stage, Steps
 from lmjax.training.state import StateKeys, TrainState, init_state, state_maker
 from lmjax.training.step import make_eval_step, make_train_step
 
@@ -125,12 +125,14 @@ def _opened(
     stack.enter_context(layout(first))
     make_state, abstract = state_makers(runs, hparams)
     timers, fixed = Timers(), fixed_arrays(first)
-    step_of = functools.cache(functools.partial(_compiled, first, abstract, hparams[0], fixed, form))
+    watchdog = stack.enter_context(Watchdog(config.step_timeout * len(left)))
+    around = functools.partial(compiling, timers, watchdog)
+    step_of = functools.cache(functools.partial(_compiled, first, abstract, hparams[0], fixed, form, around))
     # TaskMetrics and the evaluation step depend on no number that members differ in, so that all share one evaluator.
     step = over_members(lambda params, shared: make_eval_step(first.model, first.task)(params, *shared), mesh, form)
     shared = evaluator(first, jax.jit(lambda params, *shared: step(params, shared)), fixed)
     members, states = [], []
-    with timers.time("compilation"):
+    with timers.time("compilation"), watchdog.paused():
         for run, claim, numbers in zip(runs, claims, hparams, strict=True):
             own = dataclasses.replace(shared, loss_weights=run.config.task.loss_weights())
             checkpoints = stack.enter_context(Checkpoints(run.workdir, config.checkpoint, claim.saved))
@@ -150,7 +152,7 @@ def _opened(
         course=course,
         shared=shared,
         stop=stack.enter_context(StopRequest()),
-        watchdog=stack.enter_context(Watchdog(config.step_timeout * len(members))),
+        watchdog=watchdog,
         timers=timers,
         progress=progress,
     )
@@ -182,15 +184,33 @@ def state_makers(
 
 
 def _compiled(
-    run: Run, abstract: TrainState, numbers: PyTree, fixed: Fixed, form: Form, stage: Stage, members: int
-) -> Callable[[Own, Any], Any]:
-    """Returns the compiled step of a stage for a number of members; see `lower_step`."""
-    compiled = in_turn(lower_step(run, abstract, numbers, fixed, form, stage, members).compile())
-    return lambda own, batch: compiled(*own, batch, fixed)
+    run: Run,
+    abstract: TrainState,
+    numbers: PyTree,
+    fixed: Fixed,
+    form: Form,
+    around: Callable[[], contextlib.AbstractContextManager[None]],
+    stage: Stage,
+    members: int,
+) -> Steps:
+    """Returns the compiled steps of a stage for a number of members; see `lower_step` and `Steps`."""
+
+    def compiled(size: int) -> Callable[..., Any]:
+        step = in_turn(lower_step(run, abstract, numbers, fixed, form, stage, members, size).compile())
+        return lambda own, batch: step(*own, batch, fixed)
+
+    return Steps(compiled, stage, around)
 
 
 def lower_step(
-    run: Run, abstract: TrainState, numbers: PyTree, fixed: Fixed, form: Form, stage: Stage, members: int
+    run: Run,
+    abstract: TrainState,
+    numbers: PyTree,
+    fixed: Fixed,
+    form: Form,
+    stage: Stage,
+    members: int,
+    size: int = 0,
 ) -> jax.stages.Lowered:
     """Returns the lowered step of a population, a function of the fields of `Own`, a batch and the fixed arrays.
 
@@ -202,6 +222,7 @@ def lower_step(
         form: how the members are computed.
         stage: the stage.
         members: the number of members.
+        size: the packed rows of a microbatch; 0: rows are not packed.
     """
     split = NamedSharding(run.mesh, PartitionSpec(POPULATION))
     own = Own(
@@ -217,7 +238,7 @@ def lower_step(
         donate_argnums=0,
         out_shardings=(places, None),
     )
-    return jitted.lower(*own, to_device(stage.local_batch(), run.mesh), fixed)
+    return jitted.lower(*own, to_device(stage.local_batch(size), run.mesh), fixed)
 
 
 def _open_stage(run: Run, step_of: Callable[[Stage, int], Any], stage: Stage, step: int) -> OpenStage:

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.data.unpadding import PLACE, SOURCE
 from lmjax.model.groups import DropoutRates
 from lmjax.model.heads.electra import GeneratorHead
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, RouterLoss, auxiliary_sums
+from lmjax.model.unpadding import packed, restored
 from lmjax.objectives.base import NO_PENALTIES, Batch, Forward, LossSum, Penalties
 from lmjax.streams import named_key, prng_key
 
@@ -47,14 +49,15 @@ class ModelForward(Forward):
 
     def states(self, batch: Batch) -> jax.Array:
         """Returns the final states of a batch, `[batch, length, embed]`."""
+        read = packed(batch, batch[SOURCE]) if SOURCE in batch else batch
         hidden, left = self.model.apply(
             {"params": self.params},
-            method=lambda model: self._of(model).states(batch, self.dropout_rates),
+            method=lambda model: self._of(model).states(read, self.dropout_rates),
             rngs={"dropout": self.dropout_key},
             mutable=[AUXILIARY],
         )
         self.passes.append(auxiliary_sums(left.get(AUXILIARY, {})))
-        return hidden
+        return restored(hidden, batch[SOURCE], batch[PLACE]) if SOURCE in batch else hidden
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits `[..., vocab]` for states `[..., embed]`."""

@@ -7,19 +7,25 @@ section 4. Each stage has its own packing and its own compiled step, and its dat
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from pydantic import Field, model_validator
 
 from lmjax.data.pipeline import Batches, Features, example_stream
+from lmjax.data.unpadding import Layout, choose_layout, size_of
 from lmjax.objectives.task import Examples, Task
 from lmjax.schema import Schema
 from lmjax.streams import random_stream
+
+# Rows whose lengths decide on the layout of a stage.
+_SAMPLE = 1024
 
 
 class StagesConfig(Schema):
@@ -53,6 +59,13 @@ class StagesConfig(Schema):
         return list(zip(begins, ends, sizes, lengths, strict=True))
 
 
+class Unpadded(NamedTuple):
+    """What limits the packed rows that layers read: the `microbatches` of a step, and the `longest` row of the model."""
+
+    microbatches: int
+    longest: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of a run.
@@ -64,6 +77,7 @@ class Stage:
         seed: the seed of the order of its rows and of their corruption.
         task: the objectives, at this stage's length.
         examples: its rows.
+        unpadded: how rows may be packed for the layers; None: the layers read them as they are.
     """
 
     begin: int
@@ -72,12 +86,35 @@ class Stage:
     seed: int
     task: Task
     examples: Examples
+    unpadded: Unpadded | None = None
 
-    def local_batch(self) -> dict[str, np.ndarray]:
-        """Returns a batch with this process's number of rows, for compilation."""
+    def local_batch(self, size: int = 0) -> dict[str, np.ndarray]:
+        """Returns a batch with this process's number of rows, for compilation.
+
+        Args:
+            size: the number of packed rows of a microbatch; 0: the rows are not packed.
+        """
         row = self.examples(0, random_stream(0, "sample batch"))
         rows = self.batch_size // jax.process_count()
-        return {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
+        batch = {name: np.broadcast_to(x, (rows, *np.shape(x))) for name, x in row.items()}
+        return self.layout.of_size(batch, size) if size else batch
+
+    @functools.cached_property
+    def layout(self) -> Layout | None:
+        """Returns how the rows of a batch are packed for the layers, or None if that is not done or saves little."""
+        if self.unpadded is None:
+            return None
+        rows = (self.example(position)[-1] for position in range(min(_SAMPLE, len(self.examples))))
+        found = [row["segment_ids"] for row in rows if "segment_ids" in row]
+        if not found:
+            return None
+        tokens = np.array([np.count_nonzero(segments) for segments in found])
+        return choose_layout(tokens, found[0].shape[0], self.batch_size, **self.unpadded._asdict())
+
+    @property
+    def usual_size(self) -> int:
+        """Returns the number of packed rows of a microbatch that most batches have; 0 without a layout."""
+        return self.layout.sizes[0] if self.layout else 0
 
     def example(self, position: int) -> tuple[int, int, Features]:
         """Returns the epoch, the row number and the features of the row at a position in the order of the data."""
@@ -95,6 +132,36 @@ class Stage:
                     tokens[key] += int((array > 0).sum())
                     places[key] += array.size
         return {side: tokens[side] / places[side] for side in places}
+
+
+class Steps:
+    """The compiled steps of a stage, one for each size of its batches; another than the usual one when it is needed."""
+
+    def __init__(
+        self,
+        compile_step: Callable[[int], Callable[..., Any]],
+        stage: Stage,
+        around: Callable[[], contextlib.AbstractContextManager[None]],
+    ):
+        """Compiles the step for batches of the usual size.
+
+        Args:
+            compile_step: from a number of packed rows of a microbatch (0: rows are not packed) to a compiled step.
+            stage: the stage.
+            around: a context for each compilation.
+        """
+
+        def compiled(size: int) -> Callable[..., Any]:
+            with around():
+                return compile_step(size)
+
+        self._of = functools.cache(compiled)
+        self._microbatches = stage.layout.microbatches if stage.layout else 1
+        self._of(stage.usual_size)
+
+    def __call__(self, state: Any, batch: dict[str, Any], *rest: Any) -> Any:
+        """Returns what the step for a batch returns, given this batch and what else the step takes."""
+        return self._of(size_of(batch, self._microbatches))(state, batch, *rest)
 
 
 @dataclasses.dataclass(frozen=True)
