@@ -11,9 +11,11 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_t
 VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
 SLURM = ["submitit>=1.5.3"]
+SEARCH = ["optuna>=4.5"]
 DEV = [
     *EVALUATE,
     *SLURM,
+    *SEARCH,
     "pytest>=8.3",
     "pytest-xdist>=3.7",
     "hypothesis>=6.100",
@@ -69,6 +71,8 @@ setup(
         "constrain": ["llguidance>=1.9"],
         # --launcher=slurm of lmjax sweep.
         "slurm": SLURM,
+        # --search of lmjax sweep.
+        "search": SEARCH,
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # The tests that compare with transformers: install torch's CPU build first.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from lmjax.commands.points import canonical, given, resolve_points
+from lmjax.commands.search import Searcher, check_search
 from lmjax.commands.sweep_plan import check, counted, plan
 from lmjax.commands.train import train_run
 from lmjax.config import Config
@@ -36,7 +39,8 @@ from lmjax.sweep.space import Point, Space, Sweep
 from lmjax.sweep.targets import Target, name_targets
 
 # What a sweep is besides its runs and what they are given.
-SETTINGS = ("metric", "match", "control", "rungs")
+_CHOSEN = ("metric", "match", "control")
+SETTINGS = (*_CHOSEN, "rungs")
 
 
 class CrashedError(UserError):
@@ -64,22 +68,32 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         shares(processes)
         # The processes need the memory of the devices, so the plan may not take it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    sweep, base, targets = _asked(values, overrides, ledger, costs)
+    asked = _asked(values, overrides, ledger)
+    sweep, base = asked.sweep, asked.base
+    searcher = Searcher(sweep, base, ledger, values["members"].value) if sweep.search else None
+    targets = searcher.first_round() if searcher else _targets(asked, costs)
     if ledger:
-        ledger.check(base, targets)
+        ledger.check(base, () if searcher else targets)
+    settings = {name: getattr(sweep, name) for name in SETTINGS}
     if kind:
-        ledger.write(base, {name: getattr(sweep, name) for name in SETTINGS}, targets)
+        if searcher:
+            raise FlagError(f"--print={kind}: the runs of a search are not known before it begins; leave --search out")
+        ledger.write(base, settings, targets)
         print(printed(kind, str(ledger.directory.absolute()), processes, now()))
         return ledger.directory
     with phase("counting what the runs will spend"):
         check(targets, program)
         told = plan(targets, program, counted(targets, costs), ledger.results() if ledger else {})
-    print(told)
+    print(f"{searcher.opening()}\n{told}" if searcher else told)
     if not values["run"].value:
         print("nothing is trained yet: give --run and --workdir=DIR")
         return None
-    ledger.write(base, {name: getattr(sweep, name) for name in SETTINGS}, targets)
     tell(False)
+    if searcher:
+        table = searcher.run(settings, functools.partial(_launch, values, ledger))
+        print(f"\n{table}\n\nlmjax sweep --workdir={ledger.directory} --run writes the report of all runs")
+        return ledger.directory
+    ledger.write(base, settings, targets)
     _launch(values, ledger, sweep, targets)
     tell()
     return _ended(ledger, targets, sweep.metric)
@@ -165,10 +179,17 @@ def _train_each(configs: Sequence[Config], workdirs: Sequence[pathlib.Path]) -> 
     return outcomes
 
 
-def _asked(
-    values: flags.FlagValues, overrides: Mapping[str, str], ledger: Ledger | None, costs: Costs
-) -> tuple[Sweep, dict, tuple[Target, ...]]:
-    """Returns the sweep that a command line describes, what all its runs are given, and its runs."""
+class _Asked(NamedTuple):
+    """What a command line asks for: the sweep, what all runs are given, the points, and the runs that exist already."""
+
+    sweep: Sweep
+    base: dict[str, Any]
+    points: list[Point]
+    known: tuple[Target, ...]
+
+
+def _asked(values: flags.FlagValues, overrides: Mapping[str, str], ledger: Ledger | None) -> _Asked:
+    """Returns what a command line asks for; without points, if it goes on with the runs that exist."""
     file, grid, flagged = values["sweep"].value, values["grid"].value, given(values, overrides)
     if file and grid:
         raise FlagError(f"--sweep={file} and --grid={grid}: both say which runs there are; give one of them")
@@ -181,7 +202,7 @@ def _asked(
                             "give --sweep or --grid too, or leave it out")  # fmt: skip
         base = there.pop("base")
         sweep = Sweep(Space(({},)), base, **there | {"rungs": tuple(there.get("rungs", ()))})
-        return dataclasses.replace(sweep, metric=values["metric"].value or sweep.metric), base, known
+        return _Asked(dataclasses.replace(sweep, metric=values["metric"].value or sweep.metric), base, [], known)
     where = f"--sweep={file}" if file else f"--grid={grid}"
     sweep = load_sweep(file) if file else Sweep(parse_grid(grid))
     points = [canonical(point, where) for point in sweep.space]
@@ -189,14 +210,22 @@ def _asked(
     for key in base:
         if any(key in point for point in points):
             raise FlagError(f"{where}: {key} is given to all runs too, as {base[key]}; leave one of the two out")
-    chosen = {name: values[name].value or getattr(sweep, name) for name in ("metric", "match", "control")}
+    chosen = {name: values[name].value or getattr(sweep, name) for name in (*_CHOSEN, "search", "trials")}
     chosen["rungs"] = _rungs(values["rungs"].value) or tuple(sweep.rungs)
-    points += _controls(points, base, chosen["control"])
+    sweep = dataclasses.replace(sweep, space=Space(tuple(points)), **chosen)
+    check_search(sweep, where)
+    return _Asked(sweep, base, points + _controls(points, base, sweep.control), known)
+
+
+def _targets(asked: _Asked, costs: Costs) -> tuple[Target, ...]:
+    """Returns the runs of a sweep that is no search."""
+    sweep, base, points, known = asked
+    if not points:
+        return known
     configs, told = resolve_points(points, base)
-    if chosen["match"]:
-        configs, told = _matched(points, base, configs, chosen["match"], costs)
-    targets = name_targets(points, configs, told, {each.name: each.config for each in known})
-    return dataclasses.replace(sweep, **chosen), base, targets
+    if sweep.match:
+        configs, told = _matched(points, base, configs, sweep.match, costs)
+    return name_targets(points, configs, told, {each.name: each.config for each in known})
 
 
 def _rungs(texts: Sequence[str]) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ lmjax sweep: trains many runs that differ in a few fields, and compares them.
   lmjax sweep --grid='optimizer.learning_rate=1e-4,3e-4,1e-3;seed=0:3' --steps=500 --workdir=sweeps/lr --run
   lmjax sweep --grid='objective=mlm|mlm,nsp;seed=0:3' --workdir=sweeps/nsp --run    bars: values that hold commas
   lmjax sweep --sweep=experiments/ablations/norm_position.py --workdir=sweeps/norm --run
+  lmjax sweep --grid='optimizer.learning_rate=1e-4..1e-2:log;model.norm_position=pre,post' --search=tpe --trials=20 \
+      --workdir=sweeps/search --run                                                 a search, rounds of --members runs
   lmjax sweep --workdir=sweeps/lr --run                                             goes on with what is there
 
 The flags of lmjax train, --config.a.b=value included, are given to every run; each name in --grid is one of them. The
@@ -58,6 +60,9 @@ def define() -> flags.FlagValues:
         "print what starts --processes workers elsewhere, a Kubernetes JobSet or commands for TPUs; train nothing here"
     )
     define_choice(values, "print", facts.constant("lmjax.sweep.manifests", "KINDS"), text)
+    text = "choose points by the results of earlier runs, from the values and the ranges LOW..HIGH of --grid (Optuna)"
+    define_choice(values, "search", facts.constant("lmjax.sweep.search", "SEARCHES"), text)
+    flags.DEFINE_integer("trials", None, "the number of runs of a search", 1, flag_values=values)
     text = "steps, joined by commas, at each of which the worse half of the runs that train together stops"
     flags.DEFINE_list("rungs", [], text, flag_values=values)
     flags.DEFINE_integer(

@@ -1,7 +1,8 @@
 """Reads the text of `--grid`: `optimizer.learning_rate=1e-4,3e-4;seed=0:3` is a product of two fields.
 
 Dimensions are separated by semicolons and values by commas. `0:3` are the integers 0, 1 and 2. Where values contain
-commas, they are separated by bars: `objective=mlm|mlm,nsp`. Names may have the prefix `config.`. Imports no jax.
+commas, they are separated by bars: `objective=mlm|mlm,nsp`. `1e-4..1e-2` is a range from which a search chooses, and
+`1e-4..1e-2:log` one of which it chooses the logarithm. Names may have the prefix `config.`. Imports no jax.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import re
 
 from lmjax.errors import FlagError
-from lmjax.sweep.space import Space, param, product
+from lmjax.sweep.space import Between, Space, param, product
 
 _RANGE = re.compile(r"(-?\d+):(-?\d+)")
+_BETWEEN = re.compile(r"([^.,|]\S*?)\.\.(\S+?)(:log)?")
 
 
 def parse_grid(text: str) -> Space:
@@ -35,8 +37,11 @@ def parse_grid(text: str) -> Space:
     return product(*dimensions.values())
 
 
-def _values(name: str, text: str) -> list[str]:
-    """Returns the values of one dimension as texts."""
+def _values(name: str, text: str) -> list[str | Between]:
+    """Returns the values of one dimension as texts, or its range."""
+    if found := _BETWEEN.fullmatch(text):
+        low, high = (_number(name, text, each) for each in found.groups()[:2])
+        return [Between(low, high, log=bool(found[3]))]
     if found := _RANGE.fullmatch(text):
         first, end = map(int, found.groups())
         if first >= end:
@@ -46,3 +51,11 @@ def _values(name: str, text: str) -> list[str]:
     if not all(values):
         raise FlagError(f"{name}={text}: has an empty value; write none for an empty list or no value")
     return values
+
+
+def _number(name: str, text: str, end: str) -> float:
+    """Returns an end of a range as an integer or a float."""
+    try:
+        return int(end) if re.fullmatch(r"-?\d+", end) else float(end)
+    except ValueError:
+        raise FlagError(f"{name}={text}: {end!r} is no number; a range is LOW..HIGH or LOW..HIGH:log") from None

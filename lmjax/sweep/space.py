@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -67,6 +68,41 @@ def param(field: str, values: Iterable[Any]) -> Space:
     if not (values := tuple(values)):
         raise FlagError(f"{field}: has no values; give at least one")
     return Space(tuple({field: value} for value in values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """The numbers from `low` to `high`, from which a search chooses; integers if both are.
+
+    Attributes:
+        low: the least one.
+        high: the greatest one.
+        log: whether numbers are chosen by their logarithms.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self):
+        odd = [x for x in (self.low, self.high) if isinstance(x, bool) or not isinstance(x, int | float)]
+        if odd or not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+            raise FlagError(f"{self}: give LOW..HIGH, numbers with LOW below HIGH; with :log both above 0")
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}" + (":log" if self.log else "")
+
+
+def between(field: str, low: float, high: float, *, log: bool = False) -> Space:
+    """Returns a space whose point has a range of numbers, from which a search chooses (`Sweep.search`).
+
+    Args:
+        field: a field or flag.
+        low: the least number.
+        high: the greatest number.
+        log: whether numbers are chosen by their logarithms, as is usual for learning rates.
+    """
+    return param(field, [Between(low, high, log)])
 
 
 def product(*spaces: Space) -> Space:
@@ -148,6 +184,8 @@ class Sweep:
         metric: the metric that the report compares, such as `eval/heldout/loss`; None: the loss of the first set.
         control: a negative control that is added for every point; None: no controls.
         match: what all arms spend the same amount of; None: each has the steps that its config says.
+        search: how a search chooses points of the space, which then may have ranges; None: every point is a run.
+        trials: the number of runs of a search.
         rungs: steps at which the worse half of the runs that train together stops (successive halving: Jamieson and
             Talwalkar 2016, arXiv:1502.07943, section 3).
     """
@@ -158,6 +196,8 @@ class Sweep:
     control: str | None = None
     match: str | None = None
     rungs: tuple[int, ...] = ()
+    search: str | None = None
+    trials: int | None = None
 
     def __post_init__(self):
         if list(self.rungs) != sorted({step for step in self.rungs if isinstance(step, int) and step > 0}):

@@ -60,7 +60,7 @@ class StagesConfig(Schema):
 
 
 class Unpadded(NamedTuple):
-    """What limits the packed rows that layers read: the `microbatches` of a step, and the `longest` row of the model."""
+    """What limits packed rows: the `microbatches` of a step, and the positions of the `longest` row of the model."""
 
     microbatches: int
     longest: int

@@ -1,4 +1,4 @@
-"""Rows are packed for the layers: every token is read once, in its own row's order, and batches that do not fit stay."""
+"""Rows are packed for the layers: every token is read once, in order; a batch that does not fit stays as it is."""
 
 import numpy as np
 import pytest
