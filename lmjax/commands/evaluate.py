@@ -23,6 +23,7 @@ from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import BOUNDS, Measured
 from lmjax.evaluation.tasks import GENERATION, OWN, evaluate, read
+from lmjax.inference.ensemble import joined
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
@@ -60,7 +61,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         models = [loaded, *(opened(values, other) for other in others)]
         results = own_results(values, models, {name: found.records for name, found in data.items()})
     elif task == GENERATION:
-        results = generation_results(values, loaded, data, generation)
+        models = joined([loaded, *(opened(values, other) for other in others)])
+        results = generation_results(values, models, data, generation)
     else:
         results = {}
         for name, found in data.items():

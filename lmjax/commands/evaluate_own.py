@@ -34,10 +34,10 @@ def check_new(values: flags.FlagValues) -> None:
 
 
 def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str], generating: bool) -> None:
-    """Raises FlagError for what only fine-tuned models have; generated targets can be written too."""
+    """Raises FlagError for what only fine-tuned models have; generation too has predictions, and ensembles."""
     names = [name for name in _FLAGS if not (generating and name == "predictions")]
     given = [f"--{name}={values[name].value}" for name in names if values[name].value]
-    if others:
+    if others and not generating:
         given.insert(0, f"the ensemble {place}")
     if given:
         raise FlagError(f"{given[0]}: is for models that were fine-tuned for a task on records (--task=own)")

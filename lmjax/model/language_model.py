@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pydantic
 
-from lmjax.model.cache import Cache
+from lmjax.model.cache import Cache, init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.families import Batch, make_backbone
 from lmjax.model.groups import DropoutRates
@@ -54,6 +54,11 @@ class LanguageModel(nn.Module):
         """Whether this model has vocabulary logits."""
         return any(issubclass(head, VocabularyHead) for head in self.head_types.values())
 
+    @nn.nowrap
+    def empty_cache(self, batch: int, capacity: int, **settings: Any) -> Cache:
+        """Returns an empty cache for rows of this model; the arguments are those of `lmjax.model.cache.init_cache`."""
+        return init_cache(self.config, batch, capacity, **settings)
+
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, dropout_rates: DropoutRates | None = None
     ) -> jax.Array:
@@ -80,7 +85,7 @@ class LanguageModel(nn.Module):
         Args:
             batch: fields of a decoder (with the prefix `decoder_` in an encoder-decoder); `positions` are those of the
                 tokens in their rows.
-            cache: made by `lmjax.model.cache.init_cache`, or returned by this method.
+            cache: made by `empty_cache`, or returned by this method.
         """
         return self.backbone.extend(batch, cache)
 

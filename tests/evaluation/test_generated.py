@@ -76,6 +76,9 @@ def test_evaluate_generates_and_writes_the_targets(workdir, data, beams, tmp_pat
     settings = GenerateConfig(max_new_tokens=20, **({"beams": BeamConfig(beams=beams)} if beams > 1 else {}))
     again = evaluate(load_model(workdir), PAIRS, task="generation", generation=settings)
     assert again["bleu"] == found["bleu"]
+    both = run(["evaluate", f"--workdir={workdir},{workdir}", "--task=generation", f"--data=dev={data}",
+                f"--beams={beams}", "--max_new_tokens=20"])["dev"]  # fmt: skip
+    assert both["bleu"] == found["bleu"], "an ensemble of a model with itself is this model"
 
 
 def test_settings_of_generation_without_it_are_refused(workdir, data, tiny):

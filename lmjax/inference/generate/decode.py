@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.inference.generate.strategy import ChoiceInput, Strategy
-from lmjax.model.cache import Cache, init_cache
+from lmjax.model.cache import Cache
 from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel
 
@@ -69,7 +69,7 @@ def prefill(
     """
     rows = next(iter(fields.values())).shape[0]
     memory_length = fields["encoder_tokens"].shape[1] if "encoder_tokens" in fields else 0
-    cache = init_cache(model.config, rows, capacity, memory_length=memory_length, kind=kind, slack=slack)
+    cache = model.empty_cache(rows, capacity, memory_length=memory_length, kind=kind, slack=slack)
     return _read(model, params, fields, cache)
 
 

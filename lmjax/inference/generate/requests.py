@@ -18,7 +18,7 @@ from lmjax.inference.loaded import (
     is_conversation,
     longest_row,
 )
-from lmjax.model.cache import CacheType, init_cache
+from lmjax.model.cache import CacheType
 from lmjax.model.config import ModelConfig
 from lmjax.parallel.memory import check_fits, device_memory, held
 
@@ -122,7 +122,7 @@ def check_memory(
     memory = device_memory()
     rows = min(batch_size, len(requests)) * beams
     prompt, source = max(len(r.prompt) for r in requests), max(len(r.source) for r in requests)
-    cache = jax.eval_shape(lambda: init_cache(loaded.config, rows, prompt + new, memory_length=source, kind=kind))
+    cache = jax.eval_shape(lambda: loaded.model.empty_cache(rows, prompt + new, memory_length=source, kind=kind))
     # Heads and vocabulary are sharded over the devices of the model.
     ways = 1 if memory.shared else loaded.mesh.size
     needs = {
