@@ -40,6 +40,7 @@ from lmjax.training.evaluate import EvaluationConfig
 from lmjax.training.hyperparameters import OptimizerConfig
 from lmjax.training.metrics import LoggingConfig
 from lmjax.training.stages import StagesConfig
+from lmjax.training.teacher import TeacherConfig
 
 
 class Config(Schema):
@@ -78,6 +79,7 @@ class Config(Schema):
     accept_fields: tuple[str, ...] = Field(
         (), description="unknown fields of init_from's config.json that do not change the numbers of the model"
     )
+    teacher: TeacherConfig = TeacherConfig()
     task: TaskConfig = TaskConfig()
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -122,6 +124,7 @@ class Config(Schema):
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         self._check_penalties()
+        self.teacher.check(objective_types(task.objective))
         for each in objective_types(task.objective):
             if each.num_types and model.embedding.types not in (0, each.num_types):
                 raise FlagError(

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,9 @@ from lmjax.model.traits import FAMILIES, Family
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.samples import Sample, beginning, continuation
 from lmjax.schema import Schema
+
+if TYPE_CHECKING:
+    from lmjax.objectives.divergences import Measure
 
 Features = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
@@ -264,8 +267,13 @@ class Objective(abc.ABC):
         """Returns which fields of `Penalties` its losses take; a penalty that no loss of a run takes is refused."""
         del config
         # R-Drop needs to know how far apart two predictions are.
-        without = () if cls.divergences is not Objective.divergences else ("r_drop",)
+        without = () if cls.diverges() else ("r_drop",)
         return tuple(field.name for field in dataclasses.fields(Penalties) if field.name not in without)
+
+    @classmethod
+    def diverges(cls) -> bool:
+        """Returns whether it says how far apart two predictions are, which R-Drop and a teacher need."""
+        return cls.divergences is not Objective.divergences
 
     @classmethod
     def encoder(cls, config: Any, tokenizer: Tokenizer) -> Encoder | None:
@@ -328,10 +336,10 @@ class Objective(abc.ABC):
         assert self.compares_rows, f"{self.name} has no losses"
         return self.compared(self.representations(forward, batch), batch)
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
-        """Returns by the name of its losses how far the predictions of two passes are apart, summed like the losses.
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
+        """Returns by its name how far the predictions of two passes or models are apart, summed like its losses.
 
-        R-Drop adds it. An objective without this method does not take `task.r_drop`.
+        R-Drop and a teacher add it. An objective without this method takes neither.
         """
         raise NotImplementedError
 

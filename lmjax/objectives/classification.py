@@ -25,8 +25,8 @@ from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError, FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.divergences import Measure, binary_divergence, class_divergence
 from lmjax.objectives.losses import class_loss, labels_loss, shares_loss
-from lmjax.objectives.r_drop import binary_divergence, class_divergence
 from lmjax.objectives.records import Prediction, TokenRecord, in_order
 from lmjax.objectives.text_task import TextTask
 
@@ -184,15 +184,15 @@ class Classification(TextTask):
             found = class_loss(logits, labels, weights, forward.penalties)
         return {self.name: found}
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
         """Returns the sums over the records, with the class weights of the losses."""
         first, second = self.logits(forward), self.logits(other)
         labels, weights = batch["labels"], batch["label_weights"]
         factors = jnp.array(self.config.class_weights or (1.0,) * len(self.config.labels), jnp.float32)
         if self.several:
             own = weights[:, None] * jnp.where(labels > 0, factors[None], 1.0)
-            return {self.name: binary_divergence(first, second, own)}
-        return {self.name: class_divergence(first, second, weights * factors[labels])}
+            return {self.name: binary_divergence(first, second, own, measure)}
+        return {self.name: class_divergence(first, second, weights * factors[labels], measure)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the labels or, with kind=multiple, their logits, `[batch, labels]`."""

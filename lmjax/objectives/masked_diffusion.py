@@ -18,11 +18,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.store import Store
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, NanoRun, ObjectiveConfig
+from lmjax.objectives.divergences import Measure
 from lmjax.objectives.masked_lm import MaskedText
 from lmjax.objectives.rows import pad
 from lmjax.objectives.samples import Sample, beginning, continuation
@@ -75,6 +77,11 @@ class MaskedDiffusion(MaskedText):
         weighted = {**batch, "weights": batch["weights"] * batch["factors"]}
         sums = super().losses(forward, weighted)[self.name]
         return {self.name: sums.replace(weight=jnp.sum(batch["weights"]))}
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
+        """Returns the sums over the masked tokens, with the factors of the losses."""
+        weighted = {**batch, "weights": batch["weights"] * batch["factors"]}
+        return super().divergences(forward, other, weighted, measure)
 
     def sample(self, store: Store, room: int) -> Sample:
         """Returns the beginning of a text, for the model to continue."""

@@ -17,9 +17,9 @@ from lmjax.data.record_format import RecordFormat
 from lmjax.data.store import Store
 from lmjax.errors import FlagError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.r_drop import class_divergence
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import joined, pad, rooms, side
 from lmjax.objectives.text_task import TextTask
@@ -150,10 +150,10 @@ class MultipleChoice(RecordTask):
         scores, penalties = self._scores(forward, batch), forward.penalties.replace(label_smoothing=None)
         return {self.name: class_loss(scores, batch["labels"], batch["label_weights"], penalties)}
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
         """Returns the sums over the records."""
         first, second = self._scores(forward, batch), self._scores(other, batch)
-        return {self.name: class_divergence(first, second, batch["label_weights"])}
+        return {self.name: class_divergence(first, second, batch["label_weights"], measure)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the choices, `[batch, most choices]`."""

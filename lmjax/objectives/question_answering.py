@@ -18,9 +18,9 @@ from lmjax.data.store import Store
 from lmjax.objectives.answer_spans import Candidate, best_spans, spans_of
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.classification import Classification
+from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.r_drop import class_divergence
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import pad
 
@@ -194,10 +194,10 @@ class QuestionAnswering(RecordTask):
         return {self.name: class_loss(start, batch["first"], half, penalties)
                 + class_loss(end, batch["last"], half, penalties)}  # fmt: skip
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
         """Returns the mean of the sums of start and end over the rows."""
         pairs = zip(self._logits(forward, batch), self._logits(other, batch), strict=True)
-        return {self.name: sum(class_divergence(one, two, batch["span_weights"] / 2) for one, two in pairs)}
+        return {self.name: sum(class_divergence(one, two, batch["span_weights"] / 2, measure) for one, two in pairs)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the logits of start and end, `[batch, length]`."""

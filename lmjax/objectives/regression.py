@@ -13,8 +13,8 @@ from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.divergences import Measure, squared_divergence
 from lmjax.objectives.losses import squared_loss
-from lmjax.objectives.r_drop import squared_divergence
 from lmjax.objectives.records import Prediction, TokenRecord
 from lmjax.objectives.text_task import SECOND, TEXT, TextTask
 
@@ -110,8 +110,9 @@ class Regression(TextTask):
         """Returns the sums of squared errors of standardised targets."""
         return {self.name: squared_loss(self.logits(forward), batch["scores"], batch["label_weights"])}
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
-        """Returns the sums of squared differences of standardised predictions."""
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
+        """Returns the sums of squared differences of standardised predictions, whatever the measure."""
+        del measure
         return {self.name: squared_divergence(self.logits(forward), self.logits(other), batch["label_weights"])}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:

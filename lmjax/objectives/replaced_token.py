@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, LossSum
 from lmjax.objectives.losses import binary_loss, split_chunks, vocab_loss
 from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
 
@@ -57,9 +57,9 @@ class ReplacedToken(MaskedLM):
         return {self.name: jnp.sum(batch["replaced_token_weights"]), self.generator: jnp.sum(batch["weights"])}
 
     @classmethod
-    def penalised_by(cls, config: ObjectiveConfig) -> tuple[str, ...]:
-        """Returns all but R-Drop: two passes of the generator put different tokens into the discriminator's rows."""
-        return tuple(name for name in super().penalised_by(config) if name != "r_drop")
+    def diverges(cls) -> bool:
+        """Returns False: two passes of the generator put different tokens into the discriminator's rows."""
+        return False
 
     def losses(self, forward: Forward, batch: Batch) -> dict[str, LossSum]:
         """Returns the discriminator's sums over all tokens and the generator's over the masked ones."""

@@ -18,9 +18,9 @@ from lmjax.data.tagged_words import TAGS, WORDS, TaggedWords
 from lmjax.errors import DataError
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
 from lmjax.objectives.classification import Classification
+from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.r_drop import class_divergence
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord, in_order
 from lmjax.objectives.rows import pad, text_row
 
@@ -202,10 +202,10 @@ class Tagging(RecordTask):
         logits = forward.head("tagger", forward.hidden)
         return {self.name: class_loss(logits, batch["labels"], batch["label_weights"], forward.penalties)}
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
         """Returns the sums over the labelled tokens."""
         first, second = (each.head("tagger", each.hidden) for each in (forward, other))
-        return {self.name: class_divergence(first, second, batch["label_weights"])}
+        return {self.name: class_divergence(first, second, batch["label_weights"], measure)}
 
     def outputs(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """Returns the log-probabilities of the labels at each token, `[batch, length, labels]`."""

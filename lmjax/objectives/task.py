@@ -19,6 +19,7 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError
 from lmjax.objectives import r_drop
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, Penalties, Rows
+from lmjax.objectives.divergences import Measure
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.registry import (
     DEFAULT,
@@ -285,6 +286,11 @@ class Task:
             together = r_drop.losses(first, forward, {**batch, "weights": weights})[first.name]
             sums |= {o.name: jax.tree.map(lambda x, i=i: x[i], together) for i, (o, _) in enumerate(predicting)}
         return sums
+
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
+        """Returns by name how far apart the predictions of two models are, of the objectives that say it."""
+        parts = [(o, part) for o, part in self._parts(batch) if o.diverges()]
+        return {k: x for o, part in parts for k, x in o.divergences(forward, other, part, measure).items()}
 
     def token_targets(self, batch: Batch | Features) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Returns by name the targets and weights of each sum over tokens; `batch` may be on the host or the device."""

@@ -12,9 +12,9 @@ import numpy as np
 from lmjax.data.packing import Plan, pack
 from lmjax.data.store import Store
 from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective
+from lmjax.objectives.divergences import Measure, vocab_divergence
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
-from lmjax.objectives.r_drop import vocab_divergence
 from lmjax.objectives.rows import source_target
 
 _log = logging.getLogger(__name__)
@@ -43,10 +43,12 @@ class TokenPrediction(Objective):
         )
         return {self.name: sums}
 
-    def divergences(self, forward: Forward, other: Forward, batch: Batch) -> dict[str, jax.Array]:
+    def divergences(self, forward: Forward, other: Forward, batch: Batch, measure: Measure) -> dict[str, jax.Array]:
         """Returns the sums over the targets of the divergence of the vocabulary's distributions."""
         first, second = (self.predicting(each.hidden, batch) for each in (forward, other))
-        return {self.name: vocab_divergence(first, second, forward.logits, batch["weights"], chunk=self.vocab_chunk)}
+        heads = (forward.logits, other.logits)
+        weights, chunk = batch["weights"], self.vocab_chunk
+        return {self.name: vocab_divergence(first, second, heads, weights, chunk=chunk, measure=measure)}
 
     def predicting(self, hidden: jax.Array, batch: Batch) -> jax.Array:
         """Returns `[batch, targets, embed]`: the states at the predicted positions of `[batch, length, embed]`."""

@@ -28,6 +28,7 @@ from lmjax.runs.made import config_of, write_model
 from lmjax.runs.trained import Pretrained, open_pretrained, storage_mesh
 from lmjax.runs.workdir import is_unused
 from lmjax.training.checkpoint import saved_steps
+from lmjax.training.fixed import NOTHING_FIXED
 from lmjax.training.step import make_eval_step
 
 Method = Literal["uniform", "greedy", "spherical", "task_vectors"]
@@ -224,7 +225,7 @@ def _cost(source: Pretrained, how: Average, workdir: pathlib.Path) -> Callable[[
     if how.eval_sets:
         fields["data.eval"] = list(how.eval_sets)
     run = build(replace(config_of(source), fields), workdir)
-    evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)))
+    evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)), NOTHING_FIXED)
     followed = evaluated.followed(run.config.evaluation.metric)
     boxed = abstract_params(run.model.config, run.model.heads)
 

@@ -103,7 +103,8 @@ def hyperparameters(config: Config) -> Hyperparameters:
         config.optimizer,
         steps=config.steps,
         dropout=config.model.dropout.rates(),
-        loss_weights=config.task.loss_weights() | config.model.moe.loss_weights(),
+        loss_weights=config.teacher.weighted(config.task.loss_weights(), objective_types(config.task.objective))
+        | config.model.moe.loss_weights(),
         penalties=config.task.penalties(),
         width_factor=None if config.model.mup.width is None else config.model.width_factor,
     )

@@ -26,11 +26,12 @@ from lmjax.runs.build import Run
 from lmjax.runs.measured import measured, write_figures
 from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
+from lmjax.runs.teacher import open_teacher
 from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
-from lmjax.training.fixed import NOTHING_FIXED, Fixed
+from lmjax.training.fixed import Fixed
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.loop import Loop
 from lmjax.training.metrics import Timers
@@ -147,7 +148,7 @@ def _state_maker(run: Run, hparams: Hyperparameters) -> tuple[Callable[..., Trai
 
 def fixed_arrays(run: Run) -> Fixed:
     """Returns the arrays that the steps of a run read and never change; none are read from its checkpoints."""
-    return NOTHING_FIXED
+    return Fixed(teacher=open_teacher(run))
 
 
 def _warn_of_warmup(config: Config) -> None:

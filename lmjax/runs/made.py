@@ -13,7 +13,7 @@ from lmjax.interop.sentence import write_sentence
 from lmjax.interop.shards import read_json
 from lmjax.objectives.embedding import Embedding
 from lmjax.runs.identity import IDENTITY, environment
-from lmjax.runs.learned import keep, recall
+from lmjax.runs.learned import recall
 from lmjax.runs.trained import HEADS_FIELD, MADE_OF, ORIGIN, Pretrained
 from lmjax.runs.workdir import CONFIG, claim_workdir
 from lmjax.training.checkpoint import Checkpoints
@@ -51,11 +51,9 @@ def write_model(
         with Checkpoints(workdir, config.checkpoint, claim.saved) as checkpoints:
             checkpoints.save(0, {"params": params})
         load_tokenizer(str(source.folder)).save_in(workdir)
-        if not source.origin:
-            keep(config, workdir)
-            if (source.folder / IDENTITY).is_file():
-                write_json(workdir / IDENTITY, read_json(source.folder / IDENTITY))
-        else:
+        if not source.origin and (source.folder / IDENTITY).is_file():
+            write_json(workdir / IDENTITY, read_json(source.folder / IDENTITY))
+        if source.origin:
             write_json(workdir / ORIGIN, dict(source.origin) | {HEADS_FIELD: source.heads})
             if (source.folder / GENERATION).is_file():
                 write_json(workdir / GENERATION, read_json(source.folder / GENERATION))

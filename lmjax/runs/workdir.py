@@ -260,7 +260,7 @@ def _compare(workdir: pathlib.Path, config: Config) -> None:
 
 
 def _without_paths(config: Config) -> Config:
-    """Returns a config without the paths of data and tokenizer, which are compared by content (see data.json)."""
+    """Returns a config without paths of what is compared by content: data, tokenizer (data.json), teacher."""
     data = config.data
     names = {
         field: tuple(item.model_copy(update={"path": "by content"}) for item in getattr(data, field))
@@ -268,7 +268,8 @@ def _without_paths(config: Config) -> Config:
     }
     tokenizer = config.tokenizer.model_copy(update={"path": config.tokenizer.path and "by content"})
     data = data.model_copy(update={**names, "train": "by content"})
-    return config.model_copy(update={"data": data, "tokenizer": tokenizer})
+    teacher = config.teacher.model_copy(update={"place": config.teacher.place and "by content"})
+    return config.model_copy(update={"data": data, "tokenizer": tokenizer, "teacher": teacher})
 
 
 def check_nothing_lost(workdir: pathlib.Path, start: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lmjax.model.parameters import overlaid
+from lmjax.training.teacher import Teacher
 
 PyTree = Any
 
@@ -16,11 +17,11 @@ class Fixed(NamedTuple):
 
     Attributes:
         base: the parameters of the model that are not trained; None: all are.
-        teacher: the parameters of another model, whose outputs a loss compares with; None: there is none.
+        teacher: another model, whose predictions a loss compares with; None: there is none.
     """
 
     base: PyTree | None = None
-    teacher: PyTree | None = None
+    teacher: Teacher | None = None
 
     def whole(self, params: PyTree) -> PyTree:
         """Returns all parameters of the model, given those that are trained."""

@@ -31,9 +31,13 @@ PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
-def whole_weights(model: LanguageModel, task: Task, batch: Batch, axis: str | None) -> dict[str, jax.Array]:
+def whole_weights(
+    model: LanguageModel, task: Task, batch: Batch, axis: str | None, fixed: Fixed = NOTHING_FIXED
+) -> dict[str, jax.Array]:
     """Returns the weight of every loss over the whole batch by name; at least 1, so that an empty batch has loss 0."""
     weights = task.weights(batch)
+    if fixed.teacher is not None:
+        weights |= fixed.teacher.weights(task, weights)
     if model.config.moe.num_experts:
         weights |= dict.fromkeys(LOSSES, auxiliary_weight(model.config, batch))
     return jax.tree.map(lambda w: jnp.maximum(w, 1.0), over_replicas(weights, axis))
@@ -64,7 +68,7 @@ def loss_and_gradients(
     returned sums and gradients are this replica's share, which the caller adds over the replicas. A sum over replicas
     in here would be differentiated too, and its transpose would add the same vector once for each replica.
     """
-    whole = whole_weights(model, task, batch, axis)
+    whole = whole_weights(model, task, batch, axis, fixed)
     key = replica_key(jax.random.fold_in(state.key, state.step), axis)
 
     def passed(params: PyTree, part: Batch, index: jax.Array) -> ModelForward:
@@ -80,6 +84,8 @@ def loss_and_gradients(
     ) -> tuple[jax.Array, dict[str, LossSum]]:
         run = passed(params, part, index)
         sums = task.losses(run, part, compare=given is None) | run.auxiliary_losses()
+        if fixed.teacher is not None:
+            sums |= fixed.teacher.losses(task, run, part)
         # Its gradient is that of the losses which compare rows, by the chain rule.
         compared = 0.0 if given is None else optax.tree.vdot(task.representations(run, part), given)
         return total(sums) + compared, sums

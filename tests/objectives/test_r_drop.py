@@ -9,7 +9,7 @@ from lmjax.errors import FlagError
 from lmjax.objectives import r_drop
 from lmjax.objectives.base import Penalties
 from lmjax.objectives.classification import Classification, ClassificationConfig
-from lmjax.objectives.r_drop import binary_divergence, class_divergence, squared_divergence, vocab_divergence
+from lmjax.objectives.divergences import binary_divergence, class_divergence, squared_divergence, vocab_divergence
 from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 ALPHA = 0.7
@@ -70,7 +70,7 @@ def test_chunks_of_the_vocabulary_change_nothing(case, chunk):
     kernel = rng.normal(size=(7, 11)).astype(np.float32)
 
     def value(first, second):
-        return vocab_divergence(first, second, lambda h: h @ kernel, weights, chunk=chunk)
+        return vocab_divergence(first, second, (lambda h: h @ kernel,) * 2, weights, chunk=chunk)
 
     found, gradients = jax.jit(jax.value_and_grad(value, (0, 1)))(first, second)
     expected, wanted = reference(first @ kernel, second @ kernel, weights)

@@ -1,0 +1,100 @@
+"""Knowledge distillation: a loss that draws the predictions of a model towards those of a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from pydantic import Field
+
+from lmjax.errors import FlagError
+from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.base import Batch, Forward, LossSum, Objective
+from lmjax.objectives.divergences import Measure
+from lmjax.objectives.task import Task
+from lmjax.schema import Schema
+from lmjax.training.forward import evaluation_forward
+
+PyTree = Any
+
+
+class TeacherConfig(Schema):
+    """A trained model whose predictions are learned beside the labels (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    place: str = Field("", description="a workdir or Hugging Face folder with the teacher; empty: there is none")
+    weight: float = Field(0.5, ge=0, description="factor on the divergence from the teacher's predictions")
+    hard_weight: float = Field(0.5, ge=0, description="factor on the losses of the labels beside a teacher")
+    temperature: float = Field(2.0, gt=0, description="by which the logits of both models are divided")
+    kind: Literal["forward", "reverse", "js"] = Field(
+        "forward",
+        description="forward: KL(teacher || student), as Hinton; reverse: KL(student || teacher), which keeps to the"
+        " teacher's main answers; js: the mean of both from their mean",
+    )
+
+    def taught(self, objectives: Sequence[Objective | type[Objective]]) -> tuple[str, ...]:
+        """Returns the names of the objectives that learn from the teacher; empty without a teacher."""
+        return tuple(o.name for o in objectives if o.diverges()) if self.place else ()
+
+    def check(self, objectives: Sequence[type[Objective]]) -> None:
+        """Raises FlagError if none of the objectives can learn from a teacher, or nothing would be learned."""
+        if not self.place:
+            return
+        if not self.taught(objectives):
+            names = ",".join(o.name for o in objectives)
+            raise FlagError(
+                f"--config.teacher.place={self.place}: --objective={names} has no predictions to compare with a "
+                "teacher's; leave the teacher out, or take another objective"
+            )
+        if not self.weight + self.hard_weight:
+            raise FlagError("--config.teacher.weight=0 and --config.teacher.hard_weight=0: nothing is learned")
+
+    def weighted(self, weights: Mapping[str, float], objectives: Sequence[type[Objective]]) -> dict[str, float]:
+        """Returns the weight of each loss sum, those of the teacher included.
+
+        Args:
+            weights: those of the objectives without a teacher.
+            objectives: the objectives.
+        """
+        own, taught = dict(weights), self.taught(objectives)
+        own |= {name: self.hard_weight * own[name] for name in taught}
+        return own | {loss_name(name): self.weight * weights[name] for name in taught}
+
+
+def loss_name(objective: str) -> str:
+    """Returns the name of the loss by which an objective learns from a teacher."""
+    return f"{objective}_teacher"
+
+
+class Teacher(struct.PyTreeNode):
+    """A teacher: its parameters are arrays that a step reads and never changes, and the rest is part of its program.
+
+    Attributes:
+        params: the teacher's parameters; no gradient, no optimizer state and no checkpoint has them.
+        config: how it teaches.
+        model: the teacher.
+    """
+
+    params: PyTree
+    config: TeacherConfig = struct.field(pytree_node=False)
+    model: LanguageModel = struct.field(pytree_node=False)
+
+    def weights(self, task: Task, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns by name the total weight of each of its losses over a batch, given those of the objectives."""
+        return {loss_name(name): weights[name] for name in self.config.taught(task.objectives)}
+
+    def losses(self, task: Task, student: Forward, batch: Batch) -> dict[str, LossSum]:
+        """Returns by name the divergences of the student's predictions from its own, summed like the losses.
+
+        Args:
+            task: the objectives.
+            student: the student's pass over the batch, with dropout.
+            batch: the batch, which the teacher reads without dropout.
+        """
+        teacher = evaluation_forward(self.model, self.params, batch)
+        measure = Measure(self.config.kind, self.config.temperature)
+        apart, weights = task.divergences(student, teacher, batch, measure), task.weights(batch)
+        zero = jnp.zeros((), jnp.float32)
+        return {loss_name(name): LossSum(x, weights[name], None, zero) for name, x in apart.items()}
