@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LONGEST = 28
 # Curves with a colour and a name of their own; there are so many colours.
 _NAMED = 8
-_BLUE, _GREY, _RED = "#3b6fb6", "#b0b0b0", "#c44e52"
+BLUE, GREY, RED = "#3b6fb6", "#b0b0b0", "#c44e52"
 
 
 def confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -34,7 +34,7 @@ def confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     size, names, places = max(3.0, 0.34 * len(labels)), _short(labels), range(len(labels))
     longest = max(map(len, names))
     upright = len(labels) > 4 or longest > 10
-    figure, axes = _axes(size + 1.6 + 0.08 * longest, size + 0.8 + 0.08 * longest * upright)
+    figure, axes = new_axes(size + 1.6 + 0.08 * longest, size + 0.8 + 0.08 * longest * upright)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(places, names, rotation=90 * upright)
@@ -56,17 +56,17 @@ def reliability_diagram(bins: Reliability) -> Figure:
     The accuracy of a calibrated model lies on the diagonal; the distance to it, weighted by the examples, is the
     expected calibration error, which is in the title.
     """
-    figure = required("matplotlib.figure", "viz").Figure(figsize=(5, 5.5), layout="constrained")
+    figure = new_figure(5, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     width = 1 / len(bins.examples)
     places, there = (np.arange(len(bins.examples)) + 0.5) * width, bins.examples > 0
-    upper.bar(places[there], bins.accuracy[there], width, color=_BLUE, edgecolor="w", label="accuracy")
-    upper.plot(bins.confidence[there], bins.confidence[there], "o", color=_RED, markersize=4, label="mean confidence")
+    upper.bar(places[there], bins.accuracy[there], width, color=BLUE, edgecolor="w", label="accuracy")
+    upper.plot(bins.confidence[there], bins.confidence[there], "o", color=RED, markersize=4, label="mean confidence")
     upper.plot([0, 1], [0, 1], "--", color="k", linewidth=1)
     error = np.abs(bins.accuracy - bins.confidence) @ bins.examples / max(bins.examples.sum(), 1)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"expected calibration error {error:.3f}")
     upper.legend(loc="upper left")
-    lower.bar(places, bins.examples, width, color=_GREY, edgecolor="w")
+    lower.bar(places, bins.examples, width, color=GREY, edgecolor="w")
     lower.set(xlabel="confidence", ylabel="examples")
     return figure
 
@@ -88,14 +88,14 @@ def precision_recall_curves(gold: np.ndarray, scores: np.ndarray, labels: Sequen
     there = [i for i in range(len(labels)) if has[:, i].any()]
     average = {i: metrics.average_precision_score(has[:, i], scores[:, i]) for i in there}
     worst = sorted(there, key=lambda i: average[i])[:_NAMED]
-    figure, axes = _axes(7.5, 4.5)
+    figure, axes = new_axes(7.5, 4.5)
     names = _short(labels)
     for i in [*(i for i in there if i not in worst), *worst]:
         precision, recall, _ = metrics.precision_recall_curve(has[:, i], scores[:, i])
-        style = {"label": f"{names[i]} {average[i]:.3f}"} if i in worst else {"color": _GREY, "linewidth": 0.7}
+        style = {"label": f"{names[i]} {average[i]:.3f}"} if i in worst else {"color": GREY, "linewidth": 0.7}
         axes.step(recall, precision, where="post", **style)
     if len(there) > len(worst):
-        axes.plot([], [], color=_GREY, linewidth=0.7, label=f"{len(there) - len(worst)} others, all higher")
+        axes.plot([], [], color=GREY, linewidth=0.7, label=f"{len(there) - len(worst)} others, all higher")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(alpha=0.3)
     if there:
@@ -113,14 +113,14 @@ def bars(metrics: Mapping[str, float], labels: Sequence[str], kind: str = "f1") 
     """
     values = [metrics[f"{kind} {label}"] for label in labels]
     order = np.argsort(values, kind="stable")
-    figure, axes = _axes(6.5, 1.3 + 0.26 * len(labels))
-    axes.barh(range(len(order)), np.take(values, order), color=_BLUE, height=0.75)
+    figure, axes = new_axes(6.5, 1.3 + 0.26 * len(labels))
+    axes.barh(range(len(order)), np.take(values, order), color=BLUE, height=0.75)
     for place, value in enumerate(values[i] for i in order):
         ends = (value.low, value.high) if isinstance(value, Measured) and value.low is not None else ()
         axes.plot(ends, [place] * len(ends), "|-", color="k", linewidth=1.2)
         axes.text(1.02, place, f"{value:.2f}", va="center", fontsize=9, transform=axes.get_yaxis_transform())
     if (macro := metrics.get(f"{kind} macro")) is not None:
-        axes.axvline(macro, linestyle="--", color=_RED, linewidth=1, label=f"macro {macro:.3f}")
+        axes.axvline(macro, linestyle="--", color=RED, linewidth=1, label=f"macro {macro:.3f}")
         figure.legend(loc="outside upper right", frameon=False)
     names = _short(labels)
     axes.set_yticks(range(len(order)), [names[i] for i in order])
@@ -139,10 +139,15 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Returns a new figure of a size in inches, and its axes."""
-    figure = required("matplotlib.figure", "viz").Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     return figure, figure.subplots()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of a size in inches."""
+    return required("matplotlib.figure", "viz").Figure(figsize=(width, height), layout="constrained")
 
 
 def _short(labels: Sequence[str]) -> list[str]:
@@ -150,8 +155,12 @@ def _short(labels: Sequence[str]) -> list[str]:
     lines, half = [" ".join(label.split()) for label in labels], (_LONGEST - 1) // 2
     short = [line if len(line) <= _LONGEST else f"{line[:half]}…{line[-half:]}" for line in lines]
     several = [f"{lines[i][: _LONGEST - 5]}… {i}" if short.count(x) > 1 else x for i, x in enumerate(short)]
-    # A pair of dollar signs would begin a formula.
-    return [line.replace("$", r"\$") for line in several]
+    return plain(several)
+
+
+def plain(texts: Sequence[str]) -> list[str]:
+    """Returns texts as matplotlib shows them unchanged: a pair of dollar signs would begin a formula."""
+    return [text.replace("$", r"\$") for text in texts]
 
 
 def _count(number: int) -> str:

@@ -41,6 +41,23 @@ class Section(NamedTuple):
     chart: str = ""
 
 
+class Framed(NamedTuple):
+    """A page that a notebook shows in a frame, so that its styles change nothing outside of the frame.
+
+    Attributes:
+        page: the HTML.
+        height: of the frame, in pixels.
+    """
+
+    page: str
+    height: int = 900
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        style = f"width:100%;height:{self.height}px;border:0"
+        return f'<div><iframe srcdoc="{html.escape(self.page)}" style="{style}"></iframe></div>'
+
+
 def markdown(title: str, parts: Sequence[Section]) -> str:
     """Returns a report in Markdown, without its charts."""
     lines = [f"# {title}", ""]

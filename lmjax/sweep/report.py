@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from lmjax.errors import SaveError, UserError
+from lmjax.errors import FlagError, SaveError, UserError
 from lmjax.evaluation.seeds import DRAWS, LEVEL, Interval, mean_interval
 from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
@@ -19,7 +19,7 @@ from lmjax.sweep.arms import SEED_FIELDS, Arm, arms_of, sweep_runs, with_bits
 from lmjax.sweep.charts import Bar, Curve, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
 from lmjax.sweep.ledger import Ledger
-from lmjax.sweep.render import Section, markdown, page
+from lmjax.sweep.render import Framed, Section, markdown, page
 from lmjax.sweep.statistics import Analysis, Pair, analyse
 
 # Of more pairs than this, only those with the best arm are shown; the CSV file has all.
@@ -52,6 +52,18 @@ def write_report(directory: str | pathlib.Path, metric: str | None = None) -> pa
         runs = sweep_runs(ledger)
     found = analyse(arms_of(with_bits(run) for run in runs), metric or settings.get("metric"))
     return write_files(ledger.directory, found)
+
+
+def report_page(directory: str | pathlib.Path) -> Framed:
+    """Returns the written report of a sweep, or of `lmjax compare --report`, for a notebook; its charts are in it.
+
+    Raises:
+        FlagError: there is none.
+    """
+    path = pathlib.Path(directory) / "report.html"
+    if not path.is_file():
+        raise FlagError(f"{path}: there is no such file; lmjax sweep writes it when its runs have ended")
+    return Framed(path.read_text())
 
 
 def write_files(directory: pathlib.Path, found: Analysis, title: str = "A sweep") -> pathlib.Path:

@@ -16,7 +16,7 @@ from lmjax.sweep.arms import RunResult, arms_of, with_bits
 from lmjax.sweep.charts import Curve, curves, ticks
 from lmjax.sweep.csv_table import table_csv
 from lmjax.sweep.render import markdown, page
-from lmjax.sweep.report import sections
+from lmjax.sweep.report import report_page, sections
 from lmjax.sweep.statistics import analyse, design
 
 RNG = np.random.default_rng(0)
@@ -219,3 +219,11 @@ def test_curves_have_bands_and_round_ticks():
     assert chart.count("<polygon") == 1
     assert "a&lt;b" in chart
     assert curves([Curve("a", [0], [math.nan], [math.nan], [math.nan])], "step", "loss") == ""
+
+
+def test_a_notebook_shows_the_written_report_in_a_frame_of_its_own(tmp_path):
+    with pytest.raises(FlagError, match="there is no such file; lmjax sweep writes it"):
+        report_page(tmp_path)
+    (tmp_path / "report.html").write_text('<body class="a">&</body>')
+    frame = ElementTree.fromstring(report_page(tmp_path)._repr_html_()).find("iframe")
+    assert frame.get("srcdoc") == '<body class="a">&</body>'

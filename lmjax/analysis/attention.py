@@ -1,0 +1,120 @@
+"""Figures of attention: where each position of a text reads, and which source tokens a decoder reads for each target.
+
+Attention probabilities show what a layer mixes, and are no proof of what decided a prediction (Jain and Wallace 2019,
+arXiv:1902.10186, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lmjax.analysis.figures import new_figure, plain
+from lmjax.errors import FlagError
+from lmjax.inference.loaded import LoadedModel, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Maps in a row of a figure, and inches of a token's row or column.
+_ACROSS, _CELL = 4, 0.2
+
+
+def self_attention(loaded: LoadedModel, text: Text, layer: int = -1) -> Figure:
+    """Returns a figure of the attention probabilities of a layer: a map for each head, with a row for each query.
+
+    Args:
+        loaded: the model; of an encoder-decoder, its encoder is shown.
+        text: what it reads.
+        layer: number of the layer; -1: the last.
+
+    Raises:
+        FlagError: there is no such layer, or the model cannot read the text.
+    """
+    found = loaded([text], output_attentions=True)
+    found = found.encoder or found
+    weights = _of_layer(found.attentions, layer)
+    names = token_texts(loaded, found.tokens[0][found.mask[0]])
+    return attention_maps(weights, names, names, [f"head {i}" for i in range(len(weights))])
+
+
+def alignment(loaded: LoadedModel, source: Text, target: Text, layer: int | None = None) -> Figure:
+    """Returns a figure of cross-attention: which source tokens the decoder reads to predict each target token.
+
+    A learned alignment (Bahdanau et al. 2015, arXiv:1409.0473, section 5.2.1). The heads of a layer are averaged.
+
+    Args:
+        loaded: an encoder-decoder.
+        source: what its encoder reads.
+        target: what its decoder predicts.
+        layer: number of a layer of the decoder; None: a map for each of them.
+
+    Raises:
+        FlagError: the model is no encoder-decoder, there is no such layer, or the model cannot read the texts.
+    """
+    if not loaded.config.family.paired:
+        raise FlagError(f"an alignment needs an encoder-decoder, and this is a {loaded.config.family.label}")
+    found = loaded([source], targets=[target], output_attentions=True)
+    layers = range(len(found.cross_attentions)) if layer is None else [layer]
+    # The position that reads token i predicts token i + 1, so a row is named by the token after it.
+    targets = found.tokens[0][found.mask[0]][1:]
+    weights = np.stack([_of_layer(found.cross_attentions, i).mean(axis=0) for i in layers])
+    sources = token_texts(loaded, found.encoder.tokens[0][found.encoder.mask[0]])
+    return attention_maps(weights, token_texts(loaded, targets), sources, [f"layer {i}" for i in layers])
+
+
+def attention_maps(
+    weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], titles: Sequence[str] = ()
+) -> Figure:
+    """Returns a figure of maps of attention probabilities, darker where more is read.
+
+    Args:
+        weights: `[maps, queries, keys]`; rows and columns beyond the names are padding and are left out.
+        queries: the tokens of the rows.
+        keys: the tokens of the columns.
+        titles: of the maps.
+    """
+    across = min(_ACROSS, len(weights))
+    down = -(-len(weights) // across)
+    width, height = max(1.6, _CELL * len(keys)), max(1.2, _CELL * len(queries))
+    # Names are beside the first map of a row and below the last map of a column only.
+    figure = new_figure(across * (width + 0.3) + 1.2, down * (height + 0.35) + 1.0)
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    shown = np.asarray(weights, np.float32)[:, : len(queries), : len(keys)]
+    for i, axes in enumerate(grid.flat):
+        if i >= len(shown):
+            axes.set_axis_off()
+            continue
+        image = axes.imshow(shown[i], cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+        axes.set_xticks(range(len(keys)), plain(keys), rotation=90, fontsize=8)
+        axes.set_yticks(range(len(queries)), plain(queries), fontsize=8)
+        axes.tick_params(length=0, labelbottom=i + across >= len(shown), labelleft=i % across == 0)
+        if titles:
+            axes.set_title(titles[i], fontsize=9)
+    figure.colorbar(image, ax=grid, label="attention probability", fraction=0.03, shrink=0.8)
+    return figure
+
+
+def token_texts(loaded: LoadedModel, ids: Sequence[int]) -> list[str]:
+    """Returns the text of each token as it is shown on an axis: a special token by its role, such as [CLS]."""
+    tokenizer = loaded.tokenizer
+    roles = {i: f"[{role.upper()}]" for role, i in tokenizer.role_ids.items()}
+    sentinels = {int(i): f"<{n}>" for n, i in enumerate(tokenizer.sentinel_ids)} if tokenizer.sentinels else {}
+    texts = []
+    for token in map(int, ids):
+        # A model may have more rows than its tokenizer has tokens.
+        piece = tokenizer.pieces[token].decode(errors="replace") if token < tokenizer.vocab_size else ""
+        # A space before a word is visible as the mark of SentencePiece.
+        texts.append(
+            piece.replace(" ", "▁").replace("\n", "↵") or roles.get(token) or sentinels.get(token, f"<{token}>")
+        )
+    return texts
+
+
+def _of_layer(weights: Sequence[np.ndarray], layer: int) -> np.ndarray:
+    """Returns `[heads, queries, keys]` of the only text; raises FlagError if there is no such layer."""
+    if not -len(weights) <= layer < len(weights):
+        raise FlagError(f"layer={layer}: the model has {len(weights)} layers, from 0 to {len(weights) - 1}")
+    return weights[layer][0]
