@@ -16,7 +16,7 @@ import pydantic
 from lmjax.errors import DataError, FlagError
 from lmjax.model.heads.rows import ClassifierHead
 from lmjax.objectives import registry
-from lmjax.objectives.base import ObjectiveConfig
+from lmjax.objectives.base import Objective, ObjectiveConfig
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.embedding import Embedding, EmbeddingConfig
 from lmjax.objectives.multiple_choice import MultipleChoice, MultipleChoiceConfig
@@ -74,7 +74,7 @@ def task_fields(tasks: Tasks, length: int | None) -> dict[str, Any]:
         tasks: settings of its objectives by name.
         length: the most tokens in a row; None: not known.
     """
-    tasks = {name: settings for name, settings in tasks.items() if issubclass(OBJECTIVES[name], RecordTask)}
+    tasks = {name: settings for name, settings in tasks.items() if _is_kept(OBJECTIVES[name])}
     fields = {key: x for name, settings in tasks.items() if name in _WRITE for key, x in _WRITE[name](settings).items()}
     own: dict[str, Any] = {}
     for name, settings in tasks.items():
@@ -84,6 +84,11 @@ def task_fields(tasks: Tasks, length: int | None) -> dict[str, Any]:
             mode="json", exclude_defaults=True, exclude={*ObjectiveConfig.model_fields, *said}
         )
     return fields | ({FIELD: {"tasks": own, "length": length}} if tasks else {})
+
+
+def _is_kept(objective: type[Objective]) -> bool:
+    """Returns whether a checkpoint says that a model was trained on an objective: its use depends on it."""
+    return issubclass(objective, RecordTask) or objective.unmasks
 
 
 def shown_labels(path: pathlib.Path, values: Fields, heads: Sequence[str]) -> dict[str, str]:

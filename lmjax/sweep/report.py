@@ -231,7 +231,7 @@ def _verdict(pair: Pair) -> str:
 
 def _curves(found: Analysis) -> Section:
     order = sorted(range(len(found.arms)), key=lambda i: _rank(found, i))[:_MOST_CURVES]
-    given = [curve for i in sorted(order) if (curve := _curve(found.arms[i], found.metric)) is not None]
+    given = [curve for i in sorted(order) if (curve := curve_of(found.arms[i], found.metric)) is not None]
     return Section(
         "Learning curves",
         (f"{found.metric} over steps: means over seeds, with 95 % intervals as bands.",),
@@ -240,7 +240,7 @@ def _curves(found: Analysis) -> Section:
     )
 
 
-def _curve(arm: Arm, metric: str) -> Curve | None:
+def curve_of(arm: Arm, metric: str) -> Curve | None:
     """Returns the mean of a metric over the runs of an arm at the steps that all of them evaluated."""
     by_step: dict[int, list[float]] = {}
     for run in arm.runs:

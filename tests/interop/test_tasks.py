@@ -20,6 +20,8 @@ CASES = [
     ("question_answering", {"no_answer": True, "threshold": 1.5, "max_answer": 7, "candidates": 2}),
     ("multiple_choice", {"most_choices": 3}),
     ("embedding", {"form": "pairs", "temperature": 0.1, "widths": (8, 4)}),
+    # What writes text by replacing masks, and does not only fill single ones.
+    ("masked_diffusion", {}),
     ("text_to_text", {"labels": LABELS, "prefix": "rate: ", "between": " | "}),
 ]
 
