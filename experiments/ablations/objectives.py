@@ -15,7 +15,7 @@ denoising first, then decoders with a prefix, then language models.
 from lmjax.objectives.registry import OBJECTIVES
 from lmjax.sweep.space import Sweep, chain, param, product, seeds
 
-PRETRAINING = ("next_token", "prefix_lm", "span_corruption", "denoise", "mlm")
+PRETRAINING = ("next_token", "prefix_lm", "span_corruption", "denoise", "mlm", "masked_diffusion")
 
 
 def get_sweep() -> Sweep:
