@@ -14,10 +14,9 @@ from pydoc_data.topics import topics
 from lmjax.commands.train_flags import SAME
 from lmjax.data.sources import STDLIB
 
-_RUN = {
-    "steps": 3, "batch_size": 8, "evaluation.batches": 1, "logging.every": 1, "logging.tensorboard": "false",
-    "task.length": 64, "task.target_length": 32,
-}  # fmt: skip
+_RUN = {"steps": 3, "batch_size": 8, "evaluation.batches": 1, "logging.every": 1, "logging.tensorboard": "false"}
+# Of a run on the embedded corpus: a part of it has short documents.
+_TEXT = {"task.length": 64, "task.target_length": 32, "data.held_out": 0.2}
 # Of a run that makes its model and its tokenizer; a fine-tuned model is as large as its checkpoint.
 _MODEL = {"model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 16, "model.num_layers": 1}
 _TOKENIZER = {"tokenizer.kind": "char", "tokenizer.byte_fallback": "false"}
@@ -33,7 +32,8 @@ def is_smoke() -> bool:
 def small(argv: Sequence[str]) -> list[str]:
     """Returns a command of `lmjax train` or `lmjax sweep`, made small if LMJAX_SMOKE=1.
 
-    Flags that set the size are replaced. The embedded corpus becomes a small part of it; other data stay.
+    Flags that set the size are replaced. The embedded corpus becomes a small part of it; other data, and the
+    lengths of their rows, stay.
 
     Args:
         argv: the command and its flags, each as one text, `--flag=value`.
@@ -45,7 +45,7 @@ def small(argv: Sequence[str]) -> list[str]:
     if "init_from" not in given:
         fields |= _MODEL | ({} if "tokenizer.path" in given else _TOKENIZER)
     if given.get("data.train", STDLIB) == STDLIB:
-        fields |= {"data.train": _small_text(), "data.held_out": 0.2}
+        fields |= _TEXT | {"data.train": _small_text()}
     kept = [argument for argument in argv if _field(argument) not in fields]
     return [*kept, *(f"--config.{field}={value}" for field, value in fields.items())]
 

@@ -52,6 +52,10 @@ class Framed(NamedTuple):
     page: str
     height: int = 900
 
+    def __repr__(self) -> str:
+        """Returns a short text in place of the page, for what shows no HTML."""
+        return f"a page of {len(self.page):,} characters"
+
     def _repr_html_(self) -> str:
         """Returns what a notebook shows."""
         style = f"width:100%;height:{self.height}px;border:0"

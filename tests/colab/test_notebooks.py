@@ -17,6 +17,7 @@ NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # What must be in the outputs of a notebook, besides a figure.
 SHOWN = {
+    "ablation_sweep": ("share a program", "100% of the steps", "Differences", "srcdoc", "learning_rate=0.01"),
     "bert_mlm_nsp": ("nsp accuracy", "heldout mlm loss", "accuracy", "McNemar", "'label'"),
     "gpt_generation": ("next_token loss", "--- 4 beams", "--- typical 0.8", "nats"),
     "quickstart": ("next_token loss", "nsp accuracy", "span_corruption perplexity", "bits_per_byte", "probability="),
