@@ -17,7 +17,7 @@ from lmjax import strict_json
 from lmjax.commands.generate import configure
 from lmjax.commands.generate_flags import LISTS
 from lmjax.commands.models import described, named, opened, prepare
-from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
+from lmjax.commands.prompts import Prompts, new_file, read_prompts, unspeakable, write_records
 from lmjax.commands.rate_flags import FIELDS
 from lmjax.data.fields import Fields, field_of, read_fields, text_of
 from lmjax.data.files import Faults
@@ -99,9 +99,10 @@ def main(values: flags.FlagValues) -> int:
     loaded = opened(values, values[named(values, "rate")].value)
     loaded = chatting(loaded) if values["conversation"].value else loaded
     if output is not None:
-        pairs = [{PROMPT: p.prompt, "a": p.a, "b": p.b} for p in _sampled(loaded, prompts, config, set(), 0)]
+        sampled = list(_sampled(loaded, prompts, config, set(), 0))
+        pairs = [{PROMPT: p.prompt, "a": p.a, "b": p.b} for p in sampled if _differ(p)]
         write_records(output, pairs)
-        print(f"{len(pairs):,} pair(s) of answers written to {output}")
+        print(f"{len(pairs):,} pair(s) of answers written to {output}, {len(sampled) - len(pairs):,} equal or empty")
         return len(pairs)
     if ratings is None:
         return _write(to, known, _asked(_sampled(loaded, prompts, config, known, 1)))
@@ -204,8 +205,8 @@ def shown(pair: Pair, width: int) -> str:
 
 
 def _differ(pair: Pair) -> bool:
-    """Returns whether two answers can be a preference."""
-    return pair.a != pair.b and bool(pair.a.strip() and pair.b.strip())
+    """Returns whether two answers can be a preference: they differ, and neither is empty or holds what no text may."""
+    return pair.a != pair.b and all(text.strip() and not unspeakable(text) for text in (pair.a, pair.b))
 
 
 def _write(to: str, known: set[str], rated: Iterator[tuple[Pair, str]]) -> int:

@@ -151,7 +151,7 @@ def test_the_divergence_of_kto_has_no_gradient(recorded, tokenizer):
 
 def test_rewards_are_those_of_bradley_and_terry(forward_of, tokenizer):
     reward = Reward(RewardConfig(), tokenizer, "encoder", LENGTH, LENGTH, 0)
-    scores = np.array([[1.5, -0.5], [0.0, 2.0], [np.nan, 1.0]])
+    scores = np.array([[1.5, -0.5], [0.0, 1.0], [np.nan, 1.0]])
     batch = {"row_weights": jnp.array([1.0, 1.0, 0.0])}
     forward = forward_of(batch, states=jnp.zeros((3, LENGTH, 2)), choice=jnp.asarray(scores, jnp.float32))
     margins = scores[:2, 0] - scores[:2, 1]

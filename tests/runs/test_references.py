@@ -16,6 +16,7 @@ from lmjax.inference.score.rows import Piece, RowConfig, token_scores
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs import references
 from lmjax.runs.build import build
+from lmjax.runs.documents import score_documents
 from lmjax.runs.fit import layout
 from lmjax.runs.references import REFERENCE, digest_of, referenced
 from lmjax.runs.trained import load_model
@@ -60,7 +61,10 @@ def bases(tiny, tmp_path_factory):
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"source": r["prompt"], "target": r["chosen"]}) + "\n" for r in triples(60)))
     made = {
-        "decoder": tiny("next_token", steps=2),
+        # Its prompts begin with a word and end in EOS, which no setting of the preferences says.
+        "decoder": tiny(
+            "seq2seq", model__architecture="decoder", steps=2, data__train=pairs, task__seq2seq__prefix="sees "
+        ),
         "encoder_decoder": tiny("seq2seq", model__architecture="encoder_decoder", steps=2, data__train=pairs),
     }
     return {name: lmjax.train(config, folder / name, progress=False) for name, config in made.items()}
@@ -118,16 +122,21 @@ def test_they_are_those_of_the_scores_of_the_same_model(preferring, bases, tmp_p
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_a_run_begins_at_its_reference(preferring, tmp_path, name):
     """The loss is log 2 (of kto: a half) before the first update, and no margin is left."""
-    first = read_lines(lmjax.train(preferring(name), tmp_path / "run", progress=False))[0]
+    workdir = lmjax.train(preferring(name), tmp_path / "run", progress=False)
+    first, *_, last = read_lines(workdir)
     assert first["step"] == 0
     assert first[f"eval/dev/{name}/loss"] == pytest.approx(0.5 if name == "kto" else np.log(2), rel=1e-6)
     shown = ("kl", "desirable_reward") if name == "kto" else ("margin", "chosen_log_ratio", "rejected_log_ratio")
     for each in shown:
         assert abs(first[f"eval/dev/{name}/{each}"]) < 1e-5
+    # A comparison of runs computes the loss of each record, with the same references.
+    scored = score_documents(workdir)["dev"]
+    assert scored.loss == pytest.approx(last["eval/dev/loss"], rel=1e-5)
+    assert set(scored.weights[0]) == {1.0}
 
 
-@pytest.mark.parametrize(("name", "family"), [(n, "decoder") for n in ("dpo", "orpo", "simpo", "kto", "reward")] + [
-    (n, "encoder_decoder") for n in ("dpo", "reward")])  # fmt: skip
+@pytest.mark.parametrize(("name", "family"), [(n, "decoder") for n in ("orpo", "simpo", "kto", "reward")] + [
+    ("dpo", "encoder_decoder")])  # fmt: skip
 def test_a_handful_of_preferences_is_learned(preferring, tmp_path, name, family):
     fields = LEARNS | {"steps": 40, f"task__{name}__beta": 1.0}
     if name == "reward":
@@ -253,6 +262,38 @@ def test_a_reward_model_scores_answers_alone_and_in_pairs(preferring, tmp_path):
     both, *single = predict_documents(loaded, as_documents([pair, *alone], loaded.task, gold=False))
     np.testing.assert_allclose([both["score"], both["rejected reward"]], [each["score"] for each in single], rtol=1e-4)
     assert both["margin"] == pytest.approx(both["score"] - both["rejected reward"])
+
+
+def test_a_model_of_conversations_is_asked_as_it_was_trained(tiny, tmp_path):
+    """The prompt of each answer is what `lmjax generate` gives the model, and the answer ends as those it learned."""
+    said = [
+        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["chosen"]}] for r in triples()
+    ]
+    for name, records in (("chats", [{"messages": each} for each in said]), ("train", triples()), ("dev", triples())):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    chats = {
+        "data__train": tmp_path / "chats.jsonl",
+        "tokenizer__byte_fallback": True,
+        "task__length": 64,
+        "model__max_length": 128,
+    }
+    base = lmjax.train(tiny("chat", steps=1, **chats), tmp_path / "base", progress=False)
+    overrides = {"data.train": str(tmp_path / "train.jsonl"), "data.eval": f"dev={tmp_path / 'dev.jsonl'}"}
+    config = lmjax.resolve(objective=("dpo",), init_from=base, overrides=overrides)
+    assert config.task.dpo.chat
+    run, loaded = build(config, tmp_path / "run"), load_model(base)
+    row, record, t = run.train_examples.rows.features(0, None), triples()[0], run.tokenizer
+    prompt = list(loaded.ids(record["prompt"], "it"))
+    for number, name in ((1, "chosen"), (2, "rejected")):
+        own = row["segment_ids"] == number
+        answer = [*t.encode(record[name]), t.eos_id]
+        assert row["tokens"][own].tolist() == [*prompt, *answer[:-1]]
+        assert row["targets"][row["answer_ids"] == number].tolist() == answer
+    form = run.task.objectives[0].prompt_format()
+    assert form.chat
+    # A loaded model also bans the padding rows of its vocabulary.
+    never = tuple(i for i in loaded.prompts.never if i < t.vocab_size)
+    assert (set(form.stop), form.never) == (set(loaded.prompts.stop), never)
 
 
 def test_workers_read_them_too(preferring, tmp_path):
