@@ -1,8 +1,9 @@
-"""The commands of README.md: each is accepted, and common ones run with small models and data."""
+"""README.md and the guide: each of their commands is accepted, common ones run, and what they link to is there."""
 
 import gzip
 import json
 import pathlib
+import re
 import shlex
 import shutil
 
@@ -14,8 +15,9 @@ pytestmark = pytest.mark.long
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDED = ROOT / "tests/inference/generate/recorded"
-BLOCKS = (ROOT / "README.md").read_text().split("```")[1::2]
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("lmjax ")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "colab/guide").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in page.read_text().split("```")[1::2]]
+COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines() if line.startswith("lmjax ")))
 ARGUMENTS = [shlex.split(command, comments=True)[1:] for command in COMMANDS]
 # Flags of a model and a run that take a second; flags of the command itself have priority.
 TINY = {
@@ -59,6 +61,25 @@ def tiny(arguments: list[str]) -> list[str]:
     from_elsewhere = ("model", "tokenizer") if "--init_from" in given else ()
     rest = {k: v for k, v in TINY.items() if k not in given and k.split(".")[1:2] not in [[n] for n in from_elsewhere]}
     return [*arguments, "--noprogress", *(f"{name}={value}" for name, value in rest.items())]
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Files exist, and so do the headings that a link names."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert heading in anchors, f"{page.name} links to {link}"
 
 
 def test_readme_has_the_commands():

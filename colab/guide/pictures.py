@@ -19,6 +19,7 @@ matplotlib.rcParams |= {"svg.hashsalt": "lmjax", "font.size": 9, "axes.spines.to
 import matplotlib.pyplot as plt  # noqa: E402
 
 import lmjax  # noqa: E402
+from lmjax.analysis.attention import self_attention  # noqa: E402
 from lmjax.sweep.arms import arms_of, sweep_runs  # noqa: E402
 from lmjax.sweep.ledger import Ledger  # noqa: E402
 from lmjax.sweep.report import curve_of  # noqa: E402
@@ -60,22 +61,6 @@ def losses(folder: pathlib.Path) -> plt.Figure:
     return figure
 
 
-def attention(workdir: pathlib.Path) -> plt.Figure:
-    """Returns the attention weights of an encoder for a text, a map for each layer and head."""
-    model = lmjax.load_model(workdir)
-    found = model([TEXT], output_attentions=True)
-    pieces = [model.decode([int(i)]).strip() or "_" for i in found.tokens[0]]
-    layers, heads = len(found.attentions), found.attentions[0].shape[1]
-    figure, axes = plt.subplots(layers, heads, figsize=(2.1 * heads, 2.1 * layers), squeeze=False)
-    for layer, row in enumerate(axes):
-        for head, place in enumerate(row):
-            place.imshow(found.attentions[layer][0, head], cmap="viridis", vmin=0)
-            place.set_title(f"layer {layer}, head {head}", fontsize=7)
-            place.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=5)
-            place.set_yticks(range(len(pieces)), pieces if head == 0 else [""] * len(pieces), fontsize=5)
-    return figure
-
-
 def sweep(folder: pathlib.Path) -> plt.Figure:
     """Returns the learning curves of the arms of a sweep, with their intervals as bands."""
     ledger = Ledger(folder)
@@ -113,10 +98,10 @@ def main() -> None:
     parser.add_argument("--sweep", type=pathlib.Path, default=pathlib.Path("sweeps/nsp"))
     options = parser.parse_args()
     made = {"house.svg": house, "sweep.svg": lambda: sweep(options.sweep), "losses.svg": lambda: losses(options.runs),
-            "attention.png": lambda: attention(options.runs / "encoder")}  # fmt: skip
+            "attention.svg": lambda: self_attention(lmjax.load_model(options.runs / "encoder"), TEXT)}  # fmt: skip
     for name, make in made.items():
         path = HERE / "pictures" / name
-        make().savefig(path, bbox_inches="tight", dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+        make().savefig(path, bbox_inches="tight", metadata={"Date": None})
         print(path)
 
 
