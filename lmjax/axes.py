@@ -14,6 +14,7 @@ Parameter axes:
     types     rows of a token-type table
     buckets   rows of a relative-position table
     classes   outputs of a classification head, or of a router
+    rank      inner width of an adapter's two matrices
     norm      the scale and bias of a normalisation, and other biases of the residual stream's width
 
 Activation axes:
@@ -57,6 +58,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("types", None),
     ("buckets", None),
     ("classes", None),
+    ("rank", None),
     ("norm", None),
     ("act_batch", ("data", "fsdp")),
     ("act_length", None),

@@ -19,6 +19,7 @@ import pydantic
 from pydantic import Field, model_validator
 
 from lmjax import strict_json
+from lmjax.adapters.config import AdapterConfig
 from lmjax.data.control import check_control
 from lmjax.data.sources import DataConfig
 from lmjax.data.tokenizer import TokenizerConfig
@@ -76,6 +77,7 @@ class Config(Schema):
         (), description="parts of init_from's model, such as classifier_head, that start anew in place of being loaded"
     )
     init: InitConfig = InitConfig()
+    adapter: AdapterConfig = AdapterConfig()
     accept_fields: tuple[str, ...] = Field(
         (), description="unknown fields of init_from's config.json that do not change the numbers of the model"
     )
@@ -125,6 +127,7 @@ class Config(Schema):
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         self._check_penalties()
         self.teacher.check(objective_types(task.objective))
+        self.adapter.check(self.init_from)
         for each in objective_types(task.objective):
             if each.num_types and model.embedding.types not in (0, each.num_types):
                 raise FlagError(
@@ -132,6 +135,11 @@ class Config(Schema):
                     f" {each.num_types} types; set that, or 0 for none"
                 )
         return self
+
+    @property
+    def adapted(self) -> AdapterConfig:
+        """Returns the adapter, with the parts that start anew among those that are trained whole."""
+        return self.adapter.with_fields({"whole": tuple(dict.fromkeys((*self.adapter.whole, *self.fresh)))})
 
     def seed_of(self, source: str) -> int:
         """Returns the seed of a source of randomness, a field of `seeds`: its own, or else the run's."""

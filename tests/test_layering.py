@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "schema", "axes", "nearest", "paths", "phases", "python_file", "streams", "strict_json"),
     ("data", "model"),
     ("objectives",),
-    ("parallel", "training", "inference", "interop"),
+    ("adapters", "parallel", "training", "inference", "interop"),
     ("analysis", "evaluation"),
     ("config",),
     ("runs",),

@@ -11,7 +11,7 @@ from lmjax.commands.table import aligned
 from lmjax.errors import FlagError
 from lmjax.paths import expanded
 from lmjax.phases import phase
-from lmjax.runs.trained import local_folder
+from lmjax.runs.places import local_folder
 from lmjax.sweep.arms import arms_of, with_bits, workdir_runs
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.render import Section

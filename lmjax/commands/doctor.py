@@ -6,7 +6,7 @@ from absl import flags
 
 from lmjax.errors import CheckpointError, FlagError
 from lmjax.runs.doctor import Finding, examine, repair
-from lmjax.runs.trained import local_folder
+from lmjax.runs.places import local_folder
 
 
 def main(values: flags.FlagValues) -> list[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from lmjax.adapters.model import make_model
 from lmjax.config import Config
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.model.config import ModelConfig
@@ -34,7 +35,7 @@ def sized_model(config: Config) -> LanguageModel:
     path = config.tokenizer.path
     size = vocabulary_rows(config, load_tokenizer(path).vocab_size if path else config.tokenizer.vocab_size)
     needed = heads(objective_types(config.task.objective))
-    return LanguageModel(config.model.with_fields({"vocab_size": size}), needed)
+    return make_model(config.model.with_fields({"vocab_size": size}), needed, config.adapted)
 
 
 def check_run(config: Config) -> None:

@@ -12,7 +12,8 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase
-from lmjax.runs.trained import Pretrained, load_model, local_folder, open_pretrained
+from lmjax.runs.places import local_folder
+from lmjax.runs.trained import Pretrained, load_model, open_pretrained
 
 _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
+from lmjax.adapters.model import untrained
 from lmjax.commands.table import aligned
 from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
+from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.objectives.records import RecordTask
 from lmjax.objectives.registry import architectures, unmasks, usual_objectives
+from lmjax.parallel.memory import readable
 from lmjax.paths import shell_quoted
 from lmjax.runs.build import Run
-from lmjax.runs.trained import trained_model
+from lmjax.runs.trained import load_model, trained_model
 from lmjax.training.board import write_report
 from lmjax.training.metrics import read_lines
 from lmjax.training.stages import Stage
@@ -58,12 +61,12 @@ def _packed(stage: Stage) -> str:
     return f" (most batches are read as {rows} rows of {stage.layout.length})"
 
 
-def opening_report(run: Run, params: Any, step: int, full: str) -> str:
+def opening_report(run: Run, state: TrainState, step: int, full: str) -> str:
     """Returns a line that describes the run before it starts.
 
     Args:
         run: the run.
-        params: its parameters, or their shapes.
+        state: the shapes of its state.
         step: the step that it starts from.
         full: how full its rows are, from `fill_report`.
     """
@@ -72,9 +75,23 @@ def opening_report(run: Run, params: Any, step: int, full: str) -> str:
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
     resumed = f", resumed at step {step}" if step else ""
     return (
-        f"{c.model.family.label}, {count_parameters(params) / 1e6:.2f} M parameters, "
+        f"{c.model.family.label}, {_sizes(run, state)}, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
         f"rows {full}, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
+    )
+
+
+def _sizes(run: Run, state: TrainState) -> str:
+    """Returns the number of parameters as text, with an adapter also that of the trained ones and their optimizer."""
+    own = count_parameters(state.params)
+    if run.config.adapter.kind == "none":
+        return f"{own / 1e6:.2f} M parameters"
+    kept = untrained(abstract_params(run.model.config, run.model.heads), run.config.adapted)
+    total = own + count_parameters(kept)
+    optimizer = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+    return (
+        f"{total / 1e6:.2f} M parameters, of which {own:,} ({own / total:.2%}) are trained "
+        f"({run.config.adapter.kind}), optimizer state {readable(optimizer)}"
     )
 
 
@@ -128,7 +145,10 @@ def final_report(run: Run, state: TrainState, ending: str = "") -> str:
         parts += ["", ending]
     if jax.process_count() == 1:
         # The sample is computed on one device, because a batch of one row cannot be split over a mesh.
-        loaded = trained_model(run, jax.device_get(state.evaluation_params()))
+        if run.config.adapter.kind == "none":
+            loaded = trained_model(run, jax.device_get(state.evaluation_params()))
+        else:
+            loaded = load_model(run.workdir)
         sample = showcase(loaded, run.task.sample(run.eval_sets[0].examples.rows.store, run.config.model.max_length))
         if sample:
             parts += ["", sample]

@@ -15,7 +15,8 @@ from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.paths import write_durably
 from lmjax.phases import phase
-from lmjax.runs.trained import local_folder, open_pretrained
+from lmjax.runs.places import local_folder
+from lmjax.runs.trained import open_pretrained
 from lmjax.sweep.arms import RunResult, arms_of, sweep_runs, with_bits
 from lmjax.sweep.charts import Curve, Dot, curves
 from lmjax.sweep.ledger import Ledger

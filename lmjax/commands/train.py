@@ -102,7 +102,8 @@ def resolve_flags(values: flags.FlagValues, overrides: Mapping[str, str]) -> Res
         *filter(None, (values["architecture"].value, values["preset"].value)),
         *([f"from_{pathlib.Path(values['init_from'].value).name}"] if start else []),
     ]
-    return Resolved(config, run_name(beginning, plain, config), start.recipe if start else ())
+    name = run_name(beginning, plain, config)
+    return Resolved(start.completed(config), name, start.recipe) if start else Resolved(config, name)
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path | None:
@@ -139,10 +140,10 @@ def _print_config(config: Config) -> None:
     print(parameter_table(params))
 
 
-def _announce(run: Run, params: Any, step: int, *, progress: bool) -> None:
+def _announce(run: Run, state: TrainState, step: int, *, progress: bool) -> None:
     full, little = fill_report(run.stages)
     if progress:
-        print(opening_report(run, params, step, full), file=sys.stderr)
+        print(opening_report(run, state, step, full), file=sys.stderr)
     if little:
         logging.warning("%s", little)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from lmjax.adapters.model import first_parameters
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.matching import Matched, match_tokens, matched_rows
 from lmjax.errors import FlagError
@@ -19,35 +22,88 @@ from lmjax.model.adopt import in_family, origins, source_layers
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
-from lmjax.model.parameters import axis_names, count_parameters, flat, unflat
+from lmjax.model.parameters import axis_names, count_parameters, flat, overlaid, unflat
 from lmjax.model.transformer import stack_layers
+from lmjax.runs.base import known_base
 from lmjax.runs.build import Run
 from lmjax.runs.learned import learned
+from lmjax.runs.teacher import open_teacher
 from lmjax.runs.trained import Pretrained, open_pretrained
+from lmjax.training.fixed import Fixed
 
 PyTree = Any
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def initial_parameters(run: Run, progress: bool) -> dict[str, Any] | None:
+class Beginning(NamedTuple):
+    """What a run reads of the model that it starts from.
+
+    Attributes:
+        fixed: the arrays that it does not train, which it reads again when it resumes.
+        first: returns the initial values of trained parameters, by part of the model; None: all are random.
+    """
+
+    fixed: Fixed
+    first: Callable[[], dict[str, Any] | None]
+
+
+def beginning(run: Run, *, progress: bool, resumed: bool) -> Beginning:
+    """Returns what a run reads of the model that it starts from.
+
+    Args:
+        run: the run.
+        progress: whether to print what was loaded.
+        resumed: whether the run has a checkpoint, so that nothing is told of its beginning.
+
+    Raises:
+        FlagError: shapes are not those of this model, or an adapter's base lacks a part of it.
+        CheckpointError: the base of an adapter is gone or has changed.
+    """
+    config = run.config
+    if config.adapter.kind == "none":
+        return Beginning(Fixed(teacher=open_teacher(run)), functools.partial(initial_parameters, run, progress))
+    base, whole = known_base(config, run.workdir), set(config.adapted.whole)
+    with_base = dataclasses.replace(run, config=config.with_fields({"init_from": base.place}))
+    given = initial_parameters(with_base, progress, base.step, told=not resumed)
+    wanted = flat(abstract_params(run.model.config, run.model.heads))
+    if lacking := sorted({path.split("/")[0] for path in wanted.keys() - flat(given).keys()} - whole):
+        raise FlagError(
+            f"--config.adapter.whole={','.join(config.adapter.whole)}: {base.place} has no {', '.join(lacking)}, so"
+            f" that there is nothing to adapt; add {','.join(lacking)}"
+        )
+    kept = {part: x for part, x in given.items() if part not in whole}
+    own = {part: x for part, x in given.items() if part in whole}
+    return Beginning(Fixed(kept, open_teacher(run)), lambda: overlaid(own, first_parameters(run.model, kept)))
+
+
+def initial_parameters(
+    run: Run, progress: bool, step: int | None = None, *, told: bool = True
+) -> dict[str, Any] | None:
     """Returns the parameters of `init_from` by part of the model, or None if the config names no model to start from.
 
     Args:
         run: the run.
         progress: whether to print what was loaded; else it is logged, if a part is new.
+        step: the checkpoint of a workdir; None: the newest.
+        told: whether to say anything of it.
 
     Raises:
         FlagError: their shapes are not those of this model.
     """
     if not run.config.init_from:
         return None
-    source = open_pretrained(run.config.init_from, accept_fields=run.config.accept_fields)
+    source = open_pretrained(run.config.init_from, step, run.config.accept_fields)
     wanted = abstract_params(run.model.config, run.model.heads)
     if absent := sorted(set(run.config.fresh) - wanted.keys()):
         raise FlagError(f"--config.fresh={absent[0]}: this model has no such part; choose from {', '.join(wanted)}")
     if _is_changed(run, source.config):
+        if run.config.adapter.kind != "none":
+            raise FlagError(
+                f"--config.adapter.kind={run.config.adapter.kind}: an adapter needs a base of the same family, depth "
+                "and vocabulary; turn it into this one first, by a run without an adapter"
+            )
         return _Changed(run, source).parameters(progress)
-    return _same(run, source, wanted, progress)
+    return _same(run, source, wanted, progress, told)
 
 
 def _is_changed(run: Run, there: ModelConfig) -> bool:
@@ -75,7 +131,7 @@ def _refuse_shapes(run: Run, ours: Shapes, theirs: Shapes, parts: Collection[str
             )
 
 
-def _same(run: Run, source: Pretrained, wanted: PyTree, progress: bool) -> dict[str, Any]:
+def _same(run: Run, source: Pretrained, wanted: PyTree, progress: bool, told: bool) -> dict[str, Any]:
     """Returns the parameters of a model of the same family, depth and vocabulary."""
     there = abstract_params(source.config.with_fields({"scan_layers": run.config.model.scan_layers}), source.heads)
     ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
@@ -84,7 +140,9 @@ def _same(run: Run, source: Pretrained, wanted: PyTree, progress: bool) -> dict[
     _refuse_shapes(run, ours, theirs, parts)
     params = source.params(run.model.config, run.mesh)
     adopted = _adopted(run, ours, theirs, wanted.keys() - parts - fresh)
-    _tell(_told(run, wanted, sorted(parts), adopted, sorted(there.keys() - parts)), progress, wanted.keys() - parts)
+    if told:
+        line = _told(run, wanted, sorted(parts), adopted, sorted(there.keys() - parts))
+        _tell(line, progress, wanted.keys() - parts)
     given = {part: params[part] for part in parts}
     for own, other in adopted.items():
         (part, layer), (source_part, source_layer) = own.split("/"), other.split("/")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax.adapters.model import make_model
 from lmjax.config import Config, changed, replace, write_json
 from lmjax.data.columns import Column
 from lmjax.data.control import ShuffledTokens, shuffled_labels
@@ -67,6 +68,11 @@ class Run:
     def task(self) -> Task:
         """Returns the objectives at the length of the last stage, the run's own."""
         return self.stages[-1].task
+
+    @property
+    def plain_model(self) -> LanguageModel:
+        """Returns the model without its adapter."""
+        return LanguageModel(self.model.config, self.model.heads)
 
     @property
     def train_examples(self) -> Examples:
@@ -211,7 +217,7 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
             )
             for name, each in eval_stores.items()
         ),
-        model=LanguageModel(config.model, task.heads),
+        model=make_model(config.model, task.heads, config.adapted),
         mesh=mesh,
     )
     # Written last, so that a failed or killed build leaves nothing that another run would use as its own.
@@ -236,7 +242,8 @@ def sibling(run: Run, config: Config, own: Config, workdir: pathlib.Path) -> Run
     check_identity(workdir, identity)
     filled = {path: there for path, (_, there) in changed(config, run.config).items()}
     own = replace(own, filled)
-    made = dataclasses.replace(run, config=own, workdir=workdir, model=LanguageModel(own.model, run.task.heads))
+    model = make_model(own.model, run.task.heads, own.adapted)
+    made = dataclasses.replace(run, config=own, workdir=workdir, model=model)
     _write(made, identity)
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -67,7 +68,10 @@ def score_documents(place: str | os.PathLike[str]) -> dict[str, DocumentLosses]:
         run = referenced(run)
     missing = [evaluated for evaluated in run.eval_sets if _file_name(evaluated.name) not in known]
     if missing:
-        params = open_pretrained(workdir, steps[-1]).params(run.model.config, run.mesh)
+        source = open_pretrained(workdir, steps[-1])
+        params = source.params(run.model.config, run.mesh)
+        # Without an adapter, which is merged into these parameters.
+        run = dataclasses.replace(run, model=run.plain_model)
         found = scored(run, params, steps[-1], missing)
         for name, losses in found.items():
             losses.save(workdir / f"{_PREFIX}{_file_name(name)}.npz")

@@ -21,12 +21,11 @@ from lmjax.parallel.mesh import to_device
 from lmjax.parallel.peak import peak_flops_together
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.runs import diverged
-from lmjax.runs.adopt import initial_parameters
+from lmjax.runs.adopt import beginning
 from lmjax.runs.build import Run
 from lmjax.runs.measured import measured, write_figures
 from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
-from lmjax.runs.teacher import open_teacher
 from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
 from lmjax.training.checkpoint import Checkpoints
@@ -55,8 +54,8 @@ def fit(
         run: the parts of the run.
         claim: the claim on its workdir, which records the run's progress; None: another process has it.
         progress: whether to show a progress bar.
-        announce: called before anything is compiled, with the run, the shapes of its parameters, and the step at which
-            it starts or resumes.
+        announce: called before anything is compiled, with the run, the shapes of its state, and the step at which it
+            starts or resumes.
     """
     with layout(run):
         run = referenced(run)
@@ -94,15 +93,14 @@ def _fit(
         make_state, abstract = _state_maker(run, hparams)
         peak = peak_flops_together()
         with timers.time("compilation"), watchdog.paused():
-            fixed = fixed_arrays(run)
+            fixed, given = beginning(run, progress=progress, resumed=bool(checkpoints.steps))
             evaluated = evaluator(run, jax.jit(make_eval_step(run.model, run.task)), fixed)
             # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
-            first = lambda: make_state(initial_parameters(run, progress))  # noqa: E731
-            opened = open_run(stack, run, checkpoints, abstract, first, evaluated)
+            opened = open_run(stack, run, checkpoints, abstract, lambda: make_state(given()), evaluated)
         start = opened.start
         _warn_of_warmup(config)
         if announce is not None:
-            announce(run, abstract.params, start)
+            announce(run, abstract, start)
         if budget:
             budget.open(start)
 
@@ -144,11 +142,6 @@ def _state_maker(run: Run, hparams: Hyperparameters) -> tuple[Callable[..., Trai
     config = run.config
     init, dropout = config.seed_of("init"), config.seed_of("dropout")
     return state_maker(run.model, config.optimizer, hparams, init, run.mesh, dropout_seed=dropout)
-
-
-def fixed_arrays(run: Run) -> Fixed:
-    """Returns the arrays that the steps of a run read and never change; none are read from its checkpoints."""
-    return Fixed(teacher=open_teacher(run))
 
 
 def _warn_of_warmup(config: Config) -> None:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from lmjax.adapters.config import AdapterConfig
 from lmjax.config import Config, default_config, from_json, replace, write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.interop.generation import GENERATION
@@ -20,9 +21,13 @@ from lmjax.training.checkpoint import Checkpoints
 
 
 def config_of(source: Pretrained) -> Config:
-    """Returns the config of a run; of a Hugging Face checkpoint, that of the workdir that holds it."""
+    """Returns the config of a run; of a Hugging Face checkpoint, that of the workdir that holds it.
+
+    It has no adapter: `Pretrained.params` has merged that of the run.
+    """
     if (source.folder / CONFIG).is_file() and "model_type" not in read_json(source.folder / CONFIG):
-        return recall(from_json(source.folder / CONFIG), source.folder).with_fields({"model": source.config})
+        known = recall(from_json(source.folder / CONFIG), source.folder)
+        return known.with_fields({"model": source.config, "adapter": AdapterConfig()})
     base = default_config((source.objective,), source.config.architecture)
     return replace(
         base,

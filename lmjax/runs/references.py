@@ -178,7 +178,7 @@ def _scorer(run: Run, rows: AnswerRows) -> Callable[[PyTree, Batch], jax.Array]:
     replicated = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
 
     def score(params: PyTree, batch: Batch) -> jax.Array:
-        return rows.objective.log_probs(evaluation_forward(run.model, params, batch), batch)[0]
+        return rows.objective.log_probs(evaluation_forward(run.plain_model, params, batch), batch)[0]
 
     return jax.jit(score, out_shardings=replicated)
 

@@ -14,7 +14,8 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.model.adopt import in_family
 from lmjax.model.config import ModelConfig
-from lmjax.objectives.registry import OBJECTIVES, objective_types, usual_objective
+from lmjax.model.language_model import abstract_params
+from lmjax.objectives.registry import OBJECTIVES, heads, objective_types, usual_objective
 from lmjax.runs.trained import Pretrained, open_pretrained
 
 # Fields of which each says when a run ends.
@@ -30,12 +31,22 @@ class Start:
         model: the architecture.
         fields: values of the config by dotted path, the recipe's included; those that a user gives take precedence.
         recipe: the paths of the recipe; empty: the objective has none, or an experiment decides instead.
+        parts: the parts of the trained model, such as `backbone`.
     """
 
     objective: tuple[str, ...] | None
     model: ModelConfig
     fields: Mapping[str, Any]
     recipe: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
+
+    def completed(self, config: Config) -> Config:
+        """Returns the config of the run; an adapter gets the parts that the trained model lacks as its own."""
+        if config.adapter.kind == "none":
+            return config
+        wanted = abstract_params(config.model, heads(objective_types(config.task.objective))).keys()
+        lacking = [part for part in wanted if part not in self.parts and part not in config.adapter.whole]
+        return configs.replace(config, {"adapter.whole": (*config.adapter.whole, *lacking)})
 
 
 def start_from(
@@ -84,7 +95,8 @@ def start_from(
     form = functools.cache(lambda: source.prompts(load_tokenizer(str(source.folder))))
     for name in OBJECTIVES.keys() & set(objective or ()):
         fields |= {f"task.{name}.{field}": value for field, value in OBJECTIVES[name].continued(form).items()}
-    return Start(objective, model.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe))
+    parts = frozenset(abstract_params(source.config, source.heads))
+    return Start(objective, model.with_fields({"param_dtype": "float32"}), recipe | fields, tuple(recipe), parts)
 
 
 def is_fresh(overrides: Mapping[str, str]) -> bool:
@@ -171,4 +183,5 @@ def resolve(
         fresh=is_fresh(overrides) or bool(fields.get("fresh")),
     )
     choices["objective"] = start.objective
-    return configs.resolve(**choices, model=start.model, overrides=overrides, fields={**start.fields, **fields})
+    fields = {**start.fields, **fields}
+    return start.completed(configs.resolve(**choices, model=start.model, overrides=overrides, fields=fields))

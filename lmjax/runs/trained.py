@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from pydantic import ValidationError
 
+from lmjax.adapters.merge import merged
+from lmjax.adapters.model import make_model
 from lmjax.config import Config, from_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
@@ -26,9 +28,8 @@ from lmjax.interop.tasks import read_length, read_tasks, shown_labels
 from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
-from lmjax.model.parameters import unboxed
+from lmjax.model.parameters import overlaid, unboxed
 from lmjax.model.transformer import stack_layers, unstack_layers
-from lmjax.nearest import nearest
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
 from lmjax.objectives.records import RecordTask
@@ -37,9 +38,11 @@ from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
+from lmjax.runs.base import known_base
 from lmjax.runs.best import BEST, Step, best_step
 from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
 from lmjax.runs.learned import recall
+from lmjax.runs.places import from_hub
 from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
@@ -123,7 +126,7 @@ def open_pretrained(place: str | os.PathLike[str], step: Step = None, accept_fie
         raise FlagError(f"place is {str(place)[:80]!r}, a {type(place).__name__}; give a folder, or a name on the hub")
     folder = expanded(place)
     if not folder.exists():
-        folder = _from_hub(os.fspath(place))
+        folder = from_hub(os.fspath(place))
     if not (folder / "config.json").is_file():
         raise FlagError(f"{place}: holds no config.json; name a workdir of lmjax or a checkpoint of Hugging Face")
     values = read_json(folder / "config.json")
@@ -206,8 +209,10 @@ def trained_model(run: Run, params: PyTree) -> LoadedModel:
 
     Args:
         run: the run.
-        params: the parameters of its model, on the host.
+        params: all parameters of its model, on the host.
     """
+    if run.config.adapter.kind != "none":
+        params = merged(params, run.config.adapted)
     config = run.config.model.with_fields({"scan_layers": False, "remat": "none"})
     # Of this process, which may be one of several.
     mesh = make_mesh(ParallelConfig(), jax.local_devices()[:1])
@@ -258,46 +263,6 @@ def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
     return mesh
 
 
-def local_folder(place: str) -> pathlib.Path:
-    """Returns a folder by its name; raises FlagError, which suggests the nearest run, if it does not exist."""
-    folder = pathlib.Path(place).expanduser()
-    if not folder.is_dir():
-        raise FlagError(f"{place}: there is no such folder; {_nearest_run(folder)}")
-    return folder
-
-
-def _nearest_run(folder: pathlib.Path) -> str:
-    """Returns a hint for a folder that does not exist: the run or model folder with the nearest name, or all names."""
-    places = {p.parent for parent in (folder.parent, pathlib.Path("runs")) for p in parent.glob("*/config.json")}
-    known = sorted(map(str, places))
-    same = [p for p in known if pathlib.Path(p).name == folder.name]
-    hint = f"did you mean {same[0]}?" if same else nearest(str(folder), known)
-    return hint or (f"there are {', '.join(known[:5])}" if known else "a run makes one: lmjax train --workdir=...")
-
-
-def _from_hub(name: str) -> pathlib.Path:
-    """Returns the folder to which a checkpoint of the hub was downloaded: only tensors, JSON and tokenizer files."""
-    beside = pathlib.Path(name).parent
-    # The hub's names are OWNER/NAME or NAME; if OWNER is a folder here, the name is a path.
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or (beside.name and beside.is_dir()):
-        return local_folder(name)
-    hint = _nearest_run(pathlib.Path(name))
-    try:
-        import huggingface_hub
-    except ImportError as e:
-        raise FlagError(
-            f"{name}: there is no such folder here ({hint}); to look on the Hugging Face hub: pip install "
-            "huggingface_hub"
-        ) from e
-    try:
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as e:
-        # Any error of the library or the network becomes one message, because the checkpoint cannot be downloaded.
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise FlagError(f"{name}: no such folder here ({hint}), and it cannot be loaded from the hub: {reason}") from e
-
-
 def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretrained:
     """Returns the model of a run, or of a converted checkpoint."""
     at = best_step(folder, config) if step == BEST else step
@@ -317,7 +282,10 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
             command = f"lmjax train --workdir={shell_quoted(folder)}"
             raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
         without_optimizer = origin or (folder / MADE_OF).is_file()
-        stored = (_converted if without_optimizer else _trained)(checkpoints, config, present, mesh, at)
+        if config.adapter.kind != "none":
+            stored = merged(adapted_parameters(folder, config, present, mesh, at), config.adapted)
+        else:
+            stored = (_converted if without_optimizer else _trained)(checkpoints, config, present, mesh, at)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
         placed = on_mesh(abstract_params(wanted, present), mesh)
@@ -351,9 +319,24 @@ def _trained(
     checkpoints: SavedCheckpoints, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
 ) -> PyTree:
     """Returns the parameters that a run evaluates: the averaged ones, if it averages them."""
-    model = LanguageModel(config.model, present)
+    model = make_model(config.model, present, config.adapted)
     _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
     return checkpoints.restore(abstract, step).evaluation_params()
+
+
+def adapted_parameters(
+    folder: pathlib.Path, config: Config, present: tuple[str, ...], mesh: jax.sharding.Mesh, step: int | None
+) -> PyTree:
+    """Returns all parameters of a run with an adapter, in the form of its config: its own, and those of its base.
+
+    Raises:
+        CheckpointError: the base is gone or has changed.
+    """
+    base = known_base(config, folder)
+    own = _trained(SavedCheckpoints(folder), config, present, mesh, step)
+    whole = open_pretrained(base.place, base.step, config.accept_fields).params(config.model, mesh)
+    parts = abstract_params(config.model, present).keys() - set(config.adapted.whole)
+    return overlaid({part: whole[part] for part in parts}, own)
 
 
 def _converted(

@@ -22,9 +22,9 @@ from lmjax.parallel.malloc import in_turn
 from lmjax.parallel.mesh import population_mesh, to_device
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
-from lmjax.runs.adopt import initial_parameters
+from lmjax.runs.adopt import beginning
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
-from lmjax.runs.fit import evaluator, fixed_arrays, layout, stage_batches
+from lmjax.runs.fit import evaluator, layout, stage_batches
 from lmjax.runs.identity import environment
 from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
@@ -33,7 +33,7 @@ from lmjax.sweep.loop import Population, Rung
 from lmjax.sweep.member import Member, finished
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.program import program
-from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.checkpoint import Checkpoints, saved_steps
 from lmjax.training.fixed import Fixed
 from lmjax.training.metrics import Timers
 from lmjax.training.population import (
@@ -123,8 +123,9 @@ def _opened(
     # Made outside the mesh's context, in which arrays of one device cannot be made.
     hparams = [jax.tree.map(np.asarray, hyperparameters(run.config)) for run in runs]
     stack.enter_context(layout(first))
-    make_state, abstract = state_makers(runs, hparams)
-    timers, fixed = Timers(), fixed_arrays(first)
+    fixed, given = beginning(first, progress=False, resumed=any(saved_steps(place) for _, place in left))
+    make_state, abstract = state_makers(runs, hparams, given)
+    timers = Timers()
     watchdog = stack.enter_context(Watchdog(config.step_timeout * len(left)))
     around = functools.partial(compiling, timers, watchdog)
     step_of = functools.cache(functools.partial(_compiled, first, abstract, hparams[0], fixed, form, around))
@@ -159,14 +160,20 @@ def _opened(
 
 
 def state_makers(
-    runs: Sequence[Run], hparams: Sequence[PyTree]
+    runs: Sequence[Run], hparams: Sequence[PyTree], first_values: Callable[[], PyTree] = lambda: None
 ) -> tuple[Callable[[Run, PyTree], TrainState], TrainState]:
-    """Returns a function from a run and its numbers to its first state, and the state's shapes and shardings."""
+    """Returns a function from a run and its numbers to its first state, and the state's shapes and shardings.
+
+    Args:
+        runs: the runs.
+        hparams: the numbers of each.
+        first_values: returns the initial parameters that are not random, the same for all.
+    """
     first = runs[0]
     optimizer = first.config.optimizer
     _, abstract = state_maker(first.model, optimizer, hparams[0], 0, first.mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    given = functools.cache(lambda: initial_parameters(first, progress=False))
+    given = functools.cache(first_values)
 
     @functools.cache
     def maker(model: Any) -> Callable[..., TrainState]:

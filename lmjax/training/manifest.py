@@ -18,7 +18,7 @@ import pathlib
 import re
 import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
@@ -101,6 +101,18 @@ def problems(folder: pathlib.Path, process: int = 0, processes: int = 1) -> list
     with ThreadPoolExecutor(_THREADS) as pool:
         found += filter(None, pool.map(lambda piece: _compare(kind, folder, *piece), pieces))
     return found
+
+
+def fingerprint(files: Sequence[pathlib.Path], folder: pathlib.Path) -> str:
+    """Returns 16 hex digits that identify the names of files, relative to a folder, and their bytes."""
+    sizes = {path: path.stat().st_size for path in files}
+    pieces = [(path, start) for path, size in sizes.items() for start in range(0, max(size, 1), _PIECE)]
+    told = _Xxh3()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sums = pool.map(lambda piece: _checksum(_Xxh3, *piece), pieces)
+        for (path, _), found in zip(pieces, sums, strict=True):
+            told.update(f"{path.relative_to(folder).as_posix()} {found}\n".encode())
+    return str(told)
 
 
 def has_manifest(folder: pathlib.Path) -> bool:
