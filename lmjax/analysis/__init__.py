@@ -1,4 +1,4 @@
-"""Analysis: curves of runs, figures of the results of classifiers, of attention and of the next token's distribution.
+"""Analysis: curves of runs, figures of classifiers' results and decisions, of attention, of the next token.
 
 This room may import evaluation, inference, the metrics of training, and the layers below them; matplotlib only inside
 functions.

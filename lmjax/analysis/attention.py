@@ -68,7 +68,7 @@ def alignment(loaded: LoadedModel, source: Text, target: Text, layer: int | None
 def attention_maps(
     weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], titles: Sequence[str] = ()
 ) -> Figure:
-    """Returns a figure of maps of attention probabilities, darker where more is read.
+    """Returns a figure of maps of attention probabilities, darker where more is read; all have one scale from 0.
 
     Args:
         weights: `[maps, queries, keys]`; rows and columns beyond the names are padding and are left out.
@@ -87,7 +87,7 @@ def attention_maps(
         if i >= len(shown):
             axes.set_axis_off()
             continue
-        image = axes.imshow(shown[i], cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+        image = axes.imshow(shown[i], cmap="Blues", vmin=0.0, vmax=shown.max(), aspect="auto")
         axes.set_xticks(range(len(keys)), plain(keys), rotation=90, fontsize=8)
         axes.set_yticks(range(len(queries)), plain(queries), fontsize=8)
         axes.tick_params(length=0, labelbottom=i + across >= len(shown), labelleft=i % across == 0)

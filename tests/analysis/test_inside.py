@@ -1,14 +1,21 @@
-"""Figures of attention and of the next token show the model's own numbers, each beside the token that it is of."""
+"""Figures of attention, of the next token and of decisions show the model's own numbers, each beside its token."""
 
+import dataclasses
+
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from lmjax.analysis.attention import alignment, attention_maps, self_attention, token_texts
 from lmjax.analysis.figures import pixels
 from lmjax.analysis.next_token import likelihoods, next_token, next_token_distributions
+from lmjax.analysis.occlusion import occlusion, occlusion_bars
 from lmjax.errors import FlagError
 from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.inference.generate.text import Generation
+from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.objectives.classification import ClassificationConfig
 from tests.inference.scoring import tiny
 
 pytest.importorskip("matplotlib")
@@ -99,3 +106,38 @@ def test_likelihoods_are_means_under_the_model_whatever_the_strategys_own_score_
     expected = np.mean([logs[start + i - 1, token] for i, token in enumerate(ids)])
     np.testing.assert_allclose(points, [expected] * 2, rtol=1e-4)
     assert named(axes.yaxis) == ["beams", "nothing"]
+
+
+def classifier():
+    base = tiny("encoder")
+    model = LanguageModel(base.config, ("classifier",))
+    shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: rng.normal(0.0, 0.5, x.shape).astype(np.float32), shapes)
+    tasks = {"classification": ClassificationConfig(labels=("dull", "fine"))}
+    return dataclasses.replace(base, model=model, params=params, tasks=tasks)
+
+
+def test_an_occlusion_is_the_change_of_the_log_odds_when_a_word_is_left_out():
+    loaded, words = classifier(), TEXT.split()
+    found = occlusion(loaded, TEXT, "fine")
+    texts = [TEXT, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
+    odds = [float(np.subtract(*loaded([text]).heads["classifier"][0][::-1])) for text in texts]
+    np.testing.assert_allclose(found.changes, odds[0] - np.array(odds[1:]), atol=1e-3)
+    assert found.probability == pytest.approx(1 / (1 + np.exp(-odds[0])), abs=1e-4)
+    other = occlusion(loaded, TEXT, "dull")
+    np.testing.assert_allclose(other.changes, -np.array(found.changes), atol=1e-3)
+    assert occlusion(loaded, TEXT).probability == max(found.probability, other.probability)
+    axes = occlusion_bars([found, other]).axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [*found.changes, *other.changes])
+    assert named(axes.yaxis) == [*words, *words]
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "message"), [("king", None, "has 1 word"), (TEXT, "good", "no such label; it has dull, fine")]
+)
+def test_an_occlusion_without_a_label_or_words_to_leave_out_is_refused(text, label, message):
+    with pytest.raises(FlagError, match=message):
+        occlusion(classifier(), text, label)
+    with pytest.raises(FlagError, match="needs a classifier"):
+        occlusion(tiny("decoder"), TEXT)
