@@ -13,7 +13,8 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import heads, objective_types
 from lmjax.parallel.memory import Memory, check_fits, device_memory, held, host_memory
 from lmjax.parallel.mesh import batch_shards
-from lmjax.runs.build import checked_mesh, hyperparameters, vocabulary_rows
+from lmjax.runs.build import checked_mesh, hyperparameters
+from lmjax.runs.data import vocabulary_rows
 from lmjax.training.state import state_maker
 
 # Bytes per position of a batch: every batch has at least tokens and targets, as int32.

@@ -1,6 +1,7 @@
 """Runs, from the config to the last step, and the trained models of workdirs and Hugging Face folders.
 
-- `build.py`: config -> tokenizer, stores, stages, model, mesh; `fit.py`: state, compiled steps and the training loop.
+- `data.py`: config -> tokenizer and stores; `build.py`: -> stages, model, mesh; `fit.py`: state, compiled steps and
+  the training loop.
 - `workdir.py`: a run's folder: its lock, its config and its state; `doctor.py`: verifies and repairs it;
   `diverged.py`: rolls a diverged run back.
 - `trained.py`: opens the model of a run or of a Hugging Face folder; `untrained.py`: makes one with random weights;

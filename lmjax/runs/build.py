@@ -1,11 +1,11 @@
-"""Builds a run from a config and a workdir: data, tokenizer, model and mesh."""
+"""Builds a run from a config and a workdir: stages, evaluation sets, model and mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,13 +13,7 @@ import numpy as np
 
 from lmjax.adapters.model import make_model
 from lmjax.config import Config, changed, replace, write_json
-from lmjax.data.columns import Column
-from lmjax.data.control import ShuffledTokens, shuffled_labels
-from lmjax.data.encoding import Encoder
 from lmjax.data.mixing import set_rates
-from lmjax.data.sources import corpus_fingerprint
-from lmjax.data.splits import Splits, open_splits
-from lmjax.data.store import Store, build_store
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.shards import read_json
@@ -29,17 +23,13 @@ from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import batch_sharding, check_divisible, make_mesh
-from lmjax.phases import phase
-from lmjax.runs.identity import IDENTITY, check_identity, identity_of
-from lmjax.runs.learned import keep, learn
-from lmjax.runs.tokenizer import tokenizer_of
+from lmjax.runs.data import VOCAB_MULTIPLE, open_data
+from lmjax.runs.identity import IDENTITY, check_identity
+from lmjax.runs.learned import keep
 from lmjax.streams import subseed
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage, Unpadded
-
-# The number of rows of the token table is a multiple of this, so that a mesh divides it and it fills matrix units.
-VOCAB_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,42 +151,8 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
         raise FlagError(
             f"--objective={refers[0]}: compares the model with the one that it starts from; give --init_from=PLACE"
         )
-    # All objectives of a run read the same columns.
-    objective = objective_types(config.task.objective)[0]
-    pairs, columns = objective.wants_pairs, objective.columns
-    splits = _splits(config)
-    prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
-    identity = identity_of(config, prints, pairs) | (
-        {"columns": [list(column) for column in columns]} if columns else {}
-    )
-    if parts := objective.record_format(getattr(config.task, objective.name)).parts:
-        identity["record_format"] = parts
-    tokenizer = tokenizer_of(config, workdir, splits.train, identity)
-    # After the tokenizer, which is that of the texts as they are.
-    identity |= {} if config.data.control == "none" else {"control": [config.data.control, config.seed_of("subset")]}
-    encoder = objective.encoder(getattr(config.task, objective.name), tokenizer) or Encoder(tokenizer)
-    if config.data.control == "shuffled_tokens":
-        encoder = ShuffledTokens(encoder, config.seed_of("subset"))
-    tokenizer = encoder.tokenizer
-    config = _with_vocabulary(config, tokenizer)
-    whole_identity = identity | {"tokenizer": tokenizer.fingerprint} | encoder.parts
-    check_identity(workdir, whole_identity)
-
-    def store(documents: Any, name: str, part_of: str, columns: Sequence[Column]) -> Store:
-        # The store of a data set depends only on this set, so that other mixtures with it can reuse the store.
-        own = {"train": prints[part_of]} if part_of in prints else {}
-        parts = identity | own | {"set": name}
-        with phase(f"tokenizing the documents of {name}"):
-            return build_store(
-                documents,
-                tokenizer,
-                fingerprint_parts=parts,
-                cache_dir=config.data.cache_path,
-                columns=columns,
-                encoder=encoder,
-            )
-
-    config, stores, eval_stores = _stores(config, splits, store)
+    data = open_data(config, workdir)
+    config, tokenizer, stores = data.config, data.tokenizer, data.train
     tokens = [s.num_tokens for s in stores.values()]
     rates = set_rates(config.data.weights, tokens, config.data.temperature)
     rated = dict(zip(stores, zip(stores.values(), rates, strict=True), strict=True))
@@ -215,14 +171,14 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
                 max_batches=config.evaluation.batches,
                 token_bytes=tokenizer.token_bytes,
             )
-            for name, each in eval_stores.items()
+            for name, each in data.evaluated.items()
         ),
         model=make_model(config.model, task.heads, config.adapted),
         mesh=mesh,
     )
     # Written last, so that a failed or killed build leaves nothing that another run would use as its own.
     if jax.process_index() == 0:
-        _write(run, whole_identity)
+        _write(run, data.identity)
     return run
 
 
@@ -265,53 +221,6 @@ def _with_steps(config: Config, rows: int) -> Config:
     return config.with_fields({"steps": max(1, math.ceil(config.epochs * rows / config.batch_size))})
 
 
-def _columns(config: Config) -> tuple[Column, ...]:
-    """Returns the columns of the records, with what the settings of the objective know of their values."""
-    objective = objective_types(config.task.objective)[0]
-    return objective.known_columns(getattr(config.task, objective.name))
-
-
-def _splits(config: Config) -> Splits:
-    """Returns the training and evaluation sets, with what the settings of the objective know of their records."""
-    objective = objective_types(config.task.objective)[0]
-    splits = open_splits(
-        config.data,
-        pairs=objective.wants_pairs,
-        columns=_columns(config),
-        record_format=objective.record_format(getattr(config.task, objective.name)),
-        subset_seed=config.seed_of("subset"),
-    )
-    if config.data.control != "shuffled_labels":
-        return splits
-    seed = config.seed_of("subset")
-    return splits._replace(train={name: shuffled_labels(read, name, seed) for name, read in splits.train.items()})
-
-
-def _stores(
-    config: Config, splits: Splits, store: Callable[[Any, str, str, Sequence[Column]], Store]
-) -> tuple[Config, dict[str, Store], dict[str, Store]]:
-    """Returns the config with what it learns from the training data, and the stores of training and evaluation sets.
-
-    Args:
-        config: the config.
-        splits: the documents of all sets.
-        store: a function from documents, the name of the part, the name of the set, and columns to a store.
-    """
-    columns = _columns(config)
-    train = {name: store(documents, "train", name, columns) for name, documents in splits.train.items()}
-
-    def evaluated(evals: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Store]:
-        return {n: store(read, "heldout" if n in train else n, n, columns) for n, read in evals.items()}
-
-    # Parts held out of the training data are learned from too: a rare label may be in one of them alone.
-    held_out = {} if config.data.eval else evaluated(splits.evals, columns)
-    config = learn(config, [*train.values(), *held_out.values()])
-    known = _columns(config)
-    if config.data.eval and known != columns:
-        splits = _splits(config)
-    return config, train, held_out or evaluated(splits.evals, known)
-
-
 def _stages(
     config: Config, mesh: jax.sharding.Mesh, tokenizer: Vocabulary, examples: Callable[[Task, int], Examples]
 ) -> tuple[Stage, ...]:
@@ -345,18 +254,3 @@ def _unpadded(config: Config, mesh: jax.sharding.Mesh) -> Unpadded | None:
     if config.data.unpad and whole and alone and not config.model.family.paired:
         return Unpadded(config.accumulation, config.model.max_length)
     return None
-
-
-def vocabulary_rows(config: Config, num_ids: int) -> int:
-    """Returns the rows of the token table: the config's, or, if that is 0, those that `num_ids` ids need."""
-    return config.model.vocab_size or -(-num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-def _with_vocabulary(config: Config, tokenizer: Vocabulary) -> Config:
-    size = vocabulary_rows(config, tokenizer.vocab_size)
-    if size < tokenizer.vocab_size:
-        raise FlagError(
-            f"--config.model.vocab_size={size} is below the tokenizer's {tokenizer.vocab_size} ids; "
-            "raise it, or leave it 0 to follow the tokenizer"
-        )
-    return config.with_fields({"model": config.model.with_fields({"vocab_size": size})})

@@ -40,7 +40,8 @@ from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
 from lmjax.runs.base import known_base
 from lmjax.runs.best import BEST, Step, best_step
-from lmjax.runs.build import Run, hyperparameters, vocabulary_rows
+from lmjax.runs.build import Run, hyperparameters
+from lmjax.runs.data import vocabulary_rows
 from lmjax.runs.learned import recall
 from lmjax.runs.places import from_hub
 from lmjax.training.checkpoint import SavedCheckpoints

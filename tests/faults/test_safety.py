@@ -17,6 +17,7 @@ ALLOWED = {
     "lmjax.python_file.run_file importlib.util.module_from_spec": "experiments and sweeps are trusted code",
     "lmjax.python_file.run_file exec_module": "experiments and sweeps are trusted code",
     "lmjax.evaluation.documents.DocumentLosses.load numpy.load": "allow_pickle=False: numbers and short texts alone",
+    "lmjax.runs.references._read numpy.load": "allow_pickle=False: numbers of one shape and type alone",
     "lmjax.sweep.processes.Pool._start subprocess.Popen": "this Python's own `lmjax sweep --worker`, as a list",
     "lmjax.sweep.slurm.Job.__call__ subprocess.Popen": "this Python's own `lmjax sweep --worker`, as a list",
 }
