@@ -76,7 +76,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # The tests that compare with transformers: install torch's CPU build first.
-        "parity": ["torch==2.13.0", "transformers>=5.23"],
+        "parity": ["torch==2.13.0", "transformers>=5.23", "peft>=0.21"],
     },
     entry_points={"console_scripts": ["lmjax=lmjax.cli:main"]},
 )

@@ -16,13 +16,14 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.export import check_free, choose_family, export
 from lmjax.interop.generation import GENERATION
+from lmjax.interop.peft import Adapter, write_adapter
 from lmjax.interop.sentence import write_sentence
 from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import BARE, HEADS, head_types
-from lmjax.model.parameters import count_parameters
+from lmjax.model.parameters import count_parameters, flat
 from lmjax.objectives.embedding import Embedding
-from lmjax.paths import shell_quoted
+from lmjax.paths import new_folder, shell_quoted
 from lmjax.phases import phase
 from lmjax.runs.made import write_model
 from lmjax.runs.places import local_folder
@@ -44,8 +45,11 @@ def main(values: flags.FlagValues) -> pathlib.Path:
         local_folder(given["workdir"])
     source = open_pretrained(given.get("from") or given["workdir"], values["step"].value, values["accept_fields"].value)
     target = pathlib.Path(given["to"] if "to" in given else given["workdir"])
+    if values["merge"].value and (source.adapted is None or "to" not in given):
+        raise FlagError(f"--merge: is for --to and a run with an adapter, and {source.folder} has none; leave it out")
+    write = _write_out if source.adapted is None or values["merge"].value else _write_adapter
     with phase(f"writing {target}"):
-        lines = _write_out(source, target, values) if "to" in given else _bring_in(source, target)
+        lines = write(source, target, values) if "to" in given else _bring_in(source, target)
     lines["time"] = f"{time.perf_counter() - start:.1f} s"
     lines["host memory"] = f"{peak_host_memory() / 2**30:.2f} GiB at its peak"
     if source.largest_file:
@@ -94,19 +98,44 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
+def _exported_heads(source: Pretrained) -> tuple[str, ...]:
+    """Returns the heads that a checkpoint of transformers gets.
+
+    Heads for training only are left out, because no class of transformers has them beside other heads, and those
+    without parameters; a model that has no other head is bare.
+    """
+    heads = tuple(h for h in source.heads if HEADS[h].has_parameters and not HEADS[h].in_training_only)
+    if heads == tuple(head_types(source.config.architecture, ())):
+        return ()
+    return (BARE,) if source.heads and not heads and not source.config.head.tied else heads
+
+
+def _write_adapter(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
+    """Writes the adapter of a run in PEFT's format, and returns the lines of the report."""
+    check_free(folder)
+    heads, adapted = _exported_heads(source), source.adapted
+    origin = open_pretrained(adapted.base.place, adapted.base.step).origin
+    description = choose_family(source.config, heads, values["family"].value, origin)
+    left_out = {HEADS[head].subtree for head in source.heads if head not in heads}
+    own = jax.device_get(adapted.own(storage_mesh(source.config, source.heads)))
+    own = in_own_units(source.tasks, {part: x for part, x in own.items() if part not in left_out})
+    with new_folder(folder) as temporary:
+        write_adapter(temporary, description, Adapter(adapted.config, flat(own), adapted.base.place))
+    name = description.values["architectures"][0]
+    return {
+        "adapter": f"{adapted.config.kind} of {count_parameters(own):,} parameters, in PEFT's format",
+        "base": f"{description.model_type}, {name}, {adapted.base.place}",
+        "next": f"peft.PeftModel.from_pretrained({name}.from_pretrained(BASE), {str(folder)!r})",
+    }
+
+
 def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
     """Writes a Hugging Face checkpoint, and returns the lines of the report."""
     # Checked before the parameters are read, which may take minutes.
     check_free(folder)
     if not math.isfinite(shard_gb := values["shard_gb"].value):
         raise FlagError(f"--shard_gb={shard_gb}: is not a size; give gigabytes, such as 5")
-    # Heads for training only are left out, because no class of transformers has them beside other heads, and those
-    # without parameters; a model that has no other head is bare.
-    heads = tuple(h for h in source.heads if HEADS[h].has_parameters and not HEADS[h].in_training_only)
-    if heads == tuple(head_types(source.config.architecture, ())):
-        heads = ()
-    elif source.heads and not heads and not source.config.head.tied:
-        heads = (BARE,)
+    heads = _exported_heads(source)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))

@@ -15,6 +15,8 @@ lmjax convert: imports a Hugging Face checkpoint into a workdir, and exports a t
 
   lmjax convert --from=gpt2/ --workdir=runs/gpt2           import a folder (or a name on the hub)
   lmjax convert --workdir=runs/mine --to=mine-hf/          export a run: its newest checkpoint, or --step
+  lmjax convert --workdir=runs/lora --to=peft/             the adapter of a run, in PEFT's format
+  lmjax convert --workdir=runs/lora --merge --to=whole/    its base with the adapter merged
   lmjax convert --from=llama/ --to=half/ --dtype=bfloat16  from folder to folder
   lmjax train --init_from=runs/gpt2 --data=input.txt       train on from either
 
@@ -35,6 +37,7 @@ def define() -> flags.FlagValues:
         "with --to, the model_type to write (default: the one it came from, else the first that can express the model)",
     )
     define_choice(values, "dtype", ["float32", "bfloat16", "float16"], "with --to, of the tensors (default: as stored)")
+    flags.DEFINE_bool("merge", False, "with --to, merge the adapter of a run into its base", flag_values=values)
     define_step(values, "of the checkpoint to write out")
     most = facts.constant("lmjax.interop.shards", "SHARD_BYTES") / 1e9
     flags.DEFINE_float("shard_gb", most, "with --to, most gigabytes of one file", 0.001, flag_values=values)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from pydantic import ValidationError
 
+from lmjax.adapters.config import AdapterConfig
 from lmjax.adapters.merge import merged
 from lmjax.adapters.model import make_model
 from lmjax.config import Config, from_json
@@ -38,7 +39,7 @@ from lmjax.objectives.task import prompt_format
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.paths import expanded, shell_quoted
-from lmjax.runs.base import known_base
+from lmjax.runs.base import Base, known_base
 from lmjax.runs.best import BEST, Step, best_step
 from lmjax.runs.build import Run, hyperparameters
 from lmjax.runs.data import vocabulary_rows
@@ -55,6 +56,21 @@ MADE_OF = "made_of.json"
 ORIGIN = "huggingface.json"
 # A field that lmjax adds there: the heads of the checkpoint, not all of which follow from its other fields.
 HEADS_FIELD = "lmjax_heads"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """The adapter of a run.
+
+    Attributes:
+        config: its fields.
+        base: the model that it changes.
+        own: reads what the run has trained on a mesh, with unrolled layers.
+    """
+
+    config: AdapterConfig
+    base: Base
+    own: Callable[[jax.sharding.Mesh], PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Pretrained:
         length: the most tokens in a row that it was trained on; None: not known.
         defaults: its generation settings, used where no flag sets another.
         shown: names of labels in its Hugging Face config.json where its task has others.
+        adapted: its adapter, which is merged into what `params` returns; None: it has none.
     """
 
     folder: pathlib.Path
@@ -89,6 +106,7 @@ class Pretrained:
     length: int | None = None
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    adapted: Adapted | None = None
 
     @property
     def has_task(self) -> bool:
@@ -297,6 +315,10 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
             return read_prompts(folder, origin, config.model.family, tokenizer)
         return prompt_format(config.task, tokenizer, config.model.architecture)
 
+    def own(mesh: jax.sharding.Mesh) -> PyTree:
+        return unboxed(unstack_layers(_trained(SavedCheckpoints(folder), config, present, mesh, at)))
+
+    adapted = config.adapter.kind != "none" and Adapted(config.adapted, known_base(config, folder), own)
     defaults = read_defaults(folder, origin, config.model) if origin else GenerationDefaults()
     tasks = {name: getattr(config.task, name) for name in config.task.objective}
     sentence = read_sentence(folder) if origin else None
@@ -313,6 +335,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
         else config.task.length,
         defaults=defaults,
         shown=shown_labels(folder / ORIGIN, origin, present) if origin else {},
+        adapted=adapted or None,
     )
 
 

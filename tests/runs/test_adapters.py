@@ -50,7 +50,8 @@ def whole(tiny, base, tmp_path_factory):
 
 def parameters(workdir):
     found = open_pretrained(workdir)
-    return flat(found.params(found.config, storage_mesh(found.config, found.heads)))
+    unrolled = found.config.with_fields({"scan_layers": False})
+    return flat(found.params(unrolled, storage_mesh(found.config, found.heads)))
 
 
 def test_a_checkpoint_holds_the_adapter_alone(whole):
@@ -105,6 +106,19 @@ def test_another_base_is_refused_when_resumed_and_when_loaded(tiny, base, whole,
     for use in (lambda: train(config, workdir, progress=False), lambda: lmjax.load_model(workdir)):
         with pytest.raises(CheckpointError, match=message):
             use()
+
+
+def test_it_is_written_as_an_adapter_or_merged_into_a_whole_model(whole, tmp_path):
+    run(["convert", f"--workdir={whole[1]}", f"--to={tmp_path / 'peft'}"])
+    assert {path.name for path in (tmp_path / "peft").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    values = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert values["base_model_name_or_path"] == json.loads((whole[1] / "base.json").read_text())["place"]
+    run(["convert", f"--workdir={whole[1]}", "--merge", f"--to={tmp_path / 'whole'}"])
+    expected = parameters(whole[1])
+    for path, x in parameters(tmp_path / "whole").items():
+        np.testing.assert_array_equal(x, expected[path], err_msg=path)
+    with pytest.raises(FlagError, match="--merge: is for --to and a run with an adapter"):
+        run(["convert", f"--from={tmp_path / 'whole'}", "--merge", f"--to={tmp_path / 'other'}"])
 
 
 def test_another_rank_is_another_run(whole):
