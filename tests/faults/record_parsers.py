@@ -15,6 +15,7 @@ from lmjax.data.columns import read_columns
 from lmjax.data.documents import Document
 from lmjax.data.files import Faults
 from lmjax.data.messages import Message
+from lmjax.data.preferences import messages_of
 from lmjax.objectives import registry
 from lmjax.objectives.registry import OBJECTIVES
 from tests.faults.fuzzing import changed_bytes, changed_json
@@ -49,6 +50,8 @@ READ_BY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "chats": ("chat", {}),
     "labels": ("classification", {"kind": "multiple"}),
     "scores": ("regression", {}),
+    "triples": ("dpo", {"chat": True}),
+    "rated": ("kto", {}),
 }
 
 
@@ -60,6 +63,14 @@ def records(folder: pathlib.Path) -> list[pathlib.Path]:
         "asked.jsonl": QUESTIONS,
         "choices.jsonl": CHOICES,
         "chats.jsonl": [{"messages": MESSAGES}, {"messages": [{"role": "system", "content": ""}, *MESSAGES]}],
+        "triples.jsonl": [
+            {"prompt": MESSAGES[:1], "chosen": MESSAGES[1:], "rejected": "No"},
+            {"prompt": "Hi", "chosen": "\u00e9", "rejected": " No"},
+        ],
+        "rated.jsonl": [
+            {"prompt": "Hi", "completion": "Yes", "label": True},
+            {"prompt": "a", "completion": "b", "label": 0},
+        ],
         "labels.jsonl": [{"text": "a", "labels": ["x", "y"]}, {"text": "", "text2": "b", "labels": []}],
     }
     texts = {name: "".join(json.dumps(each) + "\n" for each in values) for name, values in lines.items()}
@@ -110,6 +121,11 @@ def _check(name: str, document: Document) -> None:
         _, choices, label = document.values
         assert 2 <= len(choices) <= 8
         assert 0 <= label < len(choices)
+    if name == "dpo":
+        assert len({*document.segments[1:]}) == 2
+        assert messages_of(document.segments[0])[-1].role != "assistant"
+    if name == "kto":
+        assert document.values[0] in (0, 1)
     if name == "regression":
         assert np.isfinite(document.values[0])
 
