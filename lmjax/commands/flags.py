@@ -96,6 +96,7 @@ def define_model(values: flags.FlagValues) -> None:
     """Defines the flags of a command that opens a trained model: --model, --workdir, --dtype, --step and so on."""
     flags.DEFINE_string("model", None, "a workdir, a folder of Hugging Face, or a name on its hub", flag_values=values)
     define_path(values, "workdir", "the same, for a workdir")
+    define_path(values, "adapter", "with --model, an adapter of it: the workdir of its run, or a folder of PEFT")
     define_choice(values, "dtype", ["float32", "bfloat16"], "of parameters and compute (default: the model's)")
     define_step(values, "of a workdir's checkpoint")
     flags.DEFINE_integer("tensor", 1, "devices that split the model", 1, flag_values=values)

@@ -12,6 +12,7 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase
+from lmjax.runs.adapters import adapter_source, load_adapters
 from lmjax.runs.places import local_folder
 from lmjax.runs.trained import Pretrained, load_model, open_pretrained
 
@@ -55,11 +56,24 @@ def prepare() -> None:
 
 def described(values: flags.FlagValues, place: str) -> Pretrained:
     """Returns what is known of a model before its parameters are read: its config, its task and its heads."""
-    return open_pretrained(place, values["step"].value, values["accept_fields"].value)
+    found = open_pretrained(place, values["step"].value, values["accept_fields"].value)
+    return adapter_source(found, values["adapter"].value) if _is_adapted(values, place) else found
+
+
+def _is_adapted(values: flags.FlagValues, place: str) -> bool:
+    """Returns whether --adapter changes the model in a place; raises FlagError if there is no --model to change."""
+    given = values["adapter"].value
+    if given and not values["model"].value:
+        raise FlagError(f"--adapter={given}: changes the model that --model=PLACE names; give that too")
+    return bool(given) and place == values["model"].value
 
 
 def opened(values: flags.FlagValues, place: str) -> LoadedModel:
     """Returns the model in a folder or on the hub, loaded with the flags of `flags.define_model`."""
     opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
     with phase(f"loading {place}"):
+        if _is_adapted(values, place):
+            if opening.pop("step") is not None:
+                raise FlagError(f"--step={values['step'].value}: with --adapter the newest checkpoint is read")
+            return load_adapters(place, {"given": values["adapter"].value}, **opening)["given"]
         return load_model(place, **opening)

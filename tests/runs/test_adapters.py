@@ -17,6 +17,7 @@ from lmjax.config import from_json, replace
 from lmjax.errors import CheckpointError, ConfigMismatchError, FlagError
 from lmjax.model.parameters import flat
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
+from lmjax.runs.adapters import load_adapters
 from lmjax.runs.adopt import beginning
 from lmjax.runs.build import build
 from lmjax.runs.trained import open_pretrained, storage_mesh
@@ -119,6 +120,27 @@ def test_it_is_written_as_an_adapter_or_merged_into_a_whole_model(whole, tmp_pat
         np.testing.assert_array_equal(x, expected[path], err_msg=path)
     with pytest.raises(FlagError, match="--merge: is for --to and a run with an adapter"):
         run(["convert", f"--from={tmp_path / 'whole'}", "--merge", f"--to={tmp_path / 'other'}"])
+
+
+def test_adapters_over_one_base_are_exchanged_and_one_for_each_row(tiny, base, whole, tmp_path):
+    other = train(
+        adapting(tiny, base, adapter__rank=3, adapter__targets="query|up"), tmp_path / "other", progress=False
+    )
+    run(["convert", f"--workdir={other}", f"--to={tmp_path / 'peft'}"])
+    places = {"a": whole[1], "b": tmp_path / "peft"}
+    every, texts = load_adapters(base, places), ["the king", "the queen"]
+    alone = {"a": lmjax.load_model(whole[1])(texts).logits, "b": lmjax.load_model(other)(texts).logits}
+    assert np.abs(alone["a"] - alone["b"]).max() > 1e-3
+    for name, logits in alone.items():
+        np.testing.assert_allclose(every[name](texts).logits, logits, atol=1e-4)
+    mixed = every.by_row(["b", "a"])(texts).logits
+    np.testing.assert_allclose(mixed[0], alone["b"][0], atol=1e-4)
+    np.testing.assert_allclose(mixed[1], alone["a"][1], atol=1e-4)
+    run(["generate", f"--model={base}", f"--adapter={places['b']}", "--prompt=the king", "--max_new_tokens=2"])
+    with pytest.raises(CheckpointError, match=r"was trained on .* whose parameters are not those of .*other"):
+        load_adapters(other, {"a": whole[1]})
+    with pytest.raises(FlagError, match=r"--adapter=.*: holds no adapter"):
+        load_adapters(base, {"a": base})
 
 
 def test_another_rank_is_another_run(whole):
