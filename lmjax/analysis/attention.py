@@ -18,8 +18,8 @@ from lmjax.inference.loaded import LoadedModel, Text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Maps in a row of a figure, and inches of a token's row or column.
-_ACROSS, _CELL = 4, 0.2
+# Inches of a figure's maps, which are as wide as a page, and of a token's row or column.
+_WIDTH, _CELL = 9.0, 0.2
 
 
 def self_attention(loaded: LoadedModel, text: Text, layer: int = -1) -> Figure:
@@ -76,9 +76,9 @@ def attention_maps(
         keys: the tokens of the columns.
         titles: of the maps.
     """
-    across = min(_ACROSS, len(weights))
-    down = -(-len(weights) // across)
     width, height = max(1.6, _CELL * len(keys)), max(1.2, _CELL * len(queries))
+    across = max(1, min(len(weights), int(_WIDTH / (width + 0.3))))
+    down = -(-len(weights) // across)
     # Names are beside the first map of a row and below the last map of a column only.
     figure = new_figure(across * (width + 0.3) + 1.2, down * (height + 0.35) + 1.0)
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)

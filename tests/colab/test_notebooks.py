@@ -19,13 +19,7 @@ EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 SHOWN = {
     "ablation_sweep": ("share a program", "100% of the steps", "Differences", "srcdoc", "learning_rate=0.01"),
     "bert_mlm_nsp": ("nsp accuracy", "heldout mlm loss", "accuracy", "McNemar", "'label'"),
-    "finetune_pretrained": (
-        "BertForPreTraining",
-        "McNemar",
-        "BertForSequenceClassification",
-        "'label'",
-        "tokenizer.json",
-    ),
+    "finetune_pretrained": ("BertForPreTraining", "(lora)", "McNemar", "BertForSequenceClassification", "'label'"),
     "gpt_generation": ("next_token loss", "--- 4 beams", "--- typical 0.8", "nats"),
     "quickstart": ("next_token loss", "nsp accuracy", "span_corruption perplexity", "bits_per_byte", "probability="),
     "seq2seq_translation": ("rows", "translation_text", "rouge-score", "->", "gold:"),
