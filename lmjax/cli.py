@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep": "train many runs that differ in a few fields, and compare them",
     "compare": "say which differences between runs are real",
     "scaling": "fit a scaling law to the runs of a sweep",
+    "teach": "write a teacher's predictions for the rows of a run to a file",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "average": "average the parameters of trained models",

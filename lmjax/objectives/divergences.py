@@ -45,6 +45,8 @@ class Measure(NamedTuple):
 
 
 SYMMETRIC = Measure()
+# The least probability of the tokens that a file leaves out, whose logarithm must be finite.
+_LEAST = 1e-6
 
 
 def _sums(values: jax.Array, weights: jax.Array) -> jax.Array:
@@ -141,3 +143,46 @@ def vocab_divergence(
 
     parts = tuple(split_chunks(x, chunk) for x in (first, second, weights))
     return jax.lax.scan(add_chunk, jnp.zeros(weights.shape[2:], jnp.float32), parts)[0]
+
+
+def recorded_divergence(
+    hidden: jax.Array,
+    logits: Logits,
+    recorded: tuple[jax.Array, jax.Array],
+    weights: jax.Array,
+    *,
+    chunk: int,
+    measure: Measure,
+) -> jax.Array:
+    """Returns the weighted sum of divergences from a teacher of which only the likeliest tokens are known.
+
+    These are `k + 1` outcomes: each of the `k` tokens, and any other one, so that with all tokens it is the whole
+    divergence, and with fewer a lower bound on it (the data-processing inequality).
+
+    Args:
+        hidden: the student's states, `[batch, length, embed]`.
+        logits: its vocabulary head.
+        recorded: ids, int32 `[batch, length, k]`, and the logarithms of their probabilities at the temperature.
+        weights: float32 `[batch, length]`.
+        chunk: as in `losses.vocab_loss`.
+        measure: the divergence.
+    """
+
+    def apart(states: jax.Array, ids: jax.Array, log_probs: jax.Array, w: jax.Array) -> jax.Array:
+        logs = jax.nn.log_softmax(_counted(logits(states), w) / measure.temperature)
+        known = jnp.take_along_axis(logs, ids, axis=-1)
+        others = jnp.put_along_axis(logs, ids, -jnp.inf, axis=-1, inplace=False)
+        student = jnp.concatenate([known, jax.nn.logsumexp(others, axis=-1, keepdims=True)], axis=-1)
+        rest = jnp.maximum(1 - jnp.sum(jnp.exp(log_probs), axis=-1, keepdims=True), _LEAST)
+        teacher = jnp.concatenate([log_probs, jnp.log(rest)], axis=-1)
+        return measure.temperature**2 * class_divergence(student, teacher, w, measure._replace(temperature=1.0))
+
+    if chunk == 0 or chunk >= hidden.shape[1]:
+        return apart(hidden, *recorded, weights)
+
+    @jax.checkpoint
+    def add_chunk(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return total + apart(*part), None
+
+    parts = tuple(split_chunks(x, chunk) for x in (hidden, *recorded, weights))
+    return jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), parts)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -127,10 +127,16 @@ class Examples:
 
     If several groups of objectives are mixed, every row has the features of all groups, with zeros for those of other
     groups, and `objective_ids`, the number of its group.
+
+    Attributes:
+        task: the objectives.
+        sources: the kinds of rows.
+        taught: what a teacher has written for a row, by name, given its features; None: there is no such teacher.
     """
 
     task: Task
     sources: tuple[Source, ...]
+    taught: Callable[[Features], Features] | None = None
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -177,7 +183,7 @@ class Examples:
         features = source.rows.features(row, rng)
         for objective in self.task.groups[source.group]:
             features = objective.transform(features, rng)
-        return features
+        return features if self.taught is None else features | self.taught(features)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -14,6 +14,7 @@ import numpy as np
 from lmjax.adapters.model import make_model
 from lmjax.config import Config, changed, replace, write_json
 from lmjax.data.mixing import set_rates
+from lmjax.data.taught import Taught
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.shards import read_json
@@ -232,7 +233,7 @@ def _stages(
         tokenizer: the run's tokenizer.
         examples: from a task and a seed to the training rows.
     """
-    stages = []
+    stages, taught = [], Taught(config.teacher.place) if config.teacher.recorded else None
     spans = config.stages.spans(config.batch_size, config.task.length)
     for number, (begin, end, batch_size, length) in enumerate(spans):
         task_config = config.task.with_fields({"length": length})
@@ -240,7 +241,8 @@ def _stages(
         # The last stage has the seed of a run without stages, and so the same order; each other stage has its own seed.
         left, seed = len(spans) - 1 - number, config.seed_of("order")
         seed = subseed(seed, "stage", left) if left else seed
-        stages.append(Stage(begin, end, batch_size, seed, task, examples(task, seed), _unpadded(config, mesh)))
+        rows = dataclasses.replace(examples(task, seed), taught=taught)
+        stages.append(Stage(begin, end, batch_size, seed, task, rows, _unpadded(config, mesh)))
     return tuple(stages)
 
 

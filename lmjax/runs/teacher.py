@@ -8,6 +8,7 @@ import jax
 
 from lmjax.config import write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.data.taught import Taught
 from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.interop.shards import read_json
 from lmjax.model.heads import head_types
@@ -16,13 +17,13 @@ from lmjax.model.parameters import fingerprint, flat
 from lmjax.parallel.gather import on_host
 from lmjax.runs.build import Run
 from lmjax.runs.trained import Pretrained, open_pretrained
-from lmjax.training.teacher import Teacher
+from lmjax.training.teacher import Recorded, Teacher
 
 # The file in a workdir that identifies the teacher of the run.
 TEACHER = "teacher.json"
 
 
-def open_teacher(run: Run) -> Teacher | None:
+def open_teacher(run: Run) -> Teacher | Recorded | None:
     """Returns the teacher of a run, with its parameters on the run's mesh; None: it has none.
 
     Raises:
@@ -32,8 +33,12 @@ def open_teacher(run: Run) -> Teacher | None:
     config = run.config.teacher
     if not config.place:
         return None
+    if config.recorded:
+        taught = _recorded(run)
+        _identify(run, taught.fingerprint)
+        return Recorded(config, taught.metadata["rows"])
     source = open_pretrained(config.place)
-    _check(run, source)
+    check_teacher(run, source)
     dtype = run.config.model.dtype
     wanted = source.config.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"})
     params = source.params(wanted, run.mesh)
@@ -41,7 +46,7 @@ def open_teacher(run: Run) -> Teacher | None:
     return Teacher(params, config, LanguageModel(wanted, source.heads))
 
 
-def _check(run: Run, source: Pretrained) -> None:
+def check_teacher(run: Run, source: Pretrained) -> None:
     """Raises FlagError unless both models predict the same at the same positions."""
     said, ours, theirs = f"--config.teacher.place={run.config.teacher.place}", run.config.model, source.config
     taught = run.config.teacher.taught(run.task.objectives)
@@ -67,6 +72,23 @@ def _check(run: Run, source: Pretrained) -> None:
             values = [getattr(each, field, None) for each in (objective.config, known)]
             if known is not None and values[0] != values[1]:
                 raise FlagError(f"{said}: its {field} are {values[1]}, and those of this run {values[0]}")
+
+
+def _recorded(run: Run) -> Taught:
+    """Returns the file of a teacher's predictions; raises FlagError if they are not those that the run needs."""
+    config, taught = run.config.teacher, Taught(run.config.teacher.place)
+    wanted = {
+        "tokenizer": run.tokenizer.fingerprint,
+        "objective": run.task.names[0],
+        "temperature": config.temperature,
+    }
+    for name, value in wanted.items():
+        if taught.metadata.get(name) != value:
+            raise FlagError(
+                f"--config.teacher.place={config.place}: was written with {name} {taught.metadata.get(name)}, and this "
+                f"run has {value}; write it again with lmjax teach and the flags of this run"
+            )
+    return taught
 
 
 def _a(label: str) -> str:

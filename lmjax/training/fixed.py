@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from lmjax.model.parameters import overlaid
-from lmjax.training.teacher import Teacher
+from lmjax.training.teacher import Recorded, Teacher
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ class Fixed(NamedTuple):
     """
 
     base: PyTree | None = None
-    teacher: Teacher | None = None
+    teacher: Teacher | Recorded | None = None
 
     def whole(self, params: PyTree) -> PyTree:
         """Returns all parameters of the model, given those that are trained."""

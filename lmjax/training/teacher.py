@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from flax import struct
 from pydantic import Field
 
+from lmjax.data.taught import IDS, LOG_PROBS, SUFFIX
 from lmjax.errors import FlagError
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import Batch, Forward, LossSum, Objective
-from lmjax.objectives.divergences import Measure
+from lmjax.objectives.divergences import Measure, recorded_divergence
 from lmjax.objectives.task import Task
+from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema
 from lmjax.training.forward import evaluation_forward
 
@@ -24,7 +26,9 @@ PyTree = Any
 class TeacherConfig(Schema):
     """A trained model whose predictions are learned beside the labels (Hinton et al. 2015, arXiv:1503.02531)."""
 
-    place: str = Field("", description="a workdir or Hugging Face folder with the teacher; empty: there is none")
+    place: str = Field(
+        "", description="a workdir or Hugging Face folder with the teacher, or a file of lmjax teach; empty: none"
+    )
     weight: float = Field(0.5, ge=0, description="factor on the divergence from the teacher's predictions")
     hard_weight: float = Field(0.5, ge=0, description="factor on the losses of the labels beside a teacher")
     temperature: float = Field(2.0, gt=0, description="by which the logits of both models are divided")
@@ -33,6 +37,11 @@ class TeacherConfig(Schema):
         description="forward: KL(teacher || student), as Hinton; reverse: KL(student || teacher), which keeps to the"
         " teacher's main answers; js: the mean of both from their mean",
     )
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the teacher's predictions are read from a file."""
+        return self.place.endswith(SUFFIX)
 
     def taught(self, objectives: Sequence[Objective | type[Objective]]) -> tuple[str, ...]:
         """Returns the names of the objectives that learn from the teacher; empty without a teacher."""
@@ -47,6 +56,11 @@ class TeacherConfig(Schema):
             raise FlagError(
                 f"--config.teacher.place={self.place}: --objective={names} has no predictions to compare with a "
                 "teacher's; leave the teacher out, or take another objective"
+            )
+        if self.recorded and (len(objectives) > 1 or not issubclass(objectives[0], TokenPrediction)):
+            raise FlagError(
+                f"--config.teacher.place={self.place}: a file has predictions of tokens for a single objective; name "
+                "the teacher itself, or one objective that predicts tokens"
             )
         if not self.weight + self.hard_weight:
             raise FlagError("--config.teacher.weight=0 and --config.teacher.hard_weight=0: nothing is learned")
@@ -66,6 +80,36 @@ class TeacherConfig(Schema):
 def loss_name(objective: str) -> str:
     """Returns the name of the loss by which an objective learns from a teacher."""
     return f"{objective}_teacher"
+
+
+class Recorded(struct.PyTreeNode):
+    """A teacher whose predictions are in the batch, as a file has them (`lmjax.data.taught`).
+
+    Attributes:
+        config: how it teaches.
+        rows: of the token table over which its probabilities sum to 1; others are padding.
+    """
+
+    config: TeacherConfig = struct.field(pytree_node=False)
+    rows: int = struct.field(pytree_node=False)
+
+    def weights(self, task: Task, weights: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns by name the total weight of each of its losses over a batch, given those of the objectives."""
+        return {loss_name(name): weights[name] for name in self.config.taught(task.objectives)}
+
+    def losses(self, task: Task, student: Forward, batch: Batch) -> dict[str, LossSum]:
+        """Returns by name the divergences of the student's predictions from the recorded ones; as of `Teacher`."""
+        (objective,) = task.objectives
+        apart = recorded_divergence(
+            objective.predicting(student.hidden, batch),
+            lambda hidden: student.logits(hidden)[..., : self.rows],
+            (batch[IDS], batch[LOG_PROBS]),
+            batch["weights"],
+            chunk=objective.vocab_chunk,
+            measure=Measure(self.config.kind, self.config.temperature),
+        )
+        weight, zero = task.weights(batch)[objective.name], jnp.zeros((), jnp.float32)
+        return {loss_name(objective.name): LossSum(apart, weight, None, zero)}
 
 
 class Teacher(struct.PyTreeNode):

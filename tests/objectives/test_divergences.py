@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.objectives.divergences import Measure, binary_divergence, class_divergence, vocab_divergence
+from lmjax.objectives.divergences import (
+    Measure,
+    binary_divergence,
+    class_divergence,
+    recorded_divergence,
+    vocab_divergence,
+)
 
 KINDS = ("symmetric", "forward", "reverse", "js")
 
@@ -72,3 +78,32 @@ def test_models_of_other_widths_and_padded_tables_are_compared(case, chunk):
                              measure=Measure("forward", 2.0))  # fmt: skip
     np.testing.assert_allclose(found, value("forward", 2.0, (student @ heads[0])[..., :9], wide @ heads[1], weights),
                                rtol=1e-4)  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [2, 6])
+@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
+def test_the_likeliest_tokens_and_any_other_are_outcomes(case, kind, chunk, k):
+    """With all tokens but one it is the whole divergence; with fewer, that of fewer outcomes, which is no larger."""
+    student, teacher, weights = case
+    heat, kernel = 2.0, np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
+    logs = teacher.astype(np.float64) / heat
+    logs -= np.log(np.exp(logs).sum(-1, keepdims=True))
+    ids = np.argsort(-logs, axis=-1)[..., :k]
+    recorded = (ids.astype(np.int32), np.take_along_axis(logs, ids, -1).astype(np.float32))
+    found = recorded_divergence(student, lambda h: h @ kernel, recorded, weights, chunk=chunk,
+                                measure=Measure(kind, heat))  # fmt: skip
+    whole = value(kind, heat, student @ kernel, teacher, weights)
+
+    def outcomes(x):
+        probabilities = np.exp(np.asarray(x, np.float64) / heat)
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        kept = np.take_along_axis(probabilities, ids, -1)
+        return np.log(np.concatenate([kept, 1 - kept.sum(-1, keepdims=True)], -1))
+
+    expected = heat**2 * value(kind, 1.0, outcomes(student @ kernel), outcomes(teacher), weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    if k == 6:
+        np.testing.assert_allclose(found, whole, rtol=1e-4)
+    else:
+        assert found < whole
