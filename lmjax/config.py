@@ -126,7 +126,7 @@ class Config(Schema):
         if not self.data.eval and not self.data.held_out:
             raise FlagError("--config.data.held_out=0 leaves nothing to evaluate on; give --eval_data")
         self._check_penalties()
-        self.teacher.check(objective_types(task.objective))
+        self.teacher.check(objective_types(task.objective), model)
         self.adapter.check(self.init_from)
         for each in objective_types(task.objective):
             if each.num_types and model.embedding.types not in (0, each.num_types):

@@ -19,8 +19,9 @@ Flax calls the functions of this file at each module (`flax.linen.intercept_meth
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -89,6 +90,18 @@ def replace(
 ) -> PyTree:
     """Returns the model's output for a batch with activations replaced; arguments and errors as of `record`."""
     return record(model, params, batch, (), changes=changes, method=method)[0]
+
+
+@contextlib.contextmanager
+def recording(names: Collection[str]) -> Iterator[dict[str, jax.Array]]:
+    """Gives a dict in which the named activations of the models that are applied in this context are found by name.
+
+    The layers must be unrolled and not recomputed, as for `record`. If several models are applied, or one several
+    times, the last one counts.
+    """
+    visitor = _Visitor(names, {})
+    with nn.intercept_methods(visitor):
+        yield visitor.found
 
 
 def _apply(visitor: _Visitor, model: LanguageModel, params: PyTree, batch: Batch, method: str | None) -> PyTree:

@@ -11,6 +11,7 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.taught import Taught
 from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.interop.shards import read_json
+from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import fingerprint, flat
@@ -40,7 +41,8 @@ def open_teacher(run: Run) -> Teacher | Recorded | None:
     source = open_pretrained(config.place)
     check_teacher(run, source)
     dtype = run.config.model.dtype
-    wanted = source.config.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"})
+    unrolled = {"scan_layers": False} if config.matches else {}
+    wanted = source.config.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"} | unrolled)
     params = source.params(wanted, run.mesh)
     _identify(run, fingerprint(flat(on_host(params))))
     return Teacher(params, config, LanguageModel(wanted, source.heads))
@@ -63,6 +65,7 @@ def check_teacher(run: Run, source: Pretrained) -> None:
     longest = max(stage.task.objectives[0].length for stage in run.stages)
     if longest > theirs.max_length:
         raise FlagError(f"{said}: it reads rows of at most {theirs.max_length} tokens; lower --length={longest}")
+    _check_layers(run, theirs)
     there = head_types(theirs.architecture, source.heads)
     for objective in (o for o in run.task.objectives if o.name in taught):
         if lacking := [h for h in head_types(theirs.architecture, objective.heads) if h not in there]:
@@ -72,6 +75,23 @@ def check_teacher(run: Run, source: Pretrained) -> None:
             values = [getattr(each, field, None) for each in (objective.config, known)]
             if known is not None and values[0] != values[1]:
                 raise FlagError(f"{said}: its {field} are {values[1]}, and those of this run {values[0]}")
+
+
+def _check_layers(run: Run, theirs: ModelConfig) -> None:
+    """Raises FlagError if layers are to be matched that differ in shape, or that do not exist."""
+    config, ours = run.config.teacher, run.config.model
+    said = f"--config.teacher.place={config.place}"
+    if config.matches and run.config.data.unpad:
+        raise FlagError(f"{said}: layers are matched in rows as they are; set --config.data.unpad=false")
+    if config.hidden_weight and ours.embed_dim != theirs.embed_dim:
+        raise FlagError(
+            f"{said}: its hidden states have the width {theirs.embed_dim}, and the student's {ours.embed_dim}; match "
+            "attention instead (attention_weight), which does not need the same width"
+        )
+    if config.attention_weight and ours.num_heads != theirs.num_heads:
+        raise FlagError(f"{said}: it has {theirs.num_heads} heads, and the student {ours.num_heads}; set num_heads")
+    if wrong := [i for i in config.layers if not 0 <= i < theirs.num_layers]:
+        raise FlagError(f"--config.teacher.layers: there is no layer {wrong[0]}; it has 0 to {theirs.num_layers - 1}")
 
 
 def _recorded(run: Run) -> Taught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ def whole_weights(
     """Returns the weight of every loss over the whole batch by name; at least 1, so that an empty batch has loss 0."""
     weights = task.weights(batch)
     if fixed.teacher is not None:
-        weights |= fixed.teacher.weights(task, weights)
+        weights |= fixed.teacher.weights(task, model.config, batch)
     if model.config.moe.num_experts:
         weights |= dict.fromkeys(LOSSES, auxiliary_weight(model.config, batch))
     return jax.tree.map(lambda w: jnp.maximum(w, 1.0), over_replicas(weights, axis))
@@ -83,9 +84,10 @@ def loss_and_gradients(
         params: PyTree, part: Batch, index: jax.Array, given: PyTree | None = None
     ) -> tuple[jax.Array, dict[str, LossSum]]:
         run = passed(params, part, index)
-        sums = task.losses(run, part, compare=given is None) | run.auxiliary_losses()
+        with contextlib.nullcontext({}) if fixed.teacher is None else fixed.teacher.watching(model.config) as seen:
+            sums = task.losses(run, part, compare=given is None) | run.auxiliary_losses()
         if fixed.teacher is not None:
-            sums |= fixed.teacher.losses(task, run, part)
+            sums |= fixed.teacher.losses(task, run, part, seen)
         # Its gradient is that of the losses which compare rows, by the chain rule.
         compared = 0.0 if given is None else optax.tree.vdot(task.representations(run, part), given)
         return total(sums) + compared, sums

@@ -17,7 +17,8 @@ from lmjax.errors import ConfigMismatchError, FlagError
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameters import unboxed
 from lmjax.runs.build import build
-from lmjax.runs.fit import fixed_arrays, layout
+from lmjax.runs.fit import layout
+from lmjax.runs.teacher import open_teacher
 from lmjax.streams import prng_key
 from lmjax.training.fixed import Fixed
 from lmjax.training.state import state_maker
@@ -186,7 +187,7 @@ def test_what_cannot_teach_is_refused(runs, tiny, tmp_path, corpus):
         ({"teacher.temperature": 0.0}, "temperature"),
     ):
         with pytest.raises(FlagError, match=said):
-            fixed_arrays(build(replace(config, fields), tmp_path / "x"))
+            open_teacher(build(replace(config, fields), tmp_path / "x"))
     for objective, fields, said in (
         ("next_token", {}, r"it is an encoder and the student a decoder, whose rows differ"),
         ("mlm", {"tokenizer__kind": "bpe", "tokenizer__vocab_size": 180}, "its tokenizer is another one"),
@@ -195,6 +196,6 @@ def test_what_cannot_teach_is_refused(runs, tiny, tmp_path, corpus):
     ):
         run = build(tiny(objective, teacher__place=teacher, **fields), tmp_path / objective / str(len(fields)))
         with pytest.raises(FlagError, match=said):
-            fixed_arrays(run)
+            open_teacher(run)
     with pytest.raises(FlagError, match="has no predictions to compare with a teacher's"):
         tiny("rtd", teacher__place=teacher)
