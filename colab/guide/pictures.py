@@ -31,15 +31,17 @@ LOSSES = {"decoder": "next_token", "encoder": "mlm", "encoder-decoder": "span_co
 TEXT = "Return the number of items in the list."
 ROOMS = (
     ("commands",),
-    ("pipelines", "sweep"),
+    ("pipelines",),
+    ("sweep",),
     ("runs",),
     ("config",),
     ("analysis", "evaluation"),
-    ("training", "inference", "interop", "parallel"),
+    ("adapters", "training", "inference", "interop", "parallel"),
     ("objectives",),
     ("data", "model"),
 )
 ABOUT = {
+    "adapters": "LoRA and others",
     "commands": "flags and what is printed", "pipelines": "one line from Python", "sweep": "populations, reports",
     "runs": "a run, first to last step", "config": "composed of small configs", "analysis": "figures",
     "evaluation": "metrics, intervals", "training": "state, step, loop", "inference": "generate, score",
