@@ -296,6 +296,14 @@ def test_a_model_of_conversations_is_asked_as_it_was_trained(tiny, tmp_path):
     assert (set(form.stop), form.never) == (set(loaded.prompts.stop), never)
 
 
+def test_the_reference_of_an_adapter_is_its_base(preferring, tmp_path):
+    lines = read_lines(
+        lmjax.train(preferring(adapter__kind="lora", adapter__rank=2, **LEARNS), tmp_path / "run", progress=False)
+    )
+    assert lines[0]["eval/dev/dpo/loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert lines[-1]["eval/dev/dpo/loss"] < np.log(2)
+
+
 def test_workers_read_them_too(preferring, tmp_path):
     config = preferring(data__workers=1, steps=1)
     lines = read_lines(lmjax.train(config, tmp_path / "run", progress=False))
