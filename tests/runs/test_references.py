@@ -174,7 +174,7 @@ def test_a_kill_while_they_are_computed_loses_one_file_at_most(preferring, tmp_p
     folder, _ = (tmp_path / "cache").glob("references-*")
     assert {path.name for path in folder.iterdir()} == {"0-10.npy", "10-20.npy", "20-24.npy"}
     (folder / "0-10.npy").write_bytes((folder / "0-10.npy").read_bytes()[:-3])
-    (folder / "20-24.npy").unlink()
+    np.save(folder / "20-24.npy", np.zeros((3, 2), np.float32))
     (folder / "tmpabc").write_bytes(b"what a killed process has left")
     kept = (folder / "10-20.npy").stat().st_mtime_ns
     again = with_references(preferring(), tmp_path / "again")
@@ -197,7 +197,7 @@ def test_a_reference_that_changed_is_not_taken_for_the_old_one(preferring, bases
     base = shutil.copytree(bases["decoder"], tmp_path / "base")
     config = preferring(steps=4, checkpoint__every=2, checkpoint__keep=5, init_from=base)
     whole = lmjax.train(config, tmp_path / "whole", progress=False)
-    known = json.loads((whole / REFERENCE).read_text())["parameters"]
+    known, old = json.loads((whole / REFERENCE).read_text())["parameters"], found(with_references(config, whole))
     other = preferring(steps=1)
     shutil.rmtree(base)
     shutil.copytree(lmjax.train(other, tmp_path / "other", progress=False), base)
@@ -208,7 +208,7 @@ def test_a_reference_that_changed_is_not_taken_for_the_old_one(preferring, bases
         shutil.rmtree(folder)
     with pytest.raises(ConfigMismatchError, match="its parameters are not those that this run started from"):
         lmjax.train(config, resumed_from(whole, 2, tmp_path / "refused"), progress=False)
-    assert changed.shape == (24, 2)
+    assert np.abs(changed - old).max() > 1e-4
 
 
 def test_a_model_with_a_new_part_is_no_reference(preferring, tmp_path):
