@@ -23,6 +23,7 @@ from lmjax.parallel.mesh import population_mesh, to_device
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.runs.adopt import beginning
+from lmjax.runs.base import known_base
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters, sibling
 from lmjax.runs.fit import evaluator, layout, stage_batches
 from lmjax.runs.identity import environment
@@ -123,6 +124,8 @@ def _opened(
     # Made outside the mesh's context, in which arrays of one device cannot be made.
     hparams = [jax.tree.map(np.asarray, hyperparameters(run.config)) for run in runs]
     stack.enter_context(layout(first))
+    for run in runs if config.adapter.kind != "none" else ():
+        known_base(run.config, run.workdir)
     fixed, given = beginning(first, progress=False, resumed=any(saved_steps(place) for _, place in left))
     make_state, abstract = state_makers(runs, hparams, given)
     timers = Timers()

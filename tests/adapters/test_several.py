@@ -47,7 +47,7 @@ def test_each_row_is_as_with_its_adapter_alone(adapted, batch, architecture, cas
     assert np.abs(alone["a"] - alone["b"]).max() > 1e-3
     all_of_them = together({name: (model.adapter, own) for name, (model, own) in models.items()})
     shared = make_model(plain.config, plain.heads, all_of_them.config)
-    names = ["b", "a", "b"]
+    names = ["b", "a", "a"]
     found = outputs(shared, all_of_them.by_row(base, names), rows)["hidden"]
     for row, name in enumerate(names):
         np.testing.assert_allclose(found[row], alone[name][row], atol=2e-5, rtol=1e-4, err_msg=name)

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from lmjax.commands.train import train
+from lmjax.config import replace
 from lmjax.errors import FlagError, PreemptedError
 from lmjax.parallel.mesh import population_mesh
 from lmjax.sweep.loop import Rung
@@ -229,3 +230,15 @@ def test_the_metrics_of_a_task_and_its_labels_are_each_members_own(tiny, tmp_pat
     for name in ("a", "b"):
         assert {path.name for path in (tmp_path / name / "figures").iterdir()} == figures
         assert (tmp_path / name / "labels.json").read_text() == (alone / "labels.json").read_text()
+
+
+def test_members_with_adapters_share_their_base(tiny, tmp_path):
+    """Each workdir names the base, so that it can be opened alone, and is the one that a run alone leaves."""
+    base = train(tiny(steps=1), tmp_path / "base", progress=False)
+    fields = {"init_from": str(base), "tokenizer.path": str(base), "adapter.kind": "lora", "adapter.rank": 2}
+    members = [replace(tiny(steps=2), {**fields, "optimizer.learning_rate": rate}) for rate in (1e-2, 1e-1)]
+    train_population(members, [tmp_path / "0", tmp_path / "1"], progress=False)
+    alone = train(members[1], tmp_path / "alone", progress=False)
+    assert (tmp_path / "1" / "base.json").read_text() == (alone / "base.json").read_text()
+    losses = [[line for line in untimed_lines(place) if "train/loss" in line][-1] for place in (tmp_path / "1", alone)]
+    assert losses[0]["train/loss"] == pytest.approx(losses[1]["train/loss"], rel=1e-5)
