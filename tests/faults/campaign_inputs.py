@@ -87,8 +87,10 @@ class Campaign:
         self._folder, self._number = folder, 0
         self.places = made(folder)
         (folder / "folder").mkdir()
+        (folder / "prompts.txt").write_text("the king\nthe river\n")
         self._given = {
             "text": folder / "corpus.txt", "rows": folder / "rows.tsv", "bad": folder / "bad",
+            "prompts": folder / "prompts.txt",
             "folder": folder / "folder", **self.places,
         }  # fmt: skip
 

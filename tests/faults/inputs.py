@@ -162,6 +162,9 @@ def base(command: str) -> tuple[str, ...]:
         "sweep": ("--grid=seed=0:2", "--data={text}", "--steps=2", *SMALL),
         "compare": ("--runs={run}",),
         "scaling": ("--sweep={run}",),
+        "average": ("--models={run},{run}", "--to={case}/averaged"),
+        "rate": ("--workdir={run}", "--prompts={prompts}", "--answers={case}/answers.jsonl", "--max_new_tokens=2"),
+        "teach": ("--model={run}", "--data={text}", "--to={case}/taught.safetensors", "--length=32"),
     }[command]
 
 
@@ -200,7 +203,9 @@ def of_flags(commands: dict[str, flags.FlagValues], same: dict[str, dict[str, st
             for value in _values(flag):
                 path = () if "=" in value or len(value) < 2 else (value,)
                 field = [f"--config.{same[command][name]}"] if name in same[command] else []
-                yield Case(_given(command, f"--{name}={value}"), (f"--{name}", *field, *path))
+                # A run is no sweep, so `scaling` may refuse its usual flags first.
+                usual = ("{run}",) if command == "scaling" else ()
+                yield Case(_given(command, f"--{name}={value}"), (f"--{name}", *field, *path, *usual))
             yield Case((*_given(command), f"--{name}x=1"), (f"--{name}x",))
 
 
