@@ -1,8 +1,9 @@
 r"""The sentiment of sentences (`sst2_classification.py`) with an adapter, LoRA of rank 8, and with all parameters.
 
-    RUN="lmjax train --init_from=MODEL --data=train.tsv --eval_data=dev=dev.tsv"
-    $RUN --config=experiments/sst2_lora.py:lora --config.adapter.kind=lora --config.adapter.rank=8 --workdir=runs/lora
-    $RUN --config=experiments/sst2_lora.py:full --workdir=runs/full
+    DATA="--init_from=MODEL --data=train.tsv --eval_data=dev=dev.tsv"
+    lmjax train --config=experiments/sst2_lora.py:lora $DATA --config.adapter.kind=lora --config.adapter.rank=8 \
+        --workdir=runs/lora
+    lmjax train --config=experiments/sst2_lora.py:full $DATA --workdir=runs/full
     lmjax compare runs/full runs/lora
 
 The first line of a run says how many parameters are trained, their share, and the bytes of their optimizer state;

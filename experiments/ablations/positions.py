@@ -1,7 +1,7 @@
 r"""Position schemes, trained on rows of 64 tokens (Press et al. 2022, arXiv:2108.12409; Kazemnejad et al. 2023).
 
-    lmjax sweep --sweep=experiments/ablations/positions.py --data=input.txt --config.data.split=tail \
-        --workdir=sweeps/positions --run
+    lmjax sweep --sweep=experiments/ablations/positions.py --workdir=sweeps/positions --run \
+        --data=input.txt --config.data.split=tail
     lmjax evaluate --workdir=sweeps/positions/runs/NAME --data=tail.txt --max_length=256
 
 The data is tiny Shakespeare, whose last tenth is held out; `tail -c 111540 input.txt > tail.txt` writes it. Evaluation

@@ -124,10 +124,9 @@ class Form:
     def table(self, table: Embed) -> None:
         """Makes the parameters beside a table; called at the end of its setup."""
         rank = self.config.rank
-        width_axis = "embedding" if table.config.factorised else "embed"
         # As in the code of Hu et al. 2021: here A is zero at first.
         made(table, A, nn.initializers.zeros, (table.row_axis, "rank"), (table.rows, rank))
-        made(table, B, nn.initializers.normal(1.0), ("rank", width_axis), (rank, table.config.table_dim))
+        made(table, B, nn.initializers.normal(1.0), ("rank", table.width_axis), (rank, table.config.table_dim))
 
     def look_up(self, table: Embed, ids: jax.Array, y: jax.Array, rows: jax.Array | None) -> jax.Array:
         """Returns the vectors of ids from an adapted table; `y` are those of the table itself."""

@@ -170,10 +170,14 @@ class Embed(nn.Module):
     rows: int
     row_axis: str
 
+    @property
+    def width_axis(self) -> str:
+        """The axis name of the width of a vector."""
+        return "embedding" if self.config.factorised else "embed"
+
     def setup(self) -> None:
         """Makes the table `[rows, embed]`, or `[rows, embedding]` if the embeddings are factorised."""
-        width_axis = "embedding" if self.config.factorised else "embed"
-        names, shape = (self.row_axis, width_axis), (self.rows, self.config.table_dim)
+        names, shape = (self.row_axis, self.width_axis), (self.rows, self.config.table_dim)
         self.table = parameter(self, "table", table_init(self.config), names, shape, self.config.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:

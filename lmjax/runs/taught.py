@@ -60,7 +60,7 @@ def write_taught(run: Run, path: pathlib.Path, k: int) -> tuple[int, int]:
     note = {"teacher": fingerprint(flat(jax.device_get(params))), "place": config.place, "top_k": k, "rows": rows,
             "tokenizer": run.tokenizer.fingerprint, "objective": objective.name,
             "temperature": config.temperature}  # fmt: skip
-    predictions = run.train_examples(0, random_stream(0, "shapes"))["targets"].shape[0]
+    predictions = run.train_examples(0, random_stream(0, "predictions of a row"))["targets"].shape[0]
     with layout(run), Writer(path, len(run.train_examples), predictions, k, note) as writer:
         for batch, count in _batches(run):
             whole = {name: np.stack([row[name] for row in batch]) for name in batch[0]}
@@ -74,7 +74,7 @@ def _check_rows(run: Run) -> None:
     """Raises FlagError if rows differ from epoch to epoch, as those whose tokens are masked at random."""
     examples = run.train_examples
     for index in range(min(_TRIED, len(examples))):
-        one, other = (examples(index, random_stream(seed, "epochs")) for seed in range(2))
+        one, other = (examples(index, random_stream(seed, "rows drawn anew")) for seed in range(2))
         if any(not np.array_equal(one[name], other[name]) for name in one):
             raise FlagError(
                 f"lmjax teach: the rows of {','.join(run.task.names)} are drawn anew in each epoch, so that no file "
@@ -86,5 +86,5 @@ def _batches(run: Run) -> Iterator[tuple[list[Features], int]]:
     """Yields all rows in batches of one size, and how many of a batch count: the last is filled up with its first."""
     examples, size = run.train_examples, run.config.batch_size
     for start in range(0, len(examples), size):
-        rows = [examples(i, random_stream(0, "epochs")) for i in range(start, min(start + size, len(examples)))]
+        rows = [examples(i, random_stream(0, "taught rows")) for i in range(start, min(start + size, len(examples)))]
         yield rows + rows[:1] * (size - len(rows)), len(rows)

@@ -94,8 +94,12 @@ ABLATIONS = sorted((pathlib.Path(__file__).parents[2] / "experiments" / "ablatio
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
-def test_every_ablation_resolves_and_says_its_command(path):
+def test_every_ablation_resolves_and_says_its_command(path, tiny, tmp_path, monkeypatch):
+    """The run that an ablation begins with is there, if it names one."""
     sweep = load_sweep(str(path))
+    monkeypatch.chdir(tmp_path)
+    for place in {point["init_from"] for point in sweep.space if "init_from" in point}:
+        train_run(tiny(steps=1, model__max_length=256), pathlib.Path(place), progress=False)
     configs, _ = resolve_points([canonical(point, "") for point in sweep.space], canonical(sweep.base, ""))
     assert len(set(configs)) == len(sweep.space)
     command = f"lmjax sweep --sweep=experiments/ablations/{path.name} --workdir=sweeps/{path.stem} --run"

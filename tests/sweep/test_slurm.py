@@ -84,7 +84,7 @@ def test_a_job_that_slurm_preempts_saves_and_goes_on_when_it_is_started_again(su
         time.sleep(0.5)
         subprocess.run(["scancel", "--signal=USR2", job], check=True)
         # Slurm starts a job that was put back into the queue only after two minutes, unless it is told to.
-        for _ in range(60):
+        for _ in range(240):
             time.sleep(0.5)
             if (
                 "PENDING"
