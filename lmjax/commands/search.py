@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -85,8 +86,7 @@ class Searcher:
         """
         ledger, number = self._ledger, 0
         ledger.write(self._base, settings, ())
-        with searching(ledger.directory):
-            search = self._open(ledger.directory)
+        with searching(ledger.directory), contextlib.closing(self._open(ledger.directory)) as search:
             while points := search.ask(self._round):
                 _, known = ledger.read()
                 targets = self._targets(list(points.values()), known)

@@ -49,18 +49,26 @@ class Search:
         """
         self._optuna = _optuna()
         self._kind, self._trials, self._choices = kind, trials, _Choices(space)
+        self._storage = self._optuna.storages.RDBStorage(f"sqlite:///{folder / DATABASE}") if folder else None
         self._study = self._optuna.create_study(
             study_name="lmjax",
-            storage=f"sqlite:///{folder / DATABASE}" if folder else None,
+            storage=self._storage,
             load_if_exists=True,
             direction="minimize" if falling else "maximize",
         )
         said = str(self._choices)
         if (before := self._study.user_attrs.get("space", said)) != said:
+            self.close()
             raise ConfigMismatchError(
                 f"--workdir={folder} holds a search over {before}, and now it is over {said}; use another --workdir"
             )
         self._study.set_user_attr("space", said)
+
+    def close(self) -> None:
+        """Closes the file of the trials."""
+        if self._storage is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
 
     def ask(self, count: int) -> dict[int, Point]:
         """Returns the points of the next runs by the numbers of their trials: first of trials whose runs did not end.

@@ -27,8 +27,19 @@ def result(value, status="done", steps=10):
     return {"name": "run", "status": status, "steps": steps, "metrics": {} if value is None else {"eval/a/loss": value}}
 
 
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def search(folder, space=SPACE, kind="tpe", trials=30):
-    return Search(folder, space, kind, trials, falling=True)
+    OPENED.append(Search(folder, space, kind, trials, falling=True))
+    return OPENED[-1]
 
 
 def searched(folder, kind="tpe", trials=30):
