@@ -101,6 +101,9 @@ def choose_layout(
         longest: the most positions of a packed row.
         microbatches: of a batch.
     """
+    # No packing takes fewer positions than there are tokens.
+    if np.min(tokens) >= (1 - _LEAST) * length:
+        return None
     packed_length = length * max(1, min(round(_SHORT / length), longest // length))
     rng, rows = random_stream(0, "unpadding"), batch_size // microbatches
     batches = (rng.choice(tokens, (microbatches, rows)) for _ in range(_TRIALS))
@@ -112,7 +115,8 @@ def choose_layout(
         places = np.array([*sizes, padded / packed_length]) * packed_length
         return float(places[np.searchsorted(sizes, needed)].mean())
 
-    sizes = range(1, -(-padded // packed_length))
+    # A size that no batch needs exactly is worse than the next smaller one that some batch needs.
+    sizes = sorted({int(n) for n in needed if 1 <= n < -(-padded // packed_length)})
     if not sizes:
         return None
     (one, first), (two, both) = (
