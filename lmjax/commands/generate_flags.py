@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from absl import flags
 
 from lmjax.commands import facts
@@ -50,17 +52,22 @@ def define() -> flags.FlagValues:
     presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
     flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)
+    define_generation(values, FIELDS)
+    define_help(values)
+    return values
+
+
+def define_generation(values: flags.FlagValues, fields: Mapping[str, str]) -> None:
+    """Defines the flags of what generates and how; `fields` are those of GenerateConfig by flag, besides LISTS."""
     for name, path in LISTS.items():
         flags.DEFINE_multi_string(name, [], f"{described(path)} May be repeated.", flag_values=values)
-    for name, path in FIELDS.items():
+    for name, path in fields.items():
         flags.DEFINE_string(name, None, described(path), flag_values=values)
     conversation = (
         "answer a prompt as a message, in the tokenizer's chat template; on for a run that was trained on conversations"
     )
     flags.DEFINE_bool("conversation", False, conversation, flag_values=values)
     define_model(values)
-    define_help(values)
-    return values
 
 
 def described(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import generate_flags
-from lmjax.commands.flags import define_help, define_model, define_path
+from lmjax.commands.flags import define_help, define_path
 
 DESCRIPTION = """
 lmjax rate: makes preferences from a trained model's answers. It samples two answers to each prompt, shows them side by
@@ -39,15 +39,6 @@ def define() -> flags.FlagValues:
     define_path(values, "ratings", "JSONL with prompt, choice and perhaps a and b, in place of the terminal")
     define_path(values, "to", "the JSONL file of preferences, to which new ones are appended")
     define_path(values, "answers", "a new JSONL file for the two answers to each prompt, to be rated elsewhere")
-    for name, path in FIELDS.items():
-        flags.DEFINE_string(name, None, generate_flags.described(path), flag_values=values)
-    for name, path in generate_flags.LISTS.items():
-        text = f"{generate_flags.described(path)} May be repeated."
-        flags.DEFINE_multi_string(name, [], text, flag_values=values)
-    conversation = (
-        "answer a prompt as a message, in the tokenizer's chat template; on for a run that was trained on conversations"
-    )
-    flags.DEFINE_bool("conversation", False, conversation, flag_values=values)
-    define_model(values)
+    generate_flags.define_generation(values, FIELDS)
     define_help(values)
     return values

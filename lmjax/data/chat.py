@@ -274,10 +274,8 @@ class ChatTemplate:
         return ids, at + places[starts], at + places[ends]
 
 
-class ChatEncoder(Encoder):
-    """Makes the tokens of conversations; the stored value `trained` has the bounds of the assistant's spans."""
-
-    columns = (Column(MESSAGES), Column(TRAINED, "integers"))
+class TemplateEncoder(Encoder):
+    """Makes tokens by a chat template: the base class of encoders of conversations."""
 
     def __init__(self, template: ChatTemplate):
         """Takes the template; the tokenizer of a run keeps it."""
@@ -288,6 +286,12 @@ class ChatEncoder(Encoder):
     def parts(self) -> dict[str, Any]:
         """Returns what changes the tokens in addition to the tokenizer."""
         return {"chat_template": self.template.fingerprint}
+
+
+class ChatEncoder(TemplateEncoder):
+    """Makes the tokens of conversations; the stored value `trained` has the bounds of the assistant's spans."""
+
+    columns = (Column(MESSAGES), Column(TRAINED, "integers"))
 
     def __call__(self, documents: list[Document]) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
         """Yields the conversations with their tokens."""

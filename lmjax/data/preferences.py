@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.data.chat import ChatTemplate
+from lmjax.data.chat import TemplateEncoder
 from lmjax.data.documents import Document
-from lmjax.data.encoding import Encoder
 from lmjax.data.fields import Fields, field_of
 from lmjax.data.messages import ASSISTANT, USER, Message, read_messages
 from lmjax.data.record_format import RecordFormat
@@ -103,18 +102,8 @@ def messages_of(prompt: str) -> tuple[Message, ...]:
     return tuple(Message(*each) for each in json.loads(prompt))
 
 
-class AnswersEncoder(Encoder):
+class AnswersEncoder(TemplateEncoder):
     """Makes the tokens of conversations and of their answers, which end with the token that the template sets there."""
-
-    def __init__(self, template: ChatTemplate):
-        """Takes the template; the tokenizer of a run keeps it."""
-        self.template = template
-        super().__init__(template.tokenizer.with_template(template.source))
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """Returns what changes the tokens in addition to the tokenizer."""
-        return {"chat_template": self.template.fingerprint}
 
     def __call__(self, documents: list[Document]) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
         """Yields the records with the tokens of the prompt, as the template puts it before an answer, and answers.
