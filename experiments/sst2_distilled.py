@@ -17,30 +17,21 @@ arXiv:1909.10351, section 3), and learns its logits at a temperature (Hinton et 
 Hardware: two CPU cores. experiments/README.md has the result once it is measured.
 """
 
-from lmjax.config import Config, default_config, replace
+import pathlib
+
+from lmjax.config import Config, load_experiment, replace
 
 VARIANTS = ("", "alone")
 
 
 def get_config(variant: str = "") -> Config:
     """Returns the recipe; --init_from brings the student's parameters, and the variant `alone` has no teacher."""
+    whole = load_experiment(str(pathlib.Path(__file__).with_name("sst2_classification.py")))
     return replace(
-        default_config(("classification",), "encoder"),
+        whole,
         {
             "epochs": 4.0,
-            "batch_size": 16,
-            "task.length": 48,
-            "data.train": "train.tsv",
-            "data.column_names": ("text", "label"),
             "optimizer.learning_rate": 1e-4,
-            "optimizer.schedule": "linear",
-            "optimizer.final_ratio": 0.0,
-            "optimizer.warmup_share": 0.1,
-            "optimizer.weight_decay": 0.01,
-            "evaluation.every": 433,
-            "evaluation.batches": 55,
-            "evaluation.metric": "classification/accuracy",
-            "checkpoint.every": 433,
             "teacher.place": "" if variant == "alone" else "runs/sst2",
             "teacher.temperature": 2.0,
             "teacher.weight": 0.5,
