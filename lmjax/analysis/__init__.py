@@ -3,7 +3,9 @@
 This room may import evaluation, inference, the metrics of training, and the layers below them; matplotlib only inside
 functions.
 
-To look inside a model, call it (`model(texts, output_attentions=True)`), or record and replace activations by name with
-`lmjax.model.intercept`. To add a plot: a function in a file here
-that returns a figure (`figures.new_axes`).
+`record` and `patch` are the one way to look inside a model, and all that explains its outputs is built on them. To add
+a plot: a function in a file here that returns a figure (`figures.new_axes`).
 """
+
+from lmjax.analysis.inside import patch as patch
+from lmjax.analysis.inside import record as record

@@ -13,7 +13,7 @@ import jax
 from absl import flags, logging
 from jax.experimental import multihost_utils
 
-from lmjax.commands.explain import explain
+from lmjax.commands.config_help import explain
 from lmjax.commands.fits import check_run, sized_model
 from lmjax.commands.flags import data_fields, eval_sets
 from lmjax.commands.naming import run_name

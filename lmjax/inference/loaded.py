@@ -130,8 +130,7 @@ class LoadedModel:
             FlagError: a value that is not a text, an id outside the vocabulary, a text that is too long, or targets
                 for a model without an encoder.
         """
-        rows = [self.ids(text, f"texts[{i}]") for i, text in enumerate(as_list(texts, "texts"))]
-        fields, count = self._rows(rows, targets), len(rows)
+        fields, count = self.rows(texts, targets), len(as_list(texts, "texts"))
         given = jax.device_put(fields, batch_sharding(self.mesh))
         with self.on_devices():
             found = forward(self.model, self.params, given, output_hidden_states, output_attentions)
@@ -146,8 +145,12 @@ class LoadedModel:
         found["encoder"] = ModelOutput(**read("encoder_"), **found["encoder"])
         return ModelOutput(**read("decoder_"), **found)
 
-    def _rows(self, texts: list[tuple[int, ...]], targets: Texts | None) -> dict[str, np.ndarray]:
-        """Returns the fields of a batch, `[batch, length]` each, padded with empty rows so that the mesh divides it."""
+    def rows(self, texts: Texts, targets: Texts | None = None) -> dict[str, np.ndarray]:
+        """Returns the fields of a batch, `[batch, length]` each, padded with empty rows so that the mesh divides it.
+
+        Arguments and errors as of a call.
+        """
+        texts = [self.ids(text, f"texts[{i}]") for i, text in enumerate(as_list(texts, "texts"))]
         paired = self.config.family.paired
         if targets is not None and not paired:
             raise FlagError(

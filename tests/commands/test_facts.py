@@ -10,7 +10,7 @@ import pytest
 
 from lmjax import cli
 from lmjax.commands import facts
-from lmjax.commands.explain import entries
+from lmjax.commands.config_help import entries
 from lmjax.config import Config, default_config
 from lmjax.data.sources import SET_NAME
 from lmjax.inference.generate.generate import GenerateConfig

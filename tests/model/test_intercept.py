@@ -1,10 +1,15 @@
 """Named activations: recording changes nothing, and a replacement changes only what is computed from it."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
+from lmjax.model import intercept
+from lmjax.model.groups import AttentionConfig, MoEConfig
 from lmjax.model.intercept import names, record, replace
+from lmjax.model.transformer import stack_layers
 
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(0, 64, (2, 6))
@@ -16,6 +21,7 @@ MODELS = {
     "sandwich": ("decoder", ROPE | {"norm_position": "sandwich"}),
     "shared": ("decoder", ROPE | {"share_layers": True}),
     "parallel": ("decoder", ROPE | {"block": "parallel"}),
+    "experts": ("decoder", ROPE | {"moe": MoEConfig(num_experts=4, top_k=2)}),
     "encoder_decoder": ("encoder_decoder", {"positions": "relative"}),
 }
 
@@ -34,16 +40,20 @@ def case(request, build):
     return _case(request.param, build)
 
 
-def _branches(side="", cross=False):
+def _branches(side="", cross=False, mlp="mlp"):
     """Returns the residual stream and the branches of two layers."""
-    kinds = ("attention", *(("cross_attention",) if cross else ()), "mlp")
+    kinds = ("attention", *(("cross_attention",) if cross else ()), mlp)
     return {f"{side}layer_{i}{end}" for i in range(2) for end in ("", *(f"/{kind}" for kind in kinds))}
 
 
 def test_every_layer_and_branch_has_a_name(case):
     name, model, params, batch = case
     both = name == "encoder_decoder"
-    expected = _branches("encoder/") | _branches("decoder/", cross=True) if both else _branches()
+    expected = (
+        _branches("encoder/") | _branches("decoder/", cross=True)
+        if both
+        else _branches(mlp="moe" if name == "experts" else "mlp")
+    )
     found = names(model, params, batch)
     assert expected < set(found)
     assert not {"", "encoder", "decoder"} & set(found)
@@ -129,7 +139,74 @@ def test_what_cannot_be_recorded_is_refused(build):
         replace(model, params, batch, {"layer_0/mpl": lambda x: x})
     with pytest.raises(ValueError, match=r"'layer_0' has the shape \(2, 6, 16\), and its change gives \(16,\)"):
         replace(model, params, batch, {"layer_0": lambda x: x[0, 0]})
-    for fields in ({"scan_layers": True}, UNROLLED | {"remat": "full"}):
-        other, stacked = build("decoder", **fields)
-        with pytest.raises(ValueError, match="set scan_layers=False and remat='none'"):
-            record(other, stacked, batch, ["layer_0"])
+
+
+def test_the_glossary_names_what_there_is(build):
+    """Each name of the docstring's table is an activation of some family, of the shape that the table gives."""
+    rows = re.findall(r"^\| `(.+?)` \| (?:`\[(.+?)\]`)?", intercept.__doc__, re.MULTILINE)
+    told = {name.replace("layer_3", "layer_1"): shape.split(", ") for name, shape in rows}
+    found = {}
+    for each in MODELS:
+        _, model, params, batch = _case(each, build)
+        every = names(model, params, batch)
+        for name, value in record(model, params, batch, every)[1].items():
+            found[name.removeprefix("encoder/").removeprefix("decoder/")] = (value, model.config)
+    for name, shape in told.items():
+        value, config = found[name]
+        sizes = {
+            "batch": 2, "length": 6, "queries": 6, "keys": 6, "embed": config.embed_dim, "mlp": config.mlp_dim,
+            "table width": config.embed_dim, "heads": config.num_heads, "head_dim": config.width_of_head,
+            "experts": config.moe.num_experts, "top_k": config.moe.top_k,
+        }  # fmt: skip
+        assert shape == [""] or value.shape == tuple(1 if axis == "1" else sizes[axis] for axis in shape), name
+    # Beside these, there are only the outputs of modules in layers, and the modules of the input embeddings.
+    rest = {name for name in found if name.replace("layer_0", "layer_1") not in told}
+    inner = ("norm", "query", "key", "value", "out", "up", "gate", "down", "relative_bias")
+    odd = [n for n in rest if not n.endswith(inner) and "cross_attention/" not in n]
+    assert not odd
+
+
+@pytest.mark.parametrize("kernel", ["plain", "blockwise", "xla"])
+def test_scores_weights_and_heads_follow_from_each_other_with_any_kernel(kernel, build):
+    model, params = build("decoder", **UNROLLED, attention=AttentionConfig(kernel=kernel))
+    inner = [f"layer_1/attention/{name}" for name in ("scores", "weights", "heads", "value")]
+    batch = {"tokens": TOKENS}
+    outputs, found = record(model, params, batch, [*inner, "layer_1/mlp", "layer_1/mlp/hidden"])
+    scores, weights, heads, value = (np.asarray(found[name], np.float64) for name in inner)
+    expected = np.exp(scores - scores.max(-1, keepdims=True))
+    expected /= expected.sum(-1, keepdims=True)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    np.testing.assert_allclose(heads, np.einsum("bhqk,bkhd->bqhd", weights, value), atol=1e-5)
+    down = params["backbone"]["stack"]["layer_1"]["mlp"]["down"]
+    hidden = np.asarray(found["layer_1/mlp/hidden"])
+    np.testing.assert_allclose(found["layer_1/mlp"], hidden @ down["kernel"] + down["bias"], atol=1e-4)
+    # A replacement of the scores by themselves goes another way through the attention, to the same numbers.
+    again, later = record(model, params, batch, [inner[2]], changes={inner[0]: lambda x: x})
+    np.testing.assert_allclose(later[inner[2]], found[inner[2]], atol=1e-5)
+    np.testing.assert_allclose(again, outputs, atol=1e-4)
+
+
+def test_choices_of_a_router_are_those_that_make_its_output(build):
+    """With the logits of one expert raised far above the others, it is chosen by all tokens."""
+    _, model, params, batch = _case("experts", build)
+    plain = record(model, params, batch, ["layer_0/moe/router", "layer_0/moe/choices"])[1]
+    best = np.argsort(-np.asarray(plain["layer_0/moe/router"]), axis=-1, kind="stable")[..., :2]
+    np.testing.assert_array_equal(plain["layer_0/moe/choices"], best)
+    raised = {"layer_0/moe/router": lambda x: x.at[..., 3].add(50.0)}
+    found = record(model, params, batch, ["layer_0/moe/choices"], changes=raised)[1]
+    assert (np.asarray(found["layer_0/moe/choices"])[..., 0] == 3).all()
+    with pytest.raises(ValueError, match="change the router instead"):
+        replace(model, params, batch, {"layer_0/moe/choices": lambda x: x})
+
+
+def test_scanned_and_recomputed_layers_are_unrolled(build):
+    """The numbers are those of the unrolled model bit for bit, and of the scanned one up to rounding."""
+    unrolled, params = build("decoder", **UNROLLED)
+    scanned, _ = build("decoder", scan_layers=True, remat="full")
+    batch, stacked = {"tokens": TOKENS}, stack_layers(params)
+    expected, values = record(unrolled, params, batch, ["layer_0", "layer_1"])
+    outputs, found = record(scanned, stacked, batch, ["layer_0", "layer_1"])
+    np.testing.assert_array_equal(outputs, expected)
+    for name, value in values.items():
+        np.testing.assert_array_equal(found[name], value)
+    np.testing.assert_allclose(outputs, scanned.apply({"params": stacked}, batch), atol=1e-5)

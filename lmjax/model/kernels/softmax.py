@@ -82,27 +82,27 @@ def plain(
     return _average(scores, value, sink_logits, drop)[0].astype(value.dtype).swapaxes(1, 2)
 
 
-def probabilities(
-    query: jax.Array,
-    key: jax.Array,
-    *,
-    mask: Mask,
-    bias: jax.Array | None,
-    scale: float,
-    softcap: float | None,
-    sink_logits: jax.Array | None,
+def scores(
+    query: jax.Array, key: jax.Array, *, mask: Mask, bias: jax.Array | None, scale: float, softcap: float | None
 ) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, keys]`, the probabilities of `attention`; arguments as there.
+    """Returns float32 `[batch, heads, queries, keys]`, what the softmax of `attention` is taken of; arguments as there.
+
+    Masked scores are the least float.
+    """
+    query, key = (x.swapaxes(1, 2) for x in (query, key))
+    return _scores(query, key, bias, mask.dense(query.shape[2], key.shape[2]), _Plan((), scale, softcap))
+
+
+def softmax(scores: jax.Array, sink_logits: jax.Array | None) -> jax.Array:
+    """Returns float32 `[batch, heads, queries, keys]`, the probabilities of `attention`, for its scores.
 
     The probabilities of a query sum to 1 minus that of its sink logit, or to 0 if all its keys are masked.
     """
-    query, key = (x.swapaxes(1, 2) for x in (query, key))
-    scores = _scores(query, key, bias, mask.dense(query.shape[2], key.shape[2]), _Plan((), scale, softcap))
-    blind = _blind(jnp.max(scores, axis=-1, keepdims=True))
+    keys, blind = scores.shape[-1], _blind(jnp.max(scores, axis=-1, keepdims=True))
     if sink_logits is not None:
         sinks = jnp.broadcast_to(_per_head(sink_logits, scores.dtype), (*scores.shape[:3], 1))
         scores = jnp.concatenate([scores, sinks], axis=-1)
-    return jnp.where(blind, 0, jax.nn.softmax(scores, axis=-1)[..., : key.shape[2]])
+    return jnp.where(blind, 0, jax.nn.softmax(scores, axis=-1)[..., :keys])
 
 
 def blockwise(

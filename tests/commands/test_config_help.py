@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lmjax import cli
-from lmjax.commands.explain import entries
+from lmjax.commands.config_help import entries
 from lmjax.config import default_config, resolve
 from lmjax.errors import FlagError
 
