@@ -10,10 +10,13 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lmjax/__init__.py").read_t
 
 VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
+# The methods lime and shap of lmjax explain.
+EXPLAIN = ["scikit-learn>=1.5", "shap>=0.48"]
 SLURM = ["submitit>=1.5.3"]
 SEARCH = ["optuna>=4.5"]
 DEV = [
     *EVALUATE,
+    *EXPLAIN,
     *SLURM,
     *SEARCH,
     "pytest>=8.3",
@@ -64,6 +67,7 @@ setup(
         "viz": VIZ,
         # The metrics of classes and numbers, of translations, and of summaries.
         "evaluate": EVALUATE,
+        "explain": EXPLAIN,
         # Chat templates: older versions of jinja2 have known ways out of its sandbox.
         "chat": ["jinja2>=3.1.6"],
         "harness": ["lm-eval>=0.4.13"],

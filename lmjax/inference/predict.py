@@ -84,7 +84,7 @@ def row_outputs(
 ) -> list[dict[str, np.ndarray]]:
     """Returns a task's float64 outputs for each row, as `predictions` describes."""
     size = max(1, batch_size) + -max(1, batch_size) % batch_shards(mesh)
-    short = [_shortened(row, task.length) for row in rows]
+    short = [shortened(row, task.length) for row in rows]
     # Rows of one shape share a program.
     shapes = [tuple((name, x.shape) for name, x in row.items()) for row in short]
     found: list[dict[str, np.ndarray]] = [{} for _ in rows]
@@ -102,7 +102,7 @@ def row_outputs(
     return found
 
 
-def _shortened(row: Features, length: int) -> Features:
+def shortened(row: Features, length: int) -> Features:
     """Returns a row without the padding after the `row_length` that all of its tokens fit in."""
     longest = max(int(np.max(np.sum(x > 0, axis=-1))) for name, x in row.items() if name.endswith("segment_ids"))
     short = row_length(longest, length)
