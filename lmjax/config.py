@@ -28,8 +28,8 @@ from lmjax.model.adopt import InitConfig
 from lmjax.model.config import ModelConfig
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import choose, nearest, nearest_fields
-from lmjax.objectives.base import Penalties
 from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, check_family, objective_types
+from lmjax.objectives.sums import Penalties
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
 from lmjax.paths import read_regular, write_durably

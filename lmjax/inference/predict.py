@@ -12,9 +12,10 @@ import numpy as np
 from lmjax.inference.loaded import LoadedModel, row_length
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import NO_PENALTIES, Batch, Features
+from lmjax.objectives.base import Batch, Features
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
+from lmjax.objectives.sums import NO_PENALTIES
 from lmjax.parallel.mesh import batch_shards, to_device
 from lmjax.streams import prng_key
 from lmjax.training.forward import forward

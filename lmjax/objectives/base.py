@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from pydantic import Field
 
 from lmjax.data.columns import Column
@@ -23,6 +21,7 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.model.traits import FAMILIES, Family
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.samples import Sample, beginning, continuation
+from lmjax.objectives.sums import NO_PENALTIES, LossSum, Penalties
 from lmjax.schema import Schema
 
 if TYPE_CHECKING:
@@ -47,57 +46,6 @@ class ObjectiveConfig(Schema):
     def loss_weights(self, name: str) -> dict[str, float]:
         """Returns, for each loss sum of the objective `name`, its weight in the total loss."""
         return {name: self.loss_weight}
-
-
-class Mean(NamedTuple):
-    """A metric that is a mean, as float32 scalars: the weighted sum, and the sum of the weights."""
-
-    total: jax.Array
-    weight: jax.Array
-
-
-class LossSum(struct.PyTreeNode):
-    """A loss as a sum and the sum of its weights, so that microbatches of different sizes can be added.
-
-    Attributes:
-        loss: float32 scalar, the weighted sum of losses in nats: the cross entropy without penalties.
-        weight: float32 scalar, the sum of the weights (for 0/1 weights, the number of predictions).
-        correct: float32 scalar, the weighted number of predictions whose most likely class (the first, if several are
-            equally likely) is the target; None for a loss without predictions.
-        penalty: float32 scalar, what z-loss, label smoothing and R-Drop add to `loss` in training.
-        means: by name, what is shown beside the loss in training and evaluation.
-    """
-
-    loss: jax.Array
-    weight: jax.Array
-    correct: jax.Array | None
-    penalty: jax.Array
-    means: Mapping[str, Mean] = struct.field(default_factory=dict)
-
-    def __add__(self, other: LossSum) -> LossSum:
-        """Returns the sums over both microbatches."""
-        return jax.tree.map(jnp.add, self, other)
-
-
-class Penalties(struct.PyTreeNode):
-    """What training adds to the cross entropy: float32 scalars, None where nothing is added.
-
-    They are traced arrays, so a new value does not compile the step again.
-
-    Attributes:
-        z_loss: factor on the squared logarithm of the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311,
-            section 5), which keeps the logits from drifting away from zero.
-        label_smoothing: share of the target's probability that is spread evenly over all ids of the tokenizer (Szegedy
-            et al. 2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, arXiv:1706.03762, section 5.4).
-        r_drop: weight of the divergence between two passes with different dropout (`lmjax.objectives.r_drop`).
-    """
-
-    z_loss: jax.Array | None = None
-    label_smoothing: jax.Array | None = None
-    r_drop: jax.Array | None = None
-
-
-NO_PENALTIES = Penalties()
 
 
 @dataclasses.dataclass(kw_only=True)

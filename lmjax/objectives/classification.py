@@ -24,10 +24,11 @@ from pydantic import Field, model_validator
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError, FlagError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.divergences import Measure, binary_divergence, class_divergence
 from lmjax.objectives.losses import class_loss, labels_loss, shares_loss
 from lmjax.objectives.records import Prediction, TokenRecord, in_order
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.text_task import TextTask
 
 LABEL, LABELS = "label", "labels"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lmjax.objectives.base import LossSum
 from lmjax.objectives.losses import class_loss
+from lmjax.objectives.sums import LossSum
 
 
 def unit(vectors: jax.Array) -> jax.Array:

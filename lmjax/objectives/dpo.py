@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from lmjax.objectives.base import Batch, Forward, LossSum
+from lmjax.objectives.base import Batch, Forward
 from lmjax.objectives.preference import Preference, PreferenceConfig, pair_sums
+from lmjax.objectives.sums import LossSum
 
 
 class DPOConfig(PreferenceConfig):

@@ -21,12 +21,13 @@ from pydantic import Field, field_validator
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError, FlagError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.contrastive import in_batch_loss, score_order_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.objectives.regression import SCORE
 from lmjax.objectives.rows import separate_texts
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.text_task import SECOND, TEXT, TextTask
 
 NEGATIVE = "negative"

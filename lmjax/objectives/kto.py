@@ -23,8 +23,9 @@ from lmjax.data.columns import Column
 from lmjax.data.preferences import COMPLETION, LABEL, PROMPT
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Mean, Rows
+from lmjax.objectives.base import Batch, Features, Forward, Rows
 from lmjax.objectives.preference import Preference, PreferenceConfig
+from lmjax.objectives.sums import LossSum, Mean
 from lmjax.streams import random_stream
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.objectives.base import NO_PENALTIES, LossSum, Penalties
+from lmjax.objectives.sums import NO_PENALTIES, LossSum, Penalties
 
 
 def _classes(logits: jax.Array) -> jax.Array:

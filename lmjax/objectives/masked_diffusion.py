@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, NanoRun, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, NanoRun, ObjectiveConfig
 from lmjax.objectives.divergences import Measure
 from lmjax.objectives.masked_lm import MaskedText
 from lmjax.objectives.rows import pad
 from lmjax.objectives.samples import Sample, beginning, continuation
+from lmjax.objectives.sums import LossSum
 
 
 class MaskedDiffusionConfig(ObjectiveConfig):

@@ -16,12 +16,13 @@ from lmjax.data.documents import Document
 from lmjax.data.record_format import RecordFormat
 from lmjax.data.store import Store
 from lmjax.errors import FlagError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import joined, pad, rooms, side
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.text_task import TextTask
 
 # The score of a choice that a record does not have.

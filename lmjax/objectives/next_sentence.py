@@ -11,10 +11,11 @@ from pydantic import Field
 
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, ObjectiveConfig, Rows
+from lmjax.objectives.base import Batch, Features, Forward, Objective, ObjectiveConfig, Rows
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.masked_lm import MaskedLM
 from lmjax.objectives.rows import pad
+from lmjax.objectives.sums import LossSum
 
 IS_NEXT, IS_RANDOM = 0, 1
 SPECIALS = 3  # [CLS] A [SEP] B [SEP]

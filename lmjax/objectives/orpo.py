@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from lmjax.objectives.base import Batch, Forward, LossSum
+from lmjax.objectives.base import Batch, Forward
 from lmjax.objectives.preference import Preference, PreferenceConfig, pair_sums
+from lmjax.objectives.sums import LossSum
 
 # An answer of probability 1 has infinite odds; this is the largest log-probability whose odds are used.
 _MOST = -1e-6

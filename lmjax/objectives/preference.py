@@ -25,10 +25,11 @@ from lmjax.data.store import Store
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.model.traits import Family
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Mean, Objective, ObjectiveConfig, Rows
+from lmjax.objectives.base import Batch, Features, Forward, Objective, ObjectiveConfig, Rows
 from lmjax.objectives.losses import target_log_probs
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import pad, rooms, side
+from lmjax.objectives.sums import LossSum, Mean
 
 _log = logging.getLogger(__name__)
 

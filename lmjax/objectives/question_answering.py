@@ -16,13 +16,14 @@ from lmjax.data.questions import ANSWERS, CONTEXT, ID, QUESTION, STARTS, Questio
 from lmjax.data.record_format import RecordFormat
 from lmjax.data.store import Store
 from lmjax.objectives.answer_spans import Candidate, best_spans, spans_of
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import pad
+from lmjax.objectives.sums import LossSum
 
 CONTEXT_IDS = "context_ids"
 # The logit of a position that cannot be an answer.

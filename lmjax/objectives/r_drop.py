@@ -8,8 +8,9 @@ rate keep their scale: the mean of both cross entropies, and alpha / 2 times the
 
 import jax
 
-from lmjax.objectives.base import Batch, Forward, LossSum, Objective
+from lmjax.objectives.base import Batch, Forward, Objective
 from lmjax.objectives.divergences import SYMMETRIC
+from lmjax.objectives.sums import LossSum
 
 
 def losses(objective: Objective, forward: Forward, batch: Batch) -> dict[str, LossSum]:

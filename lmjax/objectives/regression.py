@@ -12,10 +12,11 @@ from pydantic import Field, model_validator
 from lmjax.data.columns import Column
 from lmjax.data.store import Store
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.divergences import Measure, squared_divergence
 from lmjax.objectives.losses import squared_loss
 from lmjax.objectives.records import Prediction, TokenRecord
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.text_task import SECOND, TEXT, TextTask
 
 SCORE = "score"

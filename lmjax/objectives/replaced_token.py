@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
-from lmjax.objectives.base import Batch, Features, Forward, LossSum
+from lmjax.objectives.base import Batch, Features, Forward
 from lmjax.objectives.losses import binary_loss, split_chunks, vocab_loss
 from lmjax.objectives.masked_lm import MaskedLM, MaskedLMConfig
+from lmjax.objectives.sums import LossSum
 
 
 class ReplacedTokenConfig(MaskedLMConfig):

@@ -19,7 +19,7 @@ from lmjax.data.encoding import Encoder
 from lmjax.data.preferences import CHOSEN, PROMPT, REJECTED, PreferenceFormat
 from lmjax.data.store import Store
 from lmjax.data.vocabulary import Vocabulary
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Rows
+from lmjax.objectives.base import Batch, Features, Forward, Rows
 from lmjax.objectives.preference import (
     Preference,
     PreferenceConfig,
@@ -31,6 +31,7 @@ from lmjax.objectives.preference import (
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord
 from lmjax.objectives.rows import joined, pad, side
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.text_task import TextTask
 
 

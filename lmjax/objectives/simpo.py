@@ -9,8 +9,9 @@ from typing import ClassVar
 import jax
 from pydantic import Field
 
-from lmjax.objectives.base import Batch, Forward, LossSum
+from lmjax.objectives.base import Batch, Forward
 from lmjax.objectives.preference import Preference, PreferenceConfig, pair_sums
+from lmjax.objectives.sums import LossSum
 
 
 class SimPOConfig(PreferenceConfig):

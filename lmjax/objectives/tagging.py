@@ -16,13 +16,14 @@ from lmjax.data.store import Store
 from lmjax.data.tag_schemes import Scheme, entities, mark_entities
 from lmjax.data.tagged_words import TAGS, WORDS, TaggedWords
 from lmjax.errors import DataError
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, ObjectiveConfig
+from lmjax.objectives.base import Batch, Features, Forward, ObjectiveConfig
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.divergences import Measure, class_divergence
 from lmjax.objectives.losses import class_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordRows, RecordTask, TokenRecord, in_order
 from lmjax.objectives.rows import pad, text_row
+from lmjax.objectives.sums import LossSum
 
 WORD_IDS = "word_ids"
 

@@ -18,7 +18,7 @@ from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.errors import DataError
 from lmjax.objectives import r_drop
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective, Penalties, Rows
+from lmjax.objectives.base import Batch, Features, Forward, Objective, Rows
 from lmjax.objectives.divergences import Measure
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.registry import (
@@ -31,6 +31,7 @@ from lmjax.objectives.registry import (
     settings,
 )
 from lmjax.objectives.samples import Sample
+from lmjax.objectives.sums import LossSum, Penalties
 from lmjax.schema import Schema
 from lmjax.streams import random_stream, subseed
 

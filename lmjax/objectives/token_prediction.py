@@ -11,11 +11,12 @@ import numpy as np
 
 from lmjax.data.packing import Plan, pack
 from lmjax.data.store import Store
-from lmjax.objectives.base import Batch, Features, Forward, LossSum, Objective
+from lmjax.objectives.base import Batch, Features, Forward, Objective
 from lmjax.objectives.divergences import Measure, vocab_divergence
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.rows import source_target
+from lmjax.objectives.sums import LossSum
 
 _log = logging.getLogger(__name__)
 

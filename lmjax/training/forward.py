@@ -15,7 +15,8 @@ from lmjax.model.heads.electra import GeneratorHead
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, RouterLoss, auxiliary_sums
 from lmjax.model.unpadding import packed, restored
-from lmjax.objectives.base import NO_PENALTIES, Batch, Forward, LossSum, Penalties
+from lmjax.objectives.base import Batch, Forward
+from lmjax.objectives.sums import NO_PENALTIES, LossSum, Penalties
 from lmjax.streams import named_key, prng_key
 
 PyTree = Any

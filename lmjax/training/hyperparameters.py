@@ -19,7 +19,7 @@ from flax import struct
 from pydantic import Field, model_validator
 
 from lmjax.model.groups import DropoutRates
-from lmjax.objectives.base import NO_PENALTIES, Penalties
+from lmjax.objectives.sums import NO_PENALTIES, Penalties
 from lmjax.schema import Schema
 from lmjax.training.optimizers import OPTIMIZERS, Optimizers
 from lmjax.training.optimizers.base import Optimizer

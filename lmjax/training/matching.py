@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import UNROLLED
-from lmjax.objectives.base import Batch, LossSum
+from lmjax.objectives.base import Batch
+from lmjax.objectives.sums import LossSum
 
 HIDDEN, ATTENTION = "teacher_hidden", "teacher_attention"
 # Below it, a probability of the student counts as this one, so that the divergence is finite.

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmjax.objectives.base import Batch, LossSum
+from lmjax.objectives.base import Batch
+from lmjax.objectives.sums import LossSum
 
 PyTree = Any
 

@@ -12,7 +12,8 @@ import optax
 
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import LOSSES, auxiliary_weight
-from lmjax.objectives.base import Batch, LossSum
+from lmjax.objectives.base import Batch
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.pmap import over_replicas, replica_key
 from lmjax.streams import named_key

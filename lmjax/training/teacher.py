@@ -16,8 +16,9 @@ from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.intercept import recording
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import Batch, LossSum, Objective
+from lmjax.objectives.base import Batch, Objective
 from lmjax.objectives.divergences import Measure, recorded_divergence
+from lmjax.objectives.sums import LossSum
 from lmjax.objectives.task import Task
 from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.schema import Schema

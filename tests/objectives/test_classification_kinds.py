@@ -9,8 +9,8 @@ import pytest
 
 import lmjax
 from lmjax.errors import DataError, FlagError
-from lmjax.objectives.base import NO_PENALTIES, Penalties
 from lmjax.objectives.classification import Classification, ClassificationConfig
+from lmjax.objectives.sums import NO_PENALTIES, Penalties
 from lmjax.objectives.text_task import TEXT
 from lmjax.runs.build import build
 from lmjax.training.metrics import read_lines

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.objectives.base import Penalties
 from lmjax.objectives.losses import binary_loss, class_loss, vocab_loss
+from lmjax.objectives.sums import Penalties
 
 class_sums = jax.jit(class_loss)
 BATCH, LENGTH, EMBED, VOCAB = 3, 10, 5, 11

@@ -7,9 +7,9 @@ import pytest
 
 from lmjax.errors import FlagError
 from lmjax.objectives import r_drop
-from lmjax.objectives.base import Penalties
 from lmjax.objectives.classification import Classification, ClassificationConfig
 from lmjax.objectives.divergences import binary_divergence, class_divergence, squared_divergence, vocab_divergence
+from lmjax.objectives.sums import Penalties
 from lmjax.objectives.tagging import Tagging, TaggingConfig
 
 ALPHA = 0.7

@@ -20,9 +20,9 @@ from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
-from lmjax.objectives.base import NO_PENALTIES, Penalties
 from lmjax.objectives.preference import AnswerRows
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types
+from lmjax.objectives.sums import NO_PENALTIES, Penalties
 from lmjax.objectives.task import Task, TaskConfig
 from lmjax.training.forward import forward
 

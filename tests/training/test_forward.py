@@ -13,7 +13,8 @@ from lmjax.model.groups import DropoutRates
 from lmjax.model.heads import HEADS
 from lmjax.model.heads.base import Head, Output, class_logits
 from lmjax.model.language_model import LanguageModel
-from lmjax.objectives.base import NO_PENALTIES, LossSum, Objective
+from lmjax.objectives.base import Objective
+from lmjax.objectives.sums import NO_PENALTIES, LossSum
 from lmjax.objectives.task import Task
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build

@@ -11,7 +11,7 @@ from lmjax.axes import RULES
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, auxiliary_sums
-from lmjax.objectives.base import Penalties
+from lmjax.objectives.sums import Penalties
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
 from lmjax.training.forward import forward
