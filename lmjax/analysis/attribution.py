@@ -237,9 +237,15 @@ def kernel_shap(rows: Replaced) -> tuple[np.ndarray, bool]:
     shap = required("shap", "explain")
     count = len(rows.subject.free)
     explainer = shap.KernelExplainer(lambda there: rows(np.asarray(there) > 0.5), np.zeros((1, count)))
-    found = explainer.shap_values(
-        np.ones((1, count)), nsamples=rows.config.samples or 64 + 8 * count, silent=True, l1_reg=False
-    )
+    # shap draws from NumPy's global generator.
+    before = np.random.get_state()
+    np.random.seed(rows.config.seed % 2**32)
+    try:
+        found = explainer.shap_values(
+            np.ones((1, count)), nsamples=rows.config.samples or 64 + 8 * count, silent=True, l1_reg=False
+        )
+    finally:
+        np.random.set_state(before)
     return _spread(rows, np.asarray(found).reshape(-1)), True
 
 

@@ -24,7 +24,7 @@ from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, Texts
 from lmjax.model import intercept
 from lmjax.model.language_model import LanguageModel
-from lmjax.parallel.mesh import batch_sharding
+from lmjax.parallel.mesh import batch_sharding, batch_shards
 
 PyTree = Any
 # Texts, or the fields of a batch, `[batch, length]` each, as `lmjax.model.families` lists them.
@@ -54,7 +54,7 @@ def patch(
     loaded: LoadedModel,
     batch: Batch,
     changes: Mapping[str, Replacement],
-    what: Sequence[str] = (),
+    what: Sequence[str] | None = None,
     *,
     targets: Texts | None = None,
 ) -> dict[str, np.ndarray]:
@@ -65,7 +65,7 @@ def patch(
         batch: as for `record`.
         changes: by name of the activation its new value, of the same shape or `[1, ...]` for all rows; or a function
             from its value to that, which is traced.
-        what: names to return instead of all outputs.
+        what: names or patterns to return; None: all outputs.
         targets: as for `record`.
 
     Raises:
@@ -73,7 +73,7 @@ def patch(
     """
     fields, count = fields_of(loaded, batch, targets)
     inner, outer = shapes(loaded, fields)
-    chosen = matching(what, [*inner, *outer]) if what else list(outer)
+    chosen = list(outer) if what is None else matching(what, [*inner, *outer])
     given, functions = {}, []
     for name, change in changes.items():
         matching([name], inner)
@@ -118,7 +118,9 @@ def fields_of(loaded: LoadedModel, batch: Batch, targets: Texts | None = None) -
     if missing := sorted(needed - batch.keys()):
         raise FlagError(f"batch: has no field {missing[0]!r}; this {loaded.config.family.label} reads {sorted(needed)}")
     fields = {name: np.asarray(x) for name, x in batch.items()}
-    return fields, len(_first(fields))
+    rows = len(next(iter(fields.values())))
+    more = -rows % batch_shards(loaded.mesh)
+    return {name: np.concatenate([x, np.repeat(x[-1:], more, axis=0)]) for name, x in fields.items()}, rows
 
 
 def matching(what: Sequence[str], names: Iterable[str]) -> list[str]:
@@ -170,7 +172,3 @@ def _fitting(name: str, value: np.ndarray, shape: tuple[int, ...], rows: int) ->
     if value.shape != wanted:
         raise FlagError(f"{name!r} has the shape {wanted}, and its replacement has {value.shape}; give that shape")
     return np.concatenate([value, np.zeros((shape[0] - wanted[0], *shape[1:]), value.dtype)])
-
-
-def _first(fields: Mapping[str, np.ndarray]) -> np.ndarray:
-    return next(iter(fields.values()))

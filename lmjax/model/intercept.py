@@ -119,6 +119,17 @@ def recording(names: Collection[str]) -> Iterator[dict[str, jax.Array]]:
         yield visitor.found
 
 
+@contextlib.contextmanager
+def replacing(changes: Mapping[str, Change]) -> Iterator[None]:
+    """Replaces the named activations of models with unrolled layers that are applied in this context.
+
+    Programs that were compiled outside of it are not changed, so a model that is applied by cached programs needs a
+    class of its own, whose `apply` enters this context (`lmjax.analysis.steering`).
+    """
+    with nn.intercept_methods(_Visitor((), changes)):
+        yield
+
+
 def _apply(visitor: _Visitor, model: LanguageModel, params: PyTree, batch: Batch, method: str | None) -> PyTree:
     """Returns the model's output; Flax calls the visitor at each module."""
     config = model.config

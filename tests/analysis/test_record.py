@@ -80,9 +80,13 @@ def test_a_batch_may_be_fields_and_rows_need_not_divide_the_mesh(every_device):
     [
         (["layer_7"], {}, "no activation is called 'layer_7'; there are layer_0"),
         ("layer_0", {}, "is one text; give a list of names"),
-        ([], {"logits": np.zeros(3)}, "no activation is called 'logits'"),
-        ([], {"layer_0": np.zeros((2, 3))}, r"'layer_0' has the shape \(2, 16, 16\), and its replacement has \(2, 3\)"),
-        ([], {"layer_0": lambda x: x[0]}, "return that shape"),
+        (None, {"logits": np.zeros(3)}, "no activation is called 'logits'"),
+        (
+            None,
+            {"layer_0": np.zeros((2, 3))},
+            r"'layer_0' has the shape \(2, 16, 16\), and its replacement has \(2, 3\)",
+        ),
+        (None, {"layer_0": lambda x: x[0]}, "return that shape"),
     ],
 )
 def test_what_is_not_there_is_refused(what, changes, message):
