@@ -1,5 +1,6 @@
 """Settings and fixtures of every test: 8 CPU devices (most see one), strict ranks, a private cache, a tiny corpus."""
 
+import gc
 import os
 import pathlib
 import random
@@ -46,6 +47,22 @@ def _one_device():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _reports_without_samples():
+    """Leaves the sample of generated text out of a run's last report, which takes a quarter of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmjax.commands.report.showcase", lambda *_: "")
+        yield
+
+
+@pytest.fixture
+def samples(monkeypatch):
+    """Puts the sample back into the reports of one test."""
+    from lmjax.inference.generate.showcase import showcase
+
+    monkeypatch.setattr("lmjax.commands.report.showcase", showcase)
+
+
 @pytest.fixture(scope="module")
 def all_devices(_one_device):
     """Shows lmjax all 8 devices in the tests of a file, which runs then use."""
@@ -58,6 +75,24 @@ def all_devices(_one_device):
 def every_device(monkeypatch):
     """Shows lmjax all 8 devices in one test."""
     monkeypatch.setattr(jax, "devices", _EVERY_DEVICE)
+
+
+_MOST_MEMORY = 3 << 30
+
+
+def _memory() -> int:
+    """Returns the resident bytes of this process; 0 where the system does not say."""
+    path = pathlib.Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Forgets compiled programs after a file where they fill the memory: thousands of files' tests run in a process."""
+    yield
+    if _memory() > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):

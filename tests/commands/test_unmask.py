@@ -42,6 +42,7 @@ def test_its_likelihood_is_called_a_bound(trained, corpus, capsys):
     assert found["nats_per_token"] == pytest.approx(losses[-1], rel=0.05)
 
 
+@pytest.mark.usefixtures("samples")
 def test_the_end_of_training_suggests_a_prompt_without_masks_and_shows_a_text(trained, tiny, tmp_path, capsys):
     train(tiny("masked_diffusion", steps=1), str(tmp_path / "run"))
     said = capsys.readouterr().out

@@ -232,7 +232,7 @@ def test_a_template_of_a_file_is_kept_and_what_it_refuses_has_file_and_line(chat
         build(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("architecture", ["decoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)])
 def test_a_tiny_model_learns_32_conversations_whatever_the_padding(chatting, tmp_path, architecture, evaluated_in_rows):
     """To near-zero loss; it then answers, and stops; and rows twice as long give the same loss."""
     fields = {"steps": 160, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 10, "evaluation__batches": 8,

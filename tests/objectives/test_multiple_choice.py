@@ -174,7 +174,10 @@ def test_a_row_without_room_for_its_choices_is_refused(choosing, tmp_path):
         build(choosing(records), tmp_path / "run")
 
 
-@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+LATER = [pytest.param(x, marks=pytest.mark.slow) for x in ("decoder", "encoder_decoder")]
+
+
+@pytest.mark.parametrize("architecture", ["encoder", *LATER])
 def test_a_tiny_model_learns_32_records_whatever_the_padding(choosing, tmp_path, architecture):
     """To near-zero loss; then rows twice as long give the same loss, and single records the same predictions."""
     fields = {"epochs": 20, "optimizer__learning_rate": 0.02, "optimizer__warmup_steps": 5, "evaluation__batches": 8,

@@ -87,7 +87,7 @@ def test_labels_are_refused_as_in_classification(labelling, tmp_path):
         build(labelling([RECORDS[0], {"text": "a fly", "label": ""}]), tmp_path / "run")
 
 
-@FAMILIES
+@pytest.mark.parametrize("architecture", ["encoder_decoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_tiny_model_learns_32_records_and_labels_them(labelling, tmp_path, architecture):
     """To near-zero loss; predictions are right, and their scores those of the labels' texts, whatever the batch."""
     fields = {"epochs": 60, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 8,

@@ -125,6 +125,7 @@ def written(folder, kind, records=RECORDS):
     return path
 
 
+@pytest.mark.usefixtures("samples")
 def test_a_toy_trains_is_evaluated_and_shows_a_sample(toy, tiny, tmp_path, capsys):
     path = tmp_path / "texts.txt"
     path.write_text("\n\n".join(record["text"] for record in RECORDS))

@@ -240,7 +240,7 @@ def gradients(run, parallel, accumulation, devices):
         return jax.device_get(compute(state, to_device(batch, mesh)))
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_mesh_and_accumulation_leave_loss_and_gradient(preferring, tmp_path, every_device, name):
     run = with_references(preferring(name, model__dropout__residual=0, model__dropout__attention=0), tmp_path / "run")
     expected = gradients(run, {}, 1, jax.devices()[:1])

@@ -175,7 +175,11 @@ def test_early_stopping_is_each_members_own(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("objective", "common"),
     [
-        ("span_corruption", {"accumulation": 2, "batch_size": 16, "optimizer__ema_decay": 0.9}),
+        pytest.param(
+            "span_corruption",
+            {"accumulation": 2, "batch_size": 16, "optimizer__ema_decay": 0.9},
+            marks=pytest.mark.slow,
+        ),
         ("next_token", {"stages__until": 6, "stages__length": 16, "model__embed_dim": 8}),
     ],
 )

@@ -32,6 +32,7 @@ def test_a_run_stops_early_says_so_and_stays_stopped(tiny, tmp_path, capsys, cap
     assert (bits(again, 4), losses(again)) == before
 
 
+@pytest.mark.usefixtures("samples")
 def test_a_run_that_is_stopped_at_every_step_is_the_whole_run(tiny, tmp_path, capsys, monkeypatch):
     """Also at the last step, and where an evaluation is due, which is then made after the run resumes."""
     config = tiny(steps=2, model__num_layers=1, evaluation__every=1, checkpoint__every=2, logging__tensorboard="true")

@@ -36,7 +36,10 @@ def case(tiny, workdir, objective, **fields):
     return run, make_state(), Fixed(teacher=teacher), batch
 
 
-@pytest.mark.parametrize(("objective", "sides"), [("mlm", ("",)), ("span_corruption", ("encoder_", "decoder_"))])
+@pytest.mark.parametrize(
+    ("objective", "sides"),
+    [("mlm", ("",)), pytest.param("span_corruption", ("encoder_", "decoder_"), marks=pytest.mark.slow)],
+)
 def test_the_losses_are_those_of_the_recorded_layers(tiny, tmp_path, objective, sides):
     run, state, fixed, batch = case(tiny, tmp_path, objective)
     of = jax.jit(functools.partial(loss_and_gradients, run.model, run.task, fixed=fixed), static_argnums=3)

@@ -90,7 +90,9 @@ def growth(architecture, mup, **fields):
     return np.array(found[-1]) / np.array(found[0])
 
 
-@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+@pytest.mark.parametrize(
+    "architecture", ["encoder", "decoder", pytest.param("encoder_decoder", marks=pytest.mark.slow)]
+)
 def test_activations_and_their_updates_are_as_large_in_a_wide_model(architecture):
     heads = {"head.tied": architecture != "decoder"}
     grown = growth(architecture, True, **heads)

@@ -75,7 +75,9 @@ def test_the_loss_is_the_labels_and_the_teachers_distribution(tiny, tmp_path, ki
     np.testing.assert_allclose(metrics["loss"], 0.2 * hard + 0.7 * soft, rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["mlm", "next_token", "span_corruption", "masked_diffusion"])
+@pytest.mark.parametrize(
+    "objective", ["mlm", "next_token", pytest.param("span_corruption", marks=pytest.mark.slow), "masked_diffusion"]
+)
 def test_microbatches_and_chunks_of_logits_change_no_gradient(tiny, tmp_path, objective):
     def gradients(accumulation, name, **fields):
         run, state, fixed = taught(tiny(objective, **PLAIN), tmp_path / name, **fields)
