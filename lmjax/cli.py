@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",
     "predict": "label texts with a classifier",
+    "explain": "show why a model says what it says",
     "rate": "say which of two answers is better, for training on preferences",
 }
 

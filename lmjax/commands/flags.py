@@ -47,6 +47,11 @@ def define_choice(
     flags.DEFINE(_Choice(name, known), name, default, text, values)
 
 
+def define_choices(values: flags.FlagValues, name: str, known: Collection[str], text: str) -> None:
+    """Defines a flag that takes several of these names, joined by commas; the text lists them."""
+    flags.DEFINE(_Choice(name, known, several=True), name, None, text, values)
+
+
 def define_objective(values: flags.FlagValues) -> None:
     """Defines --objective."""
     known = facts.names("lmjax.objectives.registry", "OBJECTIVES")

@@ -113,6 +113,16 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--stride=99", "--max_length=2"),
         ("--text_field=nothing",),
     ),
+    "explain": (
+        ("--method=patching",),
+        ("--corrupted=the",),
+        ("--label=oak",),
+        ("--question=who",),
+        ("--text2=a king", "--target=goes"),
+        ("--against=a", "--max_new_tokens=2"),
+        ("--corrupted=a king", "--target=goes"),
+        ("--output={text}",),
+    ),
     "predict": (("--text_field=nothing",), ("--step=99",), ("--output={text}",), ("--model={run}",)),
     "convert": (
         ("--from={run}",),
@@ -156,6 +166,7 @@ def base(command: str) -> tuple[str, ...]:
         "generate": ("--workdir={run}", "--prompt=the king", "--max_new_tokens=2"),
         "evaluate": ("--workdir={run}", "--data={text}"),
         "predict": ("--workdir={classifier}", "--data={rows}"),
+        "explain": ("--workdir={run}", "--text=the king", "--method=occlusion", "--output={case}/new.html"),
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
         "doctor": ("--workdir={run}",),
@@ -261,7 +272,10 @@ def of_files(places: dict[str, pathlib.Path]) -> Iterator[Case]:
             ("convert", "--workdir={case}/run", "--to={case}/out"),
             ("doctor", "--workdir={case}/run"),
         ),
-        "classifier": (("predict", "--workdir={case}/classifier", "--data={rows}"),),
+        "classifier": (
+            ("predict", "--workdir={case}/classifier", "--data={rows}"),
+            ("explain", "--workdir={case}/classifier", "--text=the fox", "--method=gradient", "--output=-"),
+        ),
         "hf": (
             ("generate", "--model={case}/hf", "--prompt=the king", "--max_new_tokens=2"),
             ("convert", "--from={case}/hf", "--workdir={case}/new"),
