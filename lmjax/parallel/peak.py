@@ -6,24 +6,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from lmjax.parallel.chips import chip_of
 from lmjax.streams import prng_key
-
-# From the vendors' datasheets: dense bfloat16, where a multiply-add counts as two operations.
-_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "Tesla T4": 65e12,
-}
 
 
 def peak_flops() -> float | None:
@@ -34,8 +18,8 @@ def peak_flops() -> float | None:
     device = jax.devices()[0]
     if device.platform == "cpu":
         return _measured_flops()
-    known = [name for name in _PEAKS if device.device_kind.startswith(name)]
-    return _PEAKS[max(known, key=len)] if known else None
+    chip = chip_of(device.device_kind)
+    return chip and chip.flops
 
 
 def peak_flops_together() -> float | None:

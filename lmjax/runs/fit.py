@@ -165,6 +165,19 @@ def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
+def jitted_step(run: Run, stage: Stage, abstract: TrainState) -> Any:
+    """Returns the training step of a stage for the run's mesh, which `lmjax plan` compiles too.
+
+    Args:
+        run: the parts of the run.
+        stage: the stage.
+        abstract: the shapes, dtypes and shardings of the state.
+    """
+    train_step = make_train_step(run.model, stage.task, run.config.optimizer, run.config.accumulation)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 def _open_stage(
     run: Run,
     stage: Stage,
@@ -192,9 +205,7 @@ def _open_stage(
         train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
         parallel_step, place = pmap.replicate(train_step), pmap.to_replicas
     else:
-        train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation)
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        parallel_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        parallel_step = jitted_step(run, stage, abstract)
         place = lambda batch: to_device(batch, mesh)  # noqa: E731
 
     def compiled(size: int) -> Callable[..., Any]:

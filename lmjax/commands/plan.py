@@ -1,0 +1,148 @@
+"""`lmjax plan`: what a run needs on devices that are not here, from its compiled training step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from absl import flags
+
+from lmjax.commands.fits import sized_model
+from lmjax.commands.table import aligned
+from lmjax.commands.train import resolve_flags
+from lmjax.config import Config, replace
+from lmjax.errors import FlagError
+from lmjax.parallel.chips import Chip, chip_of
+from lmjax.parallel.collectives import sent_by_axes
+from lmjax.parallel.memory import readable
+from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.roofline import Bound, bound, link_speed
+from lmjax.parallel.topology import topology_devices
+from lmjax.phases import phase
+from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
+from lmjax.runs.build import check_mesh
+
+_AXES = ("data", "fsdp", "expert", "tensor")
+
+
+def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
+    """Returns the compiled step, after printing what it needs."""
+    topology = values["topology"].value
+    if not topology:
+        raise FlagError("--topology: name the devices, such as v5e:4x4 or cpu:8; --help has examples")
+    config = resolve_flags(values, overrides).config
+    check_planned(config)
+    if values["mesh"].value:
+        config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(values["mesh"].value).items()})
+    devices = topology_devices(topology)
+    config = replace(config, {"model.vocab_size": sized_model(config).config.vocab_size})
+    mesh = make_mesh(config.parallel, devices)
+    check_mesh(config, mesh)
+    with phase(f"compiling the step for {len(devices)} {devices[0].device_kind}"):
+        ahead = compile_ahead(config, mesh)
+    print("\n".join(report(config, topology, ahead, values["tokens"].value)))
+    return ahead
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """Returns the sizes of the axes that --mesh names; those that it does not name are 1, and `data` takes the rest."""
+    sizes = {axis: -1 if axis == "data" else 1 for axis in _AXES}
+    for part in text.split(","):
+        found = re.fullmatch(r"(\w+)=(\d{1,6})", part)
+        if not found or found.group(1) not in sizes or not int(found.group(2)):
+            raise FlagError(f"--mesh={text}: {part!r} is no axis and size; write data=4,fsdp=4 ({', '.join(_AXES)})")
+        sizes[found.group(1)] = int(found.group(2))
+    return sizes
+
+
+def report(config: Config, topology: str, ahead: Ahead, tokens: float | None) -> list[str]:
+    """Returns the lines of the report.
+
+    Args:
+        config: the config of the run.
+        topology: the name of the devices.
+        ahead: its compiled step.
+        tokens: tokens to train on; None: those of the config's steps.
+    """
+    mesh = ahead.run.mesh
+    kind = mesh.devices.flat[0].device_kind
+    chip = chip_of(kind)
+    length = config.task.length
+    lines = [
+        f"devices      {topology}: {mesh.size} {kind}" + (f", {_figures(chip)}" if chip else ""),
+        f"mesh         {' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1) or 'one device'}",
+        f"step         {config.batch_size} rows of {length}, {ahead.tokens:,} tokens with padding, in "
+        f"{config.accumulation} microbatch(es); remat {config.model.remat}, {config.model.dtype}; "
+        f"compiled in {ahead.seconds:.0f} s ({ahead.cpu:.0f} s of processor)",
+        "",
+        *_memory(ahead, chip),
+        "",
+        *_times(ahead, chip),
+    ]
+    if chip is not None:
+        lines += ["", *_budget(config, ahead, bound(ahead.load, chip, mesh), chip, tokens)]
+    return lines
+
+
+def _figures(chip: Chip) -> str:
+    return (
+        f"each {chip.flops / 1e12:.0f} TFLOP/s in bfloat16, {chip.memory / 2**30:.0f} GiB at "
+        f"{chip.bandwidth / 1e9:.0f} GB/s, links {chip.links / 1e9:.0f} GB/s ({chip.source})"
+    )
+
+
+def _memory(ahead: Ahead, chip: Chip | None) -> list[str]:
+    """Returns the table of the memory of a device."""
+
+    def row(name: str, size: int) -> tuple[str, ...]:
+        share = f"{size / chip.memory:.1%}" if chip else ""
+        return name, readable(size) if abs(size) >= 1000 else f"{size} bytes", share
+
+    rows = [row(name, size) for name, size in ahead.memory.items() if size]
+    off = ""
+    # On a CPU, XLA's peak leaves out the arguments.
+    if chip and ahead.peak:
+        off = f"the compiler's own peak is {readable(ahead.peak)}, of which this is {ahead.total / ahead.peak:.1%}"
+    head = ("memory of a device", "bytes", "of the chip" if chip else "")
+    return [line.rstrip() for line in [*aligned([head, *rows, row("total", ahead.total)]), off] if line.strip()]
+
+
+def _times(ahead: Ahead, chip: Chip | None) -> list[str]:
+    """Returns the table of what a device computes, moves and sends in a step, and the time of each."""
+    load, mesh = ahead.load, ahead.run.mesh
+    times = bound(load, chip, mesh) if chip else None
+
+    def row(name: str, amount: str, seconds: float | None) -> tuple[str, ...]:
+        return name, amount, "" if seconds is None else f"{1e3 * seconds:.3g} ms"
+
+    needed = ahead.model_flops / mesh.size
+    rows = [
+        ("a step on a device", "amount", "least time" if chip else ""),
+        row("products", f"{load.flops / 1e9:.4g} GFLOP", times and times.products),
+        row("memory traffic", readable(int(load.moved)), times and times.memory),
+    ]
+    for (name, axes), sent in sent_by_axes(ahead.collectives).items():
+        seconds = sent / link_speed(chip, mesh, axes) if chip else None
+        rows.append(row(f"{name} over {'+'.join(axes)}", readable(int(sent)), seconds))
+    share = f"products are {load.flops / needed:.3f} of the model's own {needed / 1e9:.4g} GFLOP"
+    return [*(line.rstrip() for line in aligned(rows)), share]
+
+
+def _budget(config: Config, ahead: Ahead, least: Bound, chip: Chip, tokens: float | None) -> list[str]:
+    """Returns the lines about the speed at most, and the time of the whole run."""
+    devices = ahead.run.mesh.size
+    speed = ahead.tokens / least.seconds
+    mfu = ahead.model_flops / (least.seconds * devices * chip.flops)
+    lines = [
+        f"at most      {speed:,.0f} tokens/s, MFU {mfu:.1%}: a step takes at least {1e3 * least.seconds:.3g} ms, by "
+        f"its {least.by}"
+    ]
+    if tokens is None and (config.minutes is not None or config.epochs is not None):
+        return [*lines, "budget       the config has no number of steps; give --tokens"]
+    steps = config.steps if tokens is None else tokens / ahead.tokens
+    hours = steps * least.seconds / 3600
+    return [
+        *lines,
+        f"budget       {steps:,.0f} steps, {steps * ahead.tokens:.3g} tokens: at least {hours / 24:.3g} days, "
+        f"{hours * devices:,.4g} device-hours",
+    ]

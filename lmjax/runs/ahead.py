@@ -1,0 +1,207 @@
+"""Compiles the training step of a config for devices that need not exist, and reads from it what the step needs."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lmjax.config import Config, replace
+from lmjax.errors import FlagError
+from lmjax.objectives.registry import objective_types
+from lmjax.parallel import collectives, cost
+from lmjax.parallel.collectives import Collective
+from lmjax.parallel.hlo import Program
+from lmjax.parallel.memory import Memory, held, readable
+from lmjax.parallel.mesh import batch_sharding, batch_shards
+from lmjax.parallel.roofline import Load
+from lmjax.runs.build import Run, build, hyperparameters
+from lmjax.runs.fit import jitted_step, layout
+from lmjax.training.fixed import NOTHING_FIXED
+from lmjax.training.state import TrainState, state_maker
+
+# Documents of the text that stands in for a run's data, and words of each.
+_DOCUMENTS, _WORDS = 40, 60
+# How the compiler says what a program needs and what there is.
+_EXHAUSTED = re.compile(
+    r"\(([\d.]+[KMGT])\) exceeds available \S+ \(([\d.]+[KMGT])\)|Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm",
+    re.IGNORECASE,
+)
+_ONE_DEVICE = Memory(0, "", False)
+
+
+class Ahead(NamedTuple):
+    """A compiled training step and what it needs on each device.
+
+    Attributes:
+        run: the run, on text that stands in for its data.
+        text: the program that the compiler made.
+        seconds: how long it took to trace and to compile.
+        cpu: seconds of all processors together that this took.
+        memory: bytes on one device by what they are for.
+        peak: bytes on one device that the compiler itself says the step needs; 0 if it does not say it.
+        load: what a step computes, moves and sends.
+        collectives: what it sends, one by one.
+        model_flops: model FLOPs of one step on all devices, those of attention for all pairs.
+        tokens: positions of a batch, padding included.
+        state: shapes, dtypes and shardings of the state.
+    """
+
+    run: Run
+    text: str
+    seconds: float
+    cpu: float
+    memory: dict[str, int]
+    peak: int
+    load: Load
+    collectives: list[Collective]
+    model_flops: float
+    tokens: int
+    state: TrainState
+
+    @property
+    def total(self) -> int:
+        """Returns the bytes that the step needs on one device."""
+        return sum(self.memory.values())
+
+
+def check_planned(config: Config) -> None:
+    """Raises FlagError for a run whose step needs more than its config says."""
+    types = objective_types(config.task.objective)
+    for refused, flag, reason in (
+        (config.parallel.kind == "pmap", "--parallel=pmap", "a plan is of a mesh; give --parallel=mesh"),
+        (config.adapter.kind != "none", f"--config.adapter.kind={config.adapter.kind}", "a plan is of a whole model"),
+        (bool(config.teacher.place), f"--config.teacher.place={config.teacher.place}", "a plan has no teacher"),
+        (any(o.refers for o in types), f"--objective={types[0].name}", "a plan has no reference model"),
+    ):
+        if refused:
+            raise FlagError(f"{flag}: {reason}; lmjax train can train this, and lmjax plan cannot plan it yet")
+
+
+def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
+    """Returns the compiled step of the last stage of a run.
+
+    The shapes of a batch follow from the config, so that a short text stands in for running text and pairs; records,
+    whose columns say what is in them, are read from the run's own data.
+
+    Args:
+        config: the config, with the size of the vocabulary.
+        mesh: the devices, which need not exist.
+
+    Raises:
+        FlagError: the step does not fit the memory of the devices.
+    """
+    with tempfile.TemporaryDirectory(prefix="lmjax-plan-") as folder:
+        run = build(stand_in(config, pathlib.Path(folder)), pathlib.Path(folder) / "run", mesh)
+        stage = run.stages[-1]
+        batch = {name: _placed(x, batch_sharding(mesh)) for name, x in stage.local_batch().items()}
+        model_flops = run.flops_per_step(stage)
+    # Numbers are made before the mesh is in use, because its devices cannot hold any.
+    hparams = hyperparameters(run.config)
+    _, abstract = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    numbers = jax.tree.map(lambda x: _placed(x, replicated), hparams)
+    began, worked = time.perf_counter(), time.process_time()
+    with layout(run):
+        lowered = jitted_step(run, stage, abstract).trace(abstract, batch, numbers, NOTHING_FIXED).lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as e:
+            raise _too_large(e, run, abstract) from e
+    seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+    text, analysis = compiled.as_text(), compiled.memory_analysis()
+    program = Program.parse(text)
+    sent = collectives.collectives(program, mesh.shape)
+    causal = run.config.model.family.causal and not run.config.model.family.paired
+    return Ahead(
+        run=run,
+        text=text,
+        seconds=seconds,
+        cpu=cpu,
+        memory=_memory(abstract, analysis),
+        peak=analysis.peak_memory_in_bytes,
+        load=Load(
+            cost.flops(program, 0.5 if causal else 1.0),
+            cost.moved_bytes(program),
+            {axes: sum(x.sent for x in sent if x.axes == axes) for axes in {x.axes for x in sent}},
+        ),
+        collectives=sent,
+        model_flops=model_flops,
+        tokens=sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("segment_ids")),
+        state=abstract,
+    )
+
+
+def stand_in(config: Config, folder: pathlib.Path) -> Config:
+    """Returns the config with a short text, written to `folder`, in place of its data; records stay."""
+    types = objective_types(config.task.objective)
+    fields: dict[str, Any] = {"data.cache_dir": str(folder / "cache"), "data.unpad": False, "init_from": ""}
+    if any(o.columns for o in types):
+        return replace(config, {"data.unpad": False})
+    path = folder / ("text.tsv" if types[0].wants_pairs else "text.txt")
+    documents = [" ".join(["king"] * _WORDS) + f" {number}. It goes on." for number in range(_DOCUMENTS)]
+    lines = [f"{text}\t{text}" for text in documents] if types[0].wants_pairs else documents
+    path.write_text(("\n" if types[0].wants_pairs else "\n\n").join(lines) + "\n")
+    fields |= {
+        "data.train": str(path), "data.mixture": (), "data.weights": (), "data.eval": (), "data.held_out": 0.2,
+        "data.split": "hash", "data.subset": None, "data.documents": "auto", "data.workers": 0,
+        "tokenizer.kind": "char", "tokenizer.byte_fallback": False, "tokenizer.path": "",
+    }  # fmt: skip
+    return replace(config, fields)
+
+
+def _too_large(error: Exception, run: Run, state: TrainState) -> Exception:
+    """Returns the error of a step that the compiler refused because it does not fit, or the compiler's own error."""
+    found = re.search(
+        r"(?:\((\S+?)\) exceeds available \S+ \((\S+?)\)|Used (\S+) of (\S+) hbm)", str(error), re.IGNORECASE
+    )
+    if not found:
+        return error
+    needed, there = ({"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[x[-1]] * float(x[:-1])
+                     for x in found.groups() if x)  # fmt: skip
+    held_now = held((state.params, state.opt_state, state.average), _ONE_DEVICE)
+    config, mesh = run.config, run.mesh
+    remedy = []
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] < mesh.size:
+        remedy.append("more devices of --mesh on fsdp or tensor, which divide parameters and optimizer")
+    if config.model.remat != "full":
+        remedy.append("--config.model.remat=full")
+    if config.batch_size // config.accumulation > batch_shards(mesh):
+        remedy.append(f"more microbatches (--config.accumulation, now {config.accumulation})")
+    remedy.append("a smaller --batch_size or a larger --topology")
+    return FlagError(
+        f"lmjax plan: the step needs {readable(int(needed))} on each device, {readable(int(needed - there))} more than "
+        f"the {readable(int(there))} that a program can use there; parameters and optimizer take "
+        f"{readable(held_now)}. Change: {', or '.join(remedy)}"
+    )
+
+
+def _placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
+
+
+def _memory(state: TrainState, analysis: Any) -> dict[str, int]:
+    """Returns the bytes of a step on one device, by what they are for.
+
+    The gradients exist at the same time as the activations only in part, so what the compiler reserves for both is
+    divided by the size of the gradients in float32.
+    """
+    params = held(state.params, _ONE_DEVICE)
+    optimizer = held((state.opt_state, state.average), _ONE_DEVICE)
+    reserved = analysis.temp_size_in_bytes
+    gradients = min(reserved, sum(held(jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), _ONE_DEVICE)
+                                  for x in jax.tree.leaves(state.params)))  # fmt: skip
+    return {
+        "parameters": params,
+        "optimizer": optimizer,
+        "batch, counters and padding": analysis.argument_size_in_bytes - params - optimizer,
+        "gradients": gradients,
+        "activations and temporaries": reserved - gradients,
+        "results that replace no argument": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    }
