@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import jax
 from absl import flags
 
 from lmjax.commands.fits import sized_model
@@ -21,6 +22,7 @@ from lmjax.parallel.topology import topology_devices
 from lmjax.phases import phase
 from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
+from lmjax.runs.meshes import Candidate, candidates
 
 _AXES = ("data", "fsdp", "expert", "tensor")
 
@@ -32,16 +34,58 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
         raise FlagError("--topology: name the devices, such as v5e:4x4 or cpu:8; --help has examples")
     config = resolve_flags(values, overrides).config
     check_planned(config)
-    if values["mesh"].value:
-        config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(values["mesh"].value).items()})
+    mesh = values["mesh"].value
+    if mesh and mesh != "auto":
+        config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(mesh).items()})
     devices = topology_devices(topology)
-    config = replace(config, {"model.vocab_size": sized_model(config).config.vocab_size})
+    model = sized_model(config)
+    config = replace(config, {"model.vocab_size": model.config.vocab_size})
+    if mesh == "auto":
+        config, ahead = _searched(config, model.heads, topology, devices, values["candidates"].value)
+    else:
+        ahead = _compiled(config, devices)
+    print("\n".join(report(config, topology, ahead, values["tokens"].value)))
+    return ahead
+
+
+def _compiled(config: Config, devices: list[jax.Device]) -> Ahead:
+    """Returns the compiled step of a config."""
     mesh = make_mesh(config.parallel, devices)
     check_mesh(config, mesh)
     with phase(f"compiling the step for {len(devices)} {devices[0].device_kind}"):
-        ahead = compile_ahead(config, mesh)
-    print("\n".join(report(config, topology, ahead, values["tokens"].value)))
-    return ahead
+        return compile_ahead(config, mesh)
+
+
+def _searched(
+    config: Config, heads: tuple[str, ...], topology: str, devices: list[jax.Device], most: int
+) -> tuple[Config, Ahead]:
+    """Returns the best of the most promising layouts, compiled, after printing how they rank."""
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        raise FlagError(f"--mesh=auto --topology={topology}: ranks by the figures of a chip; name a TPU slice")
+    known = candidates(config, heads, devices, chip)
+    made: list[tuple[float, Candidate, Ahead]] = []
+    rows = [("layout", "estimate", "least time", "memory")]
+    for each in known:
+        if len(made) == most or len(rows) > 2 * most:
+            break
+        try:
+            ahead = _compiled(each.config, devices)
+        except FlagError as e:
+            rows.append((each.name, f"{1e3 * each.seconds:.3g} ms", "does not fit", str(e).split(",")[0][-30:]))
+            continue
+        least = bound(ahead.load, chip, ahead.run.mesh).seconds
+        made.append((least, each, ahead))
+        times = (f"{1e3 * seconds:.3g} ms" for seconds in (each.seconds, least))
+        rows.append((each.name, *times, readable(ahead.total)))
+    if not made:
+        raise FlagError(
+            f"--mesh=auto: none of the {len(rows) - 1} most promising layouts fits {topology}, the last being "
+            f"{rows[-1][0]}; raise --candidates, or take a larger --topology or a smaller --batch_size"
+        )
+    print("\n".join([f"{len(known)} layouts may fit; the most promising by estimate, compiled:", *aligned(rows), ""]))
+    _, best, ahead = min(made, key=lambda found: found[0])
+    return best.config, ahead
 
 
 def _sizes(text: str) -> dict[str, int]:

@@ -113,7 +113,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as e:
-            raise _too_large(e, run, abstract) from e
+            raise too_large(e, run, abstract) from e
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     text, analysis = compiled.as_text(), compiled.memory_analysis()
     program = Program.parse(text)
@@ -156,7 +156,7 @@ def stand_in(config: Config, folder: pathlib.Path) -> Config:
     return replace(config, fields)
 
 
-def _too_large(error: Exception, run: Run, state: TrainState) -> Exception:
+def too_large(error: Exception, run: Run, state: TrainState) -> Exception:
     """Returns the error of a step that the compiler refused because it does not fit, or the compiler's own error."""
     found = re.search(
         r"(?:\((\S+?)\) exceeds available \S+ \((\S+?)\)|Used (\S+) of (\S+) hbm)", str(error), re.IGNORECASE

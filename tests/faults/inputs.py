@@ -136,6 +136,14 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--shard_gb=0.0000001",),
     ),
     "tokenizer": (("--output={text}",), ("--vocab_size=5",), ("--vocab_size=900000000",), ("--output={folder}/no/x",)),
+    "plan": (
+        ("--topology=v5e:4x4x4",),
+        ("--topology=cpu:0",),
+        ("--topology=nothing:2x2",),
+        ("--mesh=fsdp=2,fsdp=3", "--topology=cpu:1"),
+        ("--mesh=auto", "--topology=cpu:1"),
+        ("--tokens=0",),
+    ),
     "doctor": (("--workdir={folder}",), ("--workdir={text}",), ("--repair",)),
 }
 
@@ -174,6 +182,7 @@ def base(command: str) -> tuple[str, ...]:
         "compare": ("--runs={run}",),
         "scaling": ("--sweep={run}",),
         "average": ("--models={run},{run}", "--to={case}/averaged"),
+        "plan": ("--topology=cpu:1", *RUN[2:], "--config.model.vocab_size=64"),
         "rate": ("--workdir={run}", "--prompts={prompts}", "--answers={case}/answers.jsonl", "--max_new_tokens=2"),
         "teach": ("--model={run}", "--data={text}", "--to={case}/taught.safetensors", "--length=32"),
     }[command]

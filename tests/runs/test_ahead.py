@@ -28,7 +28,29 @@ RUNS = {
 }
 # By run: how many there are of each kind, along which axes. They belong to jax 0.10.2; a change of the rules or of the
 # model that is meant changes them, and so may another version of XLA.
-COUNTS = {}
+COUNTS = {
+    "decoder, data": {"all-reduce data": 1},
+    "decoder, fsdp": {"all-gather fsdp": 22, "all-reduce fsdp": 22},
+    "encoder, fsdp and tensor": {
+        "all-gather data+fsdp+tensor": 1, "all-gather fsdp": 23, "all-reduce data": 1, "all-reduce data+fsdp": 1,
+        "all-reduce fsdp": 2, "all-reduce tensor": 14,
+    },
+    "encoder-decoder, tensor": {"all-reduce data": 1, "all-reduce data+tensor": 1, "all-reduce tensor": 31},
+    "decoder, fsdp, microbatches": {"all-gather data+fsdp": 22, "all-reduce data+fsdp": 3},
+    "decoder, experts": {"all-gather data": 3, "all-reduce data": 3, "all-reduce expert": 6},
+}  # fmt: skip
+# Parameters with each of the rules, on a mesh of data, fsdp and tensor.
+SHARDINGS = {
+    "embedding/table": "P('tensor', 'fsdp')",
+    "output_bias": "P('tensor',)",
+    "backbone/inputs/types/table": "P(None, 'fsdp')",
+    "backbone/stack/final_norm/scale": "P(None,)",
+    "backbone/stack/layer_0/attention/query/kernel": "P('fsdp', 'tensor', None)",
+    "backbone/stack/layer_0/attention/key/kernel": "P('fsdp', 'tensor', None)",
+    "backbone/stack/layer_0/attention/out/kernel": "P('tensor', None, 'fsdp')",
+    "backbone/stack/layer_0/mlp/gate/kernel": "P('fsdp', 'tensor')",
+    "backbone/stack/layer_0/mlp/down/kernel": "P('tensor', 'fsdp')",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +72,61 @@ def ahead():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_collectives_stay(ahead, name):
-    found = counted(ahead(name).collectives, LEAST)
-    print(f"{name!r}: {found},")
-    assert found == COUNTS[name]
+    if not jax.__version__.startswith("0.10."):
+        pytest.skip("the counts are those of jax 0.10")
+    assert counted(ahead(name).collectives, LEAST) == COUNTS[name]
+
+
+def test_shardings_stay(ahead):
+    """The optimizer's moments are beside the parameters."""
+    state = ahead("encoder, fsdp and tensor").state
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    found = {"/".join(str(key.key) for key in path): str(x.sharding.spec) for path, x in leaves}
+    assert {name: found[name] for name in SHARDINGS} == SHARDINGS
+    moments = [str(x.sharding.spec) for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert sorted(moments) == sorted([*found.values()] * 2)
+
+
+@pytest.mark.parametrize("name", ["decoder, data", "decoder, fsdp", "encoder-decoder, tensor"])
+def test_products_are_those_of_the_model(ahead, name):
+    """On a mesh without experts, nothing is computed twice, and each device has its share."""
+    found = ahead(name)
+    assert found.load.flops == pytest.approx(found.model_flops / 8, rel=0.01)
+
+
+def test_memory_of_parameters_and_optimizer(ahead):
+    """AdamW has two moments; fsdp divides all that has its axis by 8, and data nothing."""
+    plain, split = ahead("decoder, data"), ahead("decoder, fsdp")
+    whole = sum(x.size * 4 for x in jax.tree.leaves(plain.state.params))
+    assert plain.memory["parameters"] == whole
+    assert plain.memory["optimizer"] == pytest.approx(2 * whole, abs=64)
+    assert whole / 8 <= split.memory["parameters"] < whole / 6
+    assert split.memory["optimizer"] == pytest.approx(2 * split.memory["parameters"], abs=64)
+    assert held(split.state.params, Memory(0, "", False)) == split.memory["parameters"]
+
+
+def test_gradients_of_data_parallel_rows_are_summed_once(ahead):
+    """The bytes of one sum of all gradients in float32 by a ring of 8, beside those of a few counters.
+
+    The tied table has gradients of the input and of the logits, and XLA on a CPU sums each over the devices.
+    """
+    found = ahead("decoder, data")
+    params = found.state.params
+    whole = sum(x.size * 4 for x in jax.tree.leaves(params))
+    table = 4 * MODEL["model.vocab_size"] * MODEL["model.embed_dim"]
+    (sent,) = found.load.sent.values()
+    assert sent == pytest.approx(2 * 7 / 8 * (whole + table), rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"parallel.kind": "pmap"}, "--parallel=pmap"),
+        ({"teacher.place": "x"}, "--config.teacher.place=x"),
+        ({"adapter.kind": "lora", "init_from": "x"}, "--config.adapter.kind=lora"),
+        ({"task.objective": ("dpo",)}, "--objective=dpo"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(fields, named):
+    with pytest.raises(FlagError, match=named):
+        check_planned(configs.resolve(fields=fields))
