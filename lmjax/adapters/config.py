@@ -42,6 +42,13 @@ class AdapterConfig(Schema):
         "those that init_from lacks are among them",
     )
 
+    base_dtype: Literal["param", "int8"] = Field(
+        "param",
+        description="how the kernels in the base's layers are kept: as --config.model.param_dtype says, or as 8-bit"
+        " integers with a scale for each output, which the adapter learns to make up for (as Dettmers et al. 2023,"
+        " arXiv:2305.14314, section 3, with 8 bits instead of 4)",
+    )
+
     @property
     def scale(self) -> float:
         """Returns the factor on the product of the two matrices."""

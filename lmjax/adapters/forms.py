@@ -183,7 +183,7 @@ class DoRA(Form):
         """Returns the output of an adapted layer; its bias is not scaled."""
         dims, outputs = len(layer.axes) - len(layer.features), len(layer.features)
         a, b = self._factors(layer, x.shape[x.ndim - dims :])
-        kernel = nn.unbox(layer.get_variable("params", "kernel"))
+        kernel = nn.unbox(layer.get_variable("params", "kernel")).astype(jnp.float32)
         names = tuple("norm" if name == "embed" else name for name in layer.axes[dims:])
         magnitude = made(layer, MAGNITUDE, lambda *_: norms(kernel, outputs), names, layer.features)
         # Without a gradient, as in section 4.3 of the paper.

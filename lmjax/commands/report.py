@@ -92,6 +92,7 @@ def _sizes(run: Run, state: TrainState) -> str:
     return (
         f"{total / 1e6:.2f} M parameters, of which {own:,} ({own / total:.2%}) are trained "
         f"({run.config.adapter.kind}), optimizer state {readable(optimizer)}"
+        + (", the base's layers in int8" if run.config.adapter.base_dtype == "int8" else "")
     )
 
 

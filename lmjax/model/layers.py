@@ -15,6 +15,7 @@ from lmjax import axes
 from lmjax.model import cpu
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
+from lmjax.model.quantized import Quantized
 
 if TYPE_CHECKING:
     from lmjax.model.config import ModelConfig
@@ -76,7 +77,12 @@ def table_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 def dot(
-    x: jax.Array, kernel: jax.Array, dims: int = 1, out_dtype: str | None = None, *, transposed: bool = False
+    x: jax.Array,
+    kernel: jax.Array | Quantized,
+    dims: int = 1,
+    out_dtype: str | None = None,
+    *,
+    transposed: bool = False,
 ) -> jax.Array:
     """Returns the product of `x` and `kernel` (cast to the dtype of `x`), over the last `dims` dimensions of `x`.
 
@@ -91,6 +97,9 @@ def dot(
             because for a single row XLA on a CPU (jax 0.10.2) writes the transpose to memory: 15 of the 45 ms of a
             token of GPT-2 (experiments/README.md, "Generation beside transformers on torch").
     """
+    if isinstance(kernel, Quantized):
+        # The backward pass makes the numbers anew, so that those of one layer at a time are in memory.
+        return jax.checkpoint(lambda x, kernel: dot(x, kernel.astype(x.dtype), dims, out_dtype))(x, kernel)
     if platform() == "cpu":
         return cpu.dot(x, kernel, dims, out_dtype, transposed=transposed)
     of_kernel = (1,) if transposed else tuple(range(dims))

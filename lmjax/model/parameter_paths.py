@@ -108,6 +108,16 @@ def matrix_shape(names: Names, shape: tuple[int, ...]) -> tuple[int, int, int]:
     Kernels of attention are `[embed, heads, head_dim]` or `[heads, head_dim, embed]`. Axes of scanned layers and of
     experts come first, and count as separate matrices.
     """
-    first, second = _HEADS.get(names[-2], (-2, -1)) if len(names) > 1 and len(shape) > 2 else (-2, -1)
+    first, second = _matrix(names, len(shape))
     inputs, outputs = (int(np.prod(s)) for s in (shape[first : second or None], shape[second:]))
     return int(np.prod(shape[:first])), inputs, outputs
+
+
+def input_axes(names: Names, rank: int) -> tuple[int, ...]:
+    """Returns the axes of a kernel that a product sums over, counted from the end; `rank` is its number of axes."""
+    return tuple(range(*_matrix(names, rank)))
+
+
+def _matrix(names: Names, rank: int) -> tuple[int, int]:
+    """Returns the axes, counted from the end, at which the inputs and the outputs of a kernel begin."""
+    return _HEADS.get(names[-2], (-2, -1)) if len(names) > 1 and rank > 2 else (-2, -1)

@@ -35,7 +35,7 @@ def parameter(
         dtype: of the parameter.
     """
     found = module.get_variable("params", name)
-    if found is None or jnp.shape(found := nn.unbox(found)) != shape:
+    if found is None or (found := nn.unbox(found)).shape != shape:
         # Makes the parameter; outside of initialisation, raises Linen's error on a missing or wrongly shaped parameter.
         return module.param(name, axes.partitioned(init, names), shape, jnp.dtype(dtype))
     return found

@@ -19,6 +19,7 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.interop.export import choose_family
 from lmjax.interop.peft import is_adapter, read_adapter
 from lmjax.model.parameters import unflat
+from lmjax.model.quantized import quantize_layers
 from lmjax.paths import expanded
 from lmjax.runs.base import base_of
 from lmjax.runs.trained import Pretrained, assemble, inference_config, inference_mesh, open_pretrained
@@ -80,6 +81,8 @@ def load_adapters(
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = jax.tree.map(lambda x: jax.device_put(x.astype(config.param_dtype), everywhere), dict(several.adapters))
     params = {part: x for part, x in base.params(config, mesh).items() if part not in several.config.whole}
+    if several.config.base_dtype == "int8":
+        params = quantize_layers(params)
     tokenizer = load_tokenizer(str(first.folder))
     loaded = assemble(config, first.heads, params, tokenizer, first.prompts(tokenizer), mesh)
     known = {"defaults": first.defaults, "tasks": first.tasks, "length": first.length, "shown": first.shown}

@@ -23,6 +23,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameter_paths import BACKBONE, EMBEDDING, UNROLLED
 from lmjax.model.parameters import axis_names, count_parameters, flat, overlaid, unflat
+from lmjax.model.quantized import quantize_layers
 from lmjax.model.transformer import stack_layers
 from lmjax.runs.base import known_base
 from lmjax.runs.build import Run
@@ -72,6 +73,8 @@ def beginning(run: Run, *, progress: bool, resumed: bool) -> Beginning:
             f" that there is nothing to adapt; add {','.join(lacking)}"
         )
     kept = {part: x for part, x in given.items() if part not in whole}
+    if config.adapter.base_dtype == "int8":
+        kept = quantize_layers(kept)
     own = {part: x for part, x in given.items() if part in whole}
     return Beginning(Fixed(kept, open_teacher(run)), lambda: overlaid(own, first_parameters(run.model, kept)))
 

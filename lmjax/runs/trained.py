@@ -30,6 +30,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import overlaid, unboxed
+from lmjax.model.quantized import rounded_layers
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
@@ -360,7 +361,8 @@ def adapted_parameters(
     own = _trained(SavedCheckpoints(folder), config, present, mesh, step)
     whole = open_pretrained(base.place, base.step, config.accept_fields).params(config.model, mesh)
     parts = abstract_params(config.model, present).keys() - set(config.adapted.whole)
-    return overlaid({part: whole[part] for part in parts}, own)
+    kept = {part: whole[part] for part in parts}
+    return overlaid(rounded_layers(kept) if config.adapter.base_dtype == "int8" else kept, own)
 
 
 def _converted(

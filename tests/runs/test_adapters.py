@@ -143,6 +143,27 @@ def test_adapters_over_one_base_are_exchanged_and_one_for_each_row(tiny, base, w
         load_adapters(base, {"a": base})
 
 
+@pytest.mark.parametrize("scan", ["true", "false"])
+def test_a_base_of_integers_is_the_same_model_in_training_and_afterwards(tiny, base, tmp_path, scan):
+    fields = {"model__scan_layers": scan, "adapter__base_dtype": "int8", "adapter__targets": "query|down"}
+    workdir = train(adapting(tiny, base, **fields), tmp_path / "run", progress=False)
+    ours, theirs = parameters(workdir), parameters(base)
+    kernel = "backbone/stack/layer_1/mlp/up/kernel"
+    step = np.abs(theirs[kernel]).max(axis=0) / 127
+    assert not np.array_equal(ours[kernel], theirs[kernel])
+    assert (np.abs(ours[kernel] - theirs[kernel]) <= step * 0.5001).all(), "the nearest integer of each number"
+    begun = beginning(build(from_json(workdir / "config.json"), workdir), progress=False, resumed=True)
+    kept = flat(begun.fixed.base)
+    path = kernel if scan == "false" else kernel.replace("layer_1", "layers")
+    assert kept[f"{path}/values"].dtype == np.int8
+    rounded = np.asarray(kept[f"{path}/values"] * kept[f"{path}/scales"])
+    np.testing.assert_allclose(rounded if scan == "false" else rounded[1], ours[kernel], atol=1e-7)
+    # Several adapters over one base share its integers; a run alone has the numbers that they stand for.
+    every, texts = load_adapters(base, {"a": workdir}), ["the king", "the queen"]
+    np.testing.assert_allclose(every["a"](texts).logits, lmjax.load_model(workdir)(texts).logits, atol=1e-4)
+    assert {x.dtype for x in jax.tree.leaves(every.loaded.params)} == {np.dtype("int8"), np.dtype("float32")}
+
+
 def test_another_rank_is_another_run(whole):
     config, workdir = whole
     with pytest.raises(ConfigMismatchError, match=r"adapter.rank: 2 there, 3 here"):
