@@ -80,7 +80,8 @@ def test_all_notebooks_begin_alike():
         )
         assert [cells[i].source for i in (2, 3)] == [notebooks[0][i].source for i in (2, 3)]
         settings = cells[4].source.splitlines()
-        assert settings[1] == 'workdir = "runs"  # @param {type:"string"}'
+        # A folder of its own: notebooks may share a mounted drive.
+        assert settings[1] == f'workdir = "runs/{path.stem}"  # @param {{type:"string"}}'
         # A field that nothing reads would be an empty promise.
         fields = [re.fullmatch(r"(\w+) = .+  # @param .+", line).group(1) for line in settings if "# @param" in line]
         rest = "\n".join(cell.source for cell in cells[5:] if cell.cell_type == "code")
