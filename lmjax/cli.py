@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",
     "predict": "label texts with a classifier",
     "explain": "show why a model says what it says",
+    "embed": "vectors of texts and words: neighbours, analogies, a picture",
     "rate": "say which of two answers is better, for training on preferences",
 }
 

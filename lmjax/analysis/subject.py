@@ -75,7 +75,8 @@ class Subject:
     def tokens(self) -> tuple[Token, ...]:
         """Returns the tokens that can have a part in the number: those read before it, if the model is causal."""
         loaded, found = self.loaded, []
-        family, special = loaded.config.family, frozenset(loaded.tokenizer.role_ids.values())
+        family = loaded.config.family
+        special = frozenset(i for role, i in loaded.tokenizer.role_ids.items() if role != "unk")
         for side in family.sides:
             ids = self.fields[f"{side.prefix}tokens"][0]
             real = self.fields[f"{side.prefix}segment_ids"][0] > 0
@@ -96,7 +97,7 @@ class Subject:
         """
         found = np.flatnonzero([not token.kept for token in self.tokens])
         if not len(found):
-            raise FlagError("the text has special tokens only; give it a word")
+            raise FlagError("--text: has special tokens only; give it a word")
         return found
 
     @functools.cached_property

@@ -113,6 +113,15 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--stride=99", "--max_length=2"),
         ("--text_field=nothing",),
     ),
+    "embed": (
+        ("--of=tokens",),
+        ("--analogy=a,b",),
+        ("--analogy=a,b,c",),
+        ("--odd=a,b",),
+        ("--data={folder}",),
+        ("--output={text}",),
+        ("--text_field=nothing",),
+    ),
     "explain": (
         ("--method=patching",),
         ("--corrupted=the",),
@@ -174,6 +183,7 @@ def base(command: str) -> tuple[str, ...]:
         "generate": ("--workdir={run}", "--prompt=the king", "--max_new_tokens=2"),
         "evaluate": ("--workdir={run}", "--data={text}"),
         "predict": ("--workdir={classifier}", "--data={rows}"),
+        "embed": ("--workdir={run}", "--data={text}", "--near=the king"),
         "explain": ("--workdir={run}", "--text=the king", "--method=occlusion", "--output={case}/new.html"),
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
@@ -258,6 +268,7 @@ def of_data(names: list[str]) -> Iterator[Case]:
         yield Case(_given("evaluate", f"--data={path}"), (path,))
         yield Case(_given("evaluate", "--task=pairs", f"--data={path}"), (path,))
         yield Case(_given("predict", f"--data={path}"), (path,))
+        yield Case(_given("embed", f"--data={path}"), (path,))
         yield Case(("generate", "--workdir={run}", "--max_new_tokens=2", f"--prompts={path}"), (path,))
         yield Case(_given("train", "--objective=classification", f"--data={path}"), (path,))
 
