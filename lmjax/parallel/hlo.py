@@ -135,18 +135,17 @@ class Program:
         def visit(name: str, count: int, fused: bool) -> None:
             times[name, fused] += count
             for instruction in self.computations[name].instructions.values():
-                for called, repeats in self._called(instruction):
+                for called, repeats in self._called(instruction, self.computations[name]):
                     visit(called, count * repeats, fused or instruction.opcode == "fusion")
 
         visit(self.entry, 1, False)
         return tuple(Use(self.computations[name], count, fused) for (name, fused), count in times.items())
 
-    def _called(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
+    def _called(self, instruction: Instruction, around: Computation) -> Iterator[tuple[str, int]]:
         """Yields the computations that an instruction runs, and how many times."""
         named = dict(_CALLED.findall(instruction.attributes))
         if instruction.opcode == "while":
-            trips = self.trips(instruction)
-            yield named["body"], trips
+            yield named["body"], self.trips(instruction, around)
         elif instruction.opcode == "call":
             yield named["to_apply"], 1
         elif instruction.opcode in ("fusion", "async-start") and "calls" in named:
@@ -157,18 +156,43 @@ class Program:
             for name in names or (named["true_computation"], named["false_computation"]):
                 yield name, 1
 
-    def trips(self, loop: Instruction) -> int:
-        """Returns the number of iterations of a loop: the one that XLA knows, or the limit of a loop that counts up.
+    def trips(self, loop: Instruction, around: Computation) -> int:
+        """Returns the number of iterations of a loop: the one that XLA knows, or that of a loop which counts up.
 
-        A loop whose limit is not a constant counts as one iteration.
+        XLA unrolls some loops, which then count in steps of 2. A loop whose limit, step or start is not a constant
+        counts as one iteration from there.
+
+        Args:
+            loop: the instruction.
+            around: the computation that it is in.
         """
         if known := _TRIPS.search(loop.attributes):
             return int(known.group(1))
-        condition = self.computations[dict(_CALLED.findall(loop.attributes))["condition"]]
+        called = dict(_CALLED.findall(loop.attributes))
+        condition, body = self.computations[called["condition"]], self.computations[called["body"]]
         compared = condition.instructions[condition.root]
-        limits = [condition.instructions[n] for n in compared.operands if n in condition.instructions]
-        numbers = [int(x.operands[0]) for x in limits if x.opcode == "constant" and x.operands[0].isdigit()]
-        return numbers[0] if len(numbers) == 1 and compared.attribute("direction") == "LT" else 1
+        sides = [condition.instructions[n] for n in compared.operands if n in condition.instructions]
+        limits = [limit for x in sides if (limit := _number(condition, x.name)) is not None]
+        counters = [int(x.attribute("index")) for x in sides if x.opcode == "get-tuple-element"]
+        if compared.attribute("direction") != "LT" or len(limits) != 1 or len(counters) != 1:
+            return 1
+        results = body.instructions[body.root].operands
+        following = body.instructions.get(results[counters[0]]) if len(results) > counters[0] else None
+        steps = [_number(body, n) for n in following.operands] if following and following.opcode == "add" else []
+        step = next((n for n in steps if n), 1)
+        given = around.instructions.get(loop.operands[0])
+        begins = _number(around, given.operands[counters[0]]) if given and given.opcode == "tuple" else 0
+        return max(1, -(-(limits[0] - (begins or 0)) // step))
+
+
+def _number(computation: Computation, name: str) -> int | None:
+    """Returns the whole number that an instruction is, also as a copy of a constant, or None."""
+    found = computation.instructions.get(name)
+    while found is not None and found.opcode in ("copy", "bitcast"):
+        found = computation.instructions.get(found.operands[0])
+    if found is None or found.opcode != "constant" or not found.operands[0].lstrip("-").isdigit():
+        return None
+    return int(found.operands[0])
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -201,3 +201,39 @@ def test_a_program_for_a_tpu(monkeypatch):
     found = sent_by_axes(collectives.collectives(parsed, dict(mesh.shape)))
     assert sum(found.values()) in (3 * 3 * 128 * 512 * 4, 3 * 3 * 128 * 512 * 2), found
     assert {axes for _, axes in found} == {("fsdp",)}
+
+
+@pytest.mark.parametrize(
+    ("start", "limit", "step", "expected"), [(0, 8, 1, 8), (0, 8, 2, 4), (3, 8, 2, 3), (0, 1, 4, 1)]
+)
+def test_loops_that_count_in_steps(start, limit, step, expected):
+    """XLA unrolls the loops of products that overlap their gathers, which then count by 2."""
+    text = f"""HloModule m
+
+%body (p: (f32[8,8], s32[])) -> (f32[8,8], s32[]) {{
+  %p = (f32[8,8]{{1,0}}, s32[]) parameter(0)
+  %x = f32[8,8]{{1,0}} get-tuple-element(%p), index=0
+  %i = s32[] get-tuple-element(%p), index=1
+  %s = s32[] constant({step})
+  %y = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  %j = s32[] add(%i, %s)
+  ROOT %t = (f32[8,8]{{1,0}}, s32[]) tuple(%y, %j)
+}}
+
+%cond (q: (f32[8,8], s32[])) -> pred[] {{
+  %q = (f32[8,8]{{1,0}}, s32[]) parameter(0)
+  %k = s32[] get-tuple-element(%q), index=1
+  %n = s32[] constant({limit})
+  ROOT %lt = pred[] compare(%k, %n), direction=LT
+}}
+
+ENTRY %main (x: f32[8,8]) -> f32[8,8] {{
+  %x = f32[8,8]{{1,0}} parameter(0)
+  %zero = s32[] constant({start})
+  %copied = s32[] copy(%zero)
+  %given = (f32[8,8]{{1,0}}, s32[]) tuple(%x, %copied)
+  %loop = (f32[8,8]{{1,0}}, s32[]) while(%given), condition=%cond, body=%body
+  ROOT %z = f32[8,8]{{1,0}} get-tuple-element(%loop), index=0
+}}
+"""
+    assert cost.flops(Program.parse(text)) == expected * 2 * 8 * 8 * 8
