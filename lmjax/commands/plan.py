@@ -22,6 +22,7 @@ from lmjax.parallel.topology import topology_devices
 from lmjax.phases import phase
 from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
+from lmjax.runs.decode_ahead import Decode, compile_decode
 from lmjax.runs.meshes import Candidate, candidates
 
 _AXES = ("data", "fsdp", "expert", "tensor")
@@ -45,6 +46,10 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
     else:
         ahead = _compiled(config, devices)
     print("\n".join(report(config, topology, ahead, values["tokens"].value)))
+    if values["decode"].value:
+        with phase("compiling the step that generates a token"):
+            found = compile_decode(config, model.heads, values["decode"].value, devices)
+        print("\n" + "\n".join(decode_report(found)))
     return ahead
 
 
@@ -125,6 +130,23 @@ def report(config: Config, topology: str, ahead: Ahead, tokens: float | None) ->
     ]
     if chip is not None:
         lines += ["", *_budget(config, ahead, bound(ahead.load, chip, mesh), chip, tokens)]
+    return lines
+
+
+def decode_report(found: Decode) -> list[str]:
+    """Returns the lines about the step that generates a token."""
+    chip = chip_of(found.mesh.devices.flat[0].device_kind)
+    sizes = ", ".join(f"{name} {readable(size)}" for name, size in found.memory.items())
+    lines = [
+        f"generation   {found.rows} texts with {found.length} slots each on {found.mesh.size} device(s), "
+        f"{sizes} on each; compiled in {found.seconds:.0f} s",
+        f"             a token takes {found.load.flops / 1e9:.4g} GFLOP and {readable(int(found.load.moved))} of "
+        "memory traffic on each",
+    ]
+    if chip is not None:
+        least = bound(found.load, chip, found.mesh)
+        speed = found.rows / least.seconds
+        lines.append(f"             at most {speed:,.0f} tokens/s, by its {least.by}")
     return lines
 
 

@@ -116,9 +116,8 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
             raise too_large(e, run, abstract) from e
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     text, analysis = compiled.as_text(), compiled.memory_analysis()
-    program = Program.parse(text)
-    sent = collectives.collectives(program, mesh.shape)
     causal = run.config.model.family.causal and not run.config.model.family.paired
+    load, sent = load_of(text, mesh, 0.5 if causal else 1.0)
     return Ahead(
         run=run,
         text=text,
@@ -126,16 +125,26 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         cpu=cpu,
         memory=_memory(abstract, analysis),
         peak=analysis.peak_memory_in_bytes,
-        load=Load(
-            cost.flops(program, 0.5 if causal else 1.0),
-            cost.moved_bytes(program),
-            {axes: sum(x.sent for x in sent if x.axes == axes) for axes in {x.axes for x in sent}},
-        ),
+        load=load,
         collectives=sent,
         model_flops=model_flops,
         tokens=sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("segment_ids")),
         state=abstract,
     )
+
+
+def load_of(text: str, mesh: jax.sharding.Mesh, pairs: float = 1.0) -> tuple[Load, list[Collective]]:
+    """Returns what a compiled program asks of each device, and its collectives one by one.
+
+    Args:
+        text: the program.
+        mesh: its devices.
+        pairs: the share of pairs of a query and a key that attention kernels compute.
+    """
+    program = Program.parse(text)
+    sent = collectives.collectives(program, mesh.shape)
+    by_axes = {axes: sum(x.sent for x in sent if x.axes == axes) for axes in {x.axes for x in sent}}
+    return Load(cost.flops(program, pairs), cost.moved_bytes(program), by_axes), sent
 
 
 def stand_in(config: Config, folder: pathlib.Path) -> Config:

@@ -18,6 +18,7 @@ from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.roofline import Load, bound
 from lmjax.runs import meshes
 from lmjax.runs.ahead import too_large
+from lmjax.runs.decode_ahead import compile_decode
 
 pytestmark = [pytest.mark.usefixtures("all_devices"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -148,6 +149,28 @@ def test_layouts_are_ranked_and_divide_the_run():
             devices[:4],
             chip,
         )
+
+
+@pytest.mark.parametrize("objective", ["next_token", "span_corruption"])
+def test_a_step_that_generates(objective, capsys):
+    """Parameters are those of the training step in the compute dtype, split over the tensor axis alone."""
+    cli.run(["plan", f"--objective={objective}", "--topology=cpu:4", "--mesh=tensor=2", "--decode=6", *TINY])
+    sizes = dict(flag[9:].split("=") for flag in TINY if ".model" in flag)
+    fields = {"parallel.tensor": 2, "task.length": 32}
+    config = resolve(objective=(objective,), overrides=sizes, fields=fields)
+    found = compile_decode(config, ("vocabulary",), 6, jax.devices()[:4])
+    assert found.mesh.size == 2
+    paired = objective == "span_corruption"
+    slots = found.length + (32 if paired else 0)
+    positions = (2 * found.length + (2 * 32 if paired else 0)) * 6 * 4
+    assert found.memory["keys and values"] == 2 * 6 * slots * 32 * 4 // 2 + positions + 4
+    assert found.load.flops > 2 * 6 * 32 * 256 / 2
+    assert "generation   6 texts" in capsys.readouterr().out
+
+
+def test_an_encoder_generates_no_text():
+    with pytest.raises(FlagError, match="--decode=2"):
+        compile_decode(resolve(objective=("mlm",)), (), 2, jax.devices()[:1])
 
 
 def test_every_chip_has_figures_and_a_source():
