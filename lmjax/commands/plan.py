@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -35,8 +36,10 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
         raise FlagError("--topology: name the devices, such as v5e:4x4 or cpu:8; --help has examples")
     config = resolve_flags(values, overrides).config
     check_planned(config)
-    mesh = values["mesh"].value
-    if mesh and mesh != "auto":
+    mesh, tokens = values["mesh"].value, values["tokens"].value
+    if tokens is not None and not math.isfinite(tokens):
+        raise FlagError(f"--tokens={tokens}: give a number of tokens, such as 300e9")
+    if mesh is not None and mesh != "auto":
         config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(mesh).items()})
     devices = topology_devices(topology)
     model = sized_model(config)
@@ -44,8 +47,9 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
     if mesh == "auto":
         config, ahead = _searched(config, model.heads, topology, devices, values["candidates"].value)
     else:
+        check_mesh(config, _mesh(config, devices, mesh))
         ahead = _compiled(config, devices)
-    print("\n".join(report(config, topology, ahead, values["tokens"].value)))
+    print("\n".join(report(config, topology, ahead, tokens)))
     if values["decode"].value:
         with phase("compiling the step that generates a token"):
             found = compile_decode(config, model.heads, values["decode"].value, devices)
@@ -53,10 +57,17 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
     return ahead
 
 
+def _mesh(config: Config, devices: list[jax.Device], flag: str | None) -> jax.sharding.Mesh:
+    """Returns the mesh; an error names the flag that gave it."""
+    try:
+        return make_mesh(config.parallel, devices)
+    except FlagError as e:
+        raise FlagError(f"--mesh={flag}: {e}" if flag else str(e)) from e
+
+
 def _compiled(config: Config, devices: list[jax.Device]) -> Ahead:
     """Returns the compiled step of a config."""
     mesh = make_mesh(config.parallel, devices)
-    check_mesh(config, mesh)
     with phase(f"compiling the step for {len(devices)} {devices[0].device_kind}"):
         return compile_ahead(config, mesh)
 

@@ -45,6 +45,6 @@ def define() -> flags.FlagValues:
     text = "tokens to train on, padding included, such as 300e9 (default: the steps of the config)"
     flags.DEFINE_float("tokens", None, text, 1.0, flag_values=values)
     text = "also compile the step that generates a token, for so many texts of --length slots"
-    flags.DEFINE_integer("decode", None, text, 1, flag_values=values)
-    flags.DEFINE_integer("candidates", 3, "with --mesh=auto, how many meshes are compiled", 1, flag_values=values)
+    flags.DEFINE_integer("decode", None, text, 1, 2**20, flag_values=values)
+    flags.DEFINE_integer("candidates", 3, "with --mesh=auto, how many meshes are compiled", 1, 1000, flag_values=values)
     return values
