@@ -8,11 +8,12 @@ place in the code, which a test checks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,17 @@ def random_stream(seed: int, name: str, *of: int | str) -> np.random.Generator:
 def subseed(seed: int, name: str, *of: int | str) -> int:
     """Returns a new seed for a part of a run; arguments as of `random_stream`."""
     return int.from_bytes(_digest(seed, name, of)[:8])
+
+
+@contextlib.contextmanager
+def global_stream(seed: int, name: str, *of: int | str) -> Iterator[None]:
+    """Seeds numpy's global generator, for a library that draws from it, and puts its state back; as `random_stream`."""
+    before = np.random.get_state()
+    np.random.seed(subseed(seed, name, *of) % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def prng_key(seed: int, name: str, *of: int | str) -> jax.Array:

@@ -16,7 +16,7 @@ from lmjax.config import resolve
 from lmjax.errors import FlagError
 from lmjax.inference.generate.generate import GenerateConfig
 from lmjax.runs.build import build
-from lmjax.streams import SEEDS, named_key, prng_key, prng_keys, random_stream, subseed
+from lmjax.streams import SEEDS, global_stream, named_key, prng_key, prng_keys, random_stream, subseed
 
 PACKAGE = pathlib.Path(lmjax.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -35,12 +35,18 @@ def test_streams_are_made_in_one_place(path):
         assert not found, f"{found}: take lmjax.streams, under a name of its own"
 
 
+NAMED = {f.__name__ for f in (random_stream, global_stream, subseed, prng_key, prng_keys, named_key)}
+
+
 def named_streams(path: pathlib.Path) -> list[str]:
     """Returns the names of streams in the calls of a file; every name must be a literal."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         function = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
-        if function in ("random_stream", "subseed", "prng_key", "prng_keys", "named_key") and len(node.args) > 1:
+        if (
+            function in ("random_stream", "global_stream", "subseed", "prng_key", "prng_keys", "named_key")
+            and len(node.args) > 1
+        ):
             assert isinstance(node.args[1], ast.Constant), f"{path}:{node.lineno}: name the stream by a literal"
             names.append(node.args[1].value)
     return names

@@ -36,7 +36,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.nearest import choose
 from lmjax.parallel.mesh import batch_shards
 from lmjax.schema import Schema
-from lmjax.streams import prng_key, random_stream
+from lmjax.streams import global_stream, prng_key, random_stream
 
 PyTree = Any
 Vectors = Mapping[str, jax.Array]
@@ -237,15 +237,9 @@ def kernel_shap(rows: Replaced) -> tuple[np.ndarray, bool]:
     shap = required("shap", "explain")
     count = len(rows.subject.free)
     explainer = shap.KernelExplainer(lambda there: rows(np.asarray(there) > 0.5), np.zeros((1, count)))
-    # shap draws from NumPy's global generator.
-    before = np.random.get_state()
-    np.random.seed(rows.config.seed % 2**32)
-    try:
-        found = explainer.shap_values(
-            np.ones((1, count)), nsamples=rows.config.samples or 64 + 8 * count, silent=True, l1_reg=False
-        )
-    finally:
-        np.random.set_state(before)
+    samples = rows.config.samples or 64 + 8 * count
+    with global_stream(rows.config.seed, "shap"):
+        found = explainer.shap_values(np.ones((1, count)), nsamples=samples, silent=True, l1_reg=False)
     return _spread(rows, np.asarray(found).reshape(-1)), True
 
 

@@ -129,14 +129,14 @@ def _stages(params: PyTree) -> list[tuple[str, frozenset[Names]]]:
     return [(titles.get(k, f"to layer {-n}"), frozenset(groups[k, n])) for k, n in sorted(groups)]
 
 
-def _shuffled(params: PyTree, chosen: frozenset[Names], stream: str) -> PyTree:
+def _shuffled(params: PyTree, chosen: frozenset[Names], stage: str) -> PyTree:
     """Returns the parameters with the numbers of some arrays in another order."""
 
     def shuffle(names: Names, leaf: jax.Array) -> jax.Array:
         if names not in chosen:
             return leaf
         values = np.asarray(leaf)
-        drawn = random_stream(0, f"{stream} {'/'.join(names)}").permutation(values.reshape(-1))
+        drawn = random_stream(0, "parameters in another order", stage, *names).permutation(values.reshape(-1))
         return jax.device_put(drawn.reshape(values.shape), leaf.sharding if isinstance(leaf, jax.Array) else None)
 
     return map_named(shuffle, params)

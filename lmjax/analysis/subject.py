@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.analysis.attention import token_texts
-from lmjax.analysis.values import Ask, Unit, value
+from lmjax.analysis.values import HIDDEN, VECTOR, Ask, Unit, value
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.generate.config import GenerateConfig
@@ -31,6 +31,7 @@ from lmjax.inference.predict import shortened
 from lmjax.model.language_model import LanguageModel
 from lmjax.nearest import choose
 from lmjax.objectives.classification import Classification
+from lmjax.objectives.multiple_choice import MultipleChoice
 from lmjax.objectives.question_answering import CONTEXT_IDS, QuestionAnswering
 from lmjax.objectives.regression import Regression
 
@@ -113,7 +114,7 @@ class Subject:
 
 
 # Kinds whose number is no log-odds of one choice.
-_NO_CHOICE = ("span", "embedding", "hidden", "choice", "reward")
+_NO_CHOICE = (VECTOR, HIDDEN, *QuestionAnswering.heads, *MultipleChoice.heads)
 
 
 def next_token(
@@ -257,9 +258,9 @@ def likeness(loaded: LoadedModel, text: Text, other: Text) -> Subject:
     """
     if loaded.config.family.paired:
         raise FlagError("an encoder-decoder has no vectors of texts; take an encoder or a decoder")
-    kind = "embedding" if "embedding" in loaded.model.heads else "hidden"
+    kind = VECTOR if VECTOR in loaded.model.heads else HIDDEN
     found = _outputs(loaded, fields := _row(loaded.rows([other])))[kind]
-    vector = found[0] if kind == "embedding" else found[0][fields["segment_ids"][0] > 0].mean(axis=0)
+    vector = found[0] if kind == VECTOR else found[0][fields["segment_ids"][0] > 0].mean(axis=0)
     shown = other if isinstance(other, str) else " ".join(token_texts(loaded, other))
     return Subject(loaded, _row(loaded.rows([text])), Ask(kind, "logit", vector=vector), f"likeness to {shown!r}")
 

@@ -22,9 +22,12 @@ import jax.numpy as jnp
 from lmjax.model.heads import HEADS
 from lmjax.model.heads.rows import text_vectors
 from lmjax.model.language_model import LanguageModel
+from lmjax.objectives.embedding import Embedding
 
 PyTree = Any
 Unit = Literal["log-odds", "logit"]
+# The kinds of cosines: the head that makes vectors of texts, and the states of a model without it.
+VECTOR, HIDDEN = Embedding.heads[0], "hidden"
 
 
 @flax.struct.dataclass
@@ -67,7 +70,7 @@ def value(
     if ask.kind == "logits":
         logits = model.apply({"params": params}, at(hidden, ask.position), method="logits")
         return _of_logits(logits.astype(jnp.float32), ask)
-    if ask.kind in ("embedding", "hidden"):
+    if ask.kind in (VECTOR, HIDDEN):
         return _cosine(_vectors(model, params, hidden, fields, ask.kind), ask.vector)
     found = model.apply({"params": params}, ask.kind, hidden, fields, method="head")
     if ask.kind == "span":
@@ -95,7 +98,7 @@ def _vectors(
     model: LanguageModel, params: PyTree, hidden: jax.Array, fields: Mapping[str, jax.Array], kind: str
 ) -> jax.Array:
     """Returns float32 `[batch, embed]`, the vector of each row."""
-    if kind == "embedding":
+    if kind == VECTOR:
         return model.apply({"params": params}, kind, hidden, fields, method="head")
     return text_vectors(hidden, fields.get("segment_ids"), None, "mean")
 

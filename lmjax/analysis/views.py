@@ -20,6 +20,7 @@ from lmjax.analysis.inside import record
 from lmjax.analysis.lens import direct, logit_lens
 from lmjax.analysis.page import Part, bars, coloured_text, curves, grid, maps, table
 from lmjax.analysis.subject import Subject
+from lmjax.analysis.values import HIDDEN, VECTOR
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
 
@@ -254,7 +255,7 @@ def _first_side(case: Case) -> tuple[str, list[str], int]:
 
 def _unit(subject: Subject) -> str:
     """Returns the unit of a subject's number in words."""
-    if subject.ask.kind in ("embedding", "hidden"):
+    if subject.ask.kind in (VECTOR, HIDDEN):
         return "cosine"
     return "difference of logits" if int(subject.ask.against) >= 0 else subject.ask.unit
 
