@@ -8,7 +8,8 @@
 | `decode`, `writing` | the loop on the device, and its host half |
 | `strategy`, `sampling`, `beam`, `processors` | how the next token is chosen |
 | `speculative` | a loop of its own with the same cache: the model checks tokens proposed by a draft |
-| `constrain`, `text`, `requests` | regular expressions and JSON schemas, streams of text, rows of a batch |
+| `constrain`, `text`, `progress` | regular expressions and JSON schemas, streams of text, the host's state of a text |
+| `requests` | rows of a batch |
 
 A strategy is a class with the methods of `strategy.Strategy`, in a file of its own.
 """

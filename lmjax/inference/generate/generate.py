@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import logging
 
-from lmjax.errors import DataError, FlagError
+from lmjax.errors import FlagError
 from lmjax.inference.defaults import merged
 from lmjax.inference.generate.beam import BeamSearch
 from lmjax.inference.generate.config import GenerateConfig
-from lmjax.inference.generate.constrain import Constraint, ConstraintState
+from lmjax.inference.generate.constrain import Constraint
 from lmjax.inference.generate.processors import Processors
+from lmjax.inference.generate.progress import TextProgress, finish_reason, text_stream
 from lmjax.inference.generate.requests import Request, answering, batches, check_memory, make_requests
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
-from lmjax.inference.generate.strategy import NOTHING
-from lmjax.inference.generate.text import Finished, Generation, TextStream
+from lmjax.inference.generate.text import Generation
 from lmjax.inference.generate.unmask import Masked, masked_requests, refuse, unmask
 from lmjax.inference.generate.writing import Writing
 from lmjax.inference.loaded import LoadedModel, Text, check_arguments, check_length, check_list
@@ -69,7 +68,7 @@ def check(
     if config.regex is not None or config.json_schema is not None:
         constraint = Constraint(
             loaded.tokenizer,
-            _stop(loaded, config),
+            stop_ids(loaded, config),
             regex=config.regex,
             schema=config.json_schema,
             vocab_size=size,
@@ -160,7 +159,7 @@ def resolved(loaded: LoadedModel, config: GenerateConfig | None, *, drafted: boo
     return GenerateConfig.model_validate(merged(given, loaded.defaults, drafted=drafted))
 
 
-def _stop(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
+def stop_ids(loaded: LoadedModel, config: GenerateConfig) -> tuple[int, ...]:
     """Returns the ids that end a text."""
     return tuple(sorted({*loaded.prompts.stop, *config.stop_ids}))
 
@@ -178,7 +177,7 @@ def _unmasked(loaded: LoadedModel, requests: Sequence[Masked], config: GenerateC
 
 def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig) -> list[list[Generation]]:
     """Returns the best texts of each request by beam search."""
-    strategy, stop = BeamSearch.of(config.beams, _processors(loaded, config)), _stop(loaded, config)
+    strategy, stop = BeamSearch.of(config.beams, _processors(loaded, config)), stop_ids(loaded, config)
     writing = Writing(
         loaded,
         batch,
@@ -198,30 +197,16 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
             if texts and not length:
                 break  # There are fewer finished texts than `num_return`.
             written = row[len(forced) : length].tolist()
-            stream = _text_stream(loaded, request)
+            stream = text_stream(loaded, request)
             text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
-            reason = _reason(written, stop, stuck=not length)
+            reason = finish_reason(written, stop, stuck=not length)
             texts.append(Generation(text, (*forced, *written), float(score), reason))
         found.append(texts)
     return found
 
 
-def _text_stream(loaded: LoadedModel, request: Request, stop: tuple[str, ...] = ()) -> TextStream:
-    """Returns an empty text stream after a request's prompt; ids outside the tokenizer are left out of its context."""
-    context = [i for i in request.prompt if i < loaded.tokenizer.vocab_size]
-    return TextStream(loaded.tokenizer, context, stop)
-
-
-def _reason(ids: Sequence[int], stop: Sequence[int], *, stuck: bool) -> Finished:
-    """Returns why a text ended."""
-    if stuck:
-        logging.warning("a text ended because no id was allowed next; allow more ids, or stop earlier")
-        return "nothing_allowed"
-    return "stop" if ids and ids[-1] in stop else "length"
-
-
 class _Texts:
-    """The host's state of a batch of texts during sampling or greedy decoding: text streams and constraints."""
+    """The host's state of a batch of texts during sampling or greedy decoding."""
 
     def __init__(
         self,
@@ -231,22 +216,21 @@ class _Texts:
         constraint: Constraint | None,
         draft: LoadedModel | None,
     ):
-        self._loaded, self._batch, self._config = loaded, batch, config
-        self._stop = _stop(loaded, config)
-        self._streams = [_text_stream(loaded, r, config.stop) for r in batch]
-        self._texts, self._known = [""] * len(batch), [0] * len(batch)
-        self._stuck = [False] * len(batch)
-        self._states: list[ConstraintState] = [constraint.start(r.prompt) for r in batch] if constraint else []
-        self._mask: np.ndarray | None = None
+        self._config, stop = config, stop_ids(loaded, config)
+        given = config.processors.model_dump(exclude_defaults=True)
+        bans = ", ".join(f"{name}={value}" for name, value in given.items())
+        self._texts = [
+            TextProgress(loaded, r, stop_ids=stop, stop=config.stop, constraint=constraint, bans=bans) for r in batch
+        ]
         strategy = Sampling.of(config.sampling, _processors(loaded, config))
         if draft is not None or config.lookup:
-            self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, self._stop)
+            self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, stop)
             return
         self._writing = Writing(
             loaded,
             batch,
             strategy,
-            stop=self._stop,
+            stop=stop,
             max_new_tokens=config.max_new_tokens,
             chunk=config.prefill_chunk,
             kind=config.cache,
@@ -257,10 +241,10 @@ class _Texts:
         """Returns the texts after generating all of them to their end."""
         self._take()
         while not self._writing.finished.all():
-            watched = bool(self._states or self._config.stop)
+            watched = self._texts[0].constrained or bool(self._config.stop)
             self._writing.advance(1 if watched else self._config.max_new_tokens, self._allowed())
             self._take()
-        return [self._generation(i) for i in range(len(self._batch))]
+        return [self._generation(i) for i in range(len(self._texts))]
 
     def pieces(self) -> Iterator[str | Generation]:
         """Yields the first text in parts, and then its `Generation`."""
@@ -268,65 +252,31 @@ class _Texts:
         while not self._writing.finished.all():
             self._writing.advance(1, self._allowed())
             yield self._take()
-        before = len(self._texts[0])
+        before = len(self._texts[0].text)
         found = self._generation(0)
         yield found.text[before:]
         yield found
 
     def _allowed(self) -> np.ndarray | None:
         """Returns the mask of the ids that each constraint allows next; None: there is no constraint."""
-        self._mask = np.stack([state.allowed() for state in self._states]) if self._states else None
-        return self._mask
+        masks = [text.allowed() for text in self._texts]
+        return np.stack(masks) if self._texts[0].constrained else None
 
     def _take(self) -> str:
         """Processes the new tokens and ends texts at their stop strings; returns the new part of the first text."""
         written, finished = self._writing.written(), self._writing.finished
-        first = len(self._texts[0])
-        ended = np.zeros(len(self._batch), bool)
-        for i, row in enumerate(written):
-            stream = self._streams[i]
-            for token in row[self._known[i] :].tolist():
-                if stream.stopped or self._over(i, row) or self._whole(i):
-                    break
-                if token == NOTHING:
-                    self._no_way_on(i)
-                    break
-                self._known[i] += 1
-                self._texts[i] += "" if token in self._stop else stream.push(token)
-                if self._states:
-                    self._states[i].advance(token)
-            # A constraint may end a text although the model has no stop id.
-            ended[i] = stream.stopped or self._whole(i)
+        first = len(self._texts[0].text)
+        ended = np.zeros(len(self._texts), bool)
+        for i, (text, row) in enumerate(zip(self._texts, written, strict=True)):
+            for token in row[len(text.ids) :].tolist():
+                if text.over or text.stuck:
+                    break  # The columns after it are filler.
+                text.push(token)
+            ended[i] = text.ended_here
         if (ended & ~finished).any():
             self._writing.finish(ended)
-        return self._texts[0][first:]
-
-    def _no_way_on(self, i: int) -> None:
-        """Records that no id is allowed next in a text; raises DataError if its constraint allows some."""
-        if self._states:
-            given = self._config.processors.model_dump(exclude_defaults=True)
-            raise DataError(
-                f"regex or json_schema: none of the tokens that it allows after {self._texts[i]!r} is allowed by"
-                f" {', '.join(f'{name}={value}' for name, value in given.items()) or 'this model'}; leave one out"
-            )
-        self._stuck[i] = True
-
-    def _whole(self, i: int) -> bool:
-        """Returns whether the constraint of a text allows nothing more."""
-        return bool(self._states) and (self._states[i].finished or not self._mask[i].any())
-
-    def _over(self, i: int, row: np.ndarray) -> bool:
-        """Returns whether the processed tokens of a row end with a stop id; the columns after it are filler."""
-        known = self._known[i]
-        return known > 0 and int(row[known - 1]) in self._stop
+        return self._texts[0].text[first:]
 
     def _generation(self, i: int) -> Generation:
         """Returns the `Generation` of a text that has ended."""
-        score = self._writing.score(i, self._known[i])
-        ids = self._writing.written()[i, : self._known[i]].tolist()
-        ids = [*self._loaded.prompts.forced, *ids]
-        stream = self._streams[i]
-        self._texts[i] += stream.finish()
-        whole = stream.stopped or self._whole(i)
-        reason = "stop" if whole else _reason(ids, self._stop, stuck=self._stuck[i])
-        return Generation(self._texts[i], tuple(ids), score, reason)
+        return self._texts[i].finish(self._writing.score(i, len(self._texts[i].ids)))

@@ -119,9 +119,9 @@ def apply(scores: jax.Array, inputs: ChoiceInput, processors: Processors) -> jax
     if processors.words is not None:
         scores = _without(scores, completions(inputs, processors.words, scores.shape[-1]))
     if processors.min_new_tokens is not None:
-        scores = _unending(scores, inputs, inputs.count < processors.min_new_tokens)
+        scores = unending(scores, inputs.stop[None], inputs.count < processors.min_new_tokens)
     if processors.min_length is not None:
-        scores = _unending(scores, inputs, jnp.sum(inputs.written, axis=1) < processors.min_length)
+        scores = unending(scores, inputs.stop[None], jnp.sum(inputs.written, axis=1) < processors.min_length)
     if processors.banned_first is not None:
         first = (inputs.count == processors.forced)[:, None]
         scores = _without(scores, jnp.where(first, processors.banned_first[None], scores.shape[-1]))
@@ -135,11 +135,16 @@ def apply(scores: jax.Array, inputs: ChoiceInput, processors: Processors) -> jax
     return scores
 
 
-def _unending(scores: jax.Array, inputs: ChoiceInput, early: jax.Array) -> jax.Array:
-    """Returns scores with the stop ids banned in the rows where `early`, bool `[rows]`, is True."""
+def unending(scores: jax.Array, stop: jax.Array, early: jax.Array) -> jax.Array:
+    """Returns scores with stop ids banned in some rows.
+
+    Args:
+        scores: float32 `[rows, vocab]`.
+        stop: int32 `[rows or 1, stops]`; -1: none.
+        early: bool `[rows]`.
+    """
     # -1 means no stop id; as an index it would select the last id of the vocabulary.
-    at = early[:, None] & (inputs.stop >= 0)[None]
-    return _without(scores, jnp.where(at, inputs.stop[None], scores.shape[-1]))
+    return _without(scores, jnp.where(early[:, None] & (stop >= 0), stop, scores.shape[-1]))
 
 
 def completions(inputs: ChoiceInput, words: jax.Array, vocab: int) -> jax.Array:
@@ -155,7 +160,7 @@ def completions(inputs: ChoiceInput, words: jax.Array, vocab: int) -> jax.Array:
 
 
 def penalise(scores: jax.Array, inputs: ChoiceInput, penalty: jax.Array) -> jax.Array:
-    """Returns scores with the penalty applied once to every id that occurs in the row."""
+    """Returns scores with the penalty, a scalar or `[rows, 1]`, applied once to every id that occurs in the row."""
     rows, vocab = scores.shape
     ids = jnp.where(inputs.written, inputs.tokens, vocab)
     found = jnp.take_along_axis(scores, ids, axis=1, mode="clip")

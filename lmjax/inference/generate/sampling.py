@@ -229,29 +229,54 @@ def weights(logits: jax.Array, numbers: FilterValues) -> jax.Array:
         logits: as for `probabilities`.
         numbers: temperature, which must not be None, and filters.
     """
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    # In nats below the likeliest id, whose weight is 1. Clipping `best` avoids infinity - infinity = NaN.
-    gaps = (jnp.maximum(best, jnp.finfo(jnp.float32).min) - logits) / numbers.temperature
+    gaps = nats_below(logits, numbers.temperature)
     kept = jnp.exp(-gaps)
     if numbers.top_k is not None:
         kept = jnp.where(_largest(logits, gaps, numbers), kept, 0)
     if numbers.top_p is not None:
-        kept = _first(gaps, kept, numbers.top_p * jnp.sum(kept, axis=-1))
+        kept = likeliest(gaps, kept, numbers.top_p)
     if numbers.min_p is not None:
         kept = jnp.where(kept >= numbers.min_p, kept, 0)
     if numbers.typical_p is not None:
-        total = jnp.sum(kept, axis=-1)
-        # The surprise -log p is the gap plus a constant of the row, which cancels in its distance from the mean.
-        mean = jnp.sum(jnp.where(kept > 0, kept * gaps, 0), axis=-1) / total
-        away = jnp.where(kept > 0, jnp.abs(gaps - mean[:, None]), jnp.inf)
-        kept = _first(away, kept, numbers.typical_p * total)
+        kept = typical(gaps, kept, numbers.typical_p)
     return kept
+
+
+def nats_below(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Returns float32 `[rows, vocab]`: how far each id is below the likeliest one, whose weight exp(-0) is 1.
+
+    Args:
+        logits: as for `probabilities`.
+        temperature: float32 scalar, or `[rows, 1]`.
+    """
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    # Clipping `best` avoids infinity - infinity = NaN.
+    return (jnp.maximum(best, jnp.finfo(jnp.float32).min) - logits) / temperature
+
+
+def likeliest(gaps: jax.Array, kept: jax.Array, share: jax.Array) -> jax.Array:
+    """Returns `kept` with 0 for the ids after the likeliest ones that hold a share, a scalar or `[rows]`, of it."""
+    return _first(gaps, kept, share * jnp.sum(kept, axis=-1))
+
+
+def typical(gaps: jax.Array, kept: jax.Array, share: jax.Array) -> jax.Array:
+    """Returns `kept` with 0 for the ids after those that hold a share of it and whose surprise is nearest its mean."""
+    total = jnp.sum(kept, axis=-1)
+    # The surprise -log p is the gap plus a constant of the row, which cancels in its distance from the mean.
+    mean = jnp.sum(jnp.where(kept > 0, kept * gaps, 0), axis=-1) / total
+    away = jnp.where(kept > 0, jnp.abs(gaps - mean[:, None]), jnp.inf)
+    return _first(away, kept, share * total)
+
+
+def within(gaps: jax.Array, k: jax.Array) -> jax.Array:
+    """Returns bool `[rows, vocab]`: whether fewer than `k` ids, a scalar or int32 `[rows]`, are likelier."""
+    return _first(gaps, jnp.ones_like(gaps), jnp.broadcast_to(k, len(gaps)).astype(jnp.float32)) > 0
 
 
 def _largest(logits: jax.Array, gaps: jax.Array, numbers: FilterValues) -> jax.Array:
     """Returns bool `[rows, vocab]`: whether a logit is at least the k-th largest of its row."""
     if numbers.candidates == 0:
-        return _first(gaps, jnp.ones_like(gaps), jnp.broadcast_to(numbers.top_k, len(gaps)).astype(jnp.float32)) > 0
+        return within(gaps, numbers.top_k)
     largest = jax.lax.top_k(logits, min(numbers.candidates, logits.shape[-1]))[0]
     last = jnp.minimum(numbers.top_k, largest.shape[-1]) - 1
     return logits >= jax.lax.dynamic_slice_in_dim(largest, last, 1, axis=1)

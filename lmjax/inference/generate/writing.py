@@ -41,11 +41,63 @@ def read_prompts(
         kind: of the cache.
         slack: slots that `Cache.rewind` may free again.
     """
-    model, config, pad = loaded.model, loaded.config, loaded.tokenizer.pad_id
-    both = config.family.paired
-    prompts = [r.prompt for r in requests]
-    longest = max(map(len, prompts))
-    if both:
+    model, (first, *others) = loaded.model, pieces(loaded, requests, chunk)
+    fields = prompt_fields(loaded, requests, chunk, new_columns=new_columns, limit=limit, stop=stop)
+    capacity = fields["tokens"].shape[1]
+    logits, cache = decode.prefill(loaded.params, first, model=model, capacity=capacity, kind=kind, slack=slack)
+    for piece in others:
+        logits, cache = decode.extend(loaded.params, piece, cache, model=model)
+    return logits, cache, fields
+
+
+def prompt_fields(
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    chunk: int,
+    *,
+    new_columns: int,
+    limit: int,
+    stop: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Returns the fields of `Decoding` that prompts have; the arguments are those of `read_prompts`."""
+    width, _ = _width(loaded, requests, chunk)
+    count, pad, behind = len(requests), loaded.tokenizer.pad_id, ((0, 0), (0, new_columns))
+    fields = columns([r.prompt for r in requests], width, pad)
+    return {
+        "tokens": np.pad(fields["tokens"], behind, constant_values=pad),
+        "written": np.pad(fields["segment_ids"] > 0, behind),
+        "column": np.full(count, width, np.int32),
+        "count": np.full(count, len(loaded.prompts.forced), np.int32),
+        "limit": np.full(count, limit, np.int32),
+        "stop": np.array(sorted(set(stop)) or [-1], np.int32),
+    }
+
+
+def pieces(loaded: LoadedModel, requests: Sequence[Request], chunk: int) -> list[dict[str, np.ndarray]]:
+    """Returns the fields of the passes that read the prompts: the first one fills an empty cache, others follow it.
+
+    Args:
+        loaded: the model.
+        requests: at least one; each is a row.
+        chunk: tokens of a prompt that are read in one pass.
+    """
+    config, (width, step) = loaded.config, _width(loaded, requests, chunk)
+    fields = columns([r.prompt for r in requests], width, loaded.tokenizer.pad_id)
+    if loaded.prompts.bidirectional and not config.family.paired:
+        fields["prefix"] = fields["segment_ids"]
+    found = [
+        {f"{config.family.predicts}{name}": x[:, start : start + step] for name, x in fields.items()}
+        for start in range(0, width, step)
+    ]
+    if config.family.paired:
+        found[0] |= {f"encoder_{name}": x for name, x in _sources(loaded, requests).items()}
+    return found
+
+
+def _width(loaded: LoadedModel, requests: Sequence[Request], chunk: int) -> tuple[int, int]:
+    """Returns the columns that the longest prompt needs, and the columns that are read in one pass."""
+    config, longest = loaded.config, max(len(r.prompt) for r in requests)
+    if config.family.paired:
         width = chunk = longest
     elif loaded.prompts.bidirectional:
         # In a bidirectional prefix the first token attends to the last one: the whole prompt is read in one pass.
@@ -55,32 +107,7 @@ def read_prompts(
         chunk = min(chunk, width)
     if config.scheme(True).table and chunk > config.max_length:
         width = chunk = config.max_length
-    fields = columns(prompts, width, pad)
-    if loaded.prompts.bidirectional and not both:
-        fields["prefix"] = fields["segment_ids"]
-    pieces = [
-        {f"{config.family.predicts}{name}": x[:, start : start + chunk] for name, x in fields.items()}
-        for start in range(0, width, chunk)
-    ]
-    if both:
-        pieces[0] |= {f"encoder_{name}": x for name, x in _sources(loaded, requests).items()}
-    capacity = width + new_columns
-    logits, cache = decode.prefill(loaded.params, pieces[0], model=model, capacity=capacity, kind=kind, slack=slack)
-    for piece in pieces[1:]:
-        logits, cache = decode.extend(loaded.params, piece, cache, model=model)
-    behind = ((0, 0), (0, new_columns))
-    return (
-        logits,
-        cache,
-        {
-            "tokens": np.pad(fields["tokens"], behind, constant_values=pad),
-            "written": np.pad(fields["segment_ids"] > 0, behind),
-            "column": np.full(len(prompts), width, np.int32),
-            "count": np.full(len(prompts), len(loaded.prompts.forced), np.int32),
-            "limit": np.full(len(prompts), limit, np.int32),
-            "stop": np.array(sorted(set(stop)) or [-1], np.int32),
-        },
-    )
+    return width, chunk
 
 
 def _sources(loaded: LoadedModel, requests: Sequence[Request]) -> dict[str, np.ndarray]:
