@@ -15,7 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,17 +155,24 @@ class ChatTemplate:
         (found,) = self.encode([_PROBE])
         return self.tokenizer.special_ids & {*found.ids[found.mask].tolist(), *self.stop}
 
-    def prompt(self, messages: Sequence[Message], name: str) -> list[int]:
+    def prompt(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        name: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Returns the ids of a conversation and of what the template puts before the assistant's answer.
 
         Args:
-            messages: the last one is not the assistant's.
+            messages: the last one is not the assistant's. A mapping reaches the template as it is, with what it has
+                besides role and content.
             name: of the conversation in error messages.
+            tools: descriptions of functions that the assistant may call, for the template; None: there are none.
 
         Raises:
             DataError: the template cannot render it.
         """
-        (found,) = self.render([messages], [name], prompt=True)
+        (found,) = self.render([messages], [name], prompt=True, tools=tools)
         return self.located(found.text)[0].tolist()
 
     def encode(self, conversations: Sequence[Sequence[Message]], names: Sequence[str] = ()) -> Iterator[Spoken]:
@@ -179,7 +186,12 @@ class ChatTemplate:
             yield Spoken(ids, np.array([span for span in spans if span[0] < span[1]], np.int64).reshape(-1, 2))
 
     def render(
-        self, conversations: Sequence[Sequence[Message]], names: Sequence[str] = (), *, prompt: bool = False
+        self,
+        conversations: Sequence[Sequence[Message | Mapping[str, Any]]],
+        names: Sequence[str] = (),
+        *,
+        prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Rendered]:
         """Returns the text of each conversation.
 
@@ -187,6 +199,7 @@ class ChatTemplate:
             conversations: their messages.
             names: of the conversations in error messages; none: messages say nothing of them.
             prompt: whether what comes before an answer of the assistant follows; there are no spans then.
+            tools: as for `prompt`.
 
         Raises:
             FlagError: the template has an error of its own, or does not end.
@@ -195,7 +208,7 @@ class ChatTemplate:
         found: list[Rendered] = []
         for start in range(0, len(conversations), _AT_ONCE):
             part = [
-                {"messages": [m._replace(content=self._guarded(m.content))._asdict() for m in each], "prompt": prompt}
+                {"messages": [self._given(m) for m in each], "prompt": prompt, "tools": self._guarded(tools)}
                 for each in conversations[start : start + _AT_ONCE]
             ]
             for number, answer in enumerate(self._answers(part), start):
@@ -243,11 +256,18 @@ class ChatTemplate:
     def _special_text(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self._spelled)) or "(?!)")
 
-    def _guarded(self, content: str) -> str:
-        """Returns the content of a message, with a mark in the middle of what spells a special token."""
+    def _given(self, message: Message | Mapping[str, Any]) -> dict[str, Any]:
+        return self._guarded(message._asdict() if isinstance(message, Message) else dict(message))
+
+    def _guarded(self, value: Any) -> Any:
+        """Returns a value of a message, with a mark in the middle of what spells a special token in its texts."""
         if isinstance(self.tokenizer, FastTokenizer):
-            return content
-        return self._special_text.sub(lambda found: f"{found[0][:1]}{MARK}{found[0][1:]}", content)
+            return value
+        if isinstance(value, Mapping):
+            return {name: self._guarded(each) for name, each in value.items()}
+        if isinstance(value, str):
+            return self._special_text.sub(lambda found: f"{found[0][:1]}{MARK}{found[0][1:]}", value)
+        return [self._guarded(each) for each in value] if isinstance(value, list | tuple) else value
 
     def located(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns int `[tokens]` each: the ids of a rendered text, and where each token begins and ends in it."""

@@ -110,6 +110,7 @@ def answer(template, request, conversation) -> dict:
     with the generation prompt, up to its last special token if only white space follows.
     """
     messages, prompt = conversation["messages"], conversation["prompt"]
+    request = {**request, "tools": conversation.get("tools")}
     try:
         text, spans = _unmarked(_render(template, request, messages, prompt))
         if prompt or template.environment.has_generation:
@@ -133,7 +134,7 @@ def answer(template, request, conversation) -> dict:
 
 def _render(template, request, messages, prompt) -> str:
     parts, size = [], 0
-    names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+    names = {"messages": messages, "tools": request["tools"], "documents": None, "add_generation_prompt": prompt}
     for part in template.generate({**request["variables"], **names}):
         parts.append(part)
         size += len(part)

@@ -9,7 +9,7 @@ SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 # Noncharacters of Unicode that mark places in a conversation: the middle of what spells a special token, and the begin
 # and end of what the assistant writes.
 MARK = "\ufdd0"
-_RESERVED = (MARK, "\ufdd1", "\ufdd2")
+RESERVED = (MARK, "\ufdd1", "\ufdd2")
 _NEED = 'messages is a list of {"role": ..., "content": ...} with the roles ' + ", ".join(ROLES)
 
 
@@ -57,6 +57,6 @@ def _message(where: str, given: Any) -> Message:
     if not isinstance(content, str):
         raise DataError(f"{where}: 'content' is {str(content)[:40]!r}, and must be a string")
     check_text(where, "content", content)
-    if odd := [char for char in _RESERVED if char in content]:
+    if odd := [char for char in RESERVED if char in content]:
         raise DataError(f"{where}: 'content' holds U+{ord(odd[0]):04X}, which is no character; remove it")
     return Message(role, content)
