@@ -14,11 +14,14 @@ EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
 EXPLAIN = ["scikit-learn>=1.5", "shap>=0.48"]
 SLURM = ["submitit>=1.5.3"]
 SEARCH = ["optuna>=4.5"]
+CHAT = ["jinja2>=3.1.6"]
+SERVE = ["starlette>=0.46", "uvicorn>=0.34", "prometheus-client>=0.21", *CHAT]
 DEV = [
     *EVALUATE,
     *EXPLAIN,
     *SLURM,
     *SEARCH,
+    *SERVE,
     "pytest>=8.3",
     "pytest-xdist>=3.7",
     "hypothesis>=6.100",
@@ -31,7 +34,6 @@ DEV = [
     # The tests compare entities with the first, and corrected p-values and power with the second.
     "nervaluate>=1.2.1",
     "statsmodels>=0.14.4",
-    "jinja2>=3.1.6",
 ]
 
 setup(
@@ -43,6 +45,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lmjax", "lmjax.*"]),
+    package_data={"lmjax.serving": ["page/*"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12",
@@ -69,7 +72,8 @@ setup(
         "evaluate": EVALUATE,
         "explain": EXPLAIN,
         # Chat templates: older versions of jinja2 have known ways out of its sandbox.
-        "chat": ["jinja2>=3.1.6"],
+        "chat": CHAT,
+        "serve": SERVE,
         "harness": ["lm-eval>=0.4.13"],
         # --regex and --json_schema of lmjax generate.
         "constrain": ["llguidance>=1.9"],

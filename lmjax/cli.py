@@ -24,6 +24,8 @@ COMMANDS = {
     "convert": "import Hugging Face checkpoints, and export trained models",
     "average": "average the parameters of trained models",
     "generate": "continue prompts, answer them, or fill in masks",
+    "serve": "answer requests over HTTP in the form of OpenAI's API, with a page to try the model",
+    "chat": "talk with a trained model at a terminal",
     "doctor": "verify a workdir: checkpoints, data, versions",
     "evaluate": "score texts, pairs and questions, measure a classifier, or run lm-evaluation-harness",
     "predict": "label texts with a classifier",

@@ -20,6 +20,7 @@ LAYERS = (
     ("runs",),
     ("sweep",),
     ("pipelines",),
+    ("serving",),
     ("commands", "cli", "__main__", "__init__"),
 )
 

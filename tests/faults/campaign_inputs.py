@@ -30,7 +30,7 @@ class Hang(BaseException):
 
 
 class _Reached(BaseException):
-    """A command that trains has accepted its input, and would begin to compile."""
+    """A command that trains or serves has accepted its input, and would begin to compile."""
 
 
 def made(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -119,10 +119,11 @@ class Campaign:
 
 
 def _inside(argv: list[str]) -> tuple[str, str]:
-    """Returns how a command ends in this process; one that trains ends where it would begin to compile a new run."""
+    """Returns how a command ends in this process; one that trains or serves ends where it would begin to compile."""
     from lmjax import cli
     from lmjax.commands import train
     from lmjax.errors import UserError
+    from lmjax.serving.engine import Engine
 
     def late(*_: object) -> None:
         raise Hang
@@ -132,6 +133,7 @@ def _inside(argv: list[str]) -> tuple[str, str]:
 
     real, resumed = train.fit, any("/run" in each for each in argv if each.startswith("--workdir"))
     train.fit = real if resumed or any(each.startswith("--init_from") for each in argv) else stop
+    start, Engine.start = Engine.start, stop
     signal.signal(signal.SIGALRM, late)
     signal.alarm(_SECONDS)
     try:
@@ -151,7 +153,7 @@ def _inside(argv: list[str]) -> tuple[str, str]:
         return "traceback", traceback.format_exc()[-1800:]
     finally:
         signal.alarm(0)
-        train.fit = real
+        train.fit, Engine.start = real, start
 
 
 def _apart(argv: list[str]) -> tuple[str, str]:
@@ -174,7 +176,8 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     campaign = Campaign(folder)
     every, counts, longest = cases(campaign.places), collections.Counter(), 0.0
     for index, case in enumerate(every[:number], 1):
-        outcome, message = campaign.attempt(case, apart=index % _APART == 0)
+        # A server that accepts its flags does not end by itself.
+        outcome, message = campaign.attempt(case, apart=index % _APART == 0 and case.argv[0] != "serve")
         counts[outcome] += 1
         longest = max(longest, float(message.partition(" ")[0]))
         print(f"{index} {outcome}: {case}: {message}", file=sys.stderr, flush=True)

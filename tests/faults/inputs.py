@@ -144,6 +144,31 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--from={hf}", "--to={hf}"),
         ("--shard_gb=0.0000001",),
     ),
+    "serve": (
+        ("--model=x={run}", "--model=x={run}"),
+        ("--model={run}", "--adapter={run}"),
+        ("--model={run}", "--adapter=a={text}"),
+        ("--model={folder}",),
+        ("--host=0.0.0.0",),
+        ("--host=nowhere.invalid",),
+        ("--token=a",),
+        ("--rows=0",),
+        ("--rows=100000000",),
+        ("--max_length=1",),
+        ("--queue=many",),
+        ("--timeout=nan",),
+        ("--cache_dtype=int4",),
+    ),
+    "chat": (
+        ("--temperature=-1",),
+        ("--top_p=2",),
+        ("--seed=nan",),
+        ("--max_tokens=0",),
+        ("--load={text}",),
+        ("--load={folder}",),
+        ("--load={folder}/no",),
+        ("--model={run}",),
+    ),
     "tokenizer": (("--output={text}",), ("--vocab_size=5",), ("--vocab_size=900000000",), ("--output={folder}/no/x",)),
     "plan": (
         ("--topology=v5e:4x4x4",),
@@ -187,6 +212,8 @@ def base(command: str) -> tuple[str, ...]:
         "explain": ("--workdir={run}", "--text=the king", "--method=occlusion", "--output={case}/new.html"),
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
+        "serve": ("--model={run}", "--port=0"),
+        "chat": ("--workdir={run}",),
         "doctor": ("--workdir={run}",),
         "sweep": ("--grid=seed=0:2", "--data={text}", "--steps=2", *SMALL),
         "compare": ("--runs={run}",),
@@ -233,8 +260,8 @@ def of_flags(commands: dict[str, flags.FlagValues], same: dict[str, dict[str, st
             for value in _values(flag):
                 path = () if "=" in value or len(value) < 2 else (value,)
                 field = [f"--config.{same[command][name]}"] if name in same[command] else []
-                # A run is no sweep, so `scaling` may refuse its usual flags first.
-                usual = ("{run}",) if command == "scaling" else ()
+                # A run is no sweep and has no chat template, so these may refuse their usual flags first.
+                usual = ("{run}",) if command in ("scaling", "chat") else ()
                 yield Case(_given(command, f"--{name}={value}"), (f"--{name}", *field, *path, *usual))
             yield Case((*_given(command), f"--{name}x=1"), (f"--{name}x",))
 

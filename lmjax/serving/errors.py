@@ -1,0 +1,52 @@
+"""Errors of requests in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax.errors import DataError, FlagError, UserError
+from lmjax.serving.engine import ClosedError, FullError
+from lmjax.serving.ticket import OverdueError
+
+
+class ApiError(Exception):
+    """An answer with an error.
+
+    Attributes:
+        status: of HTTP.
+        body: in OpenAI's form.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.headers = status, dict(headers or {})
+        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Returns the answer for an error; one that nobody expected says nothing of the inside."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, FullError):
+        after = {"Retry-After": str(error.after)}
+        said = f"too many requests wait; try again in {error.after} s"
+        return ApiError(429, said, kind="rate_limit_error", code="rate_limit_exceeded", headers=after)
+    if isinstance(error, ClosedError):
+        return ApiError(503, str(error), kind="server_error", code="shutting_down", headers={"Retry-After": "5"})
+    if isinstance(error, OverdueError):
+        return ApiError(408, str(error), kind="timeout_error", code="timeout")
+    if isinstance(error, FlagError | DataError):
+        return ApiError(400, str(error))
+    said = str(error) if isinstance(error, UserError) else "the server failed; its log says more"
+    return ApiError(500, said, kind="server_error", code="internal_error")

@@ -1,0 +1,101 @@
+"""A request on its way: what the engine must know to write its text, and the events that it sends back."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from lmjax.inference.generate.config import GenerateConfig
+from lmjax.inference.generate.constrain import Constraint
+from lmjax.inference.generate.requests import Request
+from lmjax.inference.generate.text import Generation
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """A generated token.
+
+    Attributes:
+        id: of it.
+        text: that is certain after it; it may be empty, or hold the text of earlier tokens.
+        log_prob: of the model, before penalties, temperature and filters.
+        alternatives: the likeliest ids there and their log-probabilities, as many as the ticket asks for.
+    """
+
+    id: int
+    text: str
+    log_prob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The end of a text.
+
+    Attributes:
+        generation: the whole text.
+        rest: the part of it that no token brought.
+    """
+
+    generation: Generation
+    rest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """The end of a ticket without a whole text; `error` says why."""
+
+    error: Exception
+
+
+Event = Token | Ended | Failed
+
+
+class OverdueError(Exception):
+    """A request took longer than it may."""
+
+
+class CancelledError(Exception):
+    """A request was cancelled."""
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A request for one text.
+
+    Attributes:
+        request: the prompt and the seed.
+        config: the settings.
+        send: called by the engine with each event; it must return at once.
+        stop_ids: ids that end the text.
+        never: ids that are never generated.
+        constraint: that the text must satisfy; None: none.
+        bias: what is added to the logits of ids.
+        presence: the penalty of ids that were generated.
+        frequency: the penalty of ids for each time that they were generated.
+        alternatives: likeliest tokens that are reported with each token.
+        adapter: the number of its adapter.
+        client: who asks; clients are served in turn.
+        deadline: of `time.monotonic`, after which it fails.
+        cancelled: set when nobody waits for it any more.
+    """
+
+    request: Request
+    config: GenerateConfig
+    send: Callable[[Event], None]
+    stop_ids: Sequence[int] = ()
+    never: Sequence[int] = ()
+    constraint: Constraint | None = None
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    presence: float = 0.0
+    frequency: float = 0.0
+    alternatives: int = 0
+    adapter: int = 0
+    client: str = ""
+    deadline: float = float("inf")
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Ends the ticket at the engine's next step; no event follows but the last one."""
+        self.cancelled.set()

@@ -1,0 +1,84 @@
+"""A server with tiny models on a port of its own, for the tests of a file."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+from lmjax.data.chat import DEFAULT
+from lmjax.serving.app import Limits, make_app
+from lmjax.serving.config import EngineConfig
+from lmjax.serving.engine import Engine
+from lmjax.serving.served import Served
+from lmjax.serving.server import listen, run
+from tests.inference.scoring import tiny
+from tests.inference.writers import writer
+
+SMALL = EngineConfig(rows=3, chunk=16, max_length=64, queue=64)
+
+
+def with_template(loaded):
+    """Returns a model whose tokenizer has a chat template."""
+    return dataclasses.replace(loaded, tokenizer=loaded.tokenizer.with_template(DEFAULT))
+
+
+@dataclasses.dataclass
+class Running:
+    """A server: its address, its models, and the engines."""
+
+    port: int
+    models: dict
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def served_models() -> dict:
+    """A decoder that chats, one without a template, an encoder-decoder and an encoder."""
+    found = {}
+    loaded = {
+        "decoder": with_template(writer("rope")),
+        "plain": writer("rope", 1),
+        "both": writer("both"),
+        "encoder": tiny("encoder"),
+    }
+    for name, model in loaded.items():
+        engine = Engine(model, SMALL)
+        engine.start()
+        found[name] = Served(name, engine, model)
+    return found
+
+
+@pytest.fixture(scope="session")
+def _server():
+    models = served_models()
+    listening = listen("127.0.0.1", 0)
+    running = Running(listening.getsockname()[1], models)
+    app = make_app(models, Limits(body_bytes=200_000, body_seconds=2.0))
+    engines = [each.engine for each in models.values()]
+
+    def serve():
+        run(app, listening, engines, drain=1.0, url=running.url)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield running
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def server(_server):
+    """The server; after a test nothing is being written any more, and nothing was compiled for texts."""
+    yield _server
+    deadline = time.monotonic() + 20
+    engines = [each.engine for each in _server.models.values()]
+    while any(any(engine.load) for engine in engines):
+        assert time.monotonic() < deadline, "texts are written although nobody waits for them"
+        time.sleep(0.01)
+    assert not any(engine.counts.compiled for engine in engines)

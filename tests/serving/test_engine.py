@@ -1,0 +1,128 @@
+"""The engine writes for each request what `generate` writes for it alone, whoever joins, leaves or fails beside it."""
+
+import threading
+import time
+
+import pytest
+
+from lmjax.inference.generate.config import GenerateConfig
+from lmjax.inference.generate.generate import generate
+from lmjax.inference.generate.processors import ProcessorConfig
+from lmjax.inference.generate.sampling import SamplingConfig
+from lmjax.serving.engine import ClosedError, FullError
+from lmjax.serving.ticket import CancelledError, Ended, OverdueError
+from tests.inference.writers import MODELS, some_prompts, writer
+from tests.serving.engines import SMALL, running, ticket
+
+GREEDY = SamplingConfig()
+SETTINGS = (
+    {"sampling": GREEDY, "max_new_tokens": 9},
+    {"sampling": SamplingConfig(temperature=1.0), "max_new_tokens": 12},
+    {"sampling": SamplingConfig(temperature=0.7, top_k=5), "max_new_tokens": 5},
+    {"sampling": GREEDY, "max_new_tokens": 7, "processors": ProcessorConfig(repetition_penalty=1.5)},
+    {"sampling": SamplingConfig(temperature=2.0, top_p=0.5, min_p=0.02), "max_new_tokens": 11},
+    {"sampling": SamplingConfig(temperature=1.3, typical_p=0.6), "max_new_tokens": 4},
+    {"sampling": GREEDY, "max_new_tokens": 8, "processors": ProcessorConfig(no_repeat_ngram=2, min_new_tokens=4)},
+)
+LENGTHS = (3, 17, 1, 9, 12, 5, 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_do_not_depend_on_their_neighbours_and_nothing_is_compiled(name):
+    loaded = writer(name)
+    prompts = some_prompts(*(min(n, 12) if name == "learned" else n for n in LENGTHS))
+    configs = [GenerateConfig(**values, prefill_chunk=16) for values in SETTINGS]
+    wanted = [generate(loaded, [p], c, seeds=[i])[0][0] for i, (p, c) in enumerate(zip(prompts, configs, strict=True))]
+    with running(loaded) as engine:
+        # Three rows for fourteen texts: each joins beside others, which leave while it is written.
+        made = [ticket(loaded, prompts[i], configs[i], i) for i in (*range(7), *reversed(range(7)))]
+        engine.submit([each for each, _ in made])
+        found = [box.result() for _, box in made]
+        assert engine.counts.compiled == 0
+        assert engine.counts.steps < sum(len(each.ids) for each in found), "texts are written together"
+    for i, (each, alone) in enumerate(zip(found, [*wanted, *reversed(wanted)], strict=True)):
+        assert (each.text, each.ids, each.finished) == (alone.text, alone.ids, alone.finished)
+        # Repeated n-grams are banned by a mask, over whose ids the probabilities are normalised.
+        if "processors" not in SETTINGS[min(i, 13 - i)] or not SETTINGS[min(i, 13 - i)]["processors"].no_repeat_ngram:
+            assert each.score == pytest.approx(alone.score, abs=1e-3)
+
+
+def test_a_mixture_of_ends_and_errors_leaves_others_as_they_are():
+    loaded = writer("rope")
+    config = GenerateConfig(max_new_tokens=20, prefill_chunk=16)
+    prompts = some_prompts(4, 5, 6, 30, 7)
+    wanted = generate(loaded, [prompts[4]], config, seeds=[0])[0][0]
+    with running(loaded) as engine:
+        cancelled, gone = ticket(loaded, prompts[0], config)
+        overdue, late = ticket(loaded, prompts[1], config, deadline=time.monotonic())
+        deaf, _ = ticket(loaded, prompts[2], config)
+        deaf.send = None  # calling it fails, as when the event loop of its receiver has ended
+        long, whole = ticket(loaded, prompts[3], config)
+        kept, box = ticket(loaded, prompts[4], config)
+        engine.submit([cancelled, overdue, deaf, long, kept])
+        gone.next()
+        cancelled.cancel()
+        with pytest.raises(CancelledError):
+            gone.result()
+        with pytest.raises(OverdueError):
+            late.result()
+        assert box.result().ids == wanted.ids
+        assert len(whole.result().ids) == 20
+        counts = engine.counts
+        assert (counts.cancelled, counts.overdue, counts.failed, counts.ended) == (2, 1, 0, 2)
+        assert not any(engine.load), "every row is free again"
+
+
+def test_a_full_queue_refuses_and_clients_take_turns():
+    loaded = writer("rope")
+    config = GenerateConfig(max_new_tokens=8, prefill_chunk=16)
+    with running(loaded, SMALL.with_fields({"rows": 1, "queue": 4})) as engine:
+        order, made, held = [], [], threading.Event()
+        engine.call(held.wait)
+        for client in ("greedy", "greedy", "greedy", "greedy", "other"):
+            each, box = ticket(loaded, some_prompts(4)[0], config, client=client)
+            send = each.send
+            each.send = lambda event, send=send, client=client: (
+                order.append(client) if isinstance(event, Ended) else None,
+                send(event),
+            )
+            made.append((each, box))
+        engine.submit([each for each, _ in made])
+        with pytest.raises(FullError) as error:
+            engine.submit([ticket(loaded, some_prompts(4)[0], config)[0]])
+        assert error.value.after >= 1
+        held.set()
+        for _, box in made:
+            box.result()
+    assert order.index("other") <= 1, f"the other client waits for one text, not for four: {order}"
+
+
+def test_an_error_of_the_device_fails_its_texts_and_the_next_ones_are_written(monkeypatch):
+    loaded = writer("rope")
+    config = GenerateConfig(max_new_tokens=6, prefill_chunk=16)
+    prompt = some_prompts(4)[0]
+    with running(loaded) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._rows, "step", lambda *_: 1 / 0)
+            lost, box = ticket(loaded, prompt, config)
+            engine.submit([lost])
+            with pytest.raises(ZeroDivisionError):
+                box.result()
+        after, box = ticket(loaded, prompt, config)
+        engine.submit([after])
+        assert box.result().ids == generate(loaded, [prompt], config, seeds=[0])[0][0].ids
+        assert engine.counts.compiled == 0
+
+
+def test_what_waits_is_finished_when_the_engine_drains():
+    loaded = writer("rope")
+    config = GenerateConfig(max_new_tokens=6, prefill_chunk=16)
+    with running(loaded) as engine:
+        made = [ticket(loaded, prompt, config) for prompt in some_prompts(3, 4, 5, 6, 7)]
+        engine.submit([each for each, _ in made])
+        work = engine.call(lambda: 7)
+        assert engine.drain(60)
+        assert all(box.result().ids for _, box in made)
+        assert work.result() == 7
+        with pytest.raises(ClosedError):
+            engine.submit([made[0][0]])
