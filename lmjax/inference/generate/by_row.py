@@ -17,9 +17,8 @@ import numpy as np
 
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.processors import Processors, apply, penalise, unending
-from lmjax.inference.generate.sampling import draw, likeliest, nats_below, typical, within
+from lmjax.inference.generate.sampling import draw, draw_keys, likeliest, nats_below, typical, within
 from lmjax.inference.generate.strategy import NOTHING, Choice, ChoiceInput, put_requests
-from lmjax.streams import prng_keys
 
 PyTree = Any
 # The most ids that end the texts of a row, and the most likeliest tokens that are reported for a chosen one.
@@ -171,7 +170,7 @@ class RowSampling:
         rows = len(seeds)
         likeliest = np.zeros((rows, MOST_ALTERNATIVES))
         return RowState(
-            keys=prng_keys(seeds, "sampling"),
+            keys=draw_keys(seeds),
             done=np.zeros(rows, bool),
             scores=np.zeros(rows, np.float32),
             values=self.values,

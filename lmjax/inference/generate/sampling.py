@@ -168,7 +168,7 @@ class Sampling:
         # NumPy arrays: each small program that would make zeros on the device delays the first token.
         numbers, processors = self.numbers, self.processors
         return SamplingState(
-            keys=None if numbers.temperature is None else prng_keys(seeds, "sampling"),
+            keys=None if numbers.temperature is None else draw_keys(seeds),
             done=np.zeros(len(seeds), bool),
             scores=np.zeros(len(seeds), np.float32),
             numbers=numbers,
@@ -205,6 +205,11 @@ class Sampling:
     def finished(self, state: SamplingState) -> jax.Array:
         """Returns bool `[requests]`: whether the text has ended."""
         return state.done
+
+
+def draw_keys(seeds: Sequence[int]) -> jax.Array:
+    """Returns the random keys `[seeds]` from which `draw` takes its numbers."""
+    return prng_keys(seeds, "sampling")
 
 
 def probabilities(logits: jax.Array, numbers: FilterValues) -> jax.Array:
