@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from lmjax.analysis.attribution import AttributionConfig, Replaced, attribute
 from lmjax.analysis.subject import Subject
+from lmjax.evaluation.intervals import Measurement, of_means
 from lmjax.model.parameter_paths import EMBEDDING, Names, layer_of, map_named
 from lmjax.streams import random_stream
 
@@ -70,6 +72,20 @@ def chance(subject: Subject, config: AttributionConfig | None = None, orders: in
         values = np.array([getattr(each, name) for each in found])
         result[name] = Chance(float(values.mean()), *map(float, np.quantile(values, [0.025, 0.975])))
     return result
+
+
+def ranked(subjects: Sequence[Subject], methods: Sequence[str], config: AttributionConfig | None = None) -> Measurement:
+    """Returns the means of comprehensiveness and sufficiency of methods over subjects, as "METHOD comprehensiveness".
+
+    `Measurement.measured` has their intervals, over subjects.
+    """
+    columns: dict[str, list[float]] = {}
+    for subject in subjects:
+        for method in methods:
+            own = judge(subject, attribute(subject, method, config).scores, config)
+            for name in ("comprehensiveness", "sufficiency"):
+                columns.setdefault(f"{method} {name}", []).append(getattr(own, name))
+    return of_means(columns)
 
 
 def _judge(rows: Replaced, order: np.ndarray) -> Judged:

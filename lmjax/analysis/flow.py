@@ -62,15 +62,16 @@ def flow(attentions: Sequence[np.ndarray], tokens: Sequence[int] | None = None) 
     return np.asarray(found)
 
 
-def induction(loaded: LoadedModel, length: int = 16, rows: int = 8, seed: int = 0) -> np.ndarray:
+def induction(loaded: LoadedModel, length: int = 16, rows: int = 32, seed: int = 0) -> np.ndarray:
     """Returns float64 `[layers, heads]`: how much a head attends to what followed the same token before.
 
     Random tokens are read twice in a row. An induction head attends from a token of the second part to the token after
-    its first occurrence (Olsson et al. 2022, arXiv:2209.11895, section "Argument 4"). 1 is the most.
+    its first occurrence (Olsson et al. 2022, arXiv:2209.11895, section "Argument 4"). 1 is the most. The rows repeat
+    different numbers of tokens, so that a head that attends to a fixed distance is none.
 
     Args:
         loaded: a decoder.
-        length: tokens that are repeated; together with what comes before a text they must fit into a row.
+        length: the most tokens that are repeated, the least being half of it; twice as many must fit into a row.
         rows: rows of random tokens.
         seed: of the tokens.
 
@@ -79,11 +80,15 @@ def induction(loaded: LoadedModel, length: int = 16, rows: int = 8, seed: int = 
     """
     if not loaded.config.family.continues:
         raise FlagError(f"induction heads are those of a decoder, and this is a {loaded.config.family.label}")
-    drawn = random_stream(seed, "induction").choice(loaded.tokenizer.text_ids, (rows, length))
-    before = list(loaded.prompts.before)
-    texts = [[*before, *map(int, row), *map(int, row)] for row in drawn]
-    found = record(loaded, texts, ["layer_*/attention/weights"])
-    queries = len(before) + length + np.arange(length - 1)
-    return np.stack([x[:, :, queries, queries - length + 1].mean(axis=(0, 2)) for x in found.values()]).astype(
-        np.float64
-    )
+    rng, before = random_stream(seed, "induction"), list(loaded.prompts.before)
+    counts = np.linspace(max(2, length // 2), length, rows).astype(int)
+    drawn = [rng.choice(loaded.tokenizer.text_ids, count).tolist() for count in counts]
+    found = record(loaded, [[*before, *row, *row] for row in drawn], ["layer_*/attention/weights"])
+    scores = []
+    for weights in found.values():
+        each = []
+        for row, count in zip(weights, counts, strict=True):
+            queries = len(before) + count + np.arange(count - 1)
+            each.append(row[:, queries, queries - count + 1].mean(axis=-1))
+        scores.append(np.mean(each, axis=0))
+    return np.stack(scores).astype(np.float64)

@@ -14,6 +14,7 @@ from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.score.score import score
 from lmjax.inference.score.texts import Item
+from lmjax.streams import random_stream
 from tests.analysis.test_inside import classifier
 from tests.inference.scoring import tiny
 
@@ -160,10 +161,17 @@ def test_rollout_and_flow_of_two_layers_by_hand():
 
 def test_induction_is_the_attention_to_what_followed_before():
     loaded = tiny("decoder", num_layers=2, positions="rope")
-    found = induction(loaded, length=5, rows=2)
-    assert found.shape == (2, loaded.config.num_heads)
-    assert (found > 0).all()
-    assert (found < 1).all()
+    found = induction(loaded, length=5, rows=2, seed=3)
+    expected, before = [], list(loaded.prompts.before)
+    drawn = random_stream(3, "induction")
+    for count in (2, 5):
+        row = drawn.choice(loaded.tokenizer.text_ids, count).tolist()
+        weights = np.stack(loaded([[*before, *row, *row]], output_attentions=True).attentions)[:, 0]
+        start = len(before)
+        # Token i of the second part attends to token i + 1 of the first part.
+        pairs = [(start + count + i, start + i + 1) for i in range(count - 1)]
+        expected.append(np.mean([weights[:, :, q, k] for q, k in pairs], axis=0))
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
     with pytest.raises(FlagError, match="those of a decoder"):
         induction(tiny("encoder"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from lmjax import cli
 from lmjax.analysis.attribution import METHODS, AttributionConfig, Replaced, attribute
-from lmjax.analysis.faithfulness import SHARES, chance, judge, randomised
+from lmjax.analysis.faithfulness import SHARES, chance, judge, randomised, ranked
 from lmjax.analysis.page import coloured_text, grid, maps, page
 from lmjax.analysis.subject import decision, likeness, masked_token, next_token, sentence
 from lmjax.analysis.views import VIEWS, Case, view
@@ -171,6 +171,15 @@ def test_the_best_tokens_of_an_oracle_are_more_comprehensive_than_random_ones():
     random = chance(subject, orders=10)["comprehensiveness"]
     assert random.low <= random.mean <= random.high
     assert own.comprehensiveness > random.mean
+
+
+def test_methods_are_ranked_by_their_means_over_texts():
+    subjects = [decision(classifier(), {"text": text}) for text in (TEXT, "A queen sees the river")]
+    found = ranked(subjects, ["occlusion", "random"]).measured(resamples=50)
+    expected = [judge(each, attribute(each, "occlusion").scores).comprehensiveness for each in subjects]
+    assert found["occlusion comprehensiveness"] == pytest.approx(np.mean(expected))
+    assert found["occlusion comprehensiveness"].low <= found["occlusion comprehensiveness"]
+    assert set(found) == {f"{m} {x}" for m in ("occlusion", "random") for x in ("comprehensiveness", "sufficiency")}
 
 
 def test_shuffled_weights_change_an_attribution_and_not_random_scores():
