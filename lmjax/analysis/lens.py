@@ -70,7 +70,7 @@ class Direct(NamedTuple):
 def logit_lens(subject: Subject) -> Lens:
     """Returns what a subject's number, and the likeliest tokens, would be if the model ended after each layer."""
     loaded, prefix = subject.loaded, subject.loaded.config.family.predicts
-    names = _stream(loaded.config, prefix)
+    names = stream_names(loaded.config, prefix)
     with loaded.on_devices():
         arguments = (loaded.model, loaded.params, dict(subject.fields), subject.ask, names)
         numbers, ids, shares = jax.device_get(_lens(*arguments, loaded.tokenizer.vocab_size))
@@ -120,7 +120,7 @@ def direct(subject: Subject) -> Direct:
             "direct logit attribution needs the logit of a decoder's token, and no norm after the sum of a branch "
             f"(norm_position={config.norm_position}); take another method"
         )
-    at, stream = int(ask.position), _stream(config, config.family.predicts)
+    at, stream = int(ask.position), stream_names(config, config.family.predicts)
     normed = "_output_norm" if config.norm_position in ("sandwich", "output") else ""
     known = shapes(loaded, subject.fields)[0]
     mlps = [f"{name}/{'mlp' if f'{name}/mlp' in known else 'moe'}" for name in stream[1:]]
@@ -203,7 +203,7 @@ class _Norm:
         return y * self._factor.reshape(*(1,) * (y.ndim - 1), -1)
 
 
-def _stream(config: ModelConfig, prefix: str) -> tuple[str, ...]:
+def stream_names(config: ModelConfig, prefix: str) -> tuple[str, ...]:
     """Returns the names of the residual stream: before the first layer, and after each."""
     side = prefix.replace("_", "/")
     count = config.side_layers(config.family.sides[-1].causal)

@@ -9,6 +9,7 @@ from lmjax.analysis.flow import flow, induction, mixing, rollout
 from lmjax.analysis.lens import direct, logit_lens
 from lmjax.analysis.steering import direction, steer
 from lmjax.analysis.subject import decision, masked_token, next_token, sentence
+from lmjax.analysis.tuned_lens import tune, tuned_values
 from lmjax.errors import FlagError
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
@@ -219,3 +220,21 @@ def test_a_steered_model_generates_and_scores_as_if_the_vector_was_in_its_stream
 def test_what_cannot_be_done_is_refused(make, message):
     with pytest.raises(FlagError, match=message):
         make()
+
+
+def test_a_tuned_lens_comes_closer_to_the_model_than_the_lens_and_ends_as_the_model():
+    subject, _ = pair()
+    loaded = subject.loaded
+    texts = [CLEAN, CORRUPTED, "A queen sees the river", "the tree", "The young king sees"]
+    lens = tune(loaded, texts, steps=120, rate=3e-2, batch_size=4)
+    assert lens.losses.shape == (120, 2)
+    # At first the maps do nothing: the divergence is that of the logit lens.
+    before, after = lens.losses[:5].mean(axis=0), lens.losses[-5:].mean(axis=0)
+    assert (after < 0.3 * before).all()
+    found, plain = tuned_values(subject, lens), logit_lens(subject).values
+    assert found[-1] == pytest.approx(subject.value, abs=1e-4)
+    assert abs(found[1] - subject.value) < abs(plain[1] - subject.value)
+    untouched = tuned_values(subject, lens._replace(matrix=0 * lens.matrix, bias=0 * lens.bias))
+    np.testing.assert_allclose(untouched, plain, atol=1e-4)
+    with pytest.raises(FlagError, match="a tuned lens needs texts"):
+        tune(loaded, [])
