@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmjax.errors import UserError
+from lmjax.objectives.classification import Classification
 from lmjax.serving import bodies, own, writes
 from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.errors import ApiError, as_api_error
@@ -129,7 +130,7 @@ def _described(served: Served) -> dict[str, Any]:
         "writes": engine.writes,
         "chats": engine.writes and (served.chat is not None or loaded.config.family.paired),
         "fills": not loaded.config.family.causal and loaded.model.has_vocabulary,
-        "classifies": loaded.has_task and loaded.task.name == "classification",
+        "classifies": loaded.has_task and loaded.task.name == Classification.name,
     }
     listed = {"id": served.name, "object": "model", "created": served.created, "owned_by": "lmjax"}
     return listed | ({"parent": served.parent} if served.parent else {}) | {"lmjax": more}
