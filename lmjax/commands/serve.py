@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from pydantic import ValidationError
 
@@ -90,6 +91,18 @@ def configure(values: flags.FlagValues) -> EngineConfig:
         raise FlagError(f"--{flag}={first['input']}: {message[0].lower()}{message[1:]}") from e
 
 
+def with_base(several: Several, name: str) -> Several:
+    """Returns adapters with one more before them that changes nothing, so that rows with it have the base.
+
+    There is none among adapters whose zeros change the model; then only those are served.
+    """
+    config = several.config
+    if config.kind not in ("lora", "rslora") or config.whole:
+        return several
+    none = jax.tree.map(jnp.zeros_like, next(iter(several.adapters.values())))
+    return several._replace(adapters={name: none, **several.adapters})
+
+
 def opened(name: str, place: str, adapters: Mapping[str, str], config: EngineConfig, values: flags.FlagValues) -> dict:
     """Returns a model and its adapters by name, with an engine that has started."""
     from lmjax.serving.served import Served
@@ -101,12 +114,8 @@ def opened(name: str, place: str, adapters: Mapping[str, str], config: EngineCon
         else:
             found = load_adapters(place, adapters, **opening)
             loaded, several = found.loaded, found.several
-            order = list(adapters)
-            if several.config.kind in ("lora", "rslora") and not several.config.whole:
-                # An adapter of zeros changes nothing, so rows with it have the base.
-                none = jax.tree.map(lambda x: x * 0, next(iter(several.adapters.values())))
-                several = Several(several.config, {name: none, **several.adapters})
-                order = [name, *order]
+            several = with_base(several, name)
+            order = list(several.adapters)
     with phase("compiling"):
         engine = Engine(loaded, config, several)
         engine.start()

@@ -2,8 +2,9 @@
 
 | module | contents |
 |---|---|
-| `engine`, `rows` | one thread that owns the device: requests join and leave a running batch; its arrays |
-| `ticket`, `fair`, `asked` | a request on its way, the queue of those that wait, and its settings from a body |
+| `engine`, `texts`, `rows` | the thread that owns the device; the texts of the running batch; its arrays |
+| `ticket`, `fair`, `served` | a request on its way, the queue of those that wait, and a model under its name |
+| `app`, `bodies`, `writes`, `own` | HTTP: routes and checks, bodies, endpoints that write text, and all others |
 
 This room may import everything below `commands`. Starlette and uvicorn (extra `serve`) are imported only by the HTTP
 half. To add an endpoint: a body in `bodies`, a function of `(served, body)` in the file of its kind, a line in `app`.

@@ -25,6 +25,12 @@ class EngineConfig(Schema):
     queue: int = Field(
         64, ge=0, le=100_000, description="Requests that may wait; a further one is refused with status 429."
     )
+    prefixes: int = Field(
+        4,
+        ge=0,
+        le=1024,
+        description="Prompts that are kept, so that one that begins alike reads only its rest; 0: off.",
+    )
     timeout: float = Field(600.0, gt=0, le=86400, description="Seconds after which a request is ended with an error.")
     stuck_after: float = Field(
         60.0, gt=0, le=86400, description="Seconds of one step after which /health says it is stuck."

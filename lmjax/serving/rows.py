@@ -21,11 +21,13 @@ from lmjax.inference.generate.by_row import Chosen, RowSampling, RowValues
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.requests import SMALLEST, Request, bucket
+from lmjax.inference.generate.requests import SMALLEST, Request, bucket, columns
 from lmjax.inference.generate.writing import pieces, prompt_fields
 from lmjax.inference.loaded import LoadedModel, longest_row
+from lmjax.model.cache import Cache
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.serving.config import EngineConfig
+from lmjax.serving.prefixes import Prefix, Prefixes
 
 # The most tokens of a row of a model whose positions have no limit.
 _LONGEST = 2048
@@ -37,13 +39,37 @@ class Reading:
     Attributes:
         request: the prompt.
         adapter: the number of its adapter.
+        known: tokens at its beginning that a kept prompt has already.
+        logits: after what was read.
+        cache: of what was read.
     """
 
-    def __init__(self, rows: Rows, request: Request, adapter: int = 0):
-        self.request, self.adapter = request, adapter
-        self._rows = rows
-        self._left = pieces(rows.loaded, [request], rows.config.chunk)
+    def __init__(self, rows: Rows, request: Request, adapter: int, limit: int):
+        """Takes a prompt.
+
+        Args:
+            rows: the batch.
+            request: the prompt.
+            adapter: the number of its adapter.
+            limit: the most tokens of its text.
+        """
+        self.request, self.adapter, self.known = request, adapter, 0
         self.logits = self.cache = None
+        self._rows, prompt = rows, request.prompt
+        prefix, length = rows.prefixes.find(prompt, adapter) if rows.keeps_prefixes else (None, 0)
+        if prefix is not None:
+            first = int(prefix.slots[length - 1]) + 1
+            width = bucket(len(prompt) - length, rows.config.chunk)
+            # The padding before the rest takes slots too.
+            if first + width + limit <= rows.capacity:
+                self.known, self.cache = length, _rewound(prefix.cache, np.int32(first))
+                self._left = rows.rest(prompt, length)
+                self._slots = np.append(prefix.slots[:length], first + width - np.arange(len(prompt) - length, 0, -1))
+                return
+        self._left = pieces(rows.loaded, [request], rows.config.chunk)
+        tokens = f"{rows.loaded.config.family.predicts}tokens"
+        width = sum(piece[tokens].shape[1] for piece in self._left)
+        self._slots = np.arange(width - len(prompt), width)
 
     @property
     def done(self) -> bool:
@@ -51,7 +77,7 @@ class Reading:
         return not self._left
 
     def step(self) -> None:
-        """Reads the next piece."""
+        """Reads the next piece; after the last one, the prompt is kept."""
         rows, piece = self._rows, self._left.pop(0)
         params, model = rows.params(np.array([self.adapter], np.int32)), rows.loaded.model
         if self.cache is None:
@@ -59,6 +85,8 @@ class Reading:
             self.logits, self.cache = decode.prefill(params, piece, model=model, capacity=rows.capacity, kind=kind)
         else:
             self.logits, self.cache = decode.extend(params, piece, self.cache, model=model)
+        if self.done and rows.keeps_prefixes:
+            rows.prefixes.keep(Prefix(self.request.prompt, self.adapter, self._slots, self.cache))
 
 
 class Rows:
@@ -69,6 +97,8 @@ class Rows:
         config: sizes.
         max_length: the most tokens of a prompt and its text; of an encoder-decoder, of each of the two.
         capacity: columns of a row: a prompt is padded before its first token.
+        prefixes: prompts that were read lately.
+        keeps_prefixes: whether the model can go on from the middle of them.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, several: Several | None = None):
@@ -100,6 +130,12 @@ class Rows:
         self._strategy = RowSampling(processors=self._processors)
         self._adapted = None if several is None else several.by_row(loaded.params, list(several.adapters)[:1])
         self._decoding: Decoding | None = None
+        model = loaded.config
+        # A layer with a window has overwritten the tokens before it; a prefix or a source is read as a whole.
+        local = any(not model.attention.is_global(layer) for layer in range(model.side_layers(True)))
+        whole = form.bidirectional or model.family.paired or (local and not model.attention.sink_tokens)
+        self.keeps_prefixes = config.prefixes > 0 and not whole
+        self.prefixes = Prefixes(config.prefixes)
         self._check_memory()
 
     @property
@@ -116,9 +152,17 @@ class Rows:
         """Returns the parameters for rows with these adapters, int32 `[rows]`."""
         return self.loaded.params if self._adapted is None else {**self._adapted, ROWS: adapters}
 
-    def read(self, request: Request, adapter: int = 0) -> Reading:
-        """Returns a prompt whose pieces are read by `Reading.step`."""
-        return Reading(self, request, adapter)
+    def read(self, request: Request, adapter: int = 0, limit: int = 1) -> Reading:
+        """Returns a prompt whose pieces are read by `Reading.step`; `limit`: the most tokens of its text."""
+        return Reading(self, request, adapter, limit)
+
+    def rest(self, prompt: Sequence[int], known: int) -> list[dict[str, np.ndarray]]:
+        """Returns the pieces of a prompt after its first `known` tokens, as `writing.pieces` does."""
+        chunk = self.config.chunk
+        width = bucket(len(prompt) - known, chunk)
+        fields = columns([prompt[known:]], width, self.loaded.tokenizer.pad_id)
+        fields["positions"] = fields["positions"] + known * fields["segment_ids"]
+        return [{name: x[:, start : start + chunk] for name, x in fields.items()} for start in range(0, width, chunk)]
 
     def begin(self, reading: Reading, values: RowValues, limit: int, allowed: np.ndarray | None = None) -> Decoding:
         """Returns a batch of one row with the first token after a prompt.
@@ -170,6 +214,7 @@ class Rows:
     def reset(self) -> None:
         """Makes the batch again, after an error that may have left it unusable."""
         self._decoding = None
+        self.prefixes.clear()
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -187,6 +232,7 @@ class Rows:
             taken(text)
             self.join(0, text)
         taken(self.begin(reading, values, limit, all_ids))
+        self._warm_prefixes()
         masks = np.ones((self.config.rows, vocab), bool)
         for mask in (None, masks):
             # Only a text that has not ended takes a step.
@@ -194,6 +240,18 @@ class Rows:
             self.step(adapters, mask)
             self.taken()
         self.end([0])
+
+    def _warm_prefixes(self) -> None:
+        """Runs the programs that go on from a kept prompt, with rests of all widths."""
+        longest, chunk, token = self.max_length - 1, self.config.chunk, self.loaded.tokenizer.pad_id
+        begin = (token,) * min(longest - 1, SMALLEST)
+        for width in sorted({bucket(1 << i, chunk) for i in range(4, chunk.bit_length() + 1)}):
+            self.prefixes.clear()
+            for prompt in (begin, (*begin, *(token + 1,) * min(width, longest - len(begin)))):
+                reading = self.read(Request(0, 0, prompt))
+                while not reading.done:
+                    reading.step()
+        self.prefixes.clear()
 
     def _warming(self) -> list[Request]:
         """Returns prompts of all widths that are read, the shortest first."""
@@ -210,8 +268,9 @@ class Rows:
         """Raises FlagError if parameters, cache and logits do not fit."""
         model, memory, rows = self.loaded.model, device_memory(), self.config.rows
         # One row more: the prompt that is being read.
+        kept = rows + 1 + (self.config.prefixes if self.keeps_prefixes else 0)
         cache = jax.eval_shape(
-            lambda: model.empty_cache(rows + 1, self.capacity, memory_length=self.sources, kind=self.config.cache)
+            lambda: model.empty_cache(kept, self.capacity, memory_length=self.sources, kind=self.config.cache)
         )
         ways = 1 if memory.shared else self.loaded.mesh.size
         needs = {
@@ -242,6 +301,12 @@ def _repeated(text: Decoding, rows: int) -> Decoding:
         state=state.replace(done=jnp.ones(rows, bool), **of_rows),
         **{name: jnp.take(getattr(text, name), order, axis=0) for name in fields},
     )
+
+
+@jax.jit
+def _rewound(cache: Cache, filled: jax.Array) -> Cache:
+    """Returns a copy of a cache, of which only the first slots are filled."""
+    return cache.rewind(filled)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from lmjax.inference.generate.config import GenerateConfig
@@ -99,3 +100,15 @@ class Ticket:
     def cancel(self) -> None:
         """Ends the ticket at the engine's next step; no event follows but the last one."""
         self.cancelled.set()
+
+    @property
+    def over(self) -> bool:
+        """Returns whether nobody waits for it any more."""
+        return self.cancelled.is_set() or time.monotonic() > self.deadline
+
+    @property
+    def why_over(self) -> Exception:
+        """Returns the error of a ticket that is over."""
+        if self.cancelled.is_set():
+            return CancelledError("the request was cancelled")
+        return OverdueError("the request took longer than it may")

@@ -1,14 +1,23 @@
 """The engine writes for each request what `generate` writes for it alone, whoever joins, leaves or fails beside it."""
 
+import dataclasses
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from lmjax.adapters.config import AdapterConfig
+from lmjax.adapters.model import abstract_adapter, make_model
+from lmjax.adapters.several import together
+from lmjax.commands.serve import with_base
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.processors import ProcessorConfig
 from lmjax.inference.generate.sampling import SamplingConfig
+from lmjax.model.parameters import unboxed
 from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.ticket import CancelledError, Ended, OverdueError
 from tests.inference.writers import MODELS, some_prompts, writer
@@ -126,3 +135,50 @@ def test_what_waits_is_finished_when_the_engine_drains():
         assert work.result() == 7
         with pytest.raises(ClosedError):
             engine.submit([made[0][0]])
+
+
+def test_each_row_has_its_adapter_and_zeros_are_the_base():
+    base = writer("rope", num_layers=2)
+    adapter = AdapterConfig(kind="lora", rank=2, targets="query|out")
+    model = make_model(base.config, (), adapter)
+    shapes = unboxed(abstract_adapter(model))
+    adapters = {}
+    for name, seed in (("a", 1), ("b", 2)):
+        rng = np.random.default_rng(seed)
+        own = jax.tree.map(lambda x, rng=rng: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+        adapters[name] = (adapter, own)
+    several = with_base(together(adapters), "base")
+    shared = dataclasses.replace(base, model=model)
+    config = GenerateConfig(max_new_tokens=8, prefill_chunk=16)
+    prompt = some_prompts(5)[0]
+    wanted = [generate(base, [prompt], config, seeds=[0])[0][0].ids]
+    for name in ("a", "b"):
+        alone = dataclasses.replace(shared, params=several.one(base.params, name))
+        wanted.append(generate(alone, [prompt], config, seeds=[0])[0][0].ids)
+    assert len(set(wanted)) == 3, "each adapter changes the text"
+    with running(shared, several=several) as engine:
+        made = [ticket(shared, prompt, config, adapter=number) for number in (2, 0, 1, 0, 2, 1)]
+        engine.submit([each for each, _ in made])
+        found = [box.result().ids for _, box in made]
+        assert engine.counts.compiled == 0
+    assert found == [wanted[number] for number in (2, 0, 1, 0, 2, 1)]
+
+
+@pytest.mark.parametrize("name", ["rope", "learned", "window"])
+def test_a_prompt_that_begins_like_another_reads_only_its_rest(name):
+    """A conversation of growing prompts, a prompt within it and one beside it; a layer with a window keeps none."""
+    loaded = writer(name, max_length=64)
+    whole = some_prompts(60)[0]
+    prompts = [whole[:18], whole[:30], whole[:44], whole[:25], [*whole[:22], *whole[:6]], whole[:30], whole[40:60]]
+    config = GenerateConfig(max_new_tokens=5, prefill_chunk=16)
+    wanted = [each[0].ids for each in generate(loaded, prompts, config, seeds=[0] * len(prompts))]
+    with running(loaded) as engine:
+        known = []
+        for prompt, ids in zip(prompts, wanted, strict=True):
+            before = engine.counts.known_tokens
+            each, box = ticket(loaded, prompt, config)
+            engine.submit([each])
+            assert box.result().ids == ids
+            known.append(engine.counts.known_tokens - before)
+        assert engine.counts.compiled == 0
+    assert known == ([0] * 7 if name == "window" else [0, 18, 30, 24, 22, 29, 0])

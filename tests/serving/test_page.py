@@ -1,15 +1,12 @@
 """The page: its files load nothing from elsewhere, fit the endpoints, and it works in a browser where there is one."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from lmjax.serving import app, bodies
+from tests.serving.browser import CHROMIUM, Page
 from tests.serving.http import ask
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def test_the_page_is_served_under_a_policy_and_loads_nothing_from_elsewhere(server):
@@ -31,24 +28,71 @@ def test_its_sliders_and_ids_exist():
     assert set(re.findall(r'\$\("([\w-]+)"\)', script)) <= ids
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser")
-@pytest.mark.parametrize(
-    ("act", "wanted"),
-    [
-        ('$("model").value = "decoder"; fit(); $("max_tokens").value = 9; write()', 'class="tok"'),
-        ('$("model").value = "decoder"; fit(); choose("chat"); $("message").value = "a"; send()', "said assistant"),
-        ('$("model").value = "encoder"; fit(); fill()', "Mask 1"),
-    ],
-    ids=["text", "chat", "mask"],
-)
-def test_it_works_in_a_browser(server, monkeypatch, tmp_path, act, wanted):
-    copied = tmp_path / "page"
-    shutil.copytree(app.PAGE, copied)
-    with (copied / "page.js").open("a") as file:
-        file.write(f"\nload().then(() => {{ {act}; }});\n")
-    monkeypatch.setattr(app, "PAGE", copied)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-               "--virtual-time-budget=8000", "--dump-dom", server.url]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert wanted in done.stdout, done.stderr[-500:]
-    assert 'class="bad"' not in done.stdout
+@pytest.fixture(scope="module")
+def browser(_server, tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("no browser")
+    with Page(_server.url, tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+def choose(browser, model):
+    browser(f'$("model").value = "{model}"; $("model").dispatchEvent(new Event("change"))')
+
+
+def test_text_is_coloured_and_its_alternatives_are_shown(server, browser):
+    choose(browser, "decoder")
+    browser('$("prompt").value = "The young king"; $("max_tokens").value = 9; $("temperature").value = 0')
+    browser('$("prompt").focus()')
+    browser.press("Enter", modifiers=2)
+    browser.until('$("state").textContent.includes("ended by")')
+    body = {"model": "decoder", "prompt": "The young king", "max_tokens": 9, "temperature": 0}
+    wanted = ask(server, "/v1/completions", body)[2]["choices"][0]["text"]
+    pieces = browser('[...document.querySelectorAll("#written .tok")].map((x) => x.textContent)')
+    assert len(pieces) == 9
+    assert wanted.startswith("".join(piece for piece in pieces if not piece.startswith("<"))[:2])
+    assert browser('new Set([...document.querySelectorAll(".tok")].map((x) => x.style.background)).size') > 1
+    browser('$("written").focus()')
+    browser.press("ArrowRight")
+    assert browser('!$("tip").hidden && $("tip").querySelectorAll("tr").length') >= 8
+    browser.press("Escape")
+    assert browser('$("tip").hidden')
+
+
+def test_conversations_and_stops(server, browser):
+    choose(browser, "decoder")
+    browser('choose("chat"); $("message").value = "a"; $("max_tokens").value = 9; send()')
+    assert browser("talk.length") == 2
+    assert browser('document.querySelectorAll("#talk .said.assistant .tok").length') == 9
+    browser("again()")
+    assert browser("talk.length") == 2
+    assert browser('document.querySelectorAll("#talk .said").length') == 2
+    browser('$("regex").value = "("; void write()')
+    browser.until('$("state").className === "bad"')
+    assert "--regex" in browser('$("state").textContent')
+    browser('$("defaults").click()')
+
+
+def test_masks_and_what_a_model_cannot_do_is_hidden(server, browser):
+    choose(browser, "encoder")
+    assert browser('$("tab-text").hidden && $("tab-chat").hidden && !$("mask").hidden')
+    browser("fill()")
+    assert browser('$("fillings").querySelectorAll("tr").length') == 10
+    choose(browser, "plain")
+    assert browser('$("tab-chat").hidden && !$("text").hidden')
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_can_be_read_in_both_schemes(server, browser, scheme):
+    browser.call("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1, mobile=True)
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    assert browser("document.documentElement.scrollWidth") <= 360
+    colours = browser("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    ink, back = (sum(map(int, re.findall(r"\d+", each)[:3])) for each in colours)
+    assert ink < 200 < 600 < back if scheme == "light" else back < 200 < 600 < ink
+    browser.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_its_code_has_complained_of_nothing(server, browser):
+    expected = ("400",)  # the answer to the wrong expression above
+    assert not [each for each in browser.complaints if not any(word in each for word in expected)]

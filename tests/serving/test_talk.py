@@ -8,7 +8,7 @@ from lmjax.commands.chat import Talk
 from lmjax.errors import DataError, FlagError
 from tests.serving.http import ask
 
-GREEDY = {"temperature": 0, "max_tokens": 6}
+GREEDY = {"temperature": 0, "max_tokens": 3}
 
 
 def talked(server, talk, *lines):
@@ -26,20 +26,21 @@ def talked(server, talk, *lines):
 
 
 def test_each_message_is_answered_after_all_before_it(server, capsys):
-    talk = talked(server, Talk([], dict(GREEDY)), "/system Be a king.", "the river", "and the tree?")
-    for end in (2, 4):
+    talk = talked(server, Talk([], dict(GREEDY)), "a", "b")
+    out = capsys.readouterr().out
+    for end in (1, 3):
         body = {"model": "decoder", "messages": talk.messages[:end], **GREEDY}
         wanted = ask(server, "/v1/chat/completions", body)[2]["choices"][0]["message"]["content"]
         assert talk.messages[end] == {"role": "assistant", "content": wanted}
-        assert wanted in capsys.readouterr().out or end == 4
-    assert [each["role"] for each in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
+        assert wanted in out
+    assert [each["role"] for each in talk.messages] == ["user", "assistant", "user", "assistant"]
     talked(server, talk, "/undo")
-    assert len(talk.messages) == 3
+    assert len(talk.messages) == 2
     before = talk.messages[-1]
     talked(server, talk, "/set temperature=2", "/set seed=4", "/again")
-    assert len(talk.messages) == 3
-    assert talk.messages[-1] != before, "another seed gives another answer"
-    talked(server, talk, "/new")
+    assert len(talk.messages) == 2
+    assert talk.messages[-1] != before, "a temperature gives another answer"
+    talked(server, talk, "/system Be a king.", "/new")
     assert talk.messages == [{"role": "system", "content": "Be a king."}]
 
 
@@ -53,7 +54,7 @@ def test_a_conversation_is_saved_and_loaded(server, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "File exists" in err
     assert "user: the river" in out
-    assert "max_tokens=6" in out
+    assert "max_tokens=3" in out
     for content in ("[", "[]", '{"messages": 3, "settings": {}}', '{"messages": [{"role": "x"}], "settings": {}}'):
         file.write_text(content)
         with pytest.raises((DataError, FlagError), match=str(file)):
