@@ -13,6 +13,7 @@ from lmjax.evaluation.predicted import as_documents, encoded, evaluate_models, r
 from lmjax.evaluation.tasks import evaluate
 from lmjax.inference.predict import predict
 from lmjax.runs.trained import load_model, open_pretrained
+from tests.thinned import thinned
 
 pytestmark = pytest.mark.long
 
@@ -30,7 +31,7 @@ def written(path, rows=ROWS):
     return path
 
 
-@pytest.fixture(scope="module", params=["encoder", "decoder"])
+@pytest.fixture(scope="module", params=thinned(["encoder", "decoder"], 2))
 def place(request, tmp_path_factory, corpus):
     """The workdir of a classifier that began from a pretrained run, and what the run printed."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -15,6 +15,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.cases import CASES
 from tests.interop.test_recorded import features, outputs
+from tests.thinned import thinned
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -23,7 +24,7 @@ record = pytest.importorskip("tests.interop.record")
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 3))
 def test_both_ways_with_other_numbers(name, tmp_path):
     """A model with another seed than the recorded one is imported and exported; in transformers it is unchanged."""
     case = CASES[name]

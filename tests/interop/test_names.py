@@ -14,6 +14,7 @@ from lmjax.interop.families import FAMILIES
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from tests.interop.cases import CASES
 from tests.interop.test_recorded import FOLDER
+from tests.thinned import thinned
 
 # A tensor that files of the family have in addition to their parameters.
 BUFFERS = {
@@ -63,7 +64,7 @@ def same(one: Checkpoint, other: Checkpoint, device) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 3))
 def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path, device):
     """Every recorded model: without the prefix of its base, with it, and with additional masks, ids and copies."""
     recorded = Checkpoint(FOLDER / name)
@@ -89,7 +90,7 @@ def test_with_and_without_the_base_and_with_what_old_files_carry(name, tmp_path,
         assert found.ignored == [family.names([n])[n] for n in extra]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 3))
 def test_a_class_that_is_not_named_is_told_by_the_tensors(name, tmp_path, device):
     """If two classes give a tensor different meanings, the error names both; a wrong guess would not be noticed."""
     recorded = Checkpoint(FOLDER / name)

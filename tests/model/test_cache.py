@@ -12,6 +12,7 @@ from lmjax.model.cache import init_cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.positions.rope import rope_frequencies
+from tests.thinned import thinned
 
 pytestmark = pytest.mark.long
 
@@ -114,7 +115,7 @@ SEGMENTS = np.array([[1] * 12, [0] * 3 + [1] * 9, [2] * 5 + [1] * 3 + [2] * 0 + 
 POSITIONS = np.array([[*range(12)], [0] * 3 + [*range(9)], [*range(5), *range(3), *range(3, 7)]])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(MODELS, 2))
 def test_logits_are_those_of_reading_at_once(name):
     model, params = _model(**MODELS[name])
     batch = _rows(model, SEGMENTS, POSITIONS)

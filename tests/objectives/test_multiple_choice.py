@@ -17,6 +17,7 @@ from lmjax.objectives.records import TokenRecord
 from lmjax.runs.build import build
 from lmjax.runs.trained import load_model
 from lmjax.training.metrics import read_lines
+from tests.thinned import thinned
 
 # Which animal runs? The right choice is an animal, and the others are plants; every second record has three choices.
 ANIMALS, PLANTS = ("fox", "cow", "owl", "eel"), ("oak", "fir", "elm", "ivy")
@@ -174,10 +175,7 @@ def test_a_row_without_room_for_its_choices_is_refused(choosing, tmp_path):
         build(choosing(records), tmp_path / "run")
 
 
-LATER = [pytest.param(x, marks=pytest.mark.slow) for x in ("decoder", "encoder_decoder")]
-
-
-@pytest.mark.parametrize("architecture", ["encoder", *LATER])
+@pytest.mark.parametrize("architecture", thinned(["encoder", "decoder", "encoder_decoder"], 3))
 def test_a_tiny_model_learns_32_records_whatever_the_padding(choosing, tmp_path, architecture):
     """To near-zero loss; then rows twice as long give the same loss, and single records the same predictions."""
     fields = {"epochs": 20, "optimizer__learning_rate": 0.02, "optimizer__warmup_steps": 5, "evaluation__batches": 8,

@@ -14,6 +14,7 @@ from lmjax.training.metrics import read_metrics
 from lmjax.training.optimizers import OPTIMIZERS
 from lmjax.training.state import state_maker
 from lmjax.training.step import make_train_step
+from tests.thinned import thinned
 from tests.workdirs import bits, losses, resumed_from
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
@@ -70,7 +71,7 @@ def layer(tiny, tmp_path_factory):
     return run, batch
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", thinned(OPTIMIZERS, 3))
 def test_every_optimizer_makes_one_update_on_every_replica(layer, name):
     """It is the update of one device with the whole batch; the second step starts from the first step's state.
 

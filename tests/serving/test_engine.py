@@ -22,6 +22,7 @@ from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.ticket import CancelledError, Ended, OverdueError
 from tests.inference.writers import MODELS, some_prompts, writer
 from tests.serving.engines import SMALL, running, ticket
+from tests.thinned import thinned
 
 GREEDY = SamplingConfig()
 SETTINGS = (
@@ -36,7 +37,7 @@ SETTINGS = (
 LENGTHS = (3, 17, 1, 9, 12, 5, 2)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(MODELS, 2))
 def test_texts_do_not_depend_on_their_neighbours_and_nothing_is_compiled(name):
     loaded = writer(name)
     prompts = some_prompts(*(min(n, 12) if name == "learned" else n for n in LENGTHS))
