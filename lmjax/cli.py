@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "label texts with a classifier",
     "explain": "show why a model says what it says",
     "embed": "vectors of texts and words: neighbours, analogies, a picture",
+    "audit": "measure bias, unwanted outputs and memorised text",
     "rate": "say which of two answers is better, for training on preferences",
 }
 

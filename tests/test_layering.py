@@ -16,6 +16,7 @@ LAYERS = (
     ("objectives",),
     ("adapters", "parallel", "training", "inference", "interop"),
     ("analysis", "evaluation"),
+    ("audit",),
     ("config",),
     ("runs",),
     ("sweep",),

@@ -88,9 +88,13 @@ class Campaign:
         self.places = made(folder)
         (folder / "folder").mkdir()
         (folder / "prompts.txt").write_text("the king\nthe river\n")
+        (folder / "templates.json").write_text(
+            '{"slots": {"a": {"x": ["king"], "y": ["river"]}}, "templates": ["the {a} goes"]}'
+        )
         self._given = {
             "text": folder / "corpus.txt", "rows": folder / "rows.tsv", "bad": folder / "bad",
             "prompts": folder / "prompts.txt",
+            "templates": folder / "templates.json",
             "folder": folder / "folder", **self.places,
         }  # fmt: skip
 

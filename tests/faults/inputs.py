@@ -132,6 +132,20 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--corrupted=a king", "--target=goes"),
         ("--output={text}",),
     ),
+    "audit": (
+        ("--crows_pairs={text}",),
+        ("--winobias={folder}",),
+        ("--stereoset={text}",),
+        ("--bbq={rows}",),
+        ("--weat={text}",),
+        ("--templates={rows}",),
+        ("--prompts={prompts}",),
+        ("--words={text}",),
+        ("--prompts={prompts}", "--memorised", "--span=1"),
+        ("--rater_label=oak",),
+        ("--against={folder}",),
+        ("--output={text}",),
+    ),
     "predict": (("--text_field=nothing",), ("--step=99",), ("--output={text}",), ("--model={run}",)),
     "convert": (
         ("--from={run}",),
@@ -210,6 +224,7 @@ def base(command: str) -> tuple[str, ...]:
         "predict": ("--workdir={classifier}", "--data={rows}"),
         "embed": ("--workdir={run}", "--data={text}", "--near=the king"),
         "explain": ("--workdir={run}", "--text=the king", "--method=occlusion", "--output={case}/new.html"),
+        "audit": ("--workdir={run}", "--templates={templates}", "--output={case}/new.html"),
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
         "serve": ("--model={run}", "--port=0"),
@@ -296,6 +311,8 @@ def of_data(names: list[str]) -> Iterator[Case]:
         yield Case(_given("evaluate", "--task=pairs", f"--data={path}"), (path,))
         yield Case(_given("predict", f"--data={path}"), (path,))
         yield Case(_given("embed", f"--data={path}"), (path,))
+        for flag in ("crows_pairs", "winobias", "stereoset", "bbq", "weat", "templates"):
+            yield Case(_given("audit", f"--{flag}={path}"), (path,))
         yield Case(("generate", "--workdir={run}", "--max_new_tokens=2", f"--prompts={path}"), (path,))
         yield Case(_given("train", "--objective=classification", f"--data={path}"), (path,))
 

@@ -1,0 +1,189 @@
+"""`lmjax audit`: what a model has learned and must not say, as one HTML or Markdown file and a short text."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator
+
+from absl import flags
+
+from lmjax.analysis.page import page
+from lmjax.audit import bench, continuations, counterfactual, memory
+from lmjax.audit.association import associations, read_tests
+from lmjax.audit.choices import bbq
+from lmjax.audit.continuations import Written, file_prints, matches, read_patterns
+from lmjax.audit.counterfactual import read_templates
+from lmjax.audit.findings import Section, markdown, part
+from lmjax.audit.lists import OWN
+from lmjax.audit.published import crows_pairs, stereoset, winobias
+from lmjax.audit.raters import probabilities, rater
+from lmjax.commands.audit_flags import CHECKS
+from lmjax.commands.models import named, opened, prepare
+from lmjax.commands.prompts import Prompts, new_file, read_prompts
+from lmjax.config import from_json
+from lmjax.errors import FlagError
+from lmjax.inference.embed import embed
+from lmjax.inference.generate.generate import GenerateConfig, generate
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.score.texts import ScoreConfig
+from lmjax.phases import phase
+from lmjax.runs.data import open_data
+from lmjax.runs.trained import load_model
+
+_BENCHES = {"crows_pairs": crows_pairs, "winobias": winobias, "stereoset": stereoset, "bbq": bbq}
+_CONFIG = ScoreConfig(truncate=True)
+# Of --prompts alone.
+_OF_PROMPTS = ("rater", "words", "patterns")
+
+
+def main(values: flags.FlagValues) -> list[Section]:
+    """Returns the sections of the audit."""
+    if path := new_file(values["templates_to"].value, "templates_to"):
+        path.write_text(json.dumps(OWN, indent=1) + "\n", encoding="utf-8")
+        print(f"templates written to {path}")
+        return []
+    place = values[named(values, "audit")].value
+    output = None if values["output"].value == "-" else new_file(values["output"].value)
+    if output is not None and output.suffix not in (".html", ".md"):
+        raise FlagError(f"--output={output}: the page is HTML or Markdown; name a file that ends in .html or .md")
+    _check(values)
+    # All files are read before a model is.
+    benches = {name: read(values[name].value) for name, read in _BENCHES.items() if values[name].value}
+    templates = read_templates(values["templates"].value) if values["templates"].value else None
+    tests = read_tests(values["weat"].value) if values["weat"].value else None
+    prompts = read_prompts((), values["prompts"].value) if values["prompts"].value else None
+    patterns = {
+        name: read_patterns(values[name].value, name, words=name == "words")
+        for name in ("words", "patterns")
+        if values[name].value
+    }
+    prepare()
+    loaded = opened(values, place)
+    other = _other(values)
+    sections = []
+    for name, read in benches.items():
+        with phase(f"scoring {name}"):
+            sections.append(bench.section(read, loaded, other, _CONFIG))
+    size = values["batch_size"].value
+    if templates is not None:
+        with phase("rating templates"):
+            rate, note = rater(loaded, _CONFIG, size)
+            against = None if other is None else rater(other, _CONFIG, size)[0]
+            sections.append(counterfactual.section(*templates, note, rate, against))
+    if tests is not None:
+        with phase("comparing vectors"):
+            own, others = (
+                None if model is None else lambda texts, m=model: embed(m, texts, batch_size=size)
+                for model in (loaded, other)
+            )
+            sections.append(associations(*tests, own, others))
+    if prompts is not None:
+        sections += _written(values, loaded, other, prompts, patterns)
+    facts = [("model", place), ("family", loaded.config.family.label)]
+    facts += [("against", values["against"].value)] if other is not None else []
+    _tell(facts, sections, output)
+    return sections
+
+
+def _check(values: flags.FlagValues) -> None:
+    """Raises FlagError for flags that do not fit together."""
+    if not any(values[name].value for name in CHECKS):
+        raise FlagError(f"lmjax audit needs one of {', '.join(f'--{name}' for name in CHECKS)}, what is audited")
+    given = [name for name in _OF_PROMPTS if values[name].value] + (["memorised"] if values["memorised"].value else [])
+    if values["prompts"].value and not given:
+        raise FlagError(
+            f"--prompts={values['prompts'].value}: say what rates the texts: --rater=PLACE, --words=FILE, "
+            "--patterns=FILE or --memorised"
+        )
+    if given and not values["prompts"].value:
+        raise FlagError(f"--{given[0]}: is of what the model writes; give --prompts=FILE too")
+    if values["rater_label"].value and not values["rater"].value:
+        raise FlagError(f"--rater_label={values['rater_label'].value}: is a label of --rater=PLACE; give that too")
+    if values["memorised"].value and not values["workdir"].value:
+        raise FlagError("--memorised: needs the training data of a run; name the model by --workdir=DIR")
+
+
+def _other(values: flags.FlagValues) -> LoadedModel | None:
+    """Returns the model of --against."""
+    if not (place := values["against"].value):
+        return None
+    with phase(f"loading {place}"):
+        return load_model(place, dtype=values["dtype"].value, tensor=values["tensor"].value)
+
+
+def _written(
+    values: flags.FlagValues,
+    loaded: LoadedModel,
+    other: LoadedModel | None,
+    prompts: Prompts,
+    patterns: dict[str, list],
+) -> Iterator[Section]:
+    """Yields the sections of what the model writes after prompts."""
+    rates = {name: matches(found) for name, found in patterns.items()}
+    if values["rater"].value:
+        rates = {"classifier": _rater(values)} | rates
+    written = _sampled(values, loaded, prompts)
+    if rates:
+        files = file_prints(*(values[name].value for name in ("prompts", "words", "patterns")))
+        against = None if other is None else _sampled(values, other, prompts)
+        masked = [pattern for found in patterns.values() for pattern in found]
+        with phase("rating texts"):
+            yield continuations.section(written, rates, against, files=files, masked=masked, show=values["show"].value)
+    if values["memorised"].value:
+        workdir = pathlib.Path(values["workdir"].value)
+        data = open_data(from_json(workdir / "config.json"), workdir)
+        documents = (store.document(i) for store in data.train.values() for i in range(store.num_documents))
+        span = values["span"].value
+        with phase("looking up spans in the training data"):
+            found = memory.repeated([ids for each in written for ids in each.ids], documents, span)
+        yield memory.section(written, found, span)
+
+
+def _rater(values: flags.FlagValues) -> continuations.Rate:
+    """Returns the function from texts to the probability of the label of --rater."""
+    place, label = values["rater"].value, values["rater_label"].value
+    with phase(f"loading {place}"):
+        judge = load_model(place)
+    labels = list(probabilities(judge, ["a"]))
+    if label and label not in labels:
+        raise FlagError(f"--rater_label={label}: {place} has the labels {', '.join(labels)}")
+    return lambda texts: probabilities(judge, texts, values["batch_size"].value)[label or labels[-1]]
+
+
+def _sampled(values: flags.FlagValues, loaded: LoadedModel, prompts: Prompts) -> list[Written]:
+    """Returns --samples texts for each prompt; both models draw with the same seeds."""
+    count = values["samples"].value
+    config = GenerateConfig(
+        max_new_tokens=values["max_new_tokens"].value,
+        seed=values["seed"].value,
+        batch_size=values["batch_size"].value,
+        sampling={"temperature": values["temperature"].value, "top_p": values["top_p"].value},
+    )
+    texts, names = ([each for each in of for _ in range(count)] for of in (prompts.texts, prompts.names))
+    with phase(f"writing {len(texts):,} texts"):
+        found = [each[0] for each in generate(loaded, texts, config, names=names)]
+    parts = [found[i : i + count] for i in range(0, len(found), count)]
+    return [
+        Written(str(prompt), [x.text for x in own], [x.ids for x in own])
+        for prompt, own in zip(prompts.texts, parts, strict=True)
+    ]
+
+
+def _tell(facts: list[tuple[str, str]], sections: list[Section], output: pathlib.Path | None) -> None:
+    """Prints the audit, and writes it to a file."""
+    print("\n".join(f"{name}: {value}" for name, value in facts))
+    parts = [part(section) for section in sections]
+    for each in parts:
+        print("\n".join([f"\n{each.title}", *(f"  {line}" for line in each.summary)]))
+    if output is None:
+        return
+    command = shlex.join(["lmjax", "audit", *(a for a in sys.argv[2:] if sys.argv[1:2] == ["audit"])])
+    title = f"Audit of {facts[0][1]}"
+    if output.suffix == ".md":
+        output.write_text(markdown(title, facts, sections, command), encoding="utf-8")
+    else:
+        output.write_text(page(title, facts, parts, command), encoding="utf-8")
+    print(f"\nwritten to {output}")
