@@ -17,7 +17,7 @@ import string
 import numpy as np
 
 import lmjax
-from lmjax.analysis.causal import without_heads
+from lmjax.analysis.causal import ablation, without_heads
 from lmjax.analysis.flow import induction
 from lmjax.analysis.subject import next_token
 from lmjax.evaluation.seeds import mean_interval
@@ -48,14 +48,18 @@ def main() -> None:
         place = rng.randrange(2, len(text) - 1)
         subjects.append(next_token(model, text + text[: place + 1], text[place + 1]))
 
-    def share(heads: list[tuple[int, int]]) -> str:
-        found = [1 / (1 + np.exp(-without_heads(each, heads))) for each in subjects]
-        mean = mean_interval(found)
+    grids = [ablation(each) for each in subjects]
+
+    def share(numbers: list[float]) -> str:
+        mean = mean_interval(1 / (1 + np.exp(-np.array(numbers))))
         return f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
 
-    print(f"| none | | {share([])} |")
+    print(f"| none | | {share([grid.whole for grid in grids])} |")
     for layer, head in np.ndindex(scores.shape):
-        print(f"| {layer}.{head} | {scores[layer, head]:.2f} | {share([(layer, head)])} |")
+        print(f"| {layer}.{head} | {scores[layer, head]:.2f} | {share([g.values[layer, head] for g in grids])} |")
+    found = [(int(layer), int(head)) for layer, head in np.argwhere(scores > 0.3)]
+    names = " and ".join(f"{layer}.{head}" for layer, head in found)
+    print(f"| {names} together | | {share([without_heads(each, found) for each in subjects])} |")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.axes import RULES
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, Texts
 from lmjax.model import intercept
@@ -96,11 +98,29 @@ def shapes(
     loaded: LoadedModel, fields: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Returns the shapes of a batch's activations by name, in the order in which they are computed, and of outputs."""
-    model, method = loaded.model, LanguageModel.outputs
-    names = intercept.names(model, loaded.params, fields, method=method)
-    with loaded.on_devices():
+    leaves, tree = jax.tree.flatten(loaded.params)
+    params = tree, tuple(_size(x) for x in leaves)
+    return _shapes(loaded.model, loaded.mesh, params, tuple((name, _size(x)) for name, x in fields.items()))
+
+
+def _size(x: np.ndarray | jax.Array) -> tuple[tuple[int, ...], np.dtype]:
+    return x.shape, np.dtype(x.dtype)
+
+
+# To trace a model takes longer than a forward pass of a short text.
+@functools.lru_cache(maxsize=32)
+def _shapes(
+    model: LanguageModel, mesh: jax.sharding.Mesh, params: tuple[Any, ...], fields: tuple[Any, ...]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Returns the result of `shapes`, given the shapes and dtypes of parameters and fields. Do not change it."""
+    tree, leaves = params
+    made = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*x) for x in leaves])
+    batch = {name: jax.ShapeDtypeStruct(*x) for name, x in fields}
+    method = LanguageModel.outputs
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        names = intercept.names(model, made, batch, method=method)
         outer, inner = jax.eval_shape(
-            lambda params, fields: intercept.record(model, params, fields, names, method=method), loaded.params, fields
+            lambda params, fields: intercept.record(model, params, fields, names, method=method), made, batch
         )
     return {name: inner[name].shape for name in names}, {name: x.shape for name, x in outer.items()}
 
