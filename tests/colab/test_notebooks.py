@@ -23,6 +23,7 @@ SHOWN = {
     "gpt_generation": ("next_token loss", "--- 4 beams", "--- typical 0.8", "nats"),
     "quickstart": ("next_token loss", "nsp accuracy", "span_corruption perplexity", "bits_per_byte", "probability="),
     "seq2seq_translation": ("rows", "translation_text", "rouge-score", "->", "gold:"),
+    "understand": ("gap", "comprehensiveness", "random orders", "the layers say", "heads"),
 }
 _WARNING = re.compile(r"warning\b|^[WEF]\d{4} |Traceback", re.IGNORECASE | re.MULTILINE)
 
