@@ -31,7 +31,7 @@ LOSSES = {"decoder": "next_token", "encoder": "mlm", "encoder-decoder": "span_co
 TEXT = "Return the number of items in the list."
 ROOMS = (
     ("commands",),
-    ("pipelines",),
+    ("pipelines", "serving"),
     ("sweep",),
     ("runs",),
     ("config",),
@@ -41,7 +41,7 @@ ROOMS = (
     ("data", "model"),
 )
 ABOUT = {
-    "adapters": "LoRA and others",
+    "adapters": "LoRA and others", "serving": "many requests at once, by HTTP",
     "commands": "flags and what is printed", "pipelines": "one line from Python", "sweep": "populations, reports",
     "runs": "a run, first to last step", "config": "composed of small configs", "analysis": "figures",
     "evaluation": "metrics, intervals", "training": "state, step, loop", "inference": "generate, score",

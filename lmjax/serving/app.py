@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hmac
 import json
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,14 +35,14 @@ from lmjax.serving.ticket import OverdueError
 Endpoint = Callable[[Request, Served, Any, dict[str, Any]], Awaitable[Response]]
 
 PAGE = pathlib.Path(__file__).with_name("page")
-_PAGES = {
+PAGES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
 # Nothing but the files of the page itself may be loaded or run by it.
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
-_ENDPOINTS: dict[str, tuple[type[bodies.Body], Endpoint]] = {
+ENDPOINTS: dict[str, tuple[type[bodies.Body], Endpoint]] = {
     "/v1/completions": (bodies.CompletionBody, writes.completions),
     "/v1/chat/completions": (bodies.ChatBody, writes.chat),
     "/v1/embeddings": (bodies.EmbeddingBody, own.embeddings),
@@ -52,7 +54,8 @@ _ENDPOINTS: dict[str, tuple[type[bodies.Body], Endpoint]] = {
     "/translate": (bodies.TranslateBody, writes.translate),
 }
 # Without a token: the page, which asks for it, and what a supervisor looks at.
-_OPEN = {*_PAGES, "/health"}
+_OPEN = {*PAGES, "/health"}
+_MEMBER = re.compile(r"(str|int|Pair)$|list\[|constrained-|function-")
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -102,12 +105,12 @@ def make_app(models: Mapping[str, Served], limits: Limits = Limits()) -> ASGIApp
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def page(request: Request) -> Response:
-        name, kind = _PAGES[request.url.path]
+        name, kind = PAGES[request.url.path]
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
         return Response((PAGE / name).read_bytes(), media_type=f"{kind}; charset=utf-8", headers=headers)
 
-    routes = [Route(path, posted(*of), methods=["POST"]) for path, of in _ENDPOINTS.items()]
-    routes += [Route(path, page, methods=["GET"]) for path in _PAGES]
+    routes = [Route(path, posted(*of), methods=["POST"]) for path, of in ENDPOINTS.items()]
+    routes += [Route(path, page, methods=["GET"]) for path in PAGES]
     routes += [
         Route("/v1/models", listed, methods=["GET"]),
         Route("/v1/models/{name:path}", one, methods=["GET"]),
@@ -174,9 +177,8 @@ async def _read(request: Request, body: type[bodies.Body], limits: Limits) -> An
 def _invalid(error: pydantic.ValidationError) -> ApiError:
     """Returns the answer for a body with a wrong field; of several, the first one."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("list[", "constrained-", "function-"))
-    )
+    # pydantic appends the member of a union that it tried.
+    place = ".".join(str(part) for part in first["loc"] if not _MEMBER.match(str(part)))
     message = first["msg"].removeprefix("Value error, ")
     code = {
         "extra_forbidden": "unknown_parameter",
@@ -271,4 +273,6 @@ class Gate:
             return
         line = {"time": round(time.time(), 3), "method": request.method[:8], "path": path, "status": status}
         line |= {"seconds": round(seconds, 4)} | facts
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        # The disk of the log may be full, or its reader gone: requests are answered all the same.
+        with contextlib.suppress(OSError, ValueError):
+            print(json.dumps(line), file=sys.stderr, flush=True)

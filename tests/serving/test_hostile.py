@@ -11,6 +11,7 @@ import pytest
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.sampling import SamplingConfig
+from lmjax.serving.app import ENDPOINTS
 from tests.serving.http import ask
 
 GOOD = {"model": "plain", "prompt": "The young king", "max_tokens": 4}
@@ -66,6 +67,22 @@ TALKS = {
 }
 
 
+# A right body of each endpoint, and values that some fields take.
+_RIGHT = {
+    "/v1/completions": GOOD,
+    "/v1/chat/completions": TALK,
+    "/v1/embeddings": {"model": "encoder", "input": "a"},
+    "/tokenize": {"model": "encoder", "text": "a"},
+    "/detokenize": {"model": "encoder", "tokens": [120]},
+    "/score": {"model": "plain", "texts": ["the king"]},
+    "/fill-mask": {"model": "encoder", "texts": ["a [MASK]"]},
+    "/classify": {"model": "encoder", "texts": ["a"]},
+    "/translate": {"model": "both", "texts": ["a"], "max_tokens": 3},
+}
+_VALUES = ["decoder", "plain", "both", "encoder", "a", "the king", "[a-z]*", 0, 1, 2, 0.5, 1e300, -1e-300, True,
+           [], ["a"], [[120]], [120, 3], {"120": -100}, {"type": "object"}]  # fmt: skip
+
+
 def check_error(answer, low=400):
     status, _, found = answer
     assert low <= status < 500, answer
@@ -77,6 +94,21 @@ def check_error(answer, low=400):
 def test_a_bad_body_is_told_in_openais_form(server, body):
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     check_error(ask(server, "/v1/completions", raw=raw))
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": ["a", 3]}, "prompt"),
+        ({"stop": [""]}, "stop"),
+        ({"stream": 3}, "stream"),
+        ({"temprature": 3}, "temprature"),
+        ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
+    ],
+)
+def test_an_error_names_the_field(server, change, param):
+    assert ask(server, "/v1/completions", GOOD | change)[2]["error"]["param"] == param
 
 
 @pytest.mark.parametrize("body", TALKS.values(), ids=TALKS)
@@ -118,9 +150,9 @@ def test_32_clients_some_of_whom_go_away_get_the_texts_of_generate(server):
     loaded = server.models["plain"].loaded
     words = ["the king", "a queen", "under the old tree", "the river", "houses and kings", "young"]
     wanted = {}
-    settings = ({"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 9})
+    sampled = ({"temperature": 0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 9})
     for word in words:
-        for seed, setting in enumerate(settings):
+        for seed, setting in enumerate(sampled):
             config = GenerateConfig(max_new_tokens=10, sampling=SamplingConfig(**setting))
             wanted[word, seed] = generate(loaded, [word], config, seeds=[seed])[0][0].text
     wrong, right = [], []
@@ -129,7 +161,7 @@ def test_32_clients_some_of_whom_go_away_get_the_texts_of_generate(server):
         rng = random.Random(number)
         for _ in range(6):
             word, seed = rng.choice(words), rng.randrange(3)
-            body = {"model": "plain", "prompt": word, "max_tokens": 10, "seed": seed, **settings[seed]}
+            body = {"model": "plain", "prompt": word, "max_tokens": 10, "seed": seed, **sampled[seed]}
             kind = rng.choice(["whole", "whole", "stream", "cut", "gone", "bad"])
             try:
                 if kind == "bad":
@@ -168,3 +200,28 @@ def test_32_clients_some_of_whom_go_away_get_the_texts_of_generate(server):
     assert not any(thread.is_alive() for thread in threads), "a request hangs"
     assert not wrong, wrong[:3]
     assert len(right) > 32
+
+
+def odd(rng, depth=0):
+    """Returns any JSON value: often one that some field takes."""
+    kind = rng.randrange(8 if depth < 3 else 6)
+    if kind < 3:
+        return rng.choice(_VALUES)
+    if kind < 6:
+        text = "".join(chr(rng.choice([9, 32, 97, 0xE9, 0x3A9, 0x1F600, 0xFFFF])) for _ in range(rng.randrange(6)))
+        return rng.choice([None, False, -1, 10**30, float("nan"), float("-inf"), -0.0, text])
+    inner = [odd(rng, depth + 1) for _ in range(rng.randrange(3))]
+    return inner if kind == 6 else {f"{rng.choice(['type', 'text', 'role', 'a', '3'])}": each for each in inner}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_no_body_makes_the_server_fail(server, path):
+    """Right bodies, in which one or two fields have any value."""
+    fields, rng = list(ENDPOINTS[path][0].model_fields), random.Random(path)
+    assert ask(server, path, _RIGHT[path])[0] == (400 if path == "/classify" else 200)
+    for _ in range(20):
+        body = _RIGHT[path] | {rng.choice(fields): odd(rng) for _ in range(rng.randrange(1, 3))}
+        status, _, found = ask(server, path, body)
+        assert status < 500, (body, found)
+        if status >= 400:
+            check_error((status, {}, found))

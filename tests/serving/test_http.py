@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -174,3 +175,15 @@ def test_the_log_has_no_prompts(server, capfd):
             break
     assert secret not in json.dumps(lines)
     assert lines[0]["path"] == "/v1/completions"
+
+
+def test_a_log_that_cannot_be_written_costs_no_answer(server, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        flush = write
+
+    monkeypatch.setattr("lmjax.serving.app.sys", types.SimpleNamespace(stderr=Full()))
+    for _ in range(2):
+        assert ask(server, "/v1/completions", {"model": "plain", "prompt": PROMPT, "max_tokens": 3})[0] == 200

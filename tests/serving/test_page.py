@@ -10,7 +10,7 @@ from tests.serving.http import ask
 
 
 def test_the_page_is_served_under_a_policy_and_loads_nothing_from_elsewhere(server):
-    for path, (name, _) in app._PAGES.items():
+    for path, (name, _) in app.PAGES.items():
         status, headers, content = ask(server, path)
         assert status == 200
         assert "default-src 'none'" in headers["content-security-policy"]
