@@ -85,9 +85,9 @@ def patch(
             given[name] = _fitting(name, np.asarray(change), inner[name], count)
     with loaded.on_devices():
         device = jax.device_put(fields, batch_sharding(loaded.mesh))
-        recorded = tuple(name for name in chosen if name in inner)
+        recorded = frozenset(name for name in chosen if name in inner)
         try:
-            found = _run(loaded.model, loaded.params, device, given, recorded, tuple(functions))
+            found = _run(loaded.model, loaded.params, device, given, recorded, tuple(chosen), tuple(functions))
         except ValueError as e:
             raise FlagError(str(e)) from e
     # An activation of the positions alone has one row for all texts.
@@ -166,21 +166,25 @@ def matching(what: Sequence[str], names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "names", "functions"))
+@functools.partial(jax.jit, static_argnames=("model", "recorded", "chosen", "functions"))
 def _run(
     model: LanguageModel,
     params: PyTree,
     fields: Mapping[str, jax.Array],
     values: Mapping[str, jax.Array],
-    names: tuple[str, ...],
+    recorded: frozenset[str],
+    chosen: tuple[str, ...],
     functions: tuple[tuple[str, Callable[[jax.Array], jax.Array]], ...],
 ) -> dict[str, jax.Array]:
-    """Returns the outputs of the model and activations, with activations replaced by values and by functions."""
+    """Returns the chosen outputs and activations, with activations replaced by values and by functions.
+
+    Outputs that are not chosen, such as the logits of a large vocabulary, are not computed.
+    """
     changes = dict(functions) | {
         name: lambda x, new=new: jnp.broadcast_to(new, x.shape).astype(x.dtype) for name, new in values.items()
     }
-    outputs, found = intercept.record(model, params, fields, names, changes=changes, method=LanguageModel.outputs)
-    every = outputs | found
+    outputs, found = intercept.record(model, params, fields, recorded, changes=changes, method=LanguageModel.outputs)
+    every = {name: (outputs | found)[name] for name in chosen}
     return {n: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for n, x in every.items()}
 
 
