@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "say which differences between runs are real",
     "scaling": "fit a scaling law to the runs of a sweep",
     "teach": "write a teacher's predictions for the rows of a run to a file",
+    "selfcheck": "check that a run computes the same on every mesh and with every layout",
     "plan": "compile a run for devices that are not here, and say what it needs",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",

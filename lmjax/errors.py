@@ -8,6 +8,7 @@
 | 70 | the run hangs, lost one of its processes, or diverged and did not recover |
 | 74 | a save failed |
 | 75 | preempted, and saved: run the same command again |
+| 76 | two layouts of a run compute different numbers |
 | 78 | the config does not match the one in the workdir |
 """
 
@@ -87,6 +88,12 @@ class PreemptedError(UserError):
     """The run received a signal to stop, and has saved its state; the same command resumes it."""
 
     exit_code = 75
+
+
+class DifferenceError(UserError):
+    """Two layouts of one run compute different numbers."""
+
+    exit_code = 76
 
 
 class ConfigMismatchError(UserError):

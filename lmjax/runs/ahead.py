@@ -26,8 +26,8 @@ from lmjax.runs.fit import jitted_step, layout
 from lmjax.training.fixed import NOTHING_FIXED
 from lmjax.training.state import TrainState, state_maker
 
-# Documents of the text that stands in for a run's data, and words of each.
-_DOCUMENTS, _WORDS = 40, 60
+# Documents of the text that stands in for a run's data.
+_DOCUMENTS = 400
 # How the compiler says what a program needs and what there is.
 _EXHAUSTED = re.compile(
     r"\(([\d.]+[KMGT])\) exceeds available \S+ \(([\d.]+[KMGT])\)|Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm",
@@ -147,14 +147,20 @@ def load_of(text: str, mesh: jax.sharding.Mesh, pairs: float = 1.0) -> tuple[Loa
     return Load(cost.flops(program, pairs), cost.moved_bytes(program), by_axes), sent
 
 
-def stand_in(config: Config, folder: pathlib.Path) -> Config:
-    """Returns the config with a short text, written to `folder`, in place of its data; records stay."""
+def stand_in(config: Config, folder: pathlib.Path, words: int = 4) -> Config:
+    """Returns the config with a short text, written to `folder`, in place of its data; records stay.
+
+    Args:
+        config: the config.
+        folder: for the text.
+        words: of each document, beside a few others.
+    """
     types = objective_types(config.task.objective)
     fields: dict[str, Any] = {"data.cache_dir": str(folder / "cache"), "data.unpad": False, "init_from": ""}
     if any(o.columns for o in types):
         return replace(config, {"data.unpad": False})
     path = folder / ("text.tsv" if types[0].wants_pairs else "text.txt")
-    documents = [" ".join(["king"] * _WORDS) + f" {number}. It goes on." for number in range(_DOCUMENTS)]
+    documents = [" ".join(["king"] * words) + f" {number}. It goes on." for number in range(_DOCUMENTS)]
     lines = [f"{text}\t{text}" for text in documents] if types[0].wants_pairs else documents
     path.write_text(("\n" if types[0].wants_pairs else "\n\n").join(lines) + "\n")
     fields |= {

@@ -235,6 +235,7 @@ def base(command: str) -> tuple[str, ...]:
         "scaling": ("--sweep={run}",),
         "average": ("--models={run},{run}", "--to={case}/averaged"),
         "plan": ("--topology=cpu:1", *RUN[2:], "--config.model.vocab_size=256"),
+        "selfcheck": ("--rows=8", "--only=remat dots", *RUN[2:], "--config.model.vocab_size=256"),
         "rate": ("--workdir={run}", "--prompts={prompts}", "--answers={case}/answers.jsonl", "--max_new_tokens=2"),
         "teach": ("--model={run}", "--data={text}", "--to={case}/taught.safetensors", "--length=32"),
     }[command]
