@@ -23,6 +23,7 @@ from lmjax.runs.trained import load_model
 from lmjax.training.metrics import read_lines
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients
+from tests.thinned import thinned
 from tests.workdirs import bits, losses, resumed_from
 
 pytestmark = pytest.mark.long
@@ -100,7 +101,7 @@ def found(run):
     return run.train_examples.rows.references
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thinned(FAMILIES, 2))
 def test_they_are_those_of_the_scores_of_the_same_model(preferring, bases, tmp_path, family):
     """`lmjax evaluate` computes them by another way: each answer as a text of its own, in rows of another length."""
     run = with_references(preferring(family=family), tmp_path / "run")
@@ -119,7 +120,7 @@ def test_they_are_those_of_the_scores_of_the_same_model(preferring, bases, tmp_p
     np.testing.assert_allclose(found(run), np.reshape(scores, (-1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", thinned(["kto", "dpo"], 2))
 def test_a_run_begins_at_its_reference(preferring, tmp_path, name):
     """The loss is log 2 (of kto: a half) before the first update, and no margin is left."""
     workdir = lmjax.train(preferring(name), tmp_path / "run", progress=False)
@@ -240,7 +241,7 @@ def gradients(run, parallel, accumulation, devices):
         return jax.device_get(compute(state, to_device(batch, mesh)))
 
 
-@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", thinned(["dpo", "kto"], 2))
 def test_mesh_and_accumulation_leave_loss_and_gradient(preferring, tmp_path, every_device, name):
     run = with_references(preferring(name, model__dropout__residual=0, model__dropout__attention=0), tmp_path / "run")
     expected = gradients(run, {}, 1, jax.devices()[:1])

@@ -16,6 +16,7 @@ from lmjax.training.forward import forward
 from lmjax.training.microbatches import microbatches
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients
+from tests.thinned import thinned
 
 pytestmark = pytest.mark.usefixtures("all_devices")
 
@@ -84,15 +85,18 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize(
     ("form", "parallel", "accumulation", "devices"),
-    [
-        ("pairs", {}, 2, 1),
-        ("pairs", {}, 8, 1),
-        ("pairs", {}, 1, 8),
-        ("pairs", {"data": 2, "fsdp": 2, "tensor": 2}, 2, 8),
-        ("scored", {}, 4, 1),
-        ("scored", {"data": 4, "fsdp": 2}, 1, 8),
-        ("triplets", {"data": 2}, 4, 2),
-    ],
+    thinned(
+        [
+            ("pairs", {}, 2, 1),
+            ("pairs", {}, 8, 1),
+            ("pairs", {"data": 2, "fsdp": 2, "tensor": 2}, 2, 8),
+            ("pairs", {}, 1, 8),
+            ("scored", {}, 4, 1),
+            ("scored", {"data": 4, "fsdp": 2}, 1, 8),
+            ("triplets", {"data": 2}, 4, 2),
+        ],
+        2,
+    ),
 )
 def test_mesh_and_accumulation_leave_loss_and_gradient(runs, plain, form, parallel, accumulation, devices):
     assert_equal(computed(runs[form], parallel, accumulation, jax.devices()[:devices]), plain[form])
