@@ -12,6 +12,8 @@ from lmjax.streams import SEEDS
 
 # So many prompts or texts of a request, and choices of a prompt.
 MOST_TEXTS, MOST_CHOICES = 256, 16
+# No count is larger; arrays hold them as int32.
+_MOST = 2**31 - 1
 
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
@@ -40,7 +42,7 @@ class StreamOptions(pydantic.BaseModel):
 class Written(Body):
     """What all requests for generated text have in common."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MOST)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
@@ -60,12 +62,12 @@ class Written(Body):
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
     # Our own.
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, le=_MOST)
     min_p: float | None = Field(None, gt=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, ge=1e-6, le=1e6)
     no_repeat_ngram: int | None = Field(None, ge=0, le=64)
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0, le=_MOST)
     regex: str | None = Field(None, max_length=10_000)
     json_schema: dict[str, Any] | None = None
     timeout: float | None = Field(None, gt=0, le=86400)
@@ -171,7 +173,7 @@ class ChatBody(Written):
     """A body of /v1/chat/completions."""
 
     messages: Annotated[list[MessageBody], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MOST)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
     response_format: ResponseFormat | None = None
@@ -211,7 +213,7 @@ class EmbeddingBody(Body):
     """A body of /v1/embeddings."""
 
     input: str | Texts
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(None, ge=1, le=_MOST)
     encoding_format: Literal["float", "base64"] = "float"
 
 
@@ -273,4 +275,4 @@ class TranslateBody(Body):
     """A body of /translate."""
 
     texts: Texts
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=_MOST)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from lmjax.errors import UserError
 from lmjax.inference.generate.by_row import RowValues
+from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.progress import TextProgress
 from lmjax.inference.loaded import LoadedModel
 from lmjax.serving.config import EngineConfig
@@ -103,31 +105,45 @@ class Texts:
             self._rows.end(rows)
 
     def read(self) -> None:
-        """Reads one piece of the prompt that is being read; after its last one the text joins the batch."""
+        """Reads one piece of the prompt that is being read; after its last one the text joins the batch.
+
+        An error here is that of one ticket: the batch is not changed before the text joins it.
+        """
         if self._reading is None:
             return
         reading, ticket = self._reading
-        reading.step()
-        if not reading.done:
+        try:
+            reading.step()
+            if not reading.done:
+                return
+            text, begun = self._begun(reading, ticket)
+            chosen, done = taken(begun)
+        except Exception as e:
+            if not isinstance(e, UserError):
+                logging.exception("a prompt could not be read")
+            self._reading = None
+            self.fail(ticket, e)
             return
         self._reading = None
+        row = next(i for i in range(self._config.rows) if i not in self._active)
+        self._active[row] = _Row(ticket, text)
+        if self._take(row, chosen, 0, bool(done[0])):
+            self._rows.join(row, begun)
+
+    def _begun(self, reading: Reading, ticket: Ticket) -> tuple[TextProgress, Decoding]:
+        """Returns the text after a prompt, and a batch of one row with its first token."""
         self.counts.known_tokens += reading.known
         self.counts.prompt_tokens += len(ticket.request.source or ticket.request.prompt)
         config, processors = ticket.config, ticket.config.processors
         given = processors.model_dump(exclude_defaults=True)
-        try:
-            text = TextProgress(
-                self._loaded,
-                ticket.request,
-                stop_ids=ticket.stop_ids,
-                stop=config.stop,
-                constraint=ticket.constraint,
-                bans=", ".join(f"{name}={value}" for name, value in given.items()),
-            )
-            allowed = self._allowed(text, ticket)
-        except UserError as e:
-            self.fail(ticket, e)
-            return
+        text = TextProgress(
+            self._loaded,
+            ticket.request,
+            stop_ids=ticket.stop_ids,
+            stop=config.stop,
+            constraint=ticket.constraint,
+            bans=", ".join(f"{name}={value}" for name, value in given.items()),
+        )
         values = RowValues.of(
             config,
             self._loaded.config.vocab_size,
@@ -138,12 +154,7 @@ class Texts:
             frequency=ticket.frequency,
             alternatives=ticket.alternatives,
         )
-        begun = self._rows.begin(reading, values, config.max_new_tokens, allowed)
-        chosen, done = taken(begun)
-        row = next(i for i in range(self._config.rows) if i not in self._active)
-        self._active[row] = _Row(ticket, text)
-        if self._take(row, chosen, 0, bool(done[0])):
-            self._rows.join(row, begun)
+        return text, self._rows.begin(reading, values, config.max_new_tokens, self._allowed(text, ticket))
 
     def step(self) -> None:
         """Adds a token to each text of the batch."""

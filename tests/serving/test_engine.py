@@ -124,6 +124,21 @@ def test_an_error_of_the_device_fails_its_texts_and_the_next_ones_are_written(mo
         assert engine.counts.compiled == 0
 
 
+def test_an_error_of_one_prompt_fails_its_ticket_alone():
+    loaded = writer("rope")
+    config = GenerateConfig(max_new_tokens=12, prefill_chunk=16)
+    first, second = some_prompts(4, 5)
+    with running(loaded) as engine:
+        kept, box = ticket(loaded, first, config)
+        engine.submit([kept])
+        box.tokens.append(box.next())
+        wrong, lost = ticket(loaded, second, config, bias={10**9: 1.0})
+        engine.submit([wrong])
+        with pytest.raises(IndexError):
+            lost.result()
+        assert box.result().ids == generate(loaded, [first], config, seeds=[0])[0][0].ids
+
+
 def test_what_waits_is_finished_when_the_engine_drains():
     loaded = writer("rope")
     config = GenerateConfig(max_new_tokens=6, prefill_chunk=16)

@@ -36,6 +36,7 @@ BODIES = {
     "a prompt too long": {**GOOD, "prompt": "a " * 500},
     "too many tokens": {**GOOD, "max_tokens": 500},
     "no tokens": {**GOOD, "max_tokens": 0},
+    "a count of no array": {**GOOD, "min_tokens": 10**30},
     "tokens of another type": {**GOOD, "max_tokens": "4"},
     "NaN": json.dumps({**GOOD, "temperature": float("nan")}).encode(),
     "infinity": json.dumps({**GOOD, "temperature": float("inf")}).encode(),
