@@ -12,6 +12,8 @@ VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
 # The methods lime and shap of lmjax explain.
 EXPLAIN = ["scikit-learn>=1.5", "shap>=0.48"]
+# --near of lmjax data.
+AUDIT = ["datasketch>=1.6.5"]
 SLURM = ["submitit>=1.5.3"]
 SEARCH = ["optuna>=4.5"]
 CHAT = ["jinja2>=3.1.6"]
@@ -19,6 +21,7 @@ SERVE = ["starlette>=0.46", "uvicorn>=0.34", "prometheus-client>=0.21", *CHAT]
 DEV = [
     *EVALUATE,
     *EXPLAIN,
+    *AUDIT,
     *SLURM,
     *SEARCH,
     *SERVE,
@@ -71,6 +74,7 @@ setup(
         # The metrics of classes and numbers, of translations, and of summaries.
         "evaluate": EVALUATE,
         "explain": EXPLAIN,
+        "audit": AUDIT,
         # Chat templates: older versions of jinja2 have known ways out of its sandbox.
         "chat": CHAT,
         "serve": SERVE,

@@ -21,6 +21,7 @@ COMMANDS = {
     "teach": "write a teacher's predictions for the rows of a run to a file",
     "selfcheck": "check that a run computes the same on every mesh and with every layout",
     "plan": "compile a run for devices that are not here, and say what it needs",
+    "data": "show what stands in data: lengths, copies, personal data",
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "average": "average the parameters of trained models",

@@ -3,5 +3,6 @@
 This room may import evaluation, inference, `analysis.page`, and the layers below them.
 
 A check of bias on a published file is a function in `published` or `choices` that reads it into a `Bench`: what the
-model scores, and the measurement that follows. `findings` writes all results as one page.
+model scores, and the measurement that follows. `documents` tells what stands in data.
+`findings` writes all results as one page.
 """

@@ -6,7 +6,8 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from absl import flags
 
@@ -46,9 +47,7 @@ def main(values: flags.FlagValues) -> list[Section]:
         print(f"templates written to {path}")
         return []
     place = values[named(values, "audit")].value
-    output = None if values["output"].value == "-" else new_file(values["output"].value)
-    if output is not None and output.suffix not in (".html", ".md"):
-        raise FlagError(f"--output={output}: the page is HTML or Markdown; name a file that ends in .html or .md")
+    output = page_path(values["output"].value)
     _check(values)
     # All files are read before a model is.
     benches = {name: read(values[name].value) for name, read in _BENCHES.items() if values[name].value}
@@ -84,7 +83,7 @@ def main(values: flags.FlagValues) -> list[Section]:
         sections += _written(values, loaded, other, prompts, patterns)
     facts = [("model", place), ("family", loaded.config.family.label)]
     facts += [("against", values["against"].value)] if other is not None else []
-    _tell(facts, sections, output)
+    tell("audit", facts, sections, output)
     return sections
 
 
@@ -172,18 +171,41 @@ def _sampled(values: flags.FlagValues, loaded: LoadedModel, prompts: Prompts) ->
     ]
 
 
-def _tell(facts: list[tuple[str, str]], sections: list[Section], output: pathlib.Path | None) -> None:
-    """Prints the audit, and writes it to a file."""
+def page_path(given: str | None) -> pathlib.Path | None:
+    """Returns the file that --output names; None without one. Raises FlagError if it is none for a page."""
+    output = None if given == "-" else new_file(given)
+    if output is not None and output.suffix not in (".html", ".md"):
+        raise FlagError(f"--output={output}: the page is HTML or Markdown; name a file that ends in .html or .md")
+    return output
+
+
+def tell(
+    command: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    output: pathlib.Path | None,
+    drawn: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Prints sections, and writes them to a file.
+
+    Args:
+        command: that made them.
+        facts: names and values that stand before them.
+        sections: the sections.
+        output: the file; None: none is written.
+        drawn: HTML that a page shows below the section of a title.
+    """
     print("\n".join(f"{name}: {value}" for name, value in facts))
     parts = [part(section) for section in sections]
     for each in parts:
         print("\n".join([f"\n{each.title}", *(f"  {line}" for line in each.summary)]))
     if output is None:
         return
-    command = shlex.join(["lmjax", "audit", *(a for a in sys.argv[2:] if sys.argv[1:2] == ["audit"])])
+    line = shlex.join(["lmjax", command, *(a for a in sys.argv[2:] if sys.argv[1:2] == [command])])
     title = f"Audit of {facts[0][1]}"
     if output.suffix == ".md":
-        output.write_text(markdown(title, facts, sections, command), encoding="utf-8")
+        output.write_text(markdown(title, facts, sections, line), encoding="utf-8")
     else:
-        output.write_text(page(title, facts, parts, command), encoding="utf-8")
+        parts = [each._replace(body=each.body + drawn.get(each.title, "")) for each in parts]
+        output.write_text(page(title, facts, parts, line), encoding="utf-8")
     print(f"\nwritten to {output}")

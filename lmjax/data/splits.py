@@ -154,9 +154,14 @@ def _documents(check: Callable[[], None], each: _Set, held_out: bool) -> Iterato
 
 def _by_hash(documents: Iterator[Unsplit], share: float, held_out: bool) -> Iterator[Unsplit]:
     for document in documents:
-        draw = int.from_bytes(hashlib.blake2b(document.group.encode(), digest_size=8).digest(), "big")
-        if (draw < share * 2**64) == held_out:
+        if is_held_out(document.group, share) == held_out:
             yield document
+
+
+def is_held_out(group: str, share: float) -> bool:
+    """Returns whether the documents of a group are held out by `split="hash"`, of which a share is."""
+    draw = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "big")
+    return draw < share * 2**64
 
 
 def _tails(documents: Iterator[Unsplit], share: float, held_out: bool) -> Iterator[Unsplit]:

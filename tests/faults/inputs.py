@@ -132,6 +132,13 @@ PAIRS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--corrupted=a king", "--target=goes"),
         ("--output={text}",),
     ),
+    "data": (
+        ("--text_field=nothing",),
+        ("--against={folder}",),
+        ("--threshold=2",),
+        ("--documents=words",),
+        ("--output={text}",),
+    ),
     "audit": (
         ("--crows_pairs={text}",),
         ("--winobias={folder}",),
@@ -225,6 +232,7 @@ def base(command: str) -> tuple[str, ...]:
         "embed": ("--workdir={run}", "--data={text}", "--near=the king"),
         "explain": ("--workdir={run}", "--text=the king", "--method=occlusion", "--output={case}/new.html"),
         "audit": ("--workdir={run}", "--templates={templates}", "--output={case}/new.html"),
+        "data": ("--data={text}", "--output={case}/new.html"),
         "convert": ("--workdir={run}", "--to={case}/out"),
         "tokenizer": ("--data={text}", "--vocab_size=400", "--output={case}/new.model"),
         "serve": ("--model={run}", "--port=0"),
@@ -312,6 +320,8 @@ def of_data(names: list[str]) -> Iterator[Case]:
         yield Case(_given("evaluate", "--task=pairs", f"--data={path}"), (path,))
         yield Case(_given("predict", f"--data={path}"), (path,))
         yield Case(_given("embed", f"--data={path}"), (path,))
+        yield Case(_given("data", f"--data={path}"), (path,))
+        yield Case(_given("data", f"--against={path}"), (path,))
         for flag in ("crows_pairs", "winobias", "stereoset", "bbq", "weat", "templates"):
             yield Case(_given("audit", f"--{flag}={path}"), (path,))
         yield Case(("generate", "--workdir={run}", "--max_new_tokens=2", f"--prompts={path}"), (path,))

@@ -1,0 +1,45 @@
+"""`lmjax data`: what stands in data, before a model learns it."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from lmjax.analysis.page import bars
+from lmjax.audit.documents import Documents, contaminated, histogram, lengths, private, read, repeats
+from lmjax.audit.findings import Section
+from lmjax.commands.audit import page_path, tell
+from lmjax.data.records import FieldNames
+from lmjax.data.sources import read_unsplit
+from lmjax.errors import DataError, FlagError
+from lmjax.phases import phase
+
+
+def main(values: flags.FlagValues) -> list[Section]:
+    """Returns the sections of the report."""
+    if not values["data"].value:
+        raise FlagError("lmjax data needs --data=FILE, or a quoted glob, or stdlib")
+    output = page_path(values["output"].value)
+    documents = _read(values, "data")
+    evaluation = _read(values, "against") if values["against"].value else None
+    sections = [lengths(documents)]
+    with phase("looking for copies"):
+        near, threshold = values["near"].value, values["threshold"].value
+        sections.append(repeats(documents, values["held_out"].value, near=near, threshold=threshold))
+    with phase("looking for personal data"):
+        sections.append(private(documents, values["show"].value))
+    if evaluation is not None:
+        with phase("looking for the evaluation set"):
+            sections.append(contaminated(documents, evaluation, values["ngram"].value))
+    tell("data", [("data", documents.spec)], sections, output, {"Size": bars(*histogram(documents))})
+    return sections
+
+
+def _read(values: flags.FlagValues, flag: str) -> Documents:
+    """Returns the documents that a flag names."""
+    spec, field = values[flag].value, values["text_field"].value
+    names = FieldNames(text=field)
+    try:
+        with phase(f"reading {spec}"):
+            return read(spec, read_unsplit(spec, False, "error", values["documents"].value, names))
+    except DataError as e:
+        raise DataError(str(e).replace("--data:", f"--{flag}:")) from e
