@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def part(section: Section) -> Part:
     if len(section.rows) > 1:
         tables += [f"<p><b>{section.rows_title}</b></p>" if section.rows_title else "", table(section.rows)]
     if section.files:
-        tables.append(table([("file", "SHA-256"), *section.files]))
+        tables.append(table([("file", "fingerprint"), *section.files]))
     return Part(section.title, section.note, "".join(tables), tuple(_lines(section)))
 
 
@@ -110,8 +111,21 @@ def markdown(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Se
         lines += _pipes(_rows(section)) if section.findings else []
         if len(section.rows) > 1:
             lines += ["", *([section.rows_title, ""] if section.rows_title else []), *_pipes(section.rows)]
-        lines += ["", *(f"* `{name}` SHA-256 `{digest}`" for name, digest in section.files)]
+        lines += ["", *(f"* `{name}` fingerprint `{digest}`" for name, digest in section.files)]
     return "\n".join([*lines, "", f"Made by `{command}`", ""])
+
+
+def chart(counts: Sequence[int], names: Sequence[str]) -> str:
+    """Returns horizontal bars of counts."""
+    most, lines = max(counts, default=0) or 1, []
+    for i, (count, name) in enumerate(zip(counts, names, strict=True)):
+        y, width = 20 * i, 300 * count / most
+        lines.append(
+            f'<text x="170" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>'
+            f'<rect x="180" y="{y + 3}" width="{width:.1f}" height="14" rx="2" fill="rgb(var(--up))"/>'
+            f'<text x="{186 + width:.1f}" y="{y + 14}">{count:,}</text>'
+        )
+    return f'<svg viewBox="0 0 560 {20 * len(lines)}" width="560" role="img">{"".join(lines)}</svg>'
 
 
 def _rows(section: Section) -> list[list[str]]:
@@ -119,10 +133,18 @@ def _rows(section: Section) -> list[list[str]]:
     found = section.findings
     two, tested = any(f.against is not None for f in found), any(f.p is not None for f in found)
     unbiased = any(f.neutral for f in found)
-    head = ["", "value", "95 % interval", *(["unbiased"] if unbiased else []), *(["p"] if tested else [])]
+    ranged = any(f.value.low is not None for f in found)
+    head = [
+        "",
+        "value",
+        *(["95 % interval"] if ranged else []),
+        *(["unbiased"] if unbiased else []),
+        *(["p"] if tested else []),
+    ]
     rows = [[*head, *(["against", "difference"] if two else []), "examples"]]
     for f in found:
-        row = [f.name, number(f.value), interval(f.value.low, f.value.high), *([f.neutral] if unbiased else [])]
+        row = [f.name, number(f.value), *([interval(f.value.low, f.value.high)] if ranged else [])]
+        row += [f.neutral] if unbiased else []
         row += [f"{f.p:.3g}" if f.p is not None else ""] if tested else []
         row += [number(f.against) if f.against is not None else "", _difference(f.difference)] if two else []
         rows.append([*row, f"{f.examples:,}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import shlex
 import sys
@@ -91,6 +92,7 @@ def _check(values: flags.FlagValues) -> None:
     """Raises FlagError for flags that do not fit together."""
     if not any(values[name].value for name in CHECKS):
         raise FlagError(f"lmjax audit needs one of {', '.join(f'--{name}' for name in CHECKS)}, what is audited")
+    check_numbers(values, "temperature", "top_p")
     given = [name for name in _OF_PROMPTS if values[name].value] + (["memorised"] if values["memorised"].value else [])
     if values["prompts"].value and not given:
         raise FlagError(
@@ -103,6 +105,13 @@ def _check(values: flags.FlagValues) -> None:
         raise FlagError(f"--rater_label={values['rater_label'].value}: is a label of --rater=PLACE; give that too")
     if values["memorised"].value and not values["workdir"].value:
         raise FlagError("--memorised: needs the training data of a run; name the model by --workdir=DIR")
+
+
+def check_numbers(values: flags.FlagValues, *names: str) -> None:
+    """Raises FlagError for a flag that is NaN, which absl takes for a number in any range."""
+    for name in names:
+        if values[name].value is not None and math.isnan(values[name].value):
+            raise FlagError(f"--{name}=nan: give a number")
 
 
 def _other(values: flags.FlagValues) -> LoadedModel | None:

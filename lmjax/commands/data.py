@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.analysis.page import bars
 from lmjax.audit.documents import Documents, contaminated, histogram, lengths, private, read, repeats
-from lmjax.audit.findings import Section
-from lmjax.commands.audit import page_path, tell
+from lmjax.audit.findings import Section, chart
+from lmjax.commands.audit import check_numbers, page_path, tell
 from lmjax.data.records import FieldNames
 from lmjax.data.sources import read_unsplit
 from lmjax.errors import DataError, FlagError
@@ -18,6 +17,7 @@ def main(values: flags.FlagValues) -> list[Section]:
     """Returns the sections of the report."""
     if not values["data"].value:
         raise FlagError("lmjax data needs --data=FILE, or a quoted glob, or stdlib")
+    check_numbers(values, "held_out", "threshold")
     output = page_path(values["output"].value)
     documents = _read(values, "data")
     evaluation = _read(values, "against") if values["against"].value else None
@@ -30,7 +30,7 @@ def main(values: flags.FlagValues) -> list[Section]:
     if evaluation is not None:
         with phase("looking for the evaluation set"):
             sections.append(contaminated(documents, evaluation, values["ngram"].value))
-    tell("data", [("data", documents.spec)], sections, output, {"Size": bars(*histogram(documents))})
+    tell("data", [("data", documents.spec)], sections, output, {"Size": chart(*histogram(documents))})
     return sections
 
 
@@ -40,6 +40,7 @@ def _read(values: flags.FlagValues, flag: str) -> Documents:
     names = FieldNames(text=field)
     try:
         with phase(f"reading {spec}"):
-            return read(spec, read_unsplit(spec, False, "error", values["documents"].value, names))
+            header = values["column_names"].value
+            return read(spec, read_unsplit(spec, False, "error", values["documents"].value, names, header=header))
     except DataError as e:
         raise DataError(str(e).replace("--data:", f"--{flag}:")) from e

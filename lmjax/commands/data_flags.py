@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.commands.flags import define_choice, define_help, define_path
+from lmjax.commands.flags import define_choice, define_column_names, define_help, define_path
 
 DESCRIPTION = """
 lmjax data: what stands in data: lengths, copies, personal data, and how much of an evaluation set.
@@ -21,6 +21,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_string("against", None, "an evaluation set: how much of it stands in the data", flag_values=values)
     flags.DEFINE_string("text_field", "text", "the field of JSON, or column, of a text", flag_values=values)
+    define_column_names(values)
     kinds = ["auto", "files", "paragraphs", "lines"]
     define_choice(values, "documents", kinds, "how running text is split, as data.documents of a run", "auto")
     flags.DEFINE_float("held_out", 0.05, "share that a run holds out, as data.held_out", 0.0, 0.5, flag_values=values)

@@ -63,6 +63,7 @@ def test_the_templates_are_written_to_be_edited(folder, tmp_path):
         (["--winobias={crows}"], "names no file that begins with pro_"),
         (["--rater_label=x", "--bbq=x"], "--rater_label=x: is a label of --rater"),
         (["--memorised", "--prompts=x"], "--memorised: needs the training data"),
+        (["--bbq=x", "--top_p=nan"], "--top_p=nan: give a number"),
         (["--bbq=x", "--output={tmp}/a.txt"], "name a file that ends in .html or .md"),
     ],
 )

@@ -26,6 +26,7 @@ def test_a_report_of_data_and_of_an_evaluation_set(corpus, tmp_path, capsys):
         ([], "needs --data=FILE"),
         (["--data={tmp}/no.txt"], "--data: no file matches"),
         (["--data=stdlib", "--against={tmp}/no.txt"], "--against: no file matches"),
+        (["--data=stdlib", "--held_out=nan"], "--held_out=nan: give a number"),
         (["--data=stdlib", "--output={tmp}/a.txt"], "name a file that ends in .html or .md"),
     ],
 )
