@@ -6,6 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from pydantic import Field
 
@@ -39,7 +40,13 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
             f"tensor={config.tensor} does not fit {len(devices)} device(s); their product must be {len(devices)} "
             f"(data=-1 takes the remaining devices)"
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    try:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # An axis is no product of sides of the TPU slice: it takes a part of a side, and so fewer links.
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def population_mesh(config: ParallelConfig, members: int, devices: list[jax.Device] | None = None) -> Mesh:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lmjax.parallel import collectives, cost
 from lmjax.parallel.collectives import sent_by_axes
 from lmjax.parallel.hlo import Instruction, Program, Shape
+from lmjax.parallel.mesh import ParallelConfig, make_mesh
 
 pytestmark = pytest.mark.usefixtures("all_devices")
 
@@ -184,7 +185,20 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which pip install lmjax[tpu] brings"
 )
-def test_a_program_for_a_tpu(monkeypatch):
+def test_an_axis_may_take_a_part_of_a_side_of_a_slice():
+    """Neither 8 nor 2 is a product of the sides of 4 x 4."""
+    from lmjax.parallel.topology import topology_devices
+
+    devices = topology_devices("v5e:4x4")
+    mesh = make_mesh(ParallelConfig(data=2, fsdp=8), devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 8, "expert": 1, "tensor": 1}
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which pip install lmjax[tpu] brings"
+)
+def test_a_program_for_a_tpu():
     """The scan's products, its gathers along the axis and the compiler's own peak, without a TPU."""
     from lmjax.parallel.topology import topology_devices
 
