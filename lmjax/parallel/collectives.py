@@ -16,7 +16,9 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,]*\}(?:,\{[\d,]*\})*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?)? *\{([^}]*)\}"
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, *device_ids=\((?:\[([\d,]+)\](?:T\(([\d,]+)\))?|([\d,]+))\))?"
+    r" *\{([^}]*)\}"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{(\{\d+,\d+\}(?:,\{\d+,\d+\})*)\}")
 # XLA on a TPU writes a reduce-scatter as a fusion of this name around an all-reduce.
@@ -116,7 +118,9 @@ def _groups(instruction: Instruction, axes: Mapping[str, int]) -> np.ndarray:
         return np.array(
             [[int(x) for x in group.split(",") if x] for group in re.findall(r"\{([\d,]*)\}", found.group(1))]
         )
-    # No groups: all devices together.
+    # No groups are all devices together; groups that are written in another way would be counted wrongly.
+    if "replica_groups=" in text and "replica_groups={}" not in text:
+        raise ValueError(f"a collective has groups in a form that is not known: {text[:300]}")
     return np.arange(math.prod(axes.values()))[None]
 
 
@@ -126,7 +130,7 @@ def _iota(dims: Sequence[int], order: Sequence[int] | None) -> np.ndarray:
     return (numbers if order is None else numbers.transpose(order)).ravel()
 
 
-def _of_mesh(sizes: str, ids: str | None, dims: str | None, order: str | None, names: str) -> np.ndarray:
+def _of_mesh(sizes: str, dims: str | None, order: str | None, ids: str | None, names: str) -> np.ndarray:
     """Returns the groups of `mesh['a'=2,'b'=4] {'b'}`: devices that differ in the named axes alone.
 
     A part of an axis is written `'b':(2)2`: after the first 2 positions' worth of its devices, the next 2.
@@ -134,13 +138,10 @@ def _of_mesh(sizes: str, ids: str | None, dims: str | None, order: str | None, n
     known = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)]
     count = math.prod(size for _, size in known)
     devices = np.arange(count)
-    if ids is not None:
-        listed = [int(x) for x in ids.split(",")]
-        devices = (
-            np.array(listed)
-            if dims is None
-            else _iota([int(x) for x in dims.split(",")], order and [int(x) for x in order.split(",")])
-        )
+    if dims is not None:
+        devices = _iota([int(x) for x in dims.split(",")], [int(x) for x in order.split(",")] if order else None)
+    elif ids is not None:
+        devices = np.array([int(x) for x in ids.split(",")])
     parts: dict[str, tuple[int, int]] = {}
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", names):
         whole = dict(known)[name]

@@ -94,6 +94,9 @@ def test_what_a_loop_sends_counts_as_often_as_the_loop_runs(mesh):
         ("replica_groups={}", ("data", "tensor")),
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", ("tensor",)),
         ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", ("data", "tensor")),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",)),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", ("tensor",)),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=(0,1,2,3,4,5,6,7) {'b'}", ("tensor",)),
         ("replica_groups=mesh['a'=8] {'a':(1)2}", ("data",)),
         ("replica_groups=mesh['a'=8] {'a':(2)4}", ("tensor",)),
         ("source_target_pairs={{0,1},{1,2},{2,3},{3,0}}", ("tensor",)),
@@ -111,6 +114,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
 """
     (found,) = collectives.collectives(Program.parse(text), {"data": 2, "tensor": 4})
     assert found.axes == expected
+
+
+def test_groups_in_an_unknown_form_are_an_error_and_not_all_devices():
+    given = Instruction("a", "all-reduce", (), (), ", replica_groups=new[2] {0}")
+    with pytest.raises(ValueError, match="form that is not known"):
+        collectives._groups(given, {"data": 2, "tensor": 4})
 
 
 def test_flops_of_products_and_of_loops():

@@ -10,13 +10,9 @@ import jax.numpy as jnp
 from lmjax.model.kernels.masks import Mask
 from lmjax.model.kernels.xla_workarounds import unknown_zero
 from lmjax.model.layers import dropout
-from lmjax.model.platform import platform
 
 BLOCK = 128  # Queries whose scores are in memory at the same time.
-# The most parts of a row that are compiled separately, each with its own range of keys. A TPU compiles each part for
-# long: GPT-2's step with dropout of the probabilities takes 230 s of a processor with 8 parts (libtpu 0.0.42).
-SPANS = 8
-_SPANS_OF_TPU = 2
+SPANS = 8  # The most parts of a row that are compiled separately, each with its own range of keys.
 
 
 class Dropout(NamedTuple):
@@ -138,7 +134,7 @@ def blockwise(
 def _spans(queries: int, keys: int, mask: Mask) -> tuple[_Span, ...]:
     """Returns the spans of a row; the last block may be shorter than `BLOCK`, and is then a span by itself."""
     blocks, rest = divmod(queries, BLOCK)
-    each = max(1, -(-blocks // (_SPANS_OF_TPU if platform() == "tpu" else SPANS)))
+    each = max(1, -(-blocks // SPANS))
     found = [(i * BLOCK, BLOCK, min(each, blocks - i)) for i in range(0, blocks, each)]
     found += [(blocks * BLOCK, rest, 1)] if rest else []
     return tuple(_Span(*span, *mask.columns(span[0], span[0] + span[1] * span[2], keys)) for span in found)
