@@ -1,6 +1,6 @@
 """Methods of attribution, ranked by comprehensiveness over the sentences of a classifier's development set.
 
-    python -P experiments/bench/attributions.py --model=runs/sst2 --data=sst2/dev.tsv --texts=60
+    python experiments/bench/attributions.py --model=runs/sst2 --data=sst2/dev.tsv --texts=60
 
 Each of the first sentences is explained by each method; the number is the log-odds of the predicted label, and
 comprehensiveness is the mean fall of its probability without the best 1, 5, 10, 20 and 50 % of the tokens, sufficiency

@@ -21,7 +21,7 @@ from lmjax.evaluation.seeds import (
     signal_to_noise,
 )
 
-COVERAGE = pathlib.Path(__file__).parents[2] / "experiments/bench/coverage.py"
+COVERAGE = pathlib.Path(__file__).parents[2] / "experiments/bench/interval_coverage.py"
 
 
 def runs(means, documents=50):

@@ -1,6 +1,6 @@
 """How often the statistics of a report hold the truth, over simulated sweeps with known effects.
 
-Command: python experiments/bench/coverage.py            (about a minute on a CPU core)
+Command: python experiments/bench/interval_coverage.py            (about a minute on a CPU core)
 
 Every sweep has arms with three seeds on the same documents. The loss of a run on a document is the effect of the arm,
 plus noise of the seed, of the document, of the arm on the document, and of the run on the document. For each kind of
