@@ -4,8 +4,7 @@
 
 Each of the first sentences is explained by each method; the number is the log-odds of the predicted label, and
 comprehensiveness is the mean fall of its probability without the best 1, 5, 10, 20 and 50 % of the tokens, sufficiency
-that with these tokens alone. With -P, the folder of this file is not searched for modules: numba, which shap needs,
-would find coverage.py there. Prints means with 95 % bootstrap intervals over the sentences.
+that with these tokens alone. Prints means with 95 % bootstrap intervals over the sentences.
 """
 
 import argparse
