@@ -127,3 +127,14 @@ def test_there_are_no_circles():
     assert "lmjax.data.store" in circle(graph | {"lmjax.data.pipeline": {"lmjax.data.store"}})
     graph["lmjax.data.store"] |= {"lmjax.objectives.task"}
     assert {"data", "objectives"} <= set(circle(packages(graph)))
+
+
+def test_the_picture_of_the_house_has_every_room_in_its_layer():
+    tree = ast.parse((ROOT.parent / "colab/guide/pictures.py").read_text())
+    (rooms,) = (
+        ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "ROOMS"
+    )
+    drawn = [room for row in rooms for room in row]
+    assert {*drawn} == {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"config"}
+    heights = [layer(room) for room in reversed(drawn)]
+    assert heights == sorted(heights), "a room stands above one that may import it"

@@ -35,15 +35,16 @@ ROOMS = (
     ("sweep",),
     ("runs",),
     ("config",),
+    ("audit",),
     ("analysis", "evaluation"),
     ("adapters", "training", "inference", "interop", "parallel"),
     ("objectives",),
     ("data", "model"),
 )
 ABOUT = {
-    "adapters": "LoRA and others", "serving": "many requests at once, by HTTP",
+    "adapters": "LoRA and others", "audit": "bias, leaks", "serving": "many requests at once, by HTTP",
     "commands": "flags and what is printed", "pipelines": "one line from Python", "sweep": "populations, reports",
-    "runs": "a run, first to last step", "config": "composed of small configs", "analysis": "figures",
+    "runs": "a run, first to last step", "config": "composed of small configs", "analysis": "why, figures",
     "evaluation": "metrics, intervals", "training": "state, step, loop", "inference": "generate, score",
     "interop": "Hugging Face", "parallel": "mesh, processes", "objectives": "one file each: rows and losses",
     "data": "text to batches, no jax", "model": "one block, three families",
