@@ -18,6 +18,8 @@ from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.processes import worker_command
 
 _LOOK = 2.0
+# Looks in a row without a job of the array, after which there is none.
+_MISSED = 3
 _FOLDER = "slurm"
 
 
@@ -113,9 +115,12 @@ def follow(job: str, ended: Callable[[], bool]) -> None:
         PreemptedError: this process was interrupted; the jobs go on.
     """
     try:
+        missed = 0
         while not ended():
             time.sleep(_LOOK)
-            if not _listed(job) and not ended():
+            # A job that is being put back into the queue may not be listed for a moment.
+            missed = 0 if _listed(job) else missed + 1
+            if missed == _MISSED and not ended():
                 return
     except KeyboardInterrupt:
         raise PreemptedError(f"job {job} goes on in Slurm; scancel {job} stops it, and its runs are saved") from None
