@@ -14,7 +14,7 @@ arXiv:1909.10351, section 3), and learns its logits at a temperature (Hinton et 
     done
     lmjax compare runs/taught_0 runs/taught_1 runs/taught_2 runs/alone_0 runs/alone_1 runs/alone_2
 
-Hardware: two CPU cores. experiments/README.md has the result once it is measured.
+Hardware: two CPU cores. experiments/README.md has the result after one epoch.
 """
 
 import pathlib
