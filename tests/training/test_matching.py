@@ -16,7 +16,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.runs.build import build
 from lmjax.streams import prng_key
 from lmjax.training.fixed import Fixed
-from lmjax.training.matching import pairs
+from lmjax.training.matching import HIDDEN, Pair, matched, pairs
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients
 from lmjax.training.teacher import Teacher
@@ -88,3 +88,12 @@ def test_layers_are_spread_evenly_or_chosen():
 def test_what_cannot_match_is_refused(fields, said):
     with pytest.raises(FlagError, match=said):
         resolve(objective=("mlm",), overrides={"teacher.place": "x", "model.num_layers": "2", **fields})
+
+
+def test_padding_adds_nothing():
+    rng, batch = np.random.default_rng(0), {"segment_ids": jnp.array([[1, 1, 0]])}
+    ours, theirs = (jnp.asarray(rng.normal(size=(1, 3, 4)), jnp.float32) for _ in range(2))
+    found = [Pair("", "layer_0", "layer_1")]
+    sums = matched(found, {"layer_0": ours}, {"layer_1": theirs}, batch)[HIDDEN]
+    expected = np.mean(np.square(np.asarray(ours - theirs)), axis=-1)[0, :2].sum()
+    np.testing.assert_allclose((sums.loss, sums.weight), (expected, 2), rtol=1e-6)
