@@ -280,7 +280,7 @@ def token_id(loaded: LoadedModel, token: str | int) -> int:
 
 
 def values(loaded: LoadedModel, fields: Mapping[str, np.ndarray], ask: Ask) -> np.ndarray:
-    """Returns float64 `[batch]`, the number that is asked for, of each row of a batch."""
+    """Returns float64 `[batch]`, the number of a subject for each row of a batch."""
     with loaded.on_devices():
         return np.asarray(_values(loaded.model, loaded.params, dict(fields), ask), np.float64)
 

@@ -32,7 +32,7 @@ VECTOR, HIDDEN = Embedding.heads[0], "hidden"
 
 @flax.struct.dataclass
 class Ask:
-    """Which number of the output is asked for.
+    """Which number of the output is explained.
 
     Attributes:
         kind: in the table above.
@@ -57,7 +57,7 @@ class Ask:
 def value(
     model: LanguageModel, params: PyTree, hidden: jax.Array, fields: Mapping[str, jax.Array], ask: Ask
 ) -> jax.Array:
-    """Returns float32 `[batch]`, the number that is asked for, of each row.
+    """Returns float32 `[batch]`, the number that is explained, for each row.
 
     Args:
         model: the model.

@@ -17,7 +17,7 @@ from lmjax import strict_json
 from lmjax.commands.chat_flags import SETTINGS
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import unspeakable
-from lmjax.commands.repl import history
+from lmjax.commands.repl import history, typed
 from lmjax.data.messages import ASSISTANT, SYSTEM, USER
 from lmjax.errors import DataError, FlagError, UserError
 from lmjax.paths import expanded, read_regular
@@ -85,15 +85,7 @@ class Talk:
             read: from the text that is shown before a line to the line.
         """
         print(HELP, file=sys.stderr)
-        while True:
-            try:
-                line = read("> ").strip()
-            except KeyboardInterrupt:
-                print()
-                continue
-            except EOFError:
-                print()
-                return
+        for line in map(str.strip, typed(read)):
             if line in ("/quit", "/q"):
                 return
             try:

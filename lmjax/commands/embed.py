@@ -23,7 +23,7 @@ from lmjax.analysis.vectors import (
     write_projector,
 )
 from lmjax.commands.models import named, opened, prepare
-from lmjax.commands.prompts import unspeakable
+from lmjax.commands.prompts import new_file, unspeakable
 from lmjax.data.fields import has_fields, text_of
 from lmjax.data.files import Faults, find_files, read_file, read_lines
 from lmjax.errors import DataError, FlagError
@@ -40,7 +40,7 @@ def main(values: flags.FlagValues) -> np.ndarray:
     if wrong := next((found for text in given if (found := unspeakable(text))), ""):
         raise FlagError(f"--near, --analogy and --odd: {wrong}")
     _check(values)
-    output = _new_folder(values["output"].value)
+    output = new_file(values["output"].value, kind="folder")
     texts = _texts(values)
     prepare()
     loaded = opened(values, place)
@@ -66,17 +66,6 @@ def _check(values: flags.FlagValues) -> None:
         raise FlagError(f"--analogy={','.join(values['analogy'].value)}: give three, as --analogy=man,king,woman")
     if values["odd"].value and len(values["odd"].value) < 3:
         raise FlagError(f"--odd={','.join(values['odd'].value)}: give three or more")
-
-
-def _new_folder(path: str | None) -> pathlib.Path | None:
-    """Returns the folder that --output names, not made yet; raises FlagError if something is there already."""
-    if not path:
-        return None
-    output = pathlib.Path(path)
-    if output.exists() or not output.parent.is_dir():
-        wrong = "exists, and is never overwritten" if output.exists() else "is in a folder that does not exist"
-        raise FlagError(f"--output={output}: {wrong}; name a new folder")
-    return output
 
 
 def _texts(values: flags.FlagValues) -> list[str]:

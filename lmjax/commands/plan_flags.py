@@ -23,18 +23,11 @@ or a bad flag, 65 bad data.
 """
 
 SAME = train_flags.SAME
-# Flags of `lmjax train` about where, how it is shown, and by which processes.
-_OTHERS = (
-    "workdir", "print_config", "help_config", "progress", "keep_memory", "coordinator_address", "num_processes",
-    "process_id",
-)  # fmt: skip
 
 
 def define() -> flags.FlagValues:
     """Returns the flags of the command, not parsed yet."""
-    values = train_flags.define()
-    for name in _OTHERS:
-        delattr(values, name)
+    values = train_flags.define_trained()
     text = "the devices: a TPU slice such as v5e:4x4, v6e:16x16 or v5p:8x8x8, or cpu:NUMBER"
     flags.DEFINE_string("topology", None, text, flag_values=values)
     text = (

@@ -81,14 +81,20 @@ def _text_lines(path: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
         yield where, line.text.removesuffix("\n")
 
 
-def new_file(path: str | None, flag: str = "output") -> pathlib.Path | None:
-    """Returns the path that a flag names; raises FlagError if the file exists or its folder does not."""
+def new_file(path: str | None, flag: str = "output", kind: str = "file") -> pathlib.Path | None:
+    """Returns the path that a flag names, not made yet; raises FlagError if it exists or its folder does not.
+
+    Args:
+        path: the flag's value; None or empty: it was not given.
+        flag: its name.
+        kind: what is written there, a file or a folder.
+    """
     if not path:
         return None
     output = pathlib.Path(path)
     if output.exists() or not output.parent.is_dir():
         wrong = "exists, and is never overwritten" if output.exists() else "is in a folder that does not exist"
-        raise FlagError(f"--{flag}={output}: {wrong}; name a new file")
+        raise FlagError(f"--{flag}={output}: {wrong}; name a new {kind}")
     return output
 
 

@@ -18,6 +18,24 @@ HELP = """:set temperature=0.8  changes a flag of this command; :set temperature
 :quit                 leaves, as Ctrl-D does; Ctrl-C stops a text"""
 
 
+def typed(read: Callable[[str], str] = input) -> Iterator[str]:
+    """Yields the lines of a terminal until the input ends; Ctrl-C drops the line that is being typed.
+
+    Args:
+        read: from the text that is shown before a line to the line.
+    """
+    while True:
+        try:
+            line = read("> ")
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            print()
+            return
+        yield line
+
+
 class Repl:
     """Reads prompts and prints the text for each of them.
 
@@ -53,15 +71,7 @@ class Repl:
             read: from the text that is shown before a line to the line.
         """
         print(self._help, file=sys.stderr)
-        while True:
-            try:
-                line = read("> ")
-            except KeyboardInterrupt:
-                print()
-                continue
-            except EOFError:
-                print()
-                return
+        for line in typed(read):
             if line.strip() in (":quit", ":q"):
                 return
             if not line.strip():

@@ -19,18 +19,11 @@ Exit codes: 0 all agree, 64 bad flag, 65 bad data, 76 a layout differs; the firs
 """
 
 SAME = train_flags.SAME
-# Flags of `lmjax train` about where, how it is shown, and by which processes.
-_OTHERS = (
-    "workdir", "print_config", "help_config", "progress", "keep_memory", "coordinator_address", "num_processes",
-    "process_id",
-)  # fmt: skip
 
 
 def define() -> flags.FlagValues:
     """Returns the flags of the command, not parsed yet."""
-    values = train_flags.define()
-    for name in _OTHERS:
-        delattr(values, name)
+    values = train_flags.define_trained()
     flags.DEFINE_boolean(
         "whole",
         False,

@@ -145,3 +145,18 @@ def _define_switches(values: flags.FlagValues) -> None:
     }
     for name, (default, text) in switches.items():
         flags.DEFINE_boolean(name, default, text, flag_values=values)
+
+
+# Flags of `lmjax train` about where, how it is shown, and by which processes.
+_OTHERS = (
+    "workdir", "print_config", "help_config", "progress", "keep_memory", "coordinator_address", "num_processes",
+    "process_id",
+)  # fmt: skip
+
+
+def define_trained() -> flags.FlagValues:
+    """Returns the flags that say what is trained, for commands that look at a run and do not make one."""
+    values = define()
+    for name in _OTHERS:
+        delattr(values, name)
+    return values

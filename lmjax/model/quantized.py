@@ -70,7 +70,10 @@ def quantize_layers(params: PyTree) -> PyTree:
 def rounded_layers(params: PyTree) -> PyTree:
     """Returns parameters whose kernels in layers have the values that `quantize_layers` keeps, in their own dtype."""
 
-    def of(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-        return quantized(leaf, input_axes(names, leaf.ndim)).astype(leaf.dtype) if is_hidden_matrix(names) else leaf
+    def rounded(params: PyTree) -> PyTree:
+        kept = quantize_layers(params)
+        return jax.tree.map(
+            lambda x, own: x.astype(own.dtype), kept, params, is_leaf=lambda x: isinstance(x, Quantized)
+        )
 
-    return jax.jit(lambda tree: map_named(of, tree))(params)
+    return jax.jit(rounded)(params)

@@ -35,7 +35,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Returns the answer for an error; one that nobody expected says nothing of the inside."""
+    """Returns the answer for an error; that for an unexpected one tells nothing of its cause."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, FullError):

@@ -96,7 +96,7 @@ class Served:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (there are as many as models, and they live as long as the process)
     def constraint(self, regex: str | None, schema: str | None, stop: tuple[int, ...]) -> Constraint:
-        """Returns a constraint; one that is asked for again is not compiled again."""
+        """Returns a compiled constraint; the last ones are kept."""
         size = self.loaded.config.vocab_size
         return Constraint(self.loaded.tokenizer, stop, regex=regex, schema=schema, vocab_size=size)
 

@@ -79,7 +79,7 @@ class Ticket:
         adapter: the number of its adapter.
         client: who asks; clients are served in turn.
         deadline: of `time.monotonic`, after which it fails.
-        cancelled: set when nobody waits for it any more.
+        cancelled: set when the client has gone.
     """
 
     request: Request
@@ -103,7 +103,7 @@ class Ticket:
 
     @property
     def over(self) -> bool:
-        """Returns whether nobody waits for it any more."""
+        """Returns whether its client has gone or its deadline has passed."""
         return self.cancelled.is_set() or time.monotonic() > self.deadline
 
     @property
