@@ -25,6 +25,7 @@ COMMANDS = {
     "tokenizer": "train only a tokenizer",
     "convert": "import Hugging Face checkpoints, and export trained models",
     "average": "average the parameters of trained models",
+    "compress": "make a trained model smaller",
     "generate": "continue prompts, answer them, or fill in masks",
     "serve": "answer requests over HTTP in the form of OpenAI's API, with a page to try the model",
     "chat": "talk with a trained model at a terminal",

@@ -16,7 +16,7 @@ LAYERS = (
     ("data", "model"),
     ("objectives",),
     ("adapters", "parallel", "training", "inference", "interop"),
-    ("analysis", "evaluation"),
+    ("analysis", "compress", "evaluation"),
     ("audit",),
     ("config",),
     ("runs",),

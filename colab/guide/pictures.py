@@ -36,13 +36,14 @@ ROOMS = (
     ("runs",),
     ("config",),
     ("audit",),
-    ("analysis", "evaluation"),
+    ("analysis", "compress", "evaluation"),
     ("adapters", "training", "inference", "interop", "parallel"),
     ("objectives",),
     ("data", "model"),
 )
 ABOUT = {
-    "adapters": "LoRA and others", "audit": "bias, leaks", "serving": "many requests at once, by HTTP",
+    "adapters": "LoRA and others", "audit": "bias, leaks", "compress": "fewer bits, less",
+    "serving": "many requests at once, by HTTP",
     "commands": "flags and what is printed", "pipelines": "one line from Python", "sweep": "populations, reports",
     "runs": "a run, first to last step", "config": "composed of small configs", "analysis": "why, figures",
     "evaluation": "metrics, intervals", "training": "state, step, loop", "inference": "generate, score",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import shutil
@@ -44,6 +45,8 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     if "from" not in given:
         local_folder(given["workdir"])
     source = open_pretrained(given.get("from") or given["workdir"], values["step"].value, values["accept_fields"].value)
+    # Other formats get numbers for codes.
+    source = dataclasses.replace(source, config=source.config.with_fields({"quantization": {}}))
     target = pathlib.Path(given["to"] if "to" in given else given["workdir"])
     if values["merge"].value and (source.adapted is None or "to" not in given):
         raise FlagError(f"--merge: is for --to and a run with an adapter, and {source.folder} has none; leave it out")

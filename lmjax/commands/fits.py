@@ -8,6 +8,7 @@ import numpy as np
 from lmjax.adapters.model import make_model
 from lmjax.config import Config
 from lmjax.data.fast_tokenizer import load_tokenizer
+from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import heads, objective_types
@@ -46,6 +47,11 @@ def check_run(config: Config) -> None:
     input of each layer, which the backward pass needs even with remat; and the batches that are made ahead.
     """
     checked_mesh(config)
+    if config.model.quantization.stored and config.adapter.kind == "none":
+        raise FlagError(
+            "--config.model.quantization.stored=true: codes are not trained; train an adapter beside them with "
+            "--config.adapter.kind=lora, or numbers that each step rounds with --config.model.quantization.stored=false"
+        )
     rows = max((config.batch_size, *config.stages.batch_size))
     length = max((config.task.length, *config.stages.length))
     ahead = -(-rows // jax.process_count()) * length * _BYTES_OF_PLACE * config.data.prefetch

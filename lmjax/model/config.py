@@ -20,6 +20,7 @@ from lmjax.model.groups import (
 )
 from lmjax.model.positions import ACROSS, SCHEMES
 from lmjax.model.positions.scheme import Scheme
+from lmjax.model.quantized import QuantizationConfig
 from lmjax.model.rules import problems
 from lmjax.model.traits import FAMILIES, Family
 from lmjax.schema import Schema
@@ -146,6 +147,7 @@ class ModelConfig(Schema):
     embedding: EmbeddingConfig = Field(EmbeddingConfig(), description="Input embeddings.")
     head: HeadConfig = Field(HeadConfig(), description="Vocabulary logits and class logits.")
     dropout: DropoutConfig = Field(DropoutConfig(), description="Dropout rates.")
+    quantization: QuantizationConfig = Field(QuantizationConfig(), description="Kernels in few bits.")
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

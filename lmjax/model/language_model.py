@@ -15,6 +15,7 @@ from lmjax.model.groups import DropoutRates
 from lmjax.model.heads import Head, head_types
 from lmjax.model.heads.vocabulary import VocabularyHead
 from lmjax.model.layers import Embed
+from lmjax.model.quantized import boxed_codes
 from lmjax.model.transformer import unstack_layers
 from lmjax.streams import prng_key
 
@@ -140,6 +141,15 @@ def init_params(model: LanguageModel, rng: jax.Array) -> dict[str, Any]:
 @functools.lru_cache(maxsize=8)
 def abstract_params(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, Any]:
     """Returns the shapes of the parameters, boxed with their axis names. Do not change the result: it is cached.
+
+    Kernels that the config keeps in few bits are `Quantized`, whose arrays are boxed.
+    """
+    made = _abstract(config, heads)
+    return boxed_codes(made, config.quantization) if config.quantization.stored else made
+
+
+def _abstract(config: ModelConfig, heads: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what `abstract_params` does, with all kernels in floating point.
 
     Tracing all layers can take longer than reading a checkpoint. So, where all layers have the same shapes, one scanned
     layer is traced and then split into `num_layers`.

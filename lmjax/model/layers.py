@@ -15,7 +15,7 @@ from lmjax import axes
 from lmjax.model import cpu
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
-from lmjax.model.quantized import Quantized
+from lmjax.model.quantized import Quantized, integer_dot, rounded_inputs, straight_through
 
 if TYPE_CHECKING:
     from lmjax.model.config import ModelConfig
@@ -97,6 +97,8 @@ def dot(
             because for a single row XLA on a CPU (jax 0.10.2) writes the transpose to memory: 15 of the 45 ms of a
             token of GPT-2 (experiments/README.md, "Generation beside transformers on torch").
     """
+    if isinstance(kernel, Quantized) and kernel.rounds:
+        return integer_dot(x, kernel, dims, out_dtype)
     if isinstance(kernel, Quantized):
         # The backward pass makes the numbers anew, so that those of one layer at a time are in memory.
         return jax.checkpoint(lambda x, kernel: dot(x, kernel.astype(x.dtype), dims, out_dtype))(x, kernel)
@@ -158,6 +160,10 @@ class Dense(nn.Module):
         scale = self.init_scale * mup_init(config, self.axes[:dims], self.axes[dims:])
         init = kernel_init(config, math.prod(inputs), math.prod(self.features), scale)
         kernel = parameter(self, "kernel", init, self.axes, (*inputs, *self.features), config.param_dtype)
+        if config.quantization.simulated:
+            names, inner = (*self.path, "kernel"), tuple(range(dims))
+            kernel = straight_through(kernel, names, inner, config.quantization)
+            x = rounded_inputs(x.astype(config.dtype), names, dims, config.quantization)
         y = dot(x.astype(config.dtype), kernel, dims, self.out_dtype)
         if self.name in config.biases if self.use_bias is None else self.use_bias:
             # A bias of width `embed` is too small to be worth sharding like the kernel, so its axis is `norm`.

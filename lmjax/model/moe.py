@@ -13,6 +13,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.groups import MoEConfig
 from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init, mup_init
 from lmjax.model.parameters import parameter
+from lmjax.model.quantized import straight_through
 
 # The Flax collection, beside "params", to which a forward pass writes the router's losses.
 AUXILIARY = "auxiliary"
@@ -56,6 +57,7 @@ class ExpertKernels(nn.Module):
         scale = self.init_scale * mup_init(config, self.axes[:1], self.axes[1:])
         init, shape = kernel_init(config, inputs, self.features, scale), (experts, inputs, self.features)
         kernels = parameter(self, "kernel", init, ("experts", *self.axes), shape, config.param_dtype)
+        kernels = straight_through(kernels, (*self.path, "kernel"), (1,), config.quantization)
         if self.name not in config.biases:
             return kernels.astype(config.dtype), None
         names = ("experts", "norm" if self.axes[1] == "embed" else self.axes[1])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax import axes
+from lmjax.model.quantized import is_quantized
 
 
 def parameter(
@@ -59,8 +60,8 @@ def unboxed(tree: Any) -> Any:
 
 
 def count_parameters(params: Any) -> int:
-    """Returns the number of scalars in `params`: arrays or shapes, boxed or plain."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(unboxed(params)))
+    """Returns the number of scalars in `params`: arrays or shapes, boxed or plain; codes count as their numbers."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(unboxed(params), is_leaf=is_quantized))
 
 
 def parameter_table(params: Any) -> str:
@@ -79,8 +80,8 @@ def parameter_table(params: Any) -> str:
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """Returns the arrays or shapes of a tree, without boxes, by path (names joined by slashes)."""
-    leaves = jax.tree_util.tree_leaves_with_path(unboxed(params))
+    """Returns the arrays, shapes or kernels in few bits of a tree, without boxes, by path (names joined by slashes)."""
+    leaves = jax.tree_util.tree_leaves_with_path(unboxed(params), is_leaf=is_quantized)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

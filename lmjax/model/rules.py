@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lmjax.model.codes import FORMS
 from lmjax.model.positions import SCHEMES
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Rules = tuple[tuple[bool, str], ...]
 
 def problems(config: ModelConfig) -> Rules:
     """Returns every rule between fields as (whether it is broken, error message)."""
-    return (*_sizes(config), *_positions(config), *_layers(config), *_ends(config))
+    return (*_sizes(config), *_positions(config), *_layers(config), *_ends(config), *_codes(config))
 
 
 # A model with more parameters fits on no machine, and its shapes overflow 32 bits.
@@ -118,4 +119,33 @@ def _ends(config: ModelConfig) -> Rules:
             f"head.classifier={config.head.classifier} and head.pooling={config.head.pooling} are for"
             f" architecture=encoder, not {config.architecture}; set tanh and first",
         ),
+    )
+
+
+def _codes(config: ModelConfig) -> Rules:
+    """Returns the rules on kernels in few bits."""
+    chosen, moe = config.quantization, config.moe
+    if chosen.weights == "none":
+        return ()
+    widths = {
+        "embed_dim": config.embed_dim,
+        "num_heads * head_dim": config.num_heads * config.width_of_head,
+        "mlp_dim": config.mlp_dim if moe.mlp_dim is None or not moe.num_experts else moe.mlp_dim,
+    }
+    group = chosen.group or 1
+    unit = 2 if FORMS[chosen.weights].bits == 4 else 1
+    return tuple(
+        rule
+        for name, width in widths.items()
+        for rule in (
+            (
+                width % group != 0,
+                f"quantization.group={group} does not divide {name}={width}; choose a divisor of all widths, or 0",
+            ),
+            (
+                width % unit != 0,
+                f"quantization.weights={chosen.weights} keeps two codes in a byte, and {name}={width} is odd; take"
+                " int8",
+            ),
+        )
     )

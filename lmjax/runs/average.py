@@ -105,6 +105,10 @@ def ingredients(text: str) -> list[Ingredient]:
         for each in steps:
             shown = place if each is None else f"{place}@{each}"
             found.append(Ingredient(shown, open_pretrained(place, each), each))
+    if codes := [model.name for model in found if model.source.config.quantization.stored]:
+        raise FlagError(
+            f"--models: {codes[0]} is compressed; average the models that were not, and compress the result"
+        )
     if not found:
         raise FlagError(f"--models={text}: names no model; give RUN,RUN or RUN@STEP,RUN@STEP")
     return found

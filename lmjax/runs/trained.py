@@ -30,7 +30,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import overlaid, unboxed
-from lmjax.model.quantized import rounded_layers
+from lmjax.model.quantized import in_full, quantize_layers, rounded_layers
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
@@ -50,6 +50,9 @@ from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
 PyTree = Any
+# Reads the parameters of a model, given a config, which may differ in `scan_layers`, in dtype and in the form of
+# kernels, and a mesh.
+ReadParams = Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
 
 # The file in a workdir that says which models its parameters were made of; such a workdir has no optimizer.
 MADE_OF = "made_of.json"
@@ -82,7 +85,7 @@ class Pretrained:
         folder: its folder.
         config: the architecture, with the parameter dtype of the stored parameters.
         heads: the heads whose parameters are in the folder.
-        params: reads the parameters, given a mesh and a config, which may differ in `scan_layers` and in dtype.
+        params: reads the parameters.
         origin: its Hugging Face config.json; empty: it has none.
         prompts: from its tokenizer to the special tokens around a text.
         largest_file: bytes of the largest parameter file, which bounds the host memory for reading; None: not known.
@@ -98,7 +101,7 @@ class Pretrained:
     folder: pathlib.Path
     config: ModelConfig
     heads: tuple[str, ...]
-    params: Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
+    params: ReadParams
     origin: Mapping[str, Any]
     prompts: Callable[[Vocabulary], PromptFormat]
     largest_file: int | None = None
@@ -165,7 +168,7 @@ def open_pretrained(place: str | os.PathLike[str], step: Step = None, accept_fie
             folder=folder,
             config=config,
             heads=present,
-            params=checkpoint.params,
+            params=in_form(checkpoint.params, config),
             origin=values,
             prompts=functools.partial(read_prompts, folder, values, found.config.family),
             largest_file=checkpoint.shards.largest_file,
@@ -201,15 +204,53 @@ def load_model(
         FlagError: there is no such model, or `tensor` does not divide its sizes.
         DataError: a file that cannot be read.
     """
-    opened = open_pretrained(place, step, accept_fields)
+    return loaded_model(open_pretrained(place, step, accept_fields), dtype, tensor, place)
+
+
+def loaded_model(
+    opened: Pretrained, dtype: str | None = None, tensor: int = 1, place: str | os.PathLike[str] = ""
+) -> LoadedModel:
+    """Returns an opened model, ready to generate and to score.
+
+    Args:
+        opened: the model.
+        dtype: as for `load_model`.
+        tensor: as for `load_model`.
+        place: the name of the model in messages; empty: its folder.
+
+    Raises:
+        FlagError: `tensor` does not divide its sizes, or it does not fit into memory.
+        DataError: a file that cannot be read.
+    """
     tokenizer = load_tokenizer(str(opened.folder))
     config = inference_config(opened.config, dtype)
     mesh = inference_mesh(config, tensor)
-    check_parameters(place, on_mesh(abstract_params(config, opened.heads), mesh))
+    check_parameters(place or opened.folder, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
     known = {"defaults": opened.defaults, "tasks": opened.tasks, "length": opened.length, "shown": opened.shown}
     return dataclasses.replace(loaded, **known)
+
+
+def in_form(params: ReadParams, own: ModelConfig) -> ReadParams:
+    """Returns a function that reads parameters with their kernels in the form that its config asks for.
+
+    Args:
+        params: reads them in the form of `own`.
+        own: the model's config.
+    """
+
+    def read(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
+        there, here = own.quantization, wanted.quantization
+        found = params(wanted.with_fields({"quantization": there}), mesh)
+        if there.simulated and here.weights == "none":
+            # Numbers that compute without rounding what these compute with it.
+            found = quantize_layers(found, there)
+        if there != here:
+            found = in_full(found, wanted.param_dtype)
+        return quantize_layers(found, here) if here.stored and there != here else found
+
+    return read
 
 
 def check_parameters(place: str, params: PyTree) -> None:
@@ -303,18 +344,23 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
             raise CheckpointError(f"{folder}: has no checkpoint yet; train first: {command}")
         without_optimizer = origin or (folder / MADE_OF).is_file()
         if config.adapter.kind != "none":
-            stored = merged(adapted_parameters(folder, config, present, mesh, at), config.adapted)
+            stored = in_full(adapted_parameters(folder, config, present, mesh, at), wanted.param_dtype)
+            stored = merged(stored, config.adapted)
         else:
             stored = (_converted if without_optimizer else _trained)(checkpoints, config, present, mesh, at)
         if config.model.scan_layers != wanted.scan_layers:
             stored = unboxed((stack_layers if wanted.scan_layers else unstack_layers)(stored))
         placed = on_mesh(abstract_params(wanted, present), mesh)
-        return jax.tree.map(lambda x, p: jax.device_put(x.astype(wanted.param_dtype), p.sharding), stored, placed)
+        return jax.tree.map(lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), stored, placed)
 
     def prompts(tokenizer: Vocabulary) -> PromptFormat:
         if origin:
             return read_prompts(folder, origin, config.model.family, tokenizer)
         return prompt_format(config.task, tokenizer, config.model.architecture)
+
+    # Merged kernels are floating-point numbers, whatever form those of the base have.
+    adapts = config.adapter.kind != "none" and config.model.quantization.stored
+    model = config.model.with_fields({"quantization": {}}) if adapts else config.model
 
     def own(mesh: jax.sharding.Mesh) -> PyTree:
         return unboxed(unstack_layers(_trained(SavedCheckpoints(folder), config, present, mesh, at)))
@@ -325,9 +371,9 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
     sentence = read_sentence(folder) if origin else None
     return Pretrained(
         folder,
-        config.model,
+        model,
         present,
-        params,
+        in_form(params, model),
         origin,
         prompts,
         tasks=read_tasks(folder / ORIGIN, origin, present) if origin else tasks,

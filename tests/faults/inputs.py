@@ -242,6 +242,7 @@ def base(command: str) -> tuple[str, ...]:
         "compare": ("--runs={run}",),
         "scaling": ("--sweep={run}",),
         "average": ("--models={run},{run}", "--to={case}/averaged"),
+        "compress": ("--model={run}", "--method=int8", "--to={case}/compressed"),
         "plan": ("--topology=cpu:1", *RUN[2:], "--config.model.vocab_size=256"),
         "selfcheck": ("--rows=8", "--only=remat dots", *RUN[2:], "--config.model.vocab_size=256"),
         "rate": ("--workdir={run}", "--prompts={prompts}", "--answers={case}/answers.jsonl", "--max_new_tokens=2"),

@@ -1,0 +1,157 @@
+"""Compresses a trained model, and writes the smaller one as a workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from pydantic import ValidationError
+
+from lmjax import __version__
+from lmjax.compress.calibrate import batches
+from lmjax.compress.layers import changed
+from lmjax.compress.methods import METHODS, Method, form_of
+from lmjax.data.records import USUAL_NAMES
+from lmjax.data.sources import read_unsplit
+from lmjax.errors import FlagError
+from lmjax.model.config import ModelConfig
+from lmjax.model.language_model import abstract_params
+from lmjax.model.parameters import count_parameters, unboxed
+from lmjax.model.quantized import QuantizationConfig, quantize_layers
+from lmjax.model.transformer import stack_layers
+from lmjax.runs.best import Step
+from lmjax.runs.made import write_model
+from lmjax.runs.trained import Pretrained, loaded_model, open_pretrained, storage_mesh
+from lmjax.runs.workdir import is_unused
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """How a model is compressed.
+
+    Attributes:
+        method: a name in `compress.methods.METHODS`.
+        weights: the form of kernels; None: the usual one of the method.
+        group: inputs that share a scale; None: as usual for the form.
+        data: texts to calibrate with, as for `lmjax train --data`; empty: none.
+        texts: the most of them.
+        length: the most tokens of each.
+    """
+
+    method: str
+    weights: str | None = None
+    group: int | None = None
+    data: str = ""
+    texts: int = 128
+    length: int = 128
+
+    @property
+    def chosen(self) -> Method:
+        """Returns the method."""
+        return METHODS[self.method]
+
+    def check(self) -> None:
+        """Raises FlagError for text that the method does not read, or the lack of it."""
+        if bool(self.data) != (self.chosen.calibrated is not None):
+            needs = "reads no text; leave it out" if self.data else "needs texts like those that the model reads"
+            raise FlagError(f"--data={self.data}: --method={self.method} {needs}")
+
+
+class Compressed(NamedTuple):
+    """What a compression made.
+
+    Attributes:
+        parameters: their number before and after; codes count as their numbers.
+        bytes: of the parameters in memory, before and after.
+    """
+
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+def compress(
+    place: str | os.PathLike[str],
+    how: Compression,
+    workdir: pathlib.Path,
+    *,
+    step: Step = None,
+    accept_fields: Sequence[str] = (),
+) -> Compressed:
+    """Writes a compressed model to a new workdir, and returns what became of its size.
+
+    Args:
+        place: the model, as for `open_pretrained`.
+        how: the method.
+        workdir: the new workdir.
+        step: the checkpoint of a workdir, as for `open_pretrained`.
+        accept_fields: as for `open_pretrained`.
+
+    Raises:
+        FlagError: the method does not fit the model.
+    """
+    if not is_unused(workdir):
+        raise FlagError(f"--to={workdir}: exists and is not empty; choose another")
+    how.check()
+    form = form_of(how.method, how.weights, how.group)
+    source = open_pretrained(place, step, accept_fields)
+    config = _target(source, how, form)
+    if how.chosen.calibrated is None:
+        params = source.params(source.config, storage_mesh(source.config, source.heads))
+        before = _sizes(params)
+        params = quantize_layers(params, form)
+    else:
+        before, params = _calibrated(source, how, form)
+    made = Compressed(*zip(before, _sizes(params), strict=True))
+    note = {"lmjax": __version__, "model": str(place)} | dataclasses.asdict(how)
+    write_model(workdir, dataclasses.replace(source, config=config), params, note)
+    return made
+
+
+def _calibrated(source: Pretrained, how: Compression, form: QuantizationConfig) -> tuple[tuple[int, int], PyTree]:
+    """Returns the sizes of a model, and its parameters compressed by what its kernels read."""
+    loaded = loaded_model(source, dtype="float32")
+    before = count_parameters(loaded.params), _bytes(source)
+    read = read_unsplit(how.data, False, "error", "auto", USUAL_NAMES)
+    texts = (each.record if each.record is not None else (each.text, None) for each in read)
+    given = batches(loaded, texts, how.texts, min(how.length, source.config.max_length))
+    params = changed(loaded, given, how.chosen.calibrated(form))
+    params = stack_layers(params) if source.config.scan_layers else params
+    placed = abstract_params(source.config.with_fields({"quantization": form}), source.heads)
+    return before, jax.tree.map(lambda x, own: x.astype(own.dtype), params, unboxed(placed))
+
+
+def _bytes(source: Pretrained) -> int:
+    """Returns the bytes of a model's parameters."""
+    leaves = jax.tree.leaves(unboxed(abstract_params(source.config, source.heads)))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _target(source: Pretrained, how: Compression, form: QuantizationConfig) -> ModelConfig:
+    """Returns the config of the compressed model; raises FlagError if the method does not fit the model."""
+    there = source.config.quantization
+    if there.stored:
+        raise FlagError(
+            f"--model={source.folder}: is compressed already (quantization.weights={there.weights}); compress the model"
+            " that it was made of"
+        )
+    if how.chosen.calibrated and source.config.moe.num_experts:
+        raise FlagError(
+            f"--method={how.method}: what each expert reads is not recorded, and {source.folder} has experts; take int8"
+        )
+    try:
+        return source.config.with_fields({"quantization": form})
+    except ValidationError as e:
+        wrong = e.errors()[0]["msg"].removeprefix("Value error, ")
+        raise FlagError(f"--method={how.method} --group={form.group}: {wrong}") from e
+
+
+def _sizes(params: PyTree) -> tuple[int, int]:
+    """Returns the number of parameters and their bytes."""
+    return count_parameters(params), sum(x.nbytes for x in jax.tree.leaves(params))

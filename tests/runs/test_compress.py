@@ -1,0 +1,204 @@
+"""Compressed models are workdirs like any other: read without their floating-point kernels, and computing the same."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lmjax
+from lmjax.cli import run
+from lmjax.compress.calibrate import batches, layers, observe
+from lmjax.errors import FlagError, UserError
+from lmjax.model.parameter_paths import input_axes
+from lmjax.model.parameters import flat
+from lmjax.model.quantized import Quantized, as_matrices, in_full, is_quantized, quantize_layers
+from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.training.checkpoint import SavedCheckpoints, checkpoint_folder
+
+FORMS = ("int8", "int4", "nf4", "fp8", "int8_activations")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return lmjax.train(tiny("next_token", steps=2), folder / "run", progress=False)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def made(request, trained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("small") / request.param
+    group = "16" if request.param in ("int4", "nf4") else "0"
+    run(["compress", f"--model={trained}", f"--method={request.param}", f"--group={group}", f"--to={workdir}"])
+    return request.param, workdir
+
+
+def test_it_computes_what_the_numbers_of_its_codes_do_and_says_so_in_its_config(made, trained):
+    method, workdir = made
+    config = json.loads((workdir / "config.json").read_text())["model"]["quantization"]
+    assert config["stored"]
+    assert config["weights"] == method.removesuffix("_activations")
+    assert json.loads((workdir / "made_of.json").read_text())["method"] == method
+    whole, small = load_model(trained), load_model(workdir)
+    kernels = [x for x in jax.tree.leaves(small.params, is_leaf=is_quantized) if isinstance(x, Quantized)]
+    assert len(kernels) == 14, "7 kernels in each of 2 layers"
+    codes = quantize_layers(whole.params, small.config.quantization)
+    jax.tree.map(np.testing.assert_array_equal, codes, small.params)
+    rounded = in_full(codes, "float32")
+    text = "the king sees the river"
+    found = small(text).logits
+    expected = dataclasses.replace(whole, params=rounded)(text).logits
+    np.testing.assert_allclose(found, expected, atol=0.05 if method == "int8_activations" else 1e-4)
+    assert np.abs(found - whole(text).logits).max() > 1e-5
+
+
+def test_it_is_loaded_without_its_floating_point_kernels_and_is_smaller_on_disk(made, trained, monkeypatch):
+    method, workdir = made
+    read, restored = SavedCheckpoints.restore, []
+
+    def restore(self, abstract, step=None):
+        restored.append(read(self, abstract, step))
+        return restored[-1]
+
+    monkeypatch.setattr(SavedCheckpoints, "restore", restore)
+    monkeypatch.setattr(Quantized, "astype", lambda *_: pytest.fail("a kernel became floating-point numbers"))
+    small = load_model(workdir)
+    (state,) = restored
+    leaves = jax.tree.leaves(state["params"], is_leaf=is_quantized)
+    kernels = [x for x in leaves if isinstance(x, Quantized)]
+    assert kernels
+    bits = 4 if method in ("int4", "nf4") else 8
+    assert all(x.values.nbytes * 8 == np.prod(x.shape) * bits for x in kernels)
+    assert sum(x.nbytes for x in jax.tree.leaves(small.params)) == sum(x.nbytes for x in jax.tree.leaves(state))
+
+    def size(place):
+        folder = checkpoint_folder(place, SavedCheckpoints(place).steps[-1])
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    assert size(workdir) < size(trained) / 2
+
+
+def test_every_command_reads_it(made, tmp_path, capsys):
+    method, workdir = made
+    if method != "int8_activations":
+        pytest.skip("one form is enough")
+    (tmp_path / "text.txt").write_text("the old king goes under the house\n")
+    assert run(["generate", f"--workdir={workdir}", "--prompt=the king", "--max_new_tokens=3", "--seed=1"])
+    found = run(["evaluate", f"--workdir={workdir}", f"--data={tmp_path / 'text.txt'}"])
+    assert found
+    page = tmp_path / "page.html"
+    run(["explain", f"--model={workdir}", "--text=the king", "--method=integrated", f"--output={page}"])
+    assert page.stat().st_size
+    assert run(["doctor", f"--workdir={workdir}"]) is not None
+
+
+def test_numbers_can_be_had_back_and_adapters_are_trained_beside_codes(made, tiny, tmp_path):
+    method, workdir = made
+    if method != "nf4":
+        pytest.skip("one form is enough")
+    source = open_pretrained(workdir)
+    lora = tiny("next_token", init_from=workdir, tokenizer__path=workdir, steps=1, adapter__kind="lora",
+                **{f"model__quantization__{name}": x for name, x in source.config.quantization})  # fmt: skip
+    lmjax.train(lora, tmp_path / "lora", progress=False)
+    adapted, codes = load_model(tmp_path / "lora"), load_model(workdir)
+    assert not adapted.config.quantization.stored
+    np.testing.assert_allclose(adapted("the king").logits, codes("the king").logits, atol=0.02)
+    run(["convert", f"--workdir={workdir}", f"--to={tmp_path / 'hf'}"])
+    np.testing.assert_allclose(load_model(tmp_path / "hf")("the king").logits, codes("the king").logits, atol=1e-4)
+    plain = tiny("next_token", **{f"model__quantization__{name}": x for name, x in source.config.quantization})
+    with pytest.raises(FlagError, match=r"stored=true: codes are not trained; train an adapter"):
+        lmjax.train(plain, tmp_path / "codes", progress=False)
+    with pytest.raises(FlagError, match=r"is compressed; average the models that were not"):
+        run(["average", f"--models={workdir},{workdir}", f"--to={tmp_path / 'mean'}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--method=int3",), "int3"),
+        (("--method=int4", "--group=3"), "group=3 does not divide embed_dim=16; choose a divisor"),
+        (("--method=int8_activations", "--group=8"), "--group=8: --method=int8_activations has one scale"),
+        (("--method=int4",), "quantization.group=64 does not divide embed_dim=16"),
+        (("--method=int8", "--to=TRAINED"), "exists and is not empty; choose another"),
+        (("--method=int8", "--model=/no/such"), "/no/such"),
+        ((), "--method"),
+        (("--method=gptq",), "--data=: --method=gptq needs texts"),
+        (("--method=int8", "--data=text.txt"), "--data=text.txt: --method=int8 reads no text; leave it out"),
+        (("--method=int8", "--weights=int4"), "--weights=int4: --method=int8 does not keep kernels so; leave it out"),
+        (("--method=awq", "--group=16", "--data=/no/such.txt"), "/no/such.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(trained, tmp_path, flags, words):
+    given = {"--model": trained, "--to": tmp_path / "new"} | {f.split("=")[0]: f.split("=")[1] for f in flags}
+    given["--to"] = trained if given["--to"] == "TRAINED" else given["--to"]
+    with pytest.raises(UserError) as caught:
+        run(["compress", *(f"{name}={value}" for name, value in given.items())])
+    assert words in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_compressed_model_is_not_compressed_again(made, tmp_path):
+    with pytest.raises(FlagError, match="is compressed already"):
+        run(["compress", f"--model={made[1]}", "--method=int8", f"--to={tmp_path / 'again'}"])
+
+
+def _outputs_error(whole, small, fields):
+    """The summed squared error of the outputs of kernels, on what they read in the whole model."""
+    params, found = flat(whole.params), flat(small.params)
+    total = 0.0
+    for path, inputs in observe(whole, whole.params, fields, layers(whole.params)).items():
+        axes = input_axes(tuple(path.split("/")), params[path].ndim)
+        change = as_matrices(found[path].astype("float32") - params[path], axes)
+        total += np.sum(np.asarray(change) * (inputs.products @ np.asarray(change)))
+    return total
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
+def test_calibrated_methods_lower_the_error_of_every_family(family, trained, tiny, tmp_path):
+    place = trained
+    if family != "decoder":
+        objective = "mlm" if family == "encoder" else "span_corruption"
+        fields = {"model__share_layers": "true"} if family == "encoder" else {"model__num_layers": "1"}
+        config = tiny(objective, steps=1, evaluation__batches=1, **fields)
+        place = lmjax.train(config, tmp_path / "run", progress=False)
+    texts = [f"the {a} {b} goes under the {c} river" for a in ("old", "young") for b in ("king", "queen") for c in "ab"]
+    (tmp_path / "text.txt").write_text("\n\n".join(texts) + "\n")
+    whole = load_model(place)
+    given = batches(whole, [(text, None) for text in texts], 8, 32)
+    errors = {}
+    for method in ("int4", "gptq", "awq") if family == "decoder" else ("int4", "gptq"):
+        data = () if method == "int4" else (f"--data={tmp_path / 'text.txt'}",)
+        run(["compress", f"--model={place}", f"--method={method}", "--group=8", f"--to={tmp_path / method}", *data])
+        errors[method] = _outputs_error(whole, load_model(tmp_path / method), given)
+    assert errors["gptq"] < 0.9 * errors["int4"]
+    if family == "decoder":
+        assert errors["awq"] < errors["int4"]
+        assert load_model(tmp_path / "awq").config.quantization.factors
+
+
+def test_padding_is_no_input(trained):
+    whole = load_model(trained)
+    short, long = "the king", "the queen sees the old river and"
+    together = observe(whole, whole.params, batches(whole, [(short, None), (long, None)], 9, 64), layers(whole.params))
+    apart = [
+        observe(whole, whole.params, batches(whole, [(t, None)], 9, 64), layers(whole.params)) for t in (short, long)
+    ]
+    for path, inputs in together.items():
+        alone = apart[0][path].plus(apart[1][path])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3), inputs, alone)
+
+
+def test_a_classifier_that_was_trained_for_its_codes_predicts_the_same_with_them(tiny, tmp_path, capsys):
+    lines = [json.dumps({"text": f"{'no' if i % 2 else 'yes'} {i}", "label": i % 2}) for i in range(32)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    config = tiny("classification", data__train=tmp_path / "data.jsonl", model__architecture="encoder", steps=3,
+                  optimizer__warmup_steps=0, optimizer__learning_rate=0.05, model__quantization__weights="int8",
+                  model__quantization__activations="int8")  # fmt: skip
+    place = lmjax.train(config, tmp_path / "run", progress=False)
+    run(["compress", f"--model={place}", "--method=int8_activations", f"--to={tmp_path / 'small'}"])
+    found = [run(["predict", f"--workdir={each}", f"--data={tmp_path / 'data.jsonl'}"]) for each in
+             (place, tmp_path / "small")]  # fmt: skip
+    for trained, small in zip(*found, strict=True):
+        assert trained["label"] == small["label"]
+        assert trained["probability"] == pytest.approx(small["probability"], abs=1e-4)
