@@ -21,8 +21,8 @@ def main(values: flags.FlagValues) -> pathlib.Path:
         raise FlagError(f"lmjax compress needs --model=PLACE, --method and --to=DIR; {', '.join(missing)} is not given")
     prepare()
     workdir, place = pathlib.Path(values["to"].value), values["model"].value
-    how = Compression(**{name: values[name].value for name in ("method", "weights", "group", "texts", "length")})
-    how = dataclasses.replace(how, data=values["data"].value or "")
+    given = {field.name: values[field.name].value for field in dataclasses.fields(Compression)}
+    how = Compression(**{name: value for name, value in given.items() if value is not None})
     with phase(f"compressing {place}"):
         made = compress(place, how, workdir, step=values["step"].value, accept_fields=values["accept_fields"].value)
     print(_report(made))
@@ -35,4 +35,6 @@ def _report(made: Compressed) -> str:
     rows = [("", "before", "after", "ratio")]
     for name, (before, after) in (("parameters", made.parameters), ("bytes", made.bytes)):
         rows.append((name, f"{before:,}", f"{after:,}", f"{after / before:.2f}"))
-    return "\n".join(aligned(rows))
+    if made.zeros is not None:
+        rows.append(("zeros in layers", "", f"{made.zeros:.2%}", ""))
+    return "\n".join(line.rstrip() for line in aligned(rows))

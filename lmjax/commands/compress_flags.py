@@ -17,6 +17,7 @@ explains like any other.
   lmjax compress --model=runs/gpt2 --method=int8 --to=runs/gpt2-int8             a byte for each number in layers
   lmjax compress --model=bert/ --method=nf4 --group=32 --to=runs/bert-nf4        half a byte, a scale for 32 inputs
   lmjax compress --model=runs/gpt2 --method=gptq --data=text.txt --to=runs/gpt2-4bit
+  lmjax compress --model=runs/gpt2 --method=sparsegpt --pattern=2:4 --data=text.txt --to=runs/gpt2-sparse
 """
 
 
@@ -30,7 +31,8 @@ def define() -> flags.FlagValues:
         METHODS,
         "how: int8, int4, nf4, fp8: the kernels in layers are rounded to the nearest codes; int8_activations: to 8-bit "
         "integers, and products round their inputs too; with --data: smoothquant, which moves outliers of the inputs "
-        "to the kernels, gptq, whose errors make up for each other, awq, which is finer where inputs are large",
+        "to the kernels, gptq, whose errors make up for each other, awq, which is finer where inputs are large; "
+        "zeros: magnitude, and with --data wanda and sparsegpt",
     )
     flags.DEFINE_integer(
         "group", None, "inputs that share a scale; 0: all of an output (default: 64 for 4 bits, else 0)", 0,
@@ -43,6 +45,15 @@ def define() -> flags.FlagValues:
     )  # fmt: skip
     flags.DEFINE_integer("texts", 128, "with --data, the most texts", 1, flag_values=values)
     flags.DEFINE_integer("length", 128, "with --data, the most tokens of a text", 3, flag_values=values)
+    flags.DEFINE_float("amount", None, "share of zeros (default: 0.5)", 0, 0.999, flag_values=values)
+    define_choice(values, "pattern", ["2:4"], "zeros in two of each four inputs of an output, in place of --amount")
+    define_choice(
+        values, "scope", ["layer", "global"], "with magnitude, whether each kernel or all together get --amount"
+    )
+    flags.DEFINE_integer(
+        "rewind", None, "the checkpoint whose numbers those get that are not zero: a lottery ticket", 0,
+        flag_values=values,
+    )  # fmt: skip
     define_path(values, "to", "the new workdir")
     define_step(values, "of a workdir's checkpoint")
     define_accept_fields(values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmjax.compress.layers import Change, by_awq, by_gptq, by_smoothing
+from lmjax.compress.zeros import by_sparsegpt, by_wanda
 from lmjax.errors import FlagError
 from lmjax.model.quantized import QuantizationConfig
 
@@ -22,7 +23,8 @@ class Method(NamedTuple):
         activations: as in QuantizationConfig.
         forms: the other forms that it can have.
         factors: as in QuantizationConfig.
-        calibrated: from the form to the change of each kernel, for which it needs text; None: it needs none.
+        calibrated: from the form, or from `Zeros`, to the change of each kernel, which needs text; None: it needs none.
+        prunes: whether it makes numbers zero.
     """
 
     text: str
@@ -30,7 +32,8 @@ class Method(NamedTuple):
     activations: str = "none"
     forms: tuple[str, ...] = ()
     factors: bool = False
-    calibrated: Callable[[QuantizationConfig], Change] | None = None
+    calibrated: Callable[[Any], Change] | None = None
+    prunes: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -59,11 +62,20 @@ METHODS: dict[str, Method] = {
         factors=True,
         calibrated=by_awq,
     ),
+    "magnitude": Method("the smallest numbers become zero", prunes=True),
+    "wanda": Method(
+        "numbers become zero that are small times their input (Sun et al. 2024)", calibrated=by_wanda, prunes=True
+    ),
+    "sparsegpt": Method(
+        "numbers become zero, and others make up for them (Frantar and Alistarh 2023)",
+        calibrated=by_sparsegpt,
+        prunes=True,
+    ),
 }
 
 
 def form_of(name: str, weights: str | None = None, group: int | None = None) -> QuantizationConfig:
-    """Returns the form in which a method keeps kernels.
+    """Returns the form in which a method keeps kernels; of one that keeps numbers, the form of these.
 
     Args:
         name: of the method.
@@ -74,6 +86,10 @@ def form_of(name: str, weights: str | None = None, group: int | None = None) -> 
         FlagError: the method does not have this form.
     """
     method = METHODS[name]
+    if method.weights == "none":
+        if weights is not None or group is not None:
+            raise FlagError(f"--weights={weights} --group={group}: --method={name} keeps no codes; leave them out")
+        return QuantizationConfig()
     if weights is not None and weights not in (method.weights, *method.forms):
         can = f"choose from {', '.join((method.weights, *method.forms))}" if method.forms else "leave it out"
         raise FlagError(f"--weights={weights}: --method={name} does not keep kernels so; {can}")

@@ -124,19 +124,14 @@ def _ends(config: ModelConfig) -> Rules:
 
 def _codes(config: ModelConfig) -> Rules:
     """Returns the rules on kernels in few bits."""
-    chosen, moe = config.quantization, config.moe
+    chosen = config.quantization
     if chosen.weights == "none":
         return ()
-    widths = {
-        "embed_dim": config.embed_dim,
-        "num_heads * head_dim": config.num_heads * config.width_of_head,
-        "mlp_dim": config.mlp_dim if moe.mlp_dim is None or not moe.num_experts else moe.mlp_dim,
-    }
     group = chosen.group or 1
     unit = 2 if FORMS[chosen.weights].bits == 4 else 1
     return tuple(
         rule
-        for name, width in widths.items()
+        for name, width in kernel_widths(config).items()
         for rule in (
             (
                 width % group != 0,
@@ -149,3 +144,13 @@ def _codes(config: ModelConfig) -> Rules:
             ),
         )
     )
+
+
+def kernel_widths(config: ModelConfig) -> dict[str, int]:
+    """Returns the numbers of inputs of the kernels in layers, by the fields that they follow from."""
+    moe = config.moe
+    return {
+        "embed_dim": config.embed_dim,
+        "num_heads * head_dim": config.num_heads * config.width_of_head,
+        "mlp_dim": config.mlp_dim if moe.mlp_dim is None or not moe.num_experts else moe.mlp_dim,
+    }

@@ -10,19 +10,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from pydantic import ValidationError
 
 from lmjax import __version__
 from lmjax.compress.calibrate import batches
 from lmjax.compress.layers import changed
 from lmjax.compress.methods import METHODS, Method, form_of
+from lmjax.compress.zeros import Zeros, magnitude, share_of_zeros
 from lmjax.data.records import USUAL_NAMES
 from lmjax.data.sources import read_unsplit
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import abstract_params
+from lmjax.model.parameter_paths import is_hidden_matrix, map_named
 from lmjax.model.parameters import count_parameters, unboxed
 from lmjax.model.quantized import QuantizationConfig, quantize_layers
+from lmjax.model.rules import kernel_widths
 from lmjax.model.transformer import stack_layers
 from lmjax.runs.best import Step
 from lmjax.runs.made import write_model
@@ -43,6 +47,11 @@ class Compression:
         data: texts to calibrate with, as for `lmjax train --data`; empty: none.
         texts: the most of them.
         length: the most tokens of each.
+        amount: the share of zeros; None: half.
+        pattern: "2:4" keeps two of four inputs; empty: any numbers become zero.
+        scope: "global" takes the share of all kernels together; empty: of each.
+        rewind: the checkpoint whose numbers the kept ones get (the lottery ticket, Frankle et al. 2020,
+            arXiv:1912.05671, section 3); None: they stay as they are.
     """
 
     method: str
@@ -51,6 +60,10 @@ class Compression:
     data: str = ""
     texts: int = 128
     length: int = 128
+    amount: float | None = None
+    pattern: str = ""
+    scope: str = ""
+    rewind: int | None = None
 
     @property
     def chosen(self) -> Method:
@@ -62,6 +75,22 @@ class Compression:
         if bool(self.data) != (self.chosen.calibrated is not None):
             needs = "reads no text; leave it out" if self.data else "needs texts like those that the model reads"
             raise FlagError(f"--data={self.data}: --method={self.method} {needs}")
+        own = {"amount": self.amount, "pattern": self.pattern, "scope": self.scope, "rewind": self.rewind}
+        if not self.chosen.prunes and (given := {name: x for name, x in own.items() if x not in (None, "")}):
+            name, value = next(iter(given.items()))
+            raise FlagError(f"--{name}={value}: --method={self.method} makes no zeros; leave it out")
+        if self.pattern and (self.amount is not None or self.scope):
+            raise FlagError(
+                f"--pattern={self.pattern}: makes half of each four numbers zero; leave out amount and scope"
+            )
+        if self.scope and self.chosen.calibrated:
+            raise FlagError(f"--scope={self.scope}: is for --method=magnitude; leave it out")
+
+    @property
+    def zeros(self) -> Zeros:
+        """Returns which numbers become zero."""
+        amount = 0.5 if self.amount is None else self.amount
+        return Zeros(amount, bool(self.pattern), "global" if self.scope == "global" else "layer")
 
 
 class Compressed(NamedTuple):
@@ -70,10 +99,12 @@ class Compressed(NamedTuple):
     Attributes:
         parameters: their number before and after; codes count as their numbers.
         bytes: of the parameters in memory, before and after.
+        zeros: the share of zeros in the kernels of layers; None: none were made.
     """
 
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    zeros: float | None = None
 
 
 def compress(
@@ -105,25 +136,40 @@ def compress(
     if how.chosen.calibrated is None:
         params = source.params(source.config, storage_mesh(source.config, source.heads))
         before = _sizes(params)
-        params = quantize_layers(params, form)
+        params = magnitude(params, how.zeros) if how.chosen.prunes else quantize_layers(params, form)
     else:
-        before, params = _calibrated(source, how, form)
-    made = Compressed(*zip(before, _sizes(params), strict=True))
+        before, params = _calibrated(source, how, config)
+    if how.rewind is not None:
+        params = _rewound(params, open_pretrained(place, how.rewind, accept_fields))
+    share = share_of_zeros(params) if how.chosen.prunes else None
+    made = Compressed(*zip(before, _sizes(params), strict=True), share)
     note = {"lmjax": __version__, "model": str(place)} | dataclasses.asdict(how)
-    write_model(workdir, dataclasses.replace(source, config=config), params, note)
+    fields = {"optimizer.sparsity.keep_zeros": True} if how.chosen.prunes else {}
+    write_model(workdir, dataclasses.replace(source, config=config), params, note, fields)
     return made
 
 
-def _calibrated(source: Pretrained, how: Compression, form: QuantizationConfig) -> tuple[tuple[int, int], PyTree]:
+def _rewound(params: PyTree, source: Pretrained) -> PyTree:
+    """Returns the parameters of a checkpoint, with zeros where pruned ones have them."""
+    mesh = storage_mesh(source.config, source.heads)
+    return map_named(
+        lambda names, own, early: jnp.where(own == 0, 0, early).astype(own.dtype) if is_hidden_matrix(names) else early,
+        params,
+        source.params(source.config, mesh),
+    )
+
+
+def _calibrated(source: Pretrained, how: Compression, config: ModelConfig) -> tuple[tuple[int, int], PyTree]:
     """Returns the sizes of a model, and its parameters compressed by what its kernels read."""
     loaded = loaded_model(source, dtype="float32")
     before = count_parameters(loaded.params), _bytes(source)
     read = read_unsplit(how.data, False, "error", "auto", USUAL_NAMES)
     texts = (each.record if each.record is not None else (each.text, None) for each in read)
     given = batches(loaded, texts, how.texts, min(how.length, source.config.max_length))
-    params = changed(loaded, given, how.chosen.calibrated(form))
+    setting = how.zeros if how.chosen.prunes else config.quantization
+    params = changed(loaded, given, how.chosen.calibrated(setting))
     params = stack_layers(params) if source.config.scan_layers else params
-    placed = abstract_params(source.config.with_fields({"quantization": form}), source.heads)
+    placed = abstract_params(config, source.heads)
     return before, jax.tree.map(lambda x, own: x.astype(own.dtype), params, unboxed(placed))
 
 
@@ -145,6 +191,10 @@ def _target(source: Pretrained, how: Compression, form: QuantizationConfig) -> M
         raise FlagError(
             f"--method={how.method}: what each expert reads is not recorded, and {source.folder} has experts; take int8"
         )
+    if how.pattern and (odd := [width for width in kernel_widths(source.config).items() if width[1] % 4]):
+        raise FlagError(f"--pattern={how.pattern}: {odd[0][0]}={odd[0][1]} is no multiple of 4; give --amount instead")
+    if how.chosen.weights == "none":
+        return source.config
     try:
         return source.config.with_fields({"quantization": form})
     except ValidationError as e:

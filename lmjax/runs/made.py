@@ -41,7 +41,11 @@ def config_of(source: Pretrained) -> Config:
 
 
 def write_model(
-    workdir: pathlib.Path, source: Pretrained, params: Any, made_of: Mapping[str, Any] | None = None
+    workdir: pathlib.Path,
+    source: Pretrained,
+    params: Any,
+    made_of: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a workdir with parameters of a model; everything else is that of `source`.
 
@@ -50,8 +54,9 @@ def write_model(
         source: a run, a converted checkpoint or a Hugging Face folder.
         params: of a model with the config of `source`.
         made_of: what the parameters were made of; None: they are those of `source`.
+        fields: values of the config that differ from those of `source`, by dotted path.
     """
-    config = config_of(source)
+    config = replace(config_of(source), fields or {})
     with claim_workdir(workdir, config) as claim:
         with Checkpoints(workdir, config.checkpoint, claim.saved) as checkpoints:
             checkpoints.save(0, {"params": params})

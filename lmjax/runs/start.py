@@ -80,6 +80,8 @@ def start_from(
         "accept_fields": tuple(accept_fields),
         "tokenizer.path": str(source.folder),
     }
+    if source.sparse:
+        fields["optimizer.sparsity.keep_zeros"] = True
     recipe = {}
     if experiment is None and objective is not None:
         recipe = _recipe(objective, given, source.config.max_length)

@@ -96,6 +96,7 @@ class Pretrained:
         defaults: its generation settings, used where no flag sets another.
         shown: names of labels in its Hugging Face config.json where its task has others.
         adapted: its adapter, which is merged into what `params` returns; None: it has none.
+        sparse: whether zeros of its kernels stay zero in training.
     """
 
     folder: pathlib.Path
@@ -111,6 +112,7 @@ class Pretrained:
     defaults: GenerationDefaults = dataclasses.field(default_factory=GenerationDefaults)
     shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adapted: Adapted | None = None
+    sparse: bool = False
 
     @property
     def has_task(self) -> bool:
@@ -383,6 +385,7 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
         defaults=defaults,
         shown=shown_labels(folder / ORIGIN, origin, present) if origin else {},
         adapted=adapted or None,
+        sparse=config.optimizer.sparsity.keeps,
     )
 
 

@@ -24,6 +24,7 @@ from lmjax.schema import Schema
 from lmjax.training.optimizers import OPTIMIZERS, Optimizers
 from lmjax.training.optimizers.base import Optimizer
 from lmjax.training.schedules import SCHEDULES, Schedules, Shape
+from lmjax.training.sparsity import SparsityConfig
 
 PyTree = Any
 
@@ -76,6 +77,8 @@ class _Common(Schema):
     spike_average: float = Field(0.98, ge=0, lt=1, description="decay of the average of gradient norms, the usual norm")
     spike_warmup: int = Field(50, ge=1, description="norms in the average before an update can be skipped")
 
+    sparsity: SparsityConfig = SparsityConfig()
+
 
 _GROUPS = OPTIMIZERS | {name: field.annotation for name, field in Schedules.model_fields.items()}
 
@@ -111,6 +114,11 @@ class OptimizerConfig(Schedules, Optimizers, _Common):
             (
                 self.ema_decay is not None and self.average_from is not None,
                 f"ema_decay={self.ema_decay} and average_from={self.average_from}: a run keeps one average; give one",
+            ),
+            (
+                self.sparsity.amount > 0 and (self.averages or self.name == "schedule_free"),
+                f"sparsity.amount={self.sparsity.amount}: an average of parameters (ema_decay, average_from, name="
+                "schedule_free) has numbers where the pruned ones are zero; leave it out",
             ),
             (
                 self.rule.schedules and self.schedule not in self.rule.schedules,

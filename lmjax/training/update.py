@@ -10,6 +10,7 @@ from lmjax.model.parameter_paths import map_named
 from lmjax.training.groups import decay_mask, is_frozen, rate_factors
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.schedules import Phase
+from lmjax.training.sparsity import sparse
 
 
 def learning_rate(config: OptimizerConfig, h: Hyperparameters, step: jax.Array) -> jax.Array:
@@ -63,4 +64,4 @@ def make_optimizer(
             {"learning": optimizer, "frozen": optax.set_to_zero()},
             lambda tree: map_named(lambda names, _: "frozen" if is_frozen(config, names) else "learning", tree),
         )
-    return optax.with_extra_args_support(optimizer)
+    return sparse(config.sparsity, optax.with_extra_args_support(optimizer), step)
