@@ -18,6 +18,8 @@ SLURM = ["submitit>=1.5.3"]
 SEARCH = ["optuna>=4.5"]
 CHAT = ["jinja2>=3.1.6"]
 SERVE = ["starlette>=0.46", "uvicorn>=0.34", "prometheus-client>=0.21", *CHAT]
+GGUF = ["gguf>=0.17"]
+STABLEHLO = ["flatbuffers>=24"]
 DEV = [
     *EVALUATE,
     *EXPLAIN,
@@ -25,6 +27,8 @@ DEV = [
     *SLURM,
     *SEARCH,
     *SERVE,
+    *STABLEHLO,
+    *GGUF,
     "pytest>=8.3",
     "pytest-xdist>=3.7",
     "hypothesis>=6.100",
@@ -85,6 +89,10 @@ setup(
         "slurm": SLURM,
         # --search of lmjax sweep.
         "search": SEARCH,
+        # --format=gguf of lmjax convert.
+        "gguf": GGUF,
+        # --format=stablehlo of lmjax convert.
+        "stablehlo": STABLEHLO,
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         # The tests that compare with transformers: install torch's CPU build first.

@@ -1,4 +1,4 @@
-"""`lmjax convert`: reads and writes Hugging Face checkpoints."""
+"""`lmjax convert`: reads and writes Hugging Face checkpoints, and writes other formats."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 import jax
 from absl import flags
 
+from lmjax.commands.convert_formats import FORMATS, check_format, check_whole
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
-from lmjax.interop.export import check_free, choose_family, export
+from lmjax.interop.export import check_free, choose_family, export, exported_heads
 from lmjax.interop.generation import GENERATION
 from lmjax.interop.peft import Adapter, write_adapter
 from lmjax.interop.sentence import write_sentence
 from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
-from lmjax.model.heads import BARE, HEADS, head_types
+from lmjax.model.heads import HEADS
 from lmjax.model.parameters import count_parameters, flat
 from lmjax.objectives.embedding import Embedding
 from lmjax.paths import new_folder, shell_quoted
@@ -35,6 +36,10 @@ from lmjax.training.metrics import peak_host_memory
 
 def main(values: flags.FlagValues) -> pathlib.Path:
     """Returns the new workdir or folder."""
+    if (form := values["format"].value) is not None:
+        check_format(values)
+    elif values["dtype"].value in ("q8_0", "q4_0"):
+        raise FlagError(f"--dtype={values['dtype'].value}: is for --format=gguf; choose float32, bfloat16 or float16")
     given = {name: values[name].value for name in ("from", "workdir", "to") if values[name].value}
     if len(given) != 2:
         raise FlagError(
@@ -51,6 +56,9 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     if values["merge"].value and (source.adapted is None or "to" not in given):
         raise FlagError(f"--merge: is for --to and a run with an adapter, and {source.folder} has none; leave it out")
     write = _write_out if source.adapted is None or values["merge"].value else _write_adapter
+    if form:
+        check_whole(source, values)
+        write = FORMATS[form].write
     with phase(f"writing {target}"):
         lines = write(source, target, values) if "to" in given else _bring_in(source, target)
     lines["time"] = f"{time.perf_counter() - start:.1f} s"
@@ -101,22 +109,10 @@ def _bring_in(source: Pretrained, workdir: pathlib.Path) -> dict[str, str]:
     }
 
 
-def _exported_heads(source: Pretrained) -> tuple[str, ...]:
-    """Returns the heads that a checkpoint of transformers gets.
-
-    Heads for training only are left out, because no class of transformers has them beside other heads, and those
-    without parameters; a model that has no other head is bare.
-    """
-    heads = tuple(h for h in source.heads if HEADS[h].has_parameters and not HEADS[h].in_training_only)
-    if heads == tuple(head_types(source.config.architecture, ())):
-        return ()
-    return (BARE,) if source.heads and not heads and not source.config.head.tied else heads
-
-
 def _write_adapter(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
     """Writes the adapter of a run in PEFT's format, and returns the lines of the report."""
     check_free(folder)
-    heads, adapted = _exported_heads(source), source.adapted
+    heads, adapted = exported_heads(source.config, source.heads), source.adapted
     origin = open_pretrained(adapted.base.place, adapted.base.step).origin
     description = choose_family(source.config, heads, values["family"].value, origin)
     left_out = {HEADS[head].subtree for head in source.heads if head not in heads}
@@ -138,7 +134,7 @@ def _write_out(source: Pretrained, folder: pathlib.Path, values: flags.FlagValue
     check_free(folder)
     if not math.isfinite(shard_gb := values["shard_gb"].value):
         raise FlagError(f"--shard_gb={shard_gb}: is not a size; give gigabytes, such as 5")
-    heads = _exported_heads(source)
+    heads = exported_heads(source.config, source.heads)
     description = choose_family(source.config, heads, values["family"].value, source.origin)
     tokenizer = load_tokenizer(str(source.folder))
     params = source.params(source.config, storage_mesh(source.config, source.heads))

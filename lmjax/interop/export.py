@@ -19,7 +19,7 @@ from lmjax.interop.families import FAMILIES
 from lmjax.interop.nearest import Change, changes
 from lmjax.interop.shards import SHARD_BYTES, write_shards
 from lmjax.model.config import ModelConfig
-from lmjax.model.heads import BARE, HEADS
+from lmjax.model.heads import BARE, HEADS, head_types
 from lmjax.model.parameter_paths import layer_paths
 from lmjax.model.parameters import flat
 from lmjax.model.positions import SCHEMES
@@ -222,6 +222,18 @@ def _no_family(
         f"{can} express this model{', because of' if model_type else f'; {nearest} is nearest, and cannot express'}: "
         f"{ways}. A model that is trained with these flags can be exported: {' '.join(c.flag for c in needed[nearest])}"
     )
+
+
+def exported_heads(config: ModelConfig, heads: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the heads that a checkpoint of transformers gets.
+
+    Heads for training only are left out, because no class of transformers has them beside other heads, and those
+    without parameters; a model that has no other head is bare.
+    """
+    kept = tuple(h for h in heads if HEADS[h].has_parameters and not HEADS[h].in_training_only)
+    if kept == tuple(head_types(config.architecture, ())):
+        return ()
+    return (BARE,) if heads and not kept and not config.head.tied else kept
 
 
 def check_free(folder: pathlib.Path) -> None:

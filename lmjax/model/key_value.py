@@ -21,7 +21,7 @@ class KeyValue:
     Dimensions `batch` and `kv_heads` of size 1 are left out of the arrays: with them, XLA on a CPU reshapes each array
     between writing and reading, and so copies it four times per token (jax 0.10.2, batch of one row; see
     experiments/README.md, "Generation beside transformers on torch"). To remove this, keep all dimensions wherever the
-    code below filters them by `n > 1`.
+    code below filters them by `n != 1`.
 
     Attributes:
         key: `[batch, kv_heads, slots, head_dim]`, without the first two dimensions where they are 1; with rotary
@@ -49,7 +49,7 @@ class KeyValue:
             dtype: of the model's activations.
             kind: how keys and values are stored: in that dtype, or as int8.
         """
-        rest = tuple(n for n in shape if n > 1)
+        rest = tuple(n for n in shape if n != 1)
         zeros = jnp.zeros((*rest, slots, width), jnp.int8 if kind == "int8" else dtype)
         scale = jnp.zeros((*rest, slots, 1), jnp.float32) if kind == "int8" else None
         return cls(zeros, zeros, scale, scale, shape)._constrained()
@@ -97,7 +97,7 @@ class KeyValue:
 
         def take(x: jax.Array) -> jax.Array:
             whole = jnp.take(x.reshape(*self.shape, *x.shape[-2:]), rows, axis=0)
-            return whole.reshape(*(n for n in whole.shape[:2] if n > 1), *x.shape[-2:])
+            return whole.reshape(*(n for n in whole.shape[:2] if n != 1), *x.shape[-2:])
 
         return jax.tree.map(take, self).replace(shape=(len(rows), self.shape[1]))
 
@@ -134,7 +134,7 @@ class KeyValue:
     def _packed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns keys or values `[batch, length, kv_heads, head_dim]` in the stored form, and their scales or None."""
         x = x.swapaxes(1, 2)
-        x = x.reshape(*(n for n in self.shape if n > 1), *x.shape[-2:])
+        x = x.reshape(*(n for n in self.shape if n != 1), *x.shape[-2:])
         if self.key_scale is None:
             return x.astype(self.key.dtype), None
         x = x.astype(jnp.float32)
@@ -143,7 +143,7 @@ class KeyValue:
 
     def _constrained(self) -> KeyValue:
         """Returns the same cache, with the sharding of activations."""
-        names = [name for name, n in zip(_AXES, self.shape, strict=True) if n > 1]
+        names = [name for name, n in zip(_AXES, self.shape, strict=True) if n != 1]
         return jax.tree.map(lambda x: axes.constrain(x, (*names, None, None)), self)
 
     def _write(self, new: KeyValue, filled: jax.Array | None, ring: bool) -> KeyValue:

@@ -111,7 +111,8 @@ class Block(nn.Module):
         def attention(name: str, x: jax.Array, source: jax.Array | None, relation: Relation) -> jax.Array:
             cache, before = inputs.cache, None
             if cache is not None:
-                before = Cached(cache.layers[layer][name], cache.filled, cache.capacity)
+                kept = cache.layers[layer][name]
+                before = Cached(kept, cache.filled, cache.capacity if name == "attention" else kept.slots)
             y, after = Attention(config, scale, name=name)(x, source, relation, rates.attention, before)
             if after is not None:
                 caches[name] = after

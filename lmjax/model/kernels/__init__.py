@@ -103,7 +103,7 @@ def attention(
         FlagError: a kernel given by name lacks a feature of this call, or does not run on this platform.
     """
     needed = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
-    narrowed = mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
+    narrowed = kernel == "auto" and mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
     name = choose(kernel, platform(), needed, query.shape[1], narrowed)
     arguments = {
         "mask": mask,

@@ -56,10 +56,9 @@ class Mask:
 
     def segments(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
         """Returns the segments of the queries and of the keys, `[batch or 1, length]` each."""
-        one = jnp.ones((1, max(queries, keys)), jnp.int32)
         return (
-            one[:, :queries] if self.query_segments is None else self.query_segments,
-            one[:, :keys] if self.key_segments is None else self.key_segments,
+            jnp.ones((1, queries), jnp.int32) if self.query_segments is None else self.query_segments,
+            jnp.ones((1, keys), jnp.int32) if self.key_segments is None else self.key_segments,
         )
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
@@ -105,8 +104,7 @@ class Mask:
 
     def any_key_visible(self, queries: int, keys: int) -> jax.Array | None:
         """Returns bool `[batch or 1, queries]`, True where a query may attend to any key; None: all queries may."""
-        in_row = self.query_positions is None and queries <= keys
-        if not self.segmented and (self.window is None or in_row):
+        if not self.segmented and (self.window is None or (self.query_positions is None and queries <= keys)):
             return None
         return jnp.any(self.dense(queries, keys), axis=(1, 3))
 

@@ -32,7 +32,10 @@ class Relative(Scheme):
 
         def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
             length = queries.shape[1]
-            return table(length, length) if keys is None else table.between(queries, keys)
+            # The distances of a row whose length is symbolic (jax.export) are not known while tracing.
+            if keys is None and isinstance(length, int):
+                return table(length, length)
+            return table.between(queries, queries if keys is None else keys)
 
         return bias
 
