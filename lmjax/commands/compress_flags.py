@@ -18,6 +18,7 @@ explains like any other.
   lmjax compress --model=bert/ --method=nf4 --group=32 --to=runs/bert-nf4        half a byte, a scale for 32 inputs
   lmjax compress --model=runs/gpt2 --method=gptq --data=text.txt --to=runs/gpt2-4bit
   lmjax compress --model=runs/gpt2 --method=sparsegpt --pattern=2:4 --data=text.txt --to=runs/gpt2-sparse
+  lmjax compress --model=runs/gpt2 --method=heads --amount=0.25 --data=text.txt --to=runs/gpt2-9   a smaller config
 """
 
 
@@ -32,7 +33,8 @@ def define() -> flags.FlagValues:
         "how: int8, int4, nf4, fp8: the kernels in layers are rounded to the nearest codes; int8_activations: to 8-bit "
         "integers, and products round their inputs too; with --data: smoothquant, which moves outliers of the inputs "
         "to the kernels, gptq, whose errors make up for each other, awq, which is finer where inputs are large; "
-        "zeros: magnitude, and with --data wanda and sparsegpt",
+        "zeros: magnitude, and with --data wanda and sparsegpt; fewer parts, with --data: heads, neurons, layers; "
+        "vocabulary: without the rows of the token table that no token has",
     )
     flags.DEFINE_integer(
         "group", None, "inputs that share a scale; 0: all of an output (default: 64 for 4 bits, else 0)", 0,
@@ -45,7 +47,7 @@ def define() -> flags.FlagValues:
     )  # fmt: skip
     flags.DEFINE_integer("texts", 128, "with --data, the most texts", 1, flag_values=values)
     flags.DEFINE_integer("length", 128, "with --data, the most tokens of a text", 3, flag_values=values)
-    flags.DEFINE_float("amount", None, "share of zeros (default: 0.5)", 0, 0.999, flag_values=values)
+    flags.DEFINE_float("amount", None, "share that becomes zero or leaves (default: 0.5)", 0, 0.999, flag_values=values)
     define_choice(values, "pattern", ["2:4"], "zeros in two of each four inputs of an output, in place of --amount")
     define_choice(
         values, "scope", ["layer", "global"], "with magnitude, whether each kernel or all together get --amount"
@@ -54,6 +56,9 @@ def define() -> flags.FlagValues:
         "rewind", None, "the checkpoint whose numbers those get that are not zero: a lottery ticket", 0,
         flag_values=values,
     )  # fmt: skip
+    define_path(
+        values, "sensitivity", "with --data, a new file for a figure: what each kernel alone does to the outputs"
+    )
     define_path(values, "to", "the new workdir")
     define_step(values, "of a workdir's checkpoint")
     define_accept_fields(values)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lmjax.compress.layers import Change, by_awq, by_gptq, by_smoothing
+from lmjax.compress.structure import Shrink, without_heads, without_layers, without_neurons, without_rows
 from lmjax.compress.zeros import by_sparsegpt, by_wanda
 from lmjax.errors import FlagError
 from lmjax.model.quantized import QuantizationConfig
@@ -23,8 +24,10 @@ class Method(NamedTuple):
         activations: as in QuantizationConfig.
         forms: the other forms that it can have.
         factors: as in QuantizationConfig.
-        calibrated: from the form, or from `Zeros`, to the change of each kernel, which needs text; None: it needs none.
+        change: from the form, or from `Zeros`, to the change of each kernel; None: it does not go by inputs.
         prunes: whether it makes numbers zero.
+        shrink: makes a smaller model of fewer parts; None: the model keeps its sizes.
+        reads: whether it needs texts.
     """
 
     text: str
@@ -32,8 +35,15 @@ class Method(NamedTuple):
     activations: str = "none"
     forms: tuple[str, ...] = ()
     factors: bool = False
-    calibrated: Callable[[Any], Change] | None = None
+    change: Callable[[Any], Change] | None = None
     prunes: bool = False
+    shrink: Shrink | None = None
+    reads: bool = False
+
+    @property
+    def takes_amount(self) -> bool:
+        """Whether the user says how much leaves."""
+        return self.prunes or (self.shrink is not None and self.reads)
 
 
 METHODS: dict[str, Method] = {
@@ -47,30 +57,41 @@ METHODS: dict[str, Method] = {
         "int8",
         "int8",
         factors=True,
-        calibrated=by_smoothing,
+        change=by_smoothing,
+        reads=True,
     ),
     "gptq": Method(
         "codes whose errors make up for each other (Frantar et al. 2022)",
         "int4",
         forms=("int8", "nf4", "fp8"),
-        calibrated=by_gptq,
+        change=by_gptq,
+        reads=True,
     ),
     "awq": Method(
         "codes that are finer for large inputs (Lin et al. 2024)",
         "int4",
         forms=("int8", "nf4", "fp8"),
         factors=True,
-        calibrated=by_awq,
+        change=by_awq,
+        reads=True,
     ),
     "magnitude": Method("the smallest numbers become zero", prunes=True),
     "wanda": Method(
-        "numbers become zero that are small times their input (Sun et al. 2024)", calibrated=by_wanda, prunes=True
+        "numbers become zero that are small times their input (Sun et al. 2024)",
+        change=by_wanda,
+        prunes=True,
+        reads=True,
     ),
     "sparsegpt": Method(
         "numbers become zero, and others make up for them (Frantar and Alistarh 2023)",
-        calibrated=by_sparsegpt,
+        change=by_sparsegpt,
         prunes=True,
+        reads=True,
     ),
+    "heads": Method("the least important heads leave (Michel et al. 2019)", shrink=without_heads, reads=True),
+    "neurons": Method("the least important neurons of MLPs leave", shrink=without_neurons, reads=True),
+    "layers": Method("the layers leave that do least (Men et al. 2024)", shrink=without_layers, reads=True),
+    "vocabulary": Method("the rows of the token table leave that no token has", shrink=without_rows),
 }
 
 

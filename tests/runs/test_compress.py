@@ -13,7 +13,7 @@ from lmjax.cli import run
 from lmjax.compress.calibrate import batches, layers, observe
 from lmjax.errors import FlagError, UserError
 from lmjax.model.parameter_paths import input_axes, is_hidden_matrix
-from lmjax.model.parameters import flat
+from lmjax.model.parameters import count_parameters, flat
 from lmjax.model.quantized import Quantized, as_matrices, in_full, is_quantized, quantize_layers
 from lmjax.runs.start import start_from
 from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
@@ -129,11 +129,16 @@ def test_numbers_can_be_had_back_and_adapters_are_trained_beside_codes(made, tin
         (("--method=int8", "--data=text.txt"), "--data=text.txt: --method=int8 reads no text; leave it out"),
         (("--method=int8", "--weights=int4"), "--weights=int4: --method=int8 does not keep kernels so; leave it out"),
         (("--method=awq", "--group=16", "--data=/no/such.txt"), "/no/such.txt"),
-        (("--method=int8", "--amount=0.3"), "--amount=0.3: --method=int8 makes no zeros; leave it out"),
+        (("--method=int8", "--amount=0.3"), "--amount=0.3: --method=int8 takes no share away; leave it out"),
         (("--method=magnitude", "--group=8"), "--method=magnitude keeps no codes; leave them out"),
-        (("--method=magnitude", "--pattern=2:4", "--amount=0.3"), "--pattern=2:4: makes half of each four"),
+        (("--method=magnitude", "--pattern=2:4", "--amount=0.3"), "--pattern=2:4: makes two of each four"),
         (("--method=sparsegpt", "--scope=global", "--data=x"), "--scope=global: is for --method=magnitude"),
         (("--method=magnitude", "--rewind=7"), "--step=7"),
+        (("--method=heads", "--rewind=7", "--data=x"), "--rewind=7: --method=heads makes no zeros; leave it out"),
+        (("--method=heads",), "--data=: --method=heads needs texts"),
+        (("--method=int8", "--sensitivity=x.txt", "--data=x"), "--sensitivity=x.txt: is no name of a figure"),
+        (("--method=int8", "--sensitivity=/no/such/x.svg", "--data=x"), "there is no folder /no/such"),
+        (("--method=heads", "--sensitivity=x.svg", "--data=x"), "--method=heads keeps no kernel; leave it out"),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(trained, tmp_path, flags, words):
@@ -256,3 +261,24 @@ def test_pairs_of_zeros_by_what_the_model_reads(trained, tmp_path):
             matrices = np.asarray(as_matrices(x, axes))
             fours = matrices.reshape(-1, 4, matrices.shape[-1])
             assert ((fours == 0).sum(1) == 2).all(), path
+
+
+def test_a_model_without_some_heads_and_neurons_is_a_smaller_run(trained, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the old king goes under the house\n\na queen sees the river\n")
+    for method, place in (("heads", trained), ("neurons", tmp_path / "heads")):
+        run(["compress", f"--model={place}", f"--method={method}", f"--to={tmp_path / method}",
+             f"--data={tmp_path / 'text.txt'}"])  # fmt: skip
+    found, whole = load_model(tmp_path / "neurons"), load_model(trained)
+    assert (found.config.num_heads, found.config.head_dim, found.config.mlp_dim) == (1, 8, 16)
+    assert count_parameters(found.params) < 0.8 * count_parameters(whole.params)
+    kept = json.loads((tmp_path / "heads" / "made_of.json").read_text())["kept"]
+    assert all(len(each) == 1 for each in kept.values())
+    assert run(["evaluate", f"--workdir={tmp_path / 'neurons'}", f"--data={tmp_path / 'text.txt'}"])
+
+
+def test_a_figure_shows_what_each_kernel_alone_does(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "text.txt").write_text("the old king goes under the house\n")
+    run(["compress", f"--model={trained}", "--method=int4", "--group=0", f"--to={tmp_path / 'small'}",
+         f"--data={tmp_path / 'text.txt'}", f"--sensitivity={tmp_path / 'kernels.svg'}"])  # fmt: skip
+    assert "layer_1" in (tmp_path / "kernels.svg").read_text()
