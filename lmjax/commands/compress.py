@@ -22,6 +22,7 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     prepare()
     workdir, place = pathlib.Path(values["to"].value), values["model"].value
     given = {field.name: values[field.name].value for field in dataclasses.fields(Compression)}
+    given["column_names"] = tuple(given["column_names"])
     how = Compression(**{name: value for name, value in given.items() if value is not None})
     with phase(f"compressing {place}"):
         made = compress(place, how, workdir, step=values["step"].value, accept_fields=values["accept_fields"].value)

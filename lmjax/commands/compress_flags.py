@@ -5,7 +5,14 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_accept_fields, define_choice, define_help, define_path, define_step
+from lmjax.commands.flags import (
+    define_accept_fields,
+    define_choice,
+    define_column_names,
+    define_help,
+    define_path,
+    define_step,
+)
 
 FORMS = facts.names("lmjax.model.codes", "FORMS")
 METHODS = facts.names("lmjax.compress.methods", "METHODS")
@@ -45,6 +52,7 @@ def define() -> flags.FlagValues:
         "data", None, "for a calibrated method, a file or a quoted glob of texts like those that the model reads",
         flag_values=values,
     )  # fmt: skip
+    define_column_names(values)
     flags.DEFINE_integer("texts", 128, "with --data, the most texts", 1, flag_values=values)
     flags.DEFINE_integer("length", 128, "with --data, the most tokens of a text", 3, flag_values=values)
     flags.DEFINE_float("amount", None, "share that becomes zero or leaves (default: 0.5)", 0, 0.999, flag_values=values)

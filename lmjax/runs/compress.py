@@ -49,6 +49,7 @@ class Compression:
         weights: the form of kernels; None: the usual one of the method.
         group: inputs that share a scale; None: as usual for the form.
         data: texts to calibrate with, as for `lmjax train --data`; empty: none.
+        column_names: of tables without a header among them.
         texts: the most of them.
         length: the most tokens of each.
         amount: the share that becomes zero or leaves; None: half.
@@ -63,6 +64,7 @@ class Compression:
     weights: str | None = None
     group: int | None = None
     data: str = ""
+    column_names: tuple[str, ...] = ()
     texts: int = 128
     length: int = 128
     amount: float | None = None
@@ -199,7 +201,7 @@ def _opened(source: Pretrained, how: Compression) -> tuple[LoadedModel | None, l
     loaded = loaded_model(source, dtype="float32")
     if not how.data:
         return loaded, []
-    read = read_unsplit(how.data, False, "error", "auto", USUAL_NAMES)
+    read = read_unsplit(how.data, False, "error", "auto", USUAL_NAMES, header=how.column_names)
     texts = (each.record if each.record is not None else (each.text, None) for each in read)
     return loaded, batches(loaded, texts, how.texts, min(how.length, source.config.max_length))
 

@@ -27,8 +27,8 @@ def test_one_kernel_is_compressed_at_a_time():
         logs = [x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
                 for x in both]  # fmt: skip
         total, number = total + np.sum(np.exp(logs[0]) * (logs[0] - logs[1])), number + len(logs[0])
-    assert total / number > 1e-3
-    assert found[path] == pytest.approx(total / number, rel=1e-3)
+    assert total / number > 2e-5
+    assert found[path] == pytest.approx(total / number, rel=2e-2)
     assert len(found) == 12
 
 
