@@ -23,6 +23,7 @@ from lmjax.model.heads import BARE, HEADS, head_types
 from lmjax.model.parameter_paths import layer_paths
 from lmjax.model.parameters import flat
 from lmjax.model.positions import SCHEMES
+from lmjax.model.positions.rope import stretched_base
 from lmjax.paths import is_free, new_folder
 
 # Fields that do not change the outputs of a trained model without dropout; some change its speed.
@@ -52,7 +53,7 @@ _NOT_OF_THE_FUNCTION = {
 def _function(config: ModelConfig) -> dict[str, Any]:
     """Returns the fields that decide what a model computes, in a normal form: equal functions have equal fields."""
     values = {k: v for k, v in config.flat().items() if {k, k.partition(".")[0]}.isdisjoint(_NOT_OF_THE_FUNCTION)}
-    values |= {"rope": config.rope.model_dump(), "relative": config.relative}
+    values |= {"rope": _based(config).rope.model_dump(), "relative": config.relative}
     values |= {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "embedding.dim": config.table_dim}
     values |= {"attention.scale": config.score_scale, "num_decoder_layers": config.side_layers(True)}
     values |= {"decoder_positions": config.side_positions(decoder=True), "biases": _biases(config)}
@@ -60,7 +61,8 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     unused = (scheme for scheme in SCHEMES.values() if scheme not in config.schemes)
     values |= dict.fromkeys(field for scheme in unused for field in scheme.fields)
     if values["rope"]:
-        begins = config.rope.scaling in ("dynamic", "yarn", "llama3")
+        begins = config.rope.scaling in ("dynamic", "yarn", "longrope", "llama3")
+        values["rope"]["short_factors"] = config.rope.short_factors or config.rope.long_factors
         values["rope"] |= {"original_length": (config.rope.original_length or config.max_length) if begins else None}
     # Whether each layer has global attention, instead of the rule that decides it.
     layers = range(max(config.num_layers, config.side_layers(True)))
@@ -75,6 +77,15 @@ def _function(config: ModelConfig) -> dict[str, Any]:
         values["moe"] = (moe.num_experts, moe.top_k, moe.normalize, width, sparse)
         values["mlp_dim"] = None if all(sparse) else config.mlp_dim
     return values
+
+
+def _based(config: ModelConfig) -> ModelConfig:
+    """Returns the model with the base of its rotations in place of the scaling `ntk`, for which no file has a name."""
+    rope = config.rope
+    if rope.scaling != "ntk":
+        return config
+    base = stretched_base(rope.theta, rope.factor, config.rotated_dim)
+    return config.with_fields({"rope": rope.with_fields({"theta": base, "scaling": "none", "factor": 1.0})})
 
 
 def _biases(config: ModelConfig) -> list[str]:
@@ -128,7 +139,7 @@ def _read_back(
         FlagError: the class cannot read it.
     """
     family = FAMILIES[model_type]
-    values = dict(known) | family.write(config)
+    values = dict(known) | family.write(_based(config))
     values |= {"model_type": model_type, "architectures": [name], "dtype": config.param_dtype}
     values.pop("torch_dtype", None)
     labelled = any("labels" in output.axes for head in heads for output in HEADS[head].outputs)

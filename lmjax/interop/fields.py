@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -179,7 +180,11 @@ GATED |= {"gelu_pytorch_tanh": "geglu_new"}
 
 
 def rope_fields(
-    fields: Fields, theta: float = 10_000.0, fraction: float | None = None, length: int | None = None
+    fields: Fields,
+    theta: float = 10_000.0,
+    fraction: float | None = None,
+    length: int | None = None,
+    original_length: int | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of a RopeConfig, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
 
@@ -188,6 +193,7 @@ def rope_fields(
         theta: the default.
         fraction: the default fraction of a head that rotates; None: in this family whole heads rotate.
         length: the default length of rows; None: the file must have it.
+        original_length: length of rows before scaling, where the family has it outside of these objects.
     """
     base = fields.number("rope_theta", theta)
     # Files rewritten by transformers 5 may have both.
@@ -195,7 +201,7 @@ def rope_fields(
     if not groups:
         return {"theta": base, "fraction": 1.0 if fraction is None else fraction}
     length = fields.integer("max_position_embeddings", *([] if length is None else [length]))
-    found, *others = (rope_scaling(group, base, length, fraction) for group in groups)
+    found, *others = (rope_scaling(group, base, length, fraction, original_length) for group in groups)
     if others not in ([], [found]):
         raise fields.error("rope_scaling", "is not what rope_parameters says; remove the one that is wrong")
     fields.agree("rope_theta", found["theta"])
@@ -204,7 +210,9 @@ def rope_fields(
     return found
 
 
-def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | None = None) -> dict[str, Any]:
+def rope_scaling(
+    scaling: Fields, theta: float, length: int, fraction: float | None = None, original_length: int | None = None
+) -> dict[str, Any]:
     """Returns the fields of a RopeConfig from one object of rotary parameters.
 
     Args:
@@ -212,8 +220,10 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
         theta: the default.
         length: max_position_embeddings.
         fraction: as for `rope_fields`.
+        original_length: as for `rope_fields`.
     """
-    kinds = {name: name for name in ("linear", "dynamic", "yarn", "llama3")} | {"default": "none"}
+    kinds = {name: name for name in ("linear", "dynamic", "yarn", "longrope", "llama3")} | {"default": "none"}
+    kinds |= {"su": "longrope"} if "long_factor" in scaling else {}
     # Before transformers 4.43 the field was called `type`.
     kind = scaling.choose("rope_type" if "rope_type" in scaling else "type", kinds, "default")
     if "type" in scaling:
@@ -228,25 +238,46 @@ def rope_scaling(scaling: Fields, theta: float, length: int, fraction: float | N
     }
     if kind == "none":
         scaling.skip("factor")
-    else:
-        values["factor"] = scaling.number("factor")
-    if kind in ("yarn", "llama3"):
-        values["original_length"] = scaling.integer("original_max_position_embeddings", None)
+    if kind in ("yarn", "longrope", "llama3"):
+        original = scaling.integer("original_max_position_embeddings", None)
+        values["original_length"] = original if original_length is None else original_length
     elif kind == "dynamic":
         # In transformers, dynamic scaling always starts from max_position_embeddings.
         scaling.expect(original_max_position_embeddings=length)
     else:
         scaling.skip("original_max_position_embeddings")
+    if kind in ("yarn", "longrope"):
+        usual = length / (values["original_length"] or length)
+        values["factor"] = max(1.0, scaling.number("factor", usual))
+        values["attention_factor"] = scaling.number("attention_factor", None)
+    elif kind != "none":
+        values["factor"] = scaling.number("factor")
+    if kind == "longrope":
+        values["short_factors"], values["long_factors"] = (
+            _factors(scaling, name) for name in ("short_factor", "long_factor")
+        )
     if kind == "llama3":
         values["low_frequency"] = scaling.number("low_freq_factor")
         values["high_frequency"] = scaling.number("high_freq_factor")
     if kind == "yarn":
         values["beta_fast"] = scaling.number("beta_fast", 32.0)
         values["beta_slow"] = scaling.number("beta_slow", 1.0)
-        values["attention_factor"] = scaling.number("attention_factor", None)
-        scaling.expect(mscale=None, mscale_all_dim=None, truncate=True)
+        values["truncate"] = scaling.take("truncate", True)
+        mscale, everywhere = scaling.number("mscale", None), scaling.number("mscale_all_dim", None)
+        if mscale and everywhere and values["attention_factor"] is None:
+            # As DeepSeek: of the two, one is on the scores and one in the rotations.
+            growth = 0.1 * math.log(values["factor"])
+            values["attention_factor"] = (mscale * growth + 1) / (everywhere * growth + 1)
     scaling.finish()
     return values
+
+
+def _factors(scaling: Fields, name: str) -> tuple[float, ...]:
+    """Returns the divisors of frequencies of longrope; raises FlagError if they are no list of numbers."""
+    values = scaling.take(name)
+    if not isinstance(values, list) or not all(isinstance(x, int | float) and 0 < x <= _LARGEST_NUMBER for x in values):
+        raise scaling.error(name, "must be a list of numbers above 0")
+    return tuple(map(float, values))
 
 
 def rope_json(rope: Any, fraction: bool = False) -> dict[str, Any]:
@@ -273,12 +304,16 @@ def scaling_json(rope: Any, fraction: bool = False) -> dict[str, Any]:
         values["partial_rotary_factor"] = rope.fraction
     if rope.scaling != "none":
         values["factor"] = rope.factor
-    if rope.scaling in ("yarn", "llama3") and rope.original_length is not None:
+    if rope.scaling in ("yarn", "longrope", "llama3") and rope.original_length is not None:
         values["original_max_position_embeddings"] = rope.original_length
     if rope.scaling == "llama3":
         values |= {"low_freq_factor": rope.low_frequency, "high_freq_factor": rope.high_frequency}
     if rope.scaling == "yarn":
         values |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
-        if rope.attention_factor is not None:
-            values["attention_factor"] = rope.attention_factor
+        values |= {} if rope.truncate else {"truncate": False}
+    if rope.scaling == "longrope":
+        long = list(rope.long_factors)
+        values |= {"short_factor": list(rope.short_factors) or long, "long_factor": long}
+    if rope.scaling in ("yarn", "longrope") and rope.attention_factor is not None:
+        values["attention_factor"] = rope.attention_factor
     return values

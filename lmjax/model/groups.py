@@ -70,10 +70,12 @@ class RopeConfig(Schema):
         None, gt=0, description="Base in layers with a window, where nothing is scaled, as Gemma 3; None: as in others."
     )
     fraction: float = Field(1.0, gt=0, le=1, description="Fraction of each head that is rotated: its first dimensions.")
-    scaling: Literal["none", "linear", "dynamic", "yarn", "llama3"] = Field(
+    scaling: Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3"] = Field(
         "none",
-        description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); dynamic: a base that grows with"
-        " the row; yarn: Peng et al. 2023, arXiv:2309.00071; llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
+        description="linear: positions / factor (Chen et al. 2023, arXiv:2306.15595); ntk: a base that slows the"
+        " slowest rotation by factor and leaves the fastest (Peng et al. 2023, arXiv:2309.00071, section 3.1); dynamic:"
+        " ntk by the length of the row; yarn: section 3.4 of the same; longrope: a divisor for each frequency (Ding et"
+        " al. 2024, arXiv:2402.13753); llama3: Grattafiori et al. 2024, arXiv:2407.21783.",
     )
     factor: float = Field(1.0, ge=1, description="Factor on the original length; used with a scaling.")
     original_length: int | None = Field(None, gt=0, description="Tokens of a row without scaling; None: max_length.")
@@ -90,14 +92,35 @@ class RopeConfig(Schema):
         1.0, gt=0, description="yarn: frequencies with fewer turns in the original length are divided by factor."
     )
     attention_factor: float | None = Field(
-        None, gt=0, description="yarn: factor on sines and cosines; None: 0.1 ln(factor) + 1."
+        None,
+        gt=0,
+        description="Factor on sines and cosines. None: with yarn 0.1 ln(factor) + 1; with longrope sqrt(1 + ln(factor)"
+        " / ln(original_length)).",
+    )
+    truncate: bool = Field(True, description="yarn: the two borders are rounded to whole dimensions; off: gpt-oss.")
+    short_factors: tuple[float, ...] = Field(
+        (), description="longrope: divisors of frequencies in rows of up to original_length tokens; (): long_factors."
+    )
+    long_factors: tuple[float, ...] = Field(
+        (), description="longrope: divisors of frequencies in longer rows, one for each pair of rotated dimensions."
     )
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if self.scaling == "none" and self.factor != 1:
             raise ValueError(f"factor={self.factor} has no effect without a scaling; set scaling")
+        given = {name: getattr(self, name) for name in ("short_factors", "long_factors") if getattr(self, name)}
+        if given and self.scaling != "longrope":
+            name, value = given.popitem()
+            raise ValueError(f"{name}={value} has no effect with scaling={self.scaling!r}; set scaling=longrope")
+        if odd := [x for values in given.values() for x in values if x <= 0]:
+            raise ValueError(f"{', '.join(given)}: {odd[0]} is no divisor of a frequency; give numbers above 0")
         return self
+
+    @property
+    def by_length(self) -> bool:
+        """Whether frequencies differ between rows of up to `original_length` tokens and longer rows."""
+        return self.scaling == "dynamic" or (self.short_factors not in ((), self.long_factors))
 
 
 class RelativeConfig(Schema):

@@ -1,15 +1,19 @@
 """Position schemes against their definitions, computed one element at a time."""
 
 import math
+import pathlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import pytest
 
+from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import RelativeConfig, RopeConfig
+from lmjax.model.positions import SCHEMES
 from lmjax.model.positions.alibi import alibi, alibi_slopes
 from lmjax.model.positions.relative import RelativeBias, relative_bucket
 from lmjax.model.positions.rope import Rotation, rope, rope_frequencies
@@ -131,6 +135,117 @@ def test_a_fraction_of_the_head_rotates_and_the_rest_stays():
     expected = _turned(x[..., :4], positions, _config(4, theta=100.0))
     np.testing.assert_array_equal(turned[..., :4], expected, "wavelengths are those of the rotated width")
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+
+
+_SHORT, _LONG = (1.0, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 8.0)
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 4.0, "beta_slow": 0.5}
+_LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64, "short_factor": [*_SHORT]}
+_LONGROPE |= {"long_factor": [*_LONG]}
+_SLOWEST = (0.001666902, 0.0007029267, 0.0002964217)
+# Of ROPE_INIT_FUNCTIONS of transformers 5.24 for heads of width 16 and base 1000: the parameters,
+# max_position_embeddings, the length of the row, the frequencies, and the factor on sines and cosines.
+RECORDED = {
+    "linear": (
+        {"rope_type": "linear", "factor": 4.0},
+        512,
+        64,
+        (0.25, 0.1054241, 0.04445698, 0.01874735, 0.007905695, 0.003333804, 0.001405853, 0.0005928435),
+        1,
+    ),
+    "dynamic": (
+        {"rope_type": "dynamic", "factor": 4.0},
+        64,
+        100,
+        (1.0, 0.3563476, 0.1269836, 0.04525029, 0.01612483, 0.005746045, 0.002047589, 0.0007296534),
+        1,
+    ),
+    "yarn": (_YARN, 512, 64, (1.0, 0.4216965, 0.1259615, 0.03124559, 0.003952847, *_SLOWEST), 1.2079442),
+    "yarn_not_truncated": (
+        _YARN | {"truncate": False},
+        512,
+        64,
+        (1.0, 0.4216965, 0.1185476, 0.02274474, 0.003952847, *_SLOWEST),
+        1.2079442,
+    ),
+    "yarn_mscale": (
+        _YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
+        512,
+        64,
+        (1.0, 0.4216965, 0.1259615, 0.03124559, 0.003952847, *_SLOWEST),
+        1.09418,
+    ),
+    "longrope_short": (
+        _LONGROPE | {"factor": 8.0},
+        512,
+        64,
+        (1.0, 0.4216965, 0.1778279, 0.06817219, 0.02635231, 0.01025786, 0.004016723, 0.001580916),
+        1.2247449,
+    ),
+    "longrope_long": (
+        _LONGROPE,
+        512,
+        65,
+        (1.0, 0.281131, 0.08891397, 0.02499647, 0.007905695, 0.002222536, 0.0007029267, 0.0002964217),
+        1.2247449,
+    ),
+    "llama3": (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+        512,
+        64,
+        (1.0, 0.4216965, 0.06430987, 0.009373677, 0.003952847, *_SLOWEST),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_scalings_are_those_of_transformers(name):
+    parameters, most, length, expected, factor = RECORDED[name]
+    values = {"max_position_embeddings": most, "rope_parameters": {"rope_theta": 1000.0} | parameters}
+    fields = Fields(values, pathlib.Path("config.json"))
+    config = _config(16, most, **rope_fields(fields))
+    frequencies, scale = rope_frequencies(config, length)
+    np.testing.assert_allclose(frequencies, expected, rtol=2e-6)
+    assert scale == pytest.approx(factor, rel=1e-6)
+    # What is written is read again as the same.
+    again = Fields({"max_position_embeddings": most} | rope_json(config.rope), pathlib.Path("config.json"))
+    np.testing.assert_array_equal(rope_frequencies(_config(16, most, **rope_fields(again)), length)[0], frequencies)
+
+
+def test_ntk_slows_the_slowest_by_the_factor_and_leaves_the_fastest():
+    plain, _ = rope_frequencies(_config(16), 8)
+    slowed, scale = rope_frequencies(_config(16, scaling="ntk", factor=4.0), 8)
+    assert scale == 1
+    assert slowed[0] == plain[0]
+    assert slowed[-1] == pytest.approx(plain[-1] / 4)
+
+
+def test_generation_ends_where_frequencies_would_change():
+    """The keys in a cache are stored rotated."""
+    long = {"scaling": "longrope", "factor": 4.0, "original_length": 16, "long_factors": _LONG}
+    assert SCHEMES["rope"].limit(_config(16, 64, **long, short_factors=_SHORT)) == 16
+    assert SCHEMES["rope"].limit(_config(16, 64, **long)) == 64
+    assert SCHEMES["rope"].limit(_config(16, 64, scaling="ntk", factor=4.0, original_length=16)) == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scaling": "longrope"}, "rope.long_factors has 0 numbers, and 16 dimensions rotate in 8 pairs"),
+        ({"scaling": "longrope", "long_factors": _LONG, "short_factors": (1.0,)}, "rope.short_factors has 1 numbers"),
+        ({"long_factors": _LONG}, "has no effect with scaling='none'; set scaling=longrope"),
+        ({"scaling": "longrope", "long_factors": (-1.0,) * 8}, "-1.0 is no divisor"),
+    ],
+)
+def test_factors_that_do_not_fit(fields, said):
+    with pytest.raises(pydantic.ValidationError, match=said):
+        _config(16, **fields)
 
 
 def test_rope_scores_depend_on_the_distance_alone():

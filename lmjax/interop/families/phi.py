@@ -13,11 +13,12 @@ from lmjax.model.parameter_paths import LAYER
 
 def read(fields: Fields) -> dict[str, Any]:
     """Returns the fields of a ModelConfig."""
-    rope = rope_fields(fields, fraction=fields.number("partial_rotary_factor", 1.0))
-    if rope.get("scaling", "none") != "none":
-        raise fields.error("rope_scaling", "of Phi-3, lmjax implements none, and transformers none but longrope")
+    original = fields.integer("original_max_position_embeddings", 4096)
+    rope = rope_fields(fields, fraction=fields.number("partial_rotary_factor", 1.0), original_length=original)
+    if rope.get("scaling", "none") not in ("none", "longrope"):
+        raise fields.error("rope_scaling", "of Phi-3, lmjax and transformers implement longrope alone")
     fields.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1)
-    fields.skip("original_max_position_embeddings", "interpolate_factor")  # of longrope
+    fields.skip("interpolate_factor")
     return shared_fields(fields, epsilon=1e-5) | {
         "attention.window": None if fields.is_null("sliding_window") else fields.integer("sliding_window", None),
         "biases": (),
@@ -33,6 +34,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         **shared_json(config),
         **rope_json(config.rope, fraction=True),
         "partial_rotary_factor": config.rope.fraction,
+        "original_max_position_embeddings": config.rope.original_length or config.max_length,
         "sliding_window": config.attention.window,
         "resid_pdrop": config.dropout.residual,
         "embd_pdrop": config.dropout.residual,

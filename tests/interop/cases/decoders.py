@@ -102,6 +102,22 @@ CASES = {
         | {"num_hidden_layers": 3, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20}
         | {"rope_theta": 100.0, "rope_local_base_freq": 10.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     ),
+    # Rows longer than the original length, which have the long factors.
+    "phi3_longrope": Case(
+        "Phi3ForCausalLM",
+        NO_HEAD_DIM
+        | {
+            "partial_rotary_factor": 1.0,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 100.0,
+                "short_factor": [1.0, 1.1, 1.2],
+                "long_factor": [1.0, 2.0, 3.5],
+            },
+        },
+        length=24,
+    ),
     "phi3": Case("Phi3ForCausalLM", NO_HEAD_DIM | {"sliding_window": 5, "partial_rotary_factor": 0.75}),
     "olmo2": Case("Olmo2ForCausalLM", NO_HEAD_DIM),
     "neox": Case("GPTNeoXForCausalLM", NEOX | {"rotary_pct": 0.5}),
