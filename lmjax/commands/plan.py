@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import jax
 from absl import flags
 
+from lmjax.axes import MESH_AXES
 from lmjax.commands.fits import sized_model
 from lmjax.commands.table import aligned
 from lmjax.commands.train import resolve_flags
@@ -25,8 +26,6 @@ from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
 from lmjax.runs.decode_ahead import Decode, compile_decode
 from lmjax.runs.meshes import Candidate, candidates
-
-_AXES = ("data", "fsdp", "expert", "tensor")
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
@@ -106,11 +105,13 @@ def _searched(
 
 def _sizes(text: str) -> dict[str, int]:
     """Returns the sizes of the axes that --mesh names; those that it does not name are 1, and `data` takes the rest."""
-    sizes = {axis: -1 if axis == "data" else 1 for axis in _AXES}
+    sizes = {axis: -1 if axis == "data" else 1 for axis in MESH_AXES}
     for part in text.split(","):
         found = re.fullmatch(r"(\w+)=(\d{1,6})", part)
         if not found or found.group(1) not in sizes or not int(found.group(2)):
-            raise FlagError(f"--mesh={text}: {part!r} is no axis and size; write data=4,fsdp=4 ({', '.join(_AXES)})")
+            raise FlagError(
+                f"--mesh={text}: {part!r} is no axis and size; write data=4,fsdp=4 ({', '.join(MESH_AXES)})"
+            )
         sizes[found.group(1)] = int(found.group(2))
     return sizes
 

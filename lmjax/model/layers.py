@@ -102,7 +102,8 @@ def dot(
     if isinstance(kernel, Quantized):
         # The backward pass makes the numbers anew, so that those of one layer at a time are in memory.
         return jax.checkpoint(lambda x, kernel: dot(x, kernel.astype(x.dtype), dims, out_dtype))(x, kernel)
-    if platform() == "cpu":
+    # As a matrix, rows and positions would be one dimension, which no mesh axes split as they split the two.
+    if platform() == "cpu" and axes.sequence_ways() == 1:
         return cpu.dot(x, kernel, dims, out_dtype, transposed=transposed)
     of_kernel = (1,) if transposed else tuple(range(dims))
     contracting = (tuple(range(x.ndim - dims, x.ndim)), of_kernel)

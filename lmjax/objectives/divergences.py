@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.objectives.losses import split_chunks
+from lmjax.objectives.losses import summed_chunks
 
 Kind = Literal["symmetric", "forward", "reverse", "js"]
 
@@ -141,7 +141,7 @@ def vocab_divergence(
     def add_chunk(total: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + apart(*part), None
 
-    parts = tuple(split_chunks(x, chunk) for x in (first, second, weights))
+    parts = tuple(summed_chunks(x, chunk) for x in (first, second, weights))
     return jax.lax.scan(add_chunk, jnp.zeros(weights.shape[2:], jnp.float32), parts)[0]
 
 
@@ -184,5 +184,5 @@ def recorded_divergence(
     def add_chunk(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         return total + apart(*part), None
 
-    parts = tuple(split_chunks(x, chunk) for x in (hidden, *recorded, weights))
+    parts = tuple(summed_chunks(x, chunk) for x in (hidden, *recorded, weights))
     return jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), parts)[0]

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lmjax.axes import sequence_ways
 from lmjax.objectives.sums import NO_PENALTIES, LossSum, Penalties
 
 
@@ -217,6 +218,20 @@ def split_chunks(x: jax.Array, chunk: int) -> jax.Array:
     return jnp.swapaxes(x, 0, 1)
 
 
+def summed_chunks(x: jax.Array, chunk: int) -> jax.Array:
+    """Returns `split_chunks` for sums, in which the order of positions does not matter.
+
+    Where the mesh axis `sequence` splits the length, a chunk has as many positions of each device, so that all compute
+    at the same time.
+    """
+    ways = sequence_ways()
+    if ways == 1 or x.shape[1] % ways:
+        return split_chunks(x, chunk)
+    x = x.reshape(x.shape[0], ways, -1, *x.shape[2:])
+    parts = jax.vmap(lambda part: split_chunks(part, -(-chunk // ways)), 1, 2)(x)
+    return parts.reshape(*parts.shape[:2], -1, *parts.shape[4:])
+
+
 def vocab_loss(
     hidden: jax.Array,
     logits: Callable[[jax.Array], jax.Array],
@@ -242,6 +257,11 @@ def vocab_loss(
         num_ids: number of ids of the tokenizer; label smoothing gives no probability to the padding of the vocabulary.
             None: the vocabulary has no padding.
     """
+    if rest := -hidden.shape[1] % sequence_ways():
+        # So that the mesh axis `sequence` divides the predictions of a row; positions without weight are left out.
+        hidden, targets, weights = (
+            jnp.pad(x, [(0, rest if axis == 1 else 0) for axis in range(x.ndim)]) for x in (hidden, targets, weights)
+        )
     if chunk == 0 or chunk >= hidden.shape[1]:
         return class_loss(logits(hidden), targets, weights, penalties, num_ids)
 
@@ -251,7 +271,7 @@ def vocab_loss(
         return sums + class_loss(logits(h), t, w, penalties, num_ids), None
 
     zero = jnp.zeros(weights.shape[2:], jnp.float32)
-    parts = tuple(split_chunks(x, chunk) for x in (hidden, targets, weights))
+    parts = tuple(summed_chunks(x, chunk) for x in (hidden, targets, weights))
     sums, _ = jax.lax.scan(add_chunk, LossSum(zero, zero, zero, zero), parts)
     return sums
 
@@ -287,4 +307,4 @@ def target_log_probs(
         return total + sums(*part), None
 
     zero = jnp.zeros((weights.shape[0], weights.shape[2]), jnp.float32)
-    return jax.lax.scan(add_chunk, zero, tuple(split_chunks(x, chunk) for x in (hidden, targets, weights)))[0]
+    return jax.lax.scan(add_chunk, zero, tuple(summed_chunks(x, chunk) for x in (hidden, targets, weights)))[0]

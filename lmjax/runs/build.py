@@ -19,6 +19,7 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.shards import read_json
 from lmjax.model.flops import train_flops
+from lmjax.model.kernels.sequence import check_split
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
@@ -131,6 +132,25 @@ def check_mesh(config: Config, mesh: jax.sharding.Mesh) -> None:
                 "experts": model_config.moe.num_experts or 1,
                 "vocab": model_config.vocab_size or VOCAB_MULTIPLE,
             },
+        )
+    _check_sequence(config, mesh)
+
+
+def _check_sequence(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises FlagError if rows or heads cannot be split over the sequence axis."""
+    ways, model = mesh.shape["sequence"], config.model
+    if ways == 1:
+        return
+    lengths = (config.task.length, *config.stages.length)
+    if model.family.paired:
+        lengths += tuple(config.task.with_fields({"length": n}).default_target_length() for n in lengths)
+    ring = config.parallel.sequence_attention == "ring"
+    check_split(ways, lengths, model.num_heads // mesh.shape["tensor"], model.attention.kernel, ring=ring)
+    parts = len({device.process_index for device in mesh.devices.reshape(-1, ways * mesh.shape["tensor"])[0]})
+    if parts > 1:
+        raise FlagError(
+            f"--config.parallel.sequence={ways}: the positions of a row lie on {parts} processes, of which each reads "
+            f"whole rows; take at most {jax.local_device_count()} devices for sequence x tensor"
         )
 
 
@@ -251,7 +271,7 @@ def _unpadded(config: Config, mesh: jax.sharding.Mesh) -> Unpadded | None:
 
     Tokens move between rows, so the devices may split the model, and not the batch.
     """
-    whole = batch_sharding(mesh).shard_shape((mesh.size,)) == (mesh.size,)
+    whole = batch_sharding(mesh).shard_shape((mesh.size,)) == (mesh.size,) and mesh.shape["sequence"] == 1
     alone = config.parallel.kind == "mesh" and jax.process_count() == 1
     if config.data.unpad and whole and alone and not config.model.family.paired:
         return Unpadded(config.accumulation, config.model.max_length)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from absl import logging
 
-from lmjax.axes import RULES
+from lmjax.axes import SEQUENCE_RULES
 from lmjax.config import Config
 from lmjax.data.pipeline import Batches, batches
 from lmjax.errors import DivergedError
@@ -161,7 +161,7 @@ def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     context = contextlib.ExitStack()
     if run.config.parallel.kind == "mesh":
         context.enter_context(jax.set_mesh(run.mesh))
-        context.enter_context(nn.logical_axis_rules(RULES))
+        context.enter_context(nn.logical_axis_rules(SEQUENCE_RULES[run.config.parallel.sequence_attention]))
     return context
 
 

@@ -40,14 +40,15 @@ class Candidate(NamedTuple):
     @property
     def name(self) -> str:
         """Returns what it is, as flags."""
-        parallel = self.config.parallel
-        axes = ",".join(f"{a}={getattr(parallel, a)}" for a in ("data", "fsdp", "expert", "tensor"))
-        axes = ",".join(part for part in axes.split(",") if not part.endswith("=1")) or "data=1"
+        sizes = self.config.parallel.sizes().items()
+        axes = ",".join(f"{axis}={size}" for axis, size in sizes if size != 1) or "data=1"
         return f"--mesh={axes} remat={self.config.model.remat} accumulation={self.config.accumulation}"
 
 
 def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Device], chip: Chip) -> list[Candidate]:
-    """Returns the layouts that may fit, the fastest first by the estimate; the expert axis stays that of the config.
+    """Returns the layouts that may fit, the fastest first by the estimate.
+
+    The axes expert and sequence stay those of the config.
 
     Args:
         config: the config, with the size of the vocabulary.
@@ -85,7 +86,7 @@ def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Devic
 
 def _layouts(config: Config, devices: list[jax.Device]) -> Iterator[Config]:
     """Yields the config with every mesh, remat and number of microbatches that divide it."""
-    count = len(devices) // config.parallel.expert
+    count = len(devices) // (config.parallel.expert * config.parallel.sequence)
     sizes = [size for size in range(1, count + 1) if count % size == 0]
     for fsdp, tensor in itertools.product(sizes, sizes):
         if count % (fsdp * tensor) or tensor > 16:
@@ -112,7 +113,7 @@ def _estimate(config: Config, count: int, flops: float, devices: int, chip: Chip
     embed, mlp, again = _KEPT[model.remat]
     width = 2 if model.dtype == "bfloat16" else 4
     split = parallel.fsdp * parallel.tensor * parallel.expert
-    tokens = config.batch_size * config.task.length / (parallel.data * parallel.fsdp)
+    tokens = config.batch_size * config.task.length / (parallel.data * parallel.fsdp * parallel.sequence)
     part = tokens / config.accumulation
     layer = embed * model.embed_dim + mlp * model.mlp_dim * (2 if model.gated_mlp else 1)
     logits = part * model.vocab_size * 8 / parallel.tensor
@@ -124,6 +125,9 @@ def _estimate(config: Config, count: int, flops: float, devices: int, chip: Chip
     sent = 3 * config.accumulation * width * count / parallel.tensor * (1 - 1 / parallel.fsdp)
     sent += 2 * 4 * count / split * (1 - 1 / parallel.data)
     sent += 8 * tokens * model.embed_dim * width * model.num_layers * (1 - 1 / parallel.tensor)
+    # Keys and values go round once in the forward pass, and with their gradients, in float32, in the backward pass.
+    kept_heads = 2 * model.kv_heads * model.width_of_head / parallel.tensor
+    sent += tokens * (parallel.sequence - 1) * kept_heads * (2 * width + 4) * model.num_layers
     products, links = flops * (1 + again) / devices / chip.flops, sent / chip.links
     # Links and products work at the same time in part.
     return max(products, links) + 0.2 * min(products, links) + 1e-4 * config.accumulation, memory

@@ -228,7 +228,7 @@ def test_a_mesh_changes_no_value(build, forward):
     init = functools.partial(init_params, model)
     alone = nn.unbox(jax.jit(init)(jax.random.key(0)))
     batch = dict.fromkeys(("encoder_tokens", "decoder_tokens"), np.tile(TOKENS, (2, 1)))
-    mesh = jax.make_mesh((2, 2, 1, 2), axes.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = jax.make_mesh((2, 2, 1, 1, 2), axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
     specs = nn.get_partition_spec(jax.eval_shape(init, jax.random.key(0)))
     with jax.set_mesh(mesh), nn.logical_axis_rules(axes.RULES):
         shardings = nn.logical_to_mesh_sharding(specs, mesh, axes.RULES)

@@ -169,20 +169,20 @@ def test_an_encoder_decoders_layers_count_the_tokens_they_see():
     assert float(auxiliary_weight(config, batch)) == pytest.approx((9 + 9 + 8) / 3)
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [((2, 1, 4, 1), "dense"), ((8, 1, 1, 1), "ragged")])
+@pytest.mark.parametrize(("sizes", "expected"), [((2, 1, 4, 1, 1), "dense"), ((8, 1, 1, 1, 1), "ragged")])
 def test_the_dispatch_follows_the_mesh(sizes, expected):
     assert dispatch(MoEConfig()) == dispatch(MoEConfig(dispatch="ragged")) == "ragged"
     assert dispatch(MoEConfig(dispatch="dense")) == "dense"
-    with jax.set_mesh(jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 4)):
+    with jax.set_mesh(jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)):
         assert dispatch(MoEConfig()) == expected
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 4, 1), (2, 2, 1, 2)])
+@pytest.mark.parametrize("sizes", [(2, 1, 4, 1, 1), (2, 2, 1, 1, 2)])
 def test_a_mesh_changes_no_value_and_splits_the_experts(sizes):
     config = _config()
     params, x = _layer(config)
     expected = _apply(config, params, x, SEGMENTS)
-    mesh = jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
     specs = nn.get_partition_spec(jax.eval_shape(lambda: MoE(config).init(jax.random.key(0), x, None, None)))["params"]
     with jax.set_mesh(mesh), nn.logical_axis_rules(axes.RULES):
         shardings = nn.logical_to_mesh_sharding(specs, mesh, axes.RULES)

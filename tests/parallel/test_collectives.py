@@ -200,7 +200,7 @@ def test_an_axis_may_take_a_part_of_a_side_of_a_slice():
 
     devices = topology_devices("v5e:4x4")
     mesh = make_mesh(ParallelConfig(data=2, fsdp=8), devices)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 8, "expert": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 8, "expert": 1, "sequence": 1, "tensor": 1}
     assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
 
 

@@ -7,6 +7,8 @@
 | xla | every platform | `jax.nn.dot_product_attention` |
 | cudnn | NVIDIA GPU | cuDNN's flash attention, in 16 bits |
 | splash | TPU | JAX's Pallas kernel, which skips blocks that are masked |
+
+Rows that are split over the mesh axis `sequence` are attended to by `sequence.split_attention`.
 """
 
 from collections.abc import Callable
@@ -14,8 +16,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lmjax import axes
 from lmjax.errors import FlagError
 from lmjax.model.kernels.masks import Mask
+from lmjax.model.kernels.sequence import split_attention
 from lmjax.model.kernels.softmax import blockwise, plain
 from lmjax.model.kernels.vendor import cudnn, splash, xla
 from lmjax.model.platform import platform
@@ -102,9 +106,6 @@ def attention(
     Raises:
         FlagError: a kernel given by name lacks a feature of this call, or does not run on this platform.
     """
-    needed = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
-    narrowed = kernel == "auto" and mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
-    name = choose(kernel, platform(), needed, query.shape[1], narrowed)
     arguments = {
         "mask": mask,
         "bias": bias,
@@ -114,6 +115,11 @@ def attention(
         "dropout_rate": dropout_rate,
         "make_rng": make_rng,
     }
+    if axes.sequence_ways() > 1:
+        return split_attention(query, key, value, kernel=kernel, local=attention, **arguments)
+    needed = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
+    narrowed = kernel == "auto" and mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
+    name = choose(kernel, platform(), needed, query.shape[1], narrowed)
     return _FUNCTIONS[name](query, key, value, **{each: arguments[each] for each in _ARGUMENTS.get(name, arguments)})
 
 

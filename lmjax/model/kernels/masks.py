@@ -1,5 +1,7 @@
 """Attention masks, stored as rules on order and segments; an array of queries by keys is made only by kernels."""
 
+from __future__ import annotations
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -56,20 +58,31 @@ class Mask:
 
     def segments(self, queries: int, keys: int) -> tuple[jax.Array, jax.Array]:
         """Returns the segments of the queries and of the keys, `[batch or 1, length]` each."""
-        return (
-            jnp.ones((1, queries), jnp.int32) if self.query_segments is None else self.query_segments,
-            jnp.ones((1, keys), jnp.int32) if self.key_segments is None else self.key_segments,
-        )
+        pairs = ((self.query_segments, queries), (self.key_segments, keys))
+        return tuple(jnp.ones((1, n), jnp.int32) if segments is None else segments for segments, n in pairs)
+
+    def filled(self, queries: int, keys: int) -> Mask:
+        """Returns the same mask with all arrays that it needs, of whose columns `part` then takes traced ranges."""
+        of_queries, of_keys = self.segments(queries, keys) if self.segmented else (None, None)
+        positions = self.key_positions
+        if positions is None and self.sink_tokens:
+            positions = jnp.arange(keys)[None]
+        return self.replace(query_segments=of_queries, key_segments=of_keys, key_positions=positions)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Returns bool `[batch or 1, 1, queries, keys]`, True where a query may attend to a key; None: everywhere."""
         return self.part(0, queries, 0, keys)
 
-    def part(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array | None:
-        """Returns the part of `dense` for `queries` queries from `row` on and `keys` keys from `column` on."""
+    def part(self, row: int | jax.Array, queries: int, column: int | jax.Array, keys: int) -> jax.Array | None:
+        """Returns the part of `dense` for `queries` queries from `row` on and `keys` keys from `column` on.
+
+        A traced `column` needs a mask that is `filled`.
+        """
 
         def along_keys(x: jax.Array) -> jax.Array:
-            return jax.lax.slice_in_dim(x, column, column + keys, axis=1)[:, None, None, :]
+            if isinstance(column, int):
+                return jax.lax.slice_in_dim(x, column, column + keys, axis=1)[:, None, None, :]
+            return jax.lax.dynamic_slice_in_dim(x, column, keys, axis=1)[:, None, None, :]
 
         seen = None
         if self.causal or self.window is not None:
@@ -81,8 +94,7 @@ class Mask:
         if self.window is not None:
             near = jnp.abs(distance) < self.window
             if self.sink_tokens:
-                last = column + keys
-                positions = jnp.arange(last)[None] if self.key_positions is None else self.key_positions
+                positions = jnp.arange(column + keys)[None] if self.key_positions is None else self.key_positions
                 near |= along_keys(positions) < self.sink_tokens
             seen = near if seen is None else seen & near
         if self.segmented:
@@ -93,7 +105,7 @@ class Mask:
             seen = same if seen is None else seen & same
         return seen
 
-    def _distance(self, row: int | jax.Array, queries: int, column: int, keys: int) -> jax.Array:
+    def _distance(self, row: int | jax.Array, queries: int, column: int | jax.Array, keys: int) -> jax.Array:
         """Returns int32 `[batch or 1, 1, queries, keys]`: index or position of each query minus that of each key."""
         if self.query_positions is None:
             rows, columns = (start + jnp.arange(n, dtype=jnp.int32) for start, n in ((row, queries), (column, keys)))

@@ -96,7 +96,7 @@ def splash(
         return jax.vmap(kernel)(*heads_first, segment_ids=ids).swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:
         heads = nn.logical_to_mesh_axes(("act_batch", "act_length", "act_heads", None), axes.RULES)
         rows = nn.logical_to_mesh_axes(("act_batch", "act_length"), axes.RULES)
         local = jax.shard_map(local, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)
