@@ -23,6 +23,7 @@ from lmjax.interop.sentence import write_sentence
 from lmjax.interop.tasks import in_own_units, task_fields
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.model.heads import HEADS
+from lmjax.model.padding import padded
 from lmjax.model.parameters import count_parameters, flat
 from lmjax.objectives.embedding import Embedding
 from lmjax.paths import new_folder, shell_quoted
@@ -50,8 +51,8 @@ def main(values: flags.FlagValues) -> pathlib.Path:
     if "from" not in given:
         local_folder(given["workdir"])
     source = open_pretrained(given.get("from") or given["workdir"], values["step"].value, values["accept_fields"].value)
-    # Other formats get numbers for codes.
-    source = dataclasses.replace(source, config=source.config.with_fields({"quantization": {}}))
+    # Other formats get numbers for codes, and none has rows without a token.
+    source = dataclasses.replace(source, config=padded(source.config.with_fields({"quantization": {}}), 1))
     target = pathlib.Path(given["to"] if "to" in given else given["workdir"])
     if values["merge"].value and (source.adapted is None or "to" not in given):
         raise FlagError(f"--merge: is for --to and a run with an adapter, and {source.folder} has none; leave it out")

@@ -219,6 +219,12 @@ class EmbeddingConfig(Schema):
         None, gt=0, description="Width of the embedding tables; None: embed_dim (ALBERT, arXiv:1909.11942)."
     )
     types: int = Field(0, ge=0, description="Rows of the token-type table (BERT's A/B); 0: none.")
+    padding: int = Field(
+        0,
+        ge=0,
+        description="Last rows of the vocab_size rows of the token table that stand for no token, so that devices can"
+        " split it evenly; they are never predicted.",
+    )
     norm: bool = Field(False, description="Normalise the sum of the input embeddings, as BERT does.")
     scale: bool = Field(
         False, description="Multiply token embeddings by the square root of their width, as Vaswani et al. 2017."

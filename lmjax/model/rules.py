@@ -106,6 +106,11 @@ def _ends(config: ModelConfig) -> Rules:
     """Returns the rules on embeddings and outputs."""
     return (
         (
+            0 < config.vocab_size <= config.embedding.padding,
+            f"embedding.padding={config.embedding.padding} leaves none of the vocab_size={config.vocab_size} rows for"
+            " tokens; lower it",
+        ),
+        (
             config.embedding.types > 0 and not config.family.token_types,
             f"embedding.types={config.embedding.types}: an {config.family.label} has no token types; set"
             " embedding.types=0",

@@ -136,7 +136,12 @@ def _refuse_shapes(run: Run, ours: Shapes, theirs: Shapes, parts: Collection[str
 
 def _same(run: Run, source: Pretrained, wanted: PyTree, progress: bool, told: bool) -> dict[str, Any]:
     """Returns the parameters of a model of the same family, depth and vocabulary."""
-    there = abstract_params(source.config.with_fields({"scan_layers": run.config.model.scan_layers}), source.heads)
+    own = {"scan_layers": run.config.model.scan_layers}
+    here, before = (config.vocab_size - config.embedding.padding for config in (run.model.config, source.config))
+    if here == before:
+        # Rows without a token may be others.
+        own |= {"vocab_size": run.model.config.vocab_size, "embedding.padding": run.model.config.embedding.padding}
+    there = abstract_params(source.config.with_fields(own), source.heads)
     ours, theirs = ({path: x.shape for path, x in flat(tree).items()} for tree in (wanted, there))
     fresh = set(run.config.fresh)
     parts = (wanted.keys() & there.keys()) - fresh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from lmjax.errors import FlagError
 from lmjax.model.adopt import in_family
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import abstract_params
+from lmjax.model.padding import padded
 from lmjax.objectives.registry import OBJECTIVES, heads, objective_types, usual_objective
+from lmjax.runs.data import VOCAB_MULTIPLE
 from lmjax.runs.trained import Pretrained, open_pretrained
 
 # Fields of which each says when a run ends.
@@ -41,7 +44,14 @@ class Start:
     parts: frozenset[str] = frozenset()
 
     def completed(self, config: Config) -> Config:
-        """Returns the config of the run; an adapter gets the parts that the trained model lacks as its own."""
+        """Returns the config of the run.
+
+        An adapter gets the parts that the trained model lacks as its own, and a token table that the tensor axis does
+        not divide gets rows without a token.
+        """
+        if config.model.vocab_size % config.parallel.tensor:
+            rows = padded(config.model, math.lcm(VOCAB_MULTIPLE, config.parallel.tensor))
+            config = configs.replace(config, {"model": rows.model_dump()})
         if config.adapter.kind == "none":
             return config
         wanted = abstract_params(config.model, heads(objective_types(config.task.objective))).keys()

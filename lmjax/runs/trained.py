@@ -29,6 +29,7 @@ from lmjax.interop.tasks import read_length, read_tasks, shown_labels
 from lmjax.model.config import ModelConfig
 from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
+from lmjax.model.padding import padded, resized
 from lmjax.model.parameters import overlaid, unboxed
 from lmjax.model.quantized import in_full, quantize_layers, rounded_layers
 from lmjax.model.transformer import stack_layers, unstack_layers
@@ -147,6 +148,22 @@ def open_pretrained(place: str | os.PathLike[str], step: Step = None, accept_fie
         FlagError: there is no such model, or it needs something that lmjax does not implement.
         DataError: a file that cannot be read, or tensors that do not fit the config.
     """
+    found = _opened(place, step, accept_fields)
+
+    def params(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
+        """Returns the parameters; rows without a token may be others than those that are stored."""
+        if wanted.embedding.padding == found.config.embedding.padding:
+            return found.params(wanted, mesh)
+        rows = {"vocab_size": found.config.vocab_size, "embedding.padding": found.config.embedding.padding}
+        own = found.params(wanted.with_fields(rows), make_mesh(ParallelConfig(), jax.local_devices()[:1]))
+        placed = on_mesh(abstract_params(wanted, found.heads), mesh)
+        return jax.tree.map(lambda x, p: jax.device_put(x, p.sharding), resized(own, wanted, found.heads), placed)
+
+    return dataclasses.replace(found, params=params)
+
+
+def _opened(place: str | os.PathLike[str], step: Step, accept_fields: Sequence[str]) -> Pretrained:
+    """Returns what `open_pretrained` returns, whose parameters have the rows that are stored."""
     if not isinstance(place, str | os.PathLike):
         raise FlagError(f"place is {str(place)[:80]!r}, a {type(place).__name__}; give a folder, or a name on the hub")
     folder = expanded(place)
@@ -226,6 +243,8 @@ def loaded_model(
     """
     tokenizer = load_tokenizer(str(opened.folder))
     config = inference_config(opened.config, dtype)
+    if config.vocab_size % max(1, tensor):
+        config = padded(config, tensor)
     mesh = inference_mesh(config, tensor)
     check_parameters(place or opened.folder, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)

@@ -10,6 +10,9 @@ from lmjax.model.heads.base import Head, Output, Size, Transform
 from lmjax.model.layers import Dense, Embed, align
 from lmjax.model.parameters import parameter
 
+# The logit of a row without a token: its probability is exactly 0, and finite numbers make no NaN of products with 0.
+_NEVER = -1e30
+
 
 class VocabularyHead(Head):
     """Logits of the next token; the default head of a decoder and of an encoder-decoder.
@@ -64,6 +67,9 @@ class VocabularyHead(Head):
             logits += align(self.output_bias.astype(jnp.float32), logits)
         if config.head.softcap is not None:
             logits = config.head.softcap * jnp.tanh(logits / config.head.softcap)
+        if config.embedding.padding:
+            ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+            logits = jnp.where(ids < config.vocab_size - config.embedding.padding, logits, _NEVER)
         return axes.constrain(logits, (*("act_batch", "act_length")[: logits.ndim - 1], "act_vocab"))
 
 
