@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from lmjax.adapters.model import untrained
+from lmjax.commands.layout import layout_table
 from lmjax.commands.table import aligned
 from lmjax.data.sources import STDLIB
 from lmjax.inference.generate.showcase import showcase
@@ -62,7 +63,7 @@ def _packed(stage: Stage) -> str:
 
 
 def opening_report(run: Run, state: TrainState, step: int, full: str) -> str:
-    """Returns a line that describes the run before it starts.
+    """Returns a line that describes the run before it starts, and on several devices a table of its layout.
 
     Args:
         run: the run.
@@ -74,11 +75,12 @@ def opening_report(run: Run, state: TrainState, step: int, full: str) -> str:
     tokens = sum(store.num_tokens for store in run.train_examples.stores.values())
     data = f"{len(c.data.mixture)} sets" if c.data.mixture else c.data.train
     resumed = f", resumed at step {step}" if step else ""
-    return (
+    line = (
         f"{c.model.family.label}, {_sizes(run, state)}, "
         f"{','.join(c.task.objective)} on {tokens / 1e6:.2f} M tokens of {data}, "
         f"rows {full}, {jax.device_count()} {jax.devices()[0].device_kind} device(s){resumed}, in {run.workdir}"
     )
+    return "\n".join([line, *(layout_table(run, state) if run.mesh.size > 1 and c.parallel.kind == "mesh" else ())])
 
 
 def _sizes(run: Run, state: TrainState) -> str:
