@@ -8,8 +8,10 @@ from lmjax.commands import train_flags
 
 DESCRIPTION = """
 lmjax selfcheck: checks that this run computes the same however it is laid out. On 8 CPU devices that need not exist, in
-float32, the gradient and three training steps with 2 and 4 microbatches, rows with one text each, meshes of data, fsdp
-and tensor, pmap, each remat, and scanned or unrolled layers are compared with those of one device: 1e-5 relative.
+float32, the gradient and three training steps with 2 and 4 microbatches, rows with one text each, meshes of data, fsdp,
+tensor and sequence, pmap, each remat, and scanned or unrolled layers are compared with those of one device: 1e-5
+relative. Compiled steps may send only what the rules of the mesh imply, and each device computes its share. Texts are
+generated alone and eight together, and scored without a cache.
 
   lmjax selfcheck --objective=mlm,nsp
   lmjax selfcheck --config=experiments/gpt2_small.py

@@ -100,7 +100,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
     with tempfile.TemporaryDirectory(prefix="lmjax-plan-") as folder:
         run = build(stand_in(config, pathlib.Path(folder)), pathlib.Path(folder) / "run", mesh)
         stage = run.stages[-1]
-        batch = {name: _placed(x, batch_sharding(mesh)) for name, x in stage.local_batch().items()}
+        batch = {name: _placed(x, batch_sharding(mesh, np.shape(x))) for name, x in stage.local_batch().items()}
         model_flops = run.flops_per_step(stage)
     # Numbers are made before the mesh is in use, because its devices cannot hold any.
     hparams = hyperparameters(run.config)
@@ -160,8 +160,8 @@ def stand_in(config: Config, folder: pathlib.Path, words: int = 4) -> Config:
     if any(o.columns for o in types):
         return replace(config, {"data.unpad": False})
     path = folder / ("text.tsv" if types[0].wants_pairs else "text.txt")
-    documents = [" ".join(["king"] * words) + f" {number}. It goes on." for number in range(_DOCUMENTS)]
-    lines = [f"{text}\t{text}" for text in documents] if types[0].wants_pairs else documents
+    documents = [" ".join(["king"] * words) + f" {number}. It goes on to {number}." for number in range(_DOCUMENTS)]
+    lines = ["source\ttarget", *(f"{x}\t{x}" for x in documents)] if types[0].wants_pairs else documents
     path.write_text(("\n" if types[0].wants_pairs else "\n\n").join(lines) + "\n")
     fields |= {
         "data.train": str(path), "data.mixture": (), "data.weights": (), "data.eval": (), "data.held_out": 0.2,
@@ -185,6 +185,8 @@ def too_large(error: Exception, run: Run, state: TrainState) -> Exception:
     remedy = []
     if mesh.shape["fsdp"] * mesh.shape["tensor"] < mesh.size:
         remedy.append("more devices of --mesh on fsdp or tensor, which divide parameters and optimizer")
+    if mesh.shape["sequence"] < mesh.size:
+        remedy.append("more devices of --mesh on sequence, which divides activations by position")
     if config.model.remat != "full":
         remedy.append("--config.model.remat=full")
     if config.batch_size // config.accumulation > batch_shards(mesh):

@@ -7,6 +7,7 @@ float32 and without dropout, whose masks depend on the layout.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from lmjax.adapters.model import make_model
+from lmjax.axes import MESH_AXES
 from lmjax.config import Config, replace
 from lmjax.errors import FlagError
 from lmjax.model.transformer import stack_layers, unstack_layers
@@ -24,6 +26,9 @@ from lmjax.parallel.mesh import make_mesh, to_device
 from lmjax.runs.ahead import stand_in
 from lmjax.runs.build import Run, build, check_mesh, hyperparameters
 from lmjax.runs.fit import jitted_step, layout
+from lmjax.runs.selfcheck_program import Work, odd_work, work
+from lmjax.runs.selfcheck_texts import differing_texts
+from lmjax.runs.trained import trained_model
 from lmjax.training.fixed import NOTHING_FIXED
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients, make_train_step
@@ -35,6 +40,7 @@ STEPS = 3
 # Differences are relative to the largest element of a parameter, or to this part of that of all parameters: some
 # gradients, such as that of the bias of keys, are 0 but for rounding.
 TOLERANCE, _FLOOR = 1e-5, 1e-2
+GENERATION = "generation, cached and not"
 # With it an update is almost linear in the gradient. AdamW's own epsilon would make a large update of a rounding error.
 _EPSILON = 1e-2
 
@@ -62,11 +68,13 @@ class Measured(NamedTuple):
         losses: of each step.
         gradient: of the first batch, by path of the parameter, in the form of unrolled layers.
         params: after each step, in the same form.
+        work: what the compiled step computes and sends; None with pmap, and without steps.
     """
 
     losses: tuple[float, ...]
     gradient: dict[str, np.ndarray]
     params: tuple[dict[str, np.ndarray], ...]
+    work: Work | None = None
 
 
 class Found(NamedTuple):
@@ -78,7 +86,7 @@ class Found(NamedTuple):
         loss: the largest relative difference of a loss.
         gradient: that of the gradient.
         params: that of the parameters after the steps.
-        where: the first parameter that differs by more than the tolerance, and its step, or "".
+        where: the first parameter that differs by more than the tolerance, and its step, or what else is wrong, or "".
     """
 
     variant: str
@@ -98,7 +106,7 @@ def prepared(config: Config, rows: int) -> Config:
     """Returns the config in the form in which layouts must agree: float32, no dropout, `rows` rows, one device."""
     fields: dict[str, Any] = {f"model.dropout.{name}": 0.0 for name, _ in config.model.dropout}
     fields |= {"model.dtype": "float32", "model.param_dtype": "float32", "model.remat": "none", "task.r_drop": 0.0}
-    fields |= {f"parallel.{axis}": 1 for axis in ("data", "fsdp", "expert", "tensor")}
+    fields |= {f"parallel.{axis}": 1 for axis in MESH_AXES}
     fields |= {"parallel.kind": "mesh", "batch_size": rows, "accumulation": 1, "minutes": None, "epochs": None}
     fields |= {"stages.until": (), "stages.batch_size": (), "stages.length": (), "optimizer.warmup_steps": 0}
     fields |= {"optimizer.warmup_share": None}
@@ -117,9 +125,13 @@ def variants(config: Config, devices: int) -> Iterator[Variant]:
         {"fsdp": devices},
         {"tensor": 2, "data": devices // 2},
         {"data": devices // 4, "fsdp": 2, "tensor": 2},
+        {"sequence": devices},
+        {"fsdp": 2, "sequence": devices // 4, "tensor": 2},
     ):
         name = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
         yield Variant(f"mesh {name}", {f"parallel.{axis}": size for axis, size in sizes.items()})
+    fields = {"parallel.data": devices // 2, "parallel.sequence": 2, "parallel.sequence_attention": "all_to_all"}
+    yield Variant(f"mesh data {devices // 2} x sequence 2, all-to-all", fields)
     yield Variant(f"pmap {devices}", {"parallel.kind": "pmap", "parallel.data": devices}, splits=True)
     yield Variant("fsdp and 2 microbatches", {"parallel.fsdp": devices // 2, "accumulation": 2}, splits=True)
     for remat in ("dots", "full"):
@@ -146,6 +158,8 @@ def selfcheck(
         FlagError: no layout has such a name.
     """
     known = list(variants(config, len(devices)))
+    if config.model.family.causal and GENERATION not in {variant.name for variant in known}:
+        known.append(Variant(GENERATION))
     chosen = [variant for variant in known if only is None or only in variant.name]
     if not chosen or only == "":
         raise FlagError(f"--only={only}: is part of no layout's name; there are {'; '.join(x.name for x in known)}")
@@ -156,6 +170,9 @@ def selfcheck(
     one = measure(run, batches, params)
     draws = bool(_worst(one.gradient, measure(run, batches, params, seed=1, steps=0).gradient)[1])
     for variant in chosen:
+        if variant.name == GENERATION:
+            yield _generated(run, params)
+            continue
         if variant.splits and (draws or config.model.moe.num_experts):
             yield Found(variant.name, "its random numbers or the routers' balance depend on the parts of a batch")
             continue
@@ -168,7 +185,23 @@ def selfcheck(
             yield Found(variant.name, str(e).partition(":")[2].strip() or str(e))
             continue
         given = [_separated(batch) for batch in batches] if variant.segments else batches
-        yield compare(variant.name, one, measure(other, given, params))
+        measured = measure(other, given, params)
+        found = compare(variant.name, one, measured)
+        if found.same and measured.work is not None and other.mesh.size > 1:
+            found = found._replace(where=odd_work(one.work, measured.work, other.config))
+        yield found
+
+
+def _generated(run: Run, params: PyTree) -> Found:
+    """Returns how far texts are from each other that are written alone, together, and scored without a cache."""
+    if not run.model.has_vocabulary:
+        return Found(GENERATION, "the model has no vocabulary logits")
+    config = run.config.with_fields({"model": run.config.model.with_fields({"scan_layers": False})})
+    loaded = trained_model(dataclasses.replace(run, config=config), params)
+    if loaded.prompts.bidirectional:
+        return Found(GENERATION, "prompts have bidirectional attention, and a text read whole is a prompt")
+    worst, where = differing_texts(loaded, TOLERANCE)
+    return Found(GENERATION, loss=worst, where=where)
 
 
 def compare(name: str, one: Measured, other: Measured) -> Found:
@@ -196,8 +229,7 @@ def _worst(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> tu
 def _laid_out(run: Run, variant: Variant, devices: list[jax.Device]) -> Run:
     """Returns the run with another layout; raises FlagError if it does not divide the run."""
     config = replace(run.config, variant.fields)
-    sizes = (config.parallel.data, config.parallel.fsdp, config.parallel.expert, config.parallel.tensor)
-    mesh = make_mesh(config.parallel, devices[: int(np.prod(sizes))])
+    mesh = make_mesh(config.parallel, devices[: math.prod(config.parallel.sizes().values())])
     check_mesh(config, mesh)
     model = make_model(config.model, run.task.heads, config.adapted)
     return dataclasses.replace(run, config=config, model=model, mesh=mesh)
@@ -255,7 +287,7 @@ def measure(run: Run, batches: list[Batch], params: PyTree, seed: int = 0, steps
     replicas = config.parallel.kind == "pmap"
     if config.model.scan_layers:
         params = nn.meta.unbox(stack_layers(params))
-    losses, after = [], []
+    losses, after, done = [], [], None
     with layout(run):
         make_state, abstract = state_maker(run.model, config.optimizer, hparams, 0, run.mesh, dropout_seed=seed)
         state = make_state(params)
@@ -267,12 +299,15 @@ def measure(run: Run, batches: list[Batch], params: PyTree, seed: int = 0, steps
         else:
             place = lambda batch: to_device(batch, run.mesh)  # noqa: E731
             step, grad = jitted_step(run, stage, abstract), jax.jit(lambda *given: _gradient(run, *given))
+            if steps:
+                step = step.lower(state, place(batches[0]), hparams).compile()
+                done = work(step.as_text(), run.mesh)
         gradient = _by_path(grad(state, place(batches[0]), hparams))
         for batch in batches[:steps]:
             state, metrics = step(state, place(batch), hparams)
             losses.append(float(metrics["loss"]))
             after.append(_by_path(state.params))
-    return Measured(tuple(losses), gradient, tuple(after))
+    return Measured(tuple(losses), gradient, tuple(after), done)
 
 
 def _over(run: Run, function: Any) -> Any:

@@ -1,17 +1,21 @@
 """Layouts of a run agree with one device, and each kind of fault is found and named."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import cli
+from lmjax import axes, cli
 from lmjax.commands import selfcheck as command
 from lmjax.config import resolve
 from lmjax.errors import DifferenceError, FlagError
 from lmjax.model.kernels import softmax
-from lmjax.runs import selfcheck
+from lmjax.parallel.collectives import Collective
+from lmjax.runs import fit, selfcheck, selfcheck_texts
 from lmjax.runs.selfcheck import Found, Variant, prepared
+from lmjax.runs.selfcheck_program import Work, odd_work
 from lmjax.training import step, update
 from lmjax.training.groups import decay_mask
 
@@ -29,6 +33,9 @@ BY_NAME = {
     "data and tensor": Variant("data and tensor", {"parallel.data": 2, "parallel.tensor": 2}),
     "pmap": Variant("pmap", {"parallel.kind": "pmap", "parallel.data": 2}, splits=True),
     "scan": Variant("scan", {"model.scan_layers": True}),
+    "ring": Variant("ring", {"parallel.fsdp": 2, "parallel.sequence": 2, "parallel.tensor": 2}),
+    "all-to-all": Variant("all-to-all", {"parallel.sequence": 2, "parallel.sequence_attention": "all_to_all"}),
+    selfcheck.GENERATION: Variant(selfcheck.GENERATION),
 }
 
 
@@ -45,10 +52,59 @@ def check(monkeypatch, tmp_path):
 
 
 def test_layouts_agree(check):
-    found = check(*BY_NAME)
-    assert found.keys() == BY_NAME.keys()
+    names = BY_NAME.keys() - {"all-to-all"}
+    found = check(*names)
+    assert found.keys() == names
     assert all(x.same and not x.skipped for x in found.values()), found
     assert found["packing"].loss + found["microbatches"].gradient > 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "names"), [("mlm", ("ring",)), ("seq2seq", ("all-to-all", selfcheck.GENERATION))]
+)
+def test_layouts_of_other_families_agree(check, objective, names):
+    found = check(*names, objective=objective)
+    assert len(found) == len(names)
+    assert all(x.same and not x.skipped for x in found.values()), found
+
+
+def test_a_wrong_rule_is_found(check, monkeypatch):
+    """With batches on all devices of the data axis, the numbers stay, and the devices do the same work."""
+    wrong = {how: tuple(("act_batch", None) if n == "act_batch" else (n, r) for n, r in rules)
+             for how, rules in axes.SEQUENCE_RULES.items()}  # fmt: skip
+    monkeypatch.setattr(fit, "SEQUENCE_RULES", wrong)
+    found = check("data and tensor")["data and tensor"]
+    assert not found.same
+    assert "times the products of one device" in found.where
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "named"),
+    [
+        ("all-gather", ("data",), "all-gather over data, which no rule implies"),
+        ("collective-permute", ("tensor",), "collective-permute over tensor"),
+        ("all-reduce", ("data",), "no collective-permute over sequence"),
+        ("collective-permute", ("sequence",), "gathers nothing over fsdp"),
+    ],
+)
+def test_what_no_rule_implies_is_named(kind, axes, named):
+    config = resolve(fields={"parallel.sequence": 2, "parallel.fsdp": 2})
+    sent = Collective(kind, axes, 2, 1e6, 1, "jit(step)/dot")
+    assert named in odd_work(Work(1.0, ()), Work(1.0, (sent,)), config)
+
+
+def test_a_text_that_depends_on_its_neighbours_is_found(check, monkeypatch):
+    real = selfcheck_texts._texts
+
+    def drawn(loaded, prompts, new, size):
+        return [
+            dataclasses.replace(text, score=text.score * (1 + 1e-4 * size)) for text in real(loaded, prompts, new, size)
+        ]
+
+    monkeypatch.setattr(selfcheck_texts, "_texts", drawn)
+    found = check(selfcheck.GENERATION)[selfcheck.GENERATION]
+    assert not found.same
+    assert "prompt 1's text" in found.where
 
 
 def test_a_mean_of_microbatches_is_found(check, monkeypatch):
