@@ -21,6 +21,7 @@ something else.
   lmjax generate --model=gpt2/ --prompt="Date:" --regex=" ?[0-9]{4}-[0-9]{2}-[0-9]{2}"
   lmjax generate --model=qwen/ --conversation                          questions and answers
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
+  lmjax generate --workdir=runs/mine --prompt=Once --window=1020 --max_new_tokens=100000    in constant memory
   lmjax generate --workdir=runs/diffusion --prompt="Once upon" --unmask_steps=16 --unmask_block=8
 """
 
@@ -29,7 +30,18 @@ _SAMPLING = {name: f"sampling.{name}" for name in ("temperature", "top_k", "top_
 _PROCESSORS = {name: f"processors.{name}" for name in ("repetition_penalty", "no_repeat_ngram", "min_new_tokens")}
 BEAMS = {name: f"beams.{name}" for name in ("beams", "length_penalty", "early_stopping", "diversity", "num_return")}
 BEAMS |= {"beam_groups": "beams.groups"}
-_WHOLE = ("max_new_tokens", "seed", "batch_size", "prefill_chunk", "regex", "json_schema", "lookup", "draft_tokens")
+_WHOLE = (
+    "max_new_tokens",
+    "seed",
+    "batch_size",
+    "prefill_chunk",
+    "regex",
+    "json_schema",
+    "lookup",
+    "draft_tokens",
+    "window",
+    "sinks",
+)
 _UNMASK = {f"unmask_{name}": f"unmask.{name}" for name in ("steps", "order", "block")}
 FIELDS = _SAMPLING | _PROCESSORS | BEAMS | _UNMASK | {name: name for name in _WHOLE} | {"cache_dtype": "cache"}
 # Flags that may be repeated.

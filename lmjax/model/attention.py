@@ -41,11 +41,13 @@ class Cached(NamedTuple):
         cache: keys and values.
         filled: slots written before, a scalar for all rows or int32 `[batch]`; None: no slot is written yet.
         capacity: slots of a layer without a window.
+        late: keys are stored as they are, and changed by their positions after they are read from the cache.
     """
 
     cache: KeyValue
     filled: jax.Array | None
     capacity: int
+    late: bool = False
 
 
 class Attention(nn.Module):
@@ -91,12 +93,15 @@ class Attention(nn.Module):
         else:
             key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
             value = Dense(config, kv_shape, kv_axes, name="value")(source)
-            if relation.keys is not None:
+            late = cache is not None and cache.late
+            if relation.keys is not None and not late:
                 key = relation.keys.turn(key)
             key, value = (axes.constrain(y, _AXES) for y in (key, value))
             extended = None
             if cache is not None:
                 key, value, extended = cache.cache.extend(key, value, cache.filled, cache.capacity)
+            if relation.keys is not None and late:
+                key = relation.keys.turn(key)
         sinks = None
         if config.attention.sink_logits:
             shape = (config.num_heads,)

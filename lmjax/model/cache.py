@@ -11,6 +11,8 @@ scalar, a layer writes one slice of its array; with `[batch]`, it writes one sli
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -40,10 +42,18 @@ class Cache:
     memory_positions: jax.Array | None = None
     memory_segments: jax.Array | None = None
 
+    # Keys are stored as their positions change them (see `lmjax.model.rolling` for another way).
+    late: ClassVar[bool] = False
+
     @property
     def capacity(self) -> int:
         """Returns the number of slots in a layer without a window."""
         return self.positions.shape[1]
+
+    @property
+    def start(self) -> jax.Array | None:
+        """Returns the slot of the next token, as `filled`."""
+        return self.filled
 
     def extend(self, positions: jax.Array, segment_ids: jax.Array | None) -> Cache:
         """Returns the cache with positions and segments of new tokens written, and their slots counted as filled.

@@ -1,5 +1,6 @@
 """Block and Stack: one layer, and the stack of layers, for all families; no other file builds a layer."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,7 +113,8 @@ class Block(nn.Module):
             cache, before = inputs.cache, None
             if cache is not None:
                 kept = cache.layers[layer][name]
-                before = Cached(kept, cache.filled, cache.capacity if name == "attention" else kept.slots)
+                capacity = cache.capacity if name == "attention" else kept.slots
+                before = Cached(kept, cache.start, capacity, cache.late)
             y, after = Attention(config, scale, name=name)(x, source, relation, rates.attention, before)
             if after is not None:
                 caches[name] = after
@@ -262,8 +264,10 @@ class Stack(nn.Module):
                 mask = mask.replace(
                     query_segments=queries, key_segments=segments, query_positions=positions, key_positions=keys
                 )
-            turns = scheme.turns(config, positions, local=window is not None, length=length)
-            return Relation(mask, bias(positions, mask.cached_positions), turns, turns)
+            turns = functools.partial(scheme.turns, config, local=window is not None, length=length)
+            turned = turns(positions)
+            of_keys = turns(keys) if cache is not None and cache.late else turned
+            return Relation(mask, bias(positions, mask.cached_positions), turned, of_keys)
 
         window, slots = config.attention.window, 0 if cache is None else cache.capacity
         if window is None:

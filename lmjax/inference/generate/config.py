@@ -40,6 +40,13 @@ class GenerateConfig(Schema):
     seed: int = Field(0, ge=0, lt=SEEDS, description="Seed of random draws; prompt i has seed + i.")
     batch_size: int = Field(8, ge=1, description="Prompts in a batch.")
     cache: CacheType = Field("compute", description="Type of cached keys and values: int8 takes one byte each.")
+    window: int | None = Field(
+        None,
+        ge=2,
+        description="Keep the keys and values of the first `sinks` and of this many last tokens, so that texts of any"
+        " length are read and written in constant memory (Xiao et al. 2024, arXiv:2309.17453); none: of all tokens.",
+    )
+    sinks: int = Field(4, ge=0, description="With a window, the first tokens that are kept.")
     prefill_chunk: int = Field(512, ge=16, description="Tokens of a prompt that are read in one pass.")
 
     @model_validator(mode="after")
@@ -59,6 +66,18 @@ class GenerateConfig(Schema):
             }
             if clash := [name for name, given in others.items() if given]:
                 raise ValueError(f"beams={self.beams.beams} and {clash[0]} cannot be combined; leave one out")
+        if self.window is not None:
+            history = self.processors.model_dump(exclude_defaults=True).keys() & {
+                "repetition_penalty",
+                "no_repeat_ngram",
+            }
+            others = {
+                "beams": self.beams is not None,
+                f"lookup={self.lookup}": self.lookup > 0,
+                f"{min(history, default='')}, which reads the whole text": bool(history),
+            }
+            if clash := [name for name, given in others.items() if given]:
+                raise ValueError(f"window={self.window} and {clash[0]} cannot be combined; leave one out")
         if self.lookup and constrained:
             raise ValueError(f"lookup={self.lookup} and regex or json_schema cannot be combined; leave one out")
         return self

@@ -14,6 +14,7 @@ from lmjax.inference.generate.constrain import Constraint
 from lmjax.inference.generate.processors import Processors
 from lmjax.inference.generate.progress import TextProgress, finish_reason, text_stream
 from lmjax.inference.generate.requests import Request, answering, batches, check_memory, make_requests
+from lmjax.inference.generate.rolling import RollingWriting, check_window
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import Generation
@@ -55,8 +56,11 @@ def check(
         raise FlagError(
             f"--unmask_{name}={value}: is for an encoder that was trained on masked diffusion; leave it out"
         )
-    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names)
-    if requests:
+    rolling = config.window is not None
+    if rolling:
+        check_window(loaded, config, draft)
+    requests = make_requests(loaded, prompts, seeds, config.max_new_tokens, names, rolling=rolling)
+    if requests and not rolling:
         beams = config.beams.beams if config.beams else 1
         check_memory(loaded, requests, config.batch_size, beams, config.max_new_tokens, config.cache)
     if draft is not None:
@@ -112,8 +116,8 @@ def generate(
     if loaded.unmasks:
         return _unmasked(loaded, requests, config)
     results: list[list[Generation]] = [[]] * len(requests)
-    guessed = draft is not None or config.lookup > 0
-    for batch in batches(requests, 1 if guessed else config.batch_size):
+    alone = draft is not None or config.lookup > 0 or config.window is not None
+    for batch in batches(requests, 1 if alone else config.batch_size):
         if config.beams is not None:
             found = _beams(loaded, batch, config)
         else:
@@ -225,6 +229,9 @@ class _Texts:
         strategy = Sampling.of(config.sampling, _processors(loaded, config))
         if draft is not None or config.lookup:
             self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, stop)
+            return
+        if config.window is not None:
+            self._writing = RollingWriting(loaded, batch[0], strategy, config, stop, allowed=self._allowed())
             return
         self._writing = Writing(
             loaded,

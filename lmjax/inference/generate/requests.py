@@ -73,7 +73,13 @@ def chatting(loaded: LoadedModel) -> LoadedModel:
 
 
 def make_requests(
-    loaded: LoadedModel, prompts: Sequence[Text], seeds: Sequence[int], max_new_tokens: int, names: Sequence[str]
+    loaded: LoadedModel,
+    prompts: Sequence[Text],
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    names: Sequence[str],
+    *,
+    rolling: bool = False,
 ) -> list[Request]:
     """Returns a request for each prompt; raises FlagError for a prompt that the model cannot continue.
 
@@ -83,6 +89,7 @@ def make_requests(
         seeds: one for each.
         max_new_tokens: the most tokens that are generated for each.
         names: the names of the prompts in error messages.
+        rolling: whether prompts and texts may have any length, because only the last tokens are kept.
     """
     config, form = loaded.config, loaded.prompts
     if not config.family.causal:
@@ -101,7 +108,8 @@ def make_requests(
             check_length(config, len(ids), 0, place, decoder=False)
             requests.append(Request(index, seed, (*form.start, *form.forced), ids))
         else:
-            check_length(config, len(ids), max_new_tokens, place)
+            if not rolling:
+                check_length(config, len(ids), max_new_tokens, place)
             requests.append(Request(index, seed, ids))
     return requests
 
