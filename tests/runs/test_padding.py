@@ -1,11 +1,17 @@
 """Rows of the token table without a token: nothing is ever predicted there, and nothing else changes."""
 
+import json
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import lmjax
+from lmjax import cli
 from lmjax.axes import RULES
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
@@ -15,10 +21,14 @@ from lmjax.model.parameters import axis_names, flat
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.sums import Penalties
 from lmjax.parallel.mesh import ParallelConfig, check_divisible, make_mesh, on_mesh
+from lmjax.runs.start import resolve
+from lmjax.runs.trained import open_pretrained
 
 pytestmark = pytest.mark.usefixtures("all_devices")
 
+every_device = jax.devices
 WIDTH, TOKENS, LENGTH = 16, 61, 6
+PRIME = 149  # More than the ids of the tokenizer.
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -89,3 +99,47 @@ def test_the_error_about_a_prime_vocabulary_gives_the_remedy():
     mesh = make_mesh(ParallelConfig(tensor=4))
     with pytest.raises(FlagError, match=r"vocab dimension of 61; .*vocab_size=64 --config.model.embedding.padding=3"):
         check_divisible(mesh, batch_size=2, accumulation=1, sharded={"vocab": 61})
+
+
+def test_stored_rows_are_cut_and_padded_as_wanted():
+    """A published model whose vocabulary of 51 two devices do not divide."""
+    source = open_pretrained(pathlib.Path("tests/interop/recorded/llama"))
+    wide, mesh = padded(source.config, 2), make_mesh(ParallelConfig(tensor=2))
+    params = {path: x for path, x in flat(source.params(wide, mesh)).items() if "table" in path}
+    whole = flat(source.params(source.config, make_mesh(ParallelConfig(), jax.devices()[:1])))
+    table = "embedding/table"
+    assert params[table].shape[0] == 52
+    assert params[table].addressable_shards[0].data.shape[0] == 26
+    np.testing.assert_array_equal(params[table][:51], whole[table])
+    np.testing.assert_array_equal(params[table][51:], 0)
+
+
+@pytest.mark.slow
+def test_a_run_over_devices_writes_the_folder_of_one_device(tiny, corpus, tmp_path):
+    """From a workdir with a prime vocabulary, which gets rows for the devices, and is exported without them."""
+    quick = {"evaluation.batches": "1", "logging.tensorboard": "false", "model.dropout.residual": "0"}
+    quick |= {"model.dropout.attention": "0", "data.train": str(corpus), "data.held_out": "0.2", "task.length": "16"}
+    config = tiny("next_token", model__vocab_size=PRIME, steps=1, evaluation__batches=1, task__length=16)
+    source = lmjax.train(config, tmp_path / "source", progress=False)
+    folders = {}
+    for tensor in (1, 2):
+        own = {"parallel.data": "2", "parallel.tensor": str(tensor), "steps": "2", "batch_size": "8"}
+        config = resolve(init_from=source, overrides=quick | own)
+        assert (config.model.vocab_size, config.model.embedding.padding) == ((PRIME, 0) if tensor == 1 else (192, 43))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "devices", lambda *_, count=2 * tensor: every_device()[:count])
+            run = lmjax.train(config, tmp_path / f"run{tensor}", progress=False)
+        folders[tensor] = tmp_path / f"out{tensor}"
+        cli.run(["convert", f"--workdir={run}", f"--to={folders[tensor]}"])
+    one, two = (load_file(folder / "model.safetensors") for folder in folders.values())
+    assert one.keys() == two.keys()
+    for name, x in one.items():
+        np.testing.assert_allclose(two[name], x, rtol=1e-4, atol=2e-6, err_msg=name)
+    assert [json.loads((folder / "config.json").read_text())["vocab_size"] for folder in folders.values()] == [
+        PRIME,
+        PRIME,
+    ]
+    # Generation over devices pads again, and has the logits of one device.
+    logits = [lmjax.load_model(folders[2], tensor=tensor)([[5, 6, 7]]).logits for tensor in (1, 2)]
+    np.testing.assert_allclose(logits[1][..., :PRIME], logits[0], rtol=1e-4, atol=1e-5)
+    assert np.all(logits[1][..., PRIME:] < -1e29)
