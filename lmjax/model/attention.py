@@ -12,6 +12,7 @@ from lmjax.model.kernels import Mask, attention
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import Dense, Norm
 from lmjax.model.parameters import parameter
+from lmjax.model.positions.by_distance import ByDistance
 from lmjax.model.positions.scheme import Turns
 
 _AXES = ("act_batch", "act_length", "act_heads", None)
@@ -23,13 +24,13 @@ class Relation:
 
     Attributes:
         mask: which keys each query may attend to.
-        bias: added to the scores, `[batch or 1, heads, queries, keys]`; None: nothing.
+        bias: added to the scores, `[batch or 1, heads, queries, keys]`, or by distance; None: nothing.
         queries: how the queries are changed by their positions; None: not at all.
         keys: the same for the keys.
     """
 
     mask: Mask
-    bias: jax.Array | None = None
+    bias: jax.Array | ByDistance | None = None
     queries: Turns | None = None
     keys: Turns | None = None
 

@@ -10,6 +10,7 @@ from lmjax import axes
 from lmjax.errors import FlagError
 from lmjax.model.kernels import Mask, attention, sequence
 from lmjax.model.positions.alibi import alibi
+from lmjax.model.positions.by_distance import ByDistance
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 
 pytestmark = pytest.mark.usefixtures("all_devices")
@@ -22,6 +23,8 @@ CASES = {
     "whole": ({}, {}, {}),
     "causal": ({"causal": True}, {}, {"num_kv": 2}),
     "causal, packed, ALiBi": ({"causal": True, **PACKED}, {"alibi": True}, {}),
+    "causal, by distance": ({"causal": True, **PACKED}, {"by distance": True}, {"num_kv": 2}),
+    "both sides, by distance": (PACKED, {"by distance": True}, {}),
     "packed window, capped": ({"causal": True, "window": 5, **PACKED}, {"softcap": 3.0}, {"num_kv": 1}),
     "window on both sides": ({"window": 6, **PACKED}, {}, {}),
     "traced window, sink logits": ({"causal": True, "window": jnp.int32(7)}, {"sinks": True}, {}),
@@ -42,12 +45,18 @@ def case(name, heads=4):
     }
     if "alibi" in features:
         arrays["bias"] = alibi(heads, jnp.arange(queries)[None], jnp.arange(LENGTH)[None])
+    if "by distance" in features:
+        # As of a learned bias, which differs in both directions and has a gradient.
+        arrays["bias"] = ByDistance(jnp.asarray(draw(size=(heads, 2 * LENGTH - 1)), jnp.float32))
     if "sinks" in features:
         arrays["sink_logits"] = jnp.asarray(draw(size=heads), jnp.float32)
     given = jnp.asarray(draw(size=(2, queries, heads, 8)), jnp.float32)
 
     def loss(arrays):
-        y = attention(**arrays, mask=Mask(**mask), scale=0.5, softcap=features.get("softcap"))
+        bias = arrays.get("bias")
+        if isinstance(bias, ByDistance) and axes.sequence_ways() == 1:
+            bias = bias.part(0, queries, 0, LENGTH)
+        y = attention(**arrays | {"bias": bias}, mask=Mask(**mask), scale=0.5, softcap=features.get("softcap"))
         return jnp.sum(y * given), y
 
     return arrays, jax.value_and_grad(loss, has_aux=True)

@@ -23,6 +23,7 @@ from lmjax import axes
 from lmjax.errors import FlagError
 from lmjax.model.kernels.masks import Mask
 from lmjax.model.kernels.softmax import BLOCK, Dropout, _add, _blind, _mix, _per_head, _Plan, _rows, _scores, _summed_in
+from lmjax.model.positions.by_distance import ByDistance
 
 _AXIS = "sequence"
 # Kernels by name that the ring does the same as.
@@ -37,7 +38,7 @@ def split_attention(
     kernel: str,
     local: Callable[..., jax.Array],
     mask: Mask,
-    bias: jax.Array | None,
+    bias: jax.Array | ByDistance | None,
     sink_logits: jax.Array | None,
     dropout_rate: jax.Array | None,
     make_rng: Callable[[str], jax.Array] | None,
@@ -69,7 +70,11 @@ def split_attention(
     whole = mask.filled(queries, keys)
     # An array with one row is for all rows.
     of_mask = jax.tree.map(lambda x: _spec(rows if jnp.ndim(x) and len(x) > 1 else None, x), whole)
-    of_bias = None if bias is None else PartitionSpec(rows if len(bias) > 1 else None, heads, length, None)
+    of_bias = None
+    if isinstance(bias, ByDistance):
+        of_bias = ByDistance(PartitionSpec(heads, None))
+    elif bias is not None:
+        of_bias = PartitionSpec(rows if len(bias) > 1 else None, heads, length, None)
     split = nn.logical_to_mesh_axes(("act_batch", "act_length", "act_heads", None))
     compute = functools.partial(_over_ring, _ring_plan(ways, queries, keys, mask, bias, **scores))
     if length is None:
@@ -135,7 +140,7 @@ def _over_heads(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array | ByDistance | None,
     sink_logits: jax.Array | None,
     mask: Mask,
     drop: Dropout,
@@ -150,6 +155,8 @@ def _over_heads(
         for x in (query, key, value)
     )
     mask = mask if window is None else mask.replace(window=window)
+    if isinstance(bias, ByDistance):
+        bias = bias.part(0, query.shape[1], 0, key.shape[1])
     y = local(
         query, key, value, mask=mask, bias=bias, sink_logits=sink_logits, dropout_rate=drop.rate,
         make_rng=lambda _: drop.seed,
@@ -183,13 +190,19 @@ class _Ring(NamedTuple):
 
 
 def _ring_plan(
-    ways: int, queries: int, keys: int, mask: Mask, bias: jax.Array | None, scale: float, softcap: float | None
+    ways: int,
+    queries: int,
+    keys: int,
+    mask: Mask,
+    bias: jax.Array | ByDistance | None,
+    scale: float,
+    softcap: float | None,
 ) -> _Ring:
     """Returns the plan of a call, by what is known of its mask while tracing."""
     backward = mask.causal and mask.prefix is None and queries == keys
     static = isinstance(mask.window, int) and not mask.sink_tokens
     steps = min(ways, 1 - (1 - mask.window) // (keys // ways)) if backward and static else ways
-    zigzag = backward and not static and bias is None and queries // ways % 2 == 0
+    zigzag = backward and not static and not isinstance(bias, jax.Array) and queries // ways % 2 == 0
     ordered = backward or (mask.window is not None and not mask.sink_tokens)
     return _Ring(ways, steps, 2 if zigzag else 1, ordered, _Plan((), scale, softcap))
 
@@ -199,7 +212,7 @@ def _over_ring(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array | ByDistance | None,
     sink_logits: jax.Array | None,
     mask: Mask,
     drop: Dropout,
@@ -242,7 +255,7 @@ def _ring(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array | ByDistance | None,
     sink_logits: jax.Array | None,
     rest: tuple[Mask, Dropout],
 ) -> jax.Array:
@@ -253,7 +266,7 @@ def _ring(
         query: of this device.
         key: of this device.
         value: of this device.
-        bias: `[1 or batch, heads, queries, all keys]`.
+        bias: `[1 or batch, heads, queries, all keys]`, or by distance.
         sink_logits: `[heads]`.
         rest: the mask of the whole rows, and the dropout.
     """
@@ -301,7 +314,10 @@ def _ring_backward(ring: _Ring, residuals: tuple[Any, ...], g: jax.Array) -> tup
         weights = jnp.exp(scores - total)
         d_weights, d_v = jax.vjp(functools.partial(_mix, drop=at.fold(drop)), weights, v)[1](g_part)
         d_q, d_k, d_b = of_scores(weights * (d_weights - share_part))
-        if bias is not None:
+        if isinstance(bias, ByDistance):
+            (d_values,) = jax.vjp(lambda bias: at.bias(bias), bias)[1](d_b)
+            d_bias = jax.tree.map(jnp.add, d_bias, d_values)
+        elif bias is not None:
             d_bias = _add(d_bias, d_b, at.row, at.position)
         moving = key, value, _add(d_key, d_k, at.column), _add(d_value, d_v, at.column)
         return (_add(d_query, d_q, at.row), d_bias), moving
@@ -340,14 +356,21 @@ class _Tile(NamedTuple):
     keys: int
 
     def cut(
-        self, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask
+        self, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | ByDistance | None, mask: Mask
     ) -> tuple[Any, ...]:
         """Returns the parts of queries, keys, values, bias and mask of this tile."""
-        if bias is not None:
-            bias = jax.lax.dynamic_slice_in_dim(_rows(bias, self.row, self.queries), self.position, self.keys, axis=3)
         columns = slice(self.column, self.column + self.keys)
         seen = mask.part(self.index, self.queries, self.position, self.keys)
-        return _rows(query, self.row, self.queries), key[:, :, columns], value[:, :, columns], bias, seen
+        query = _rows(query, self.row, self.queries)
+        return query, key[:, :, columns], value[:, :, columns], self.bias(bias), seen
+
+    def bias(self, bias: jax.Array | ByDistance | None) -> jax.Array | None:
+        """Returns the part of the bias."""
+        if isinstance(bias, ByDistance):
+            return bias.part(self.index, self.queries, self.position, self.keys)
+        if bias is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(_rows(bias, self.row, self.queries), self.position, self.keys, axis=3)
 
     def fold(self, drop: Dropout) -> Dropout:
         """Returns the dropout of this tile."""

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.axes import sequence_ways
+from lmjax.model.positions.by_distance import ByDistance
 from lmjax.model.positions.scheme import Bias, Scheme
 
 if TYPE_CHECKING:
@@ -22,8 +24,12 @@ class Alibi(Scheme):
         """Returns the function from positions to the bias; arguments as of `Scheme.bias`."""
         del name, causal
 
-        def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-            slots = jnp.arange(queries.shape[1])[None]
+        def bias(queries: jax.Array, keys: jax.Array | None = None) -> jax.Array | ByDistance:
+            length = queries.shape[1]
+            if keys is None and sequence_ways() > 1:
+                distances = jnp.arange(1 - length, length)[None]
+                return ByDistance(alibi(config.num_heads, jnp.zeros((1, 1), jnp.int32), distances)[0, :, 0])
+            slots = jnp.arange(length)[None]
             return alibi(config.num_heads, *((slots, slots) if keys is None else (queries, keys)))
 
         return bias

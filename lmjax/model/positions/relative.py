@@ -11,6 +11,7 @@ import numpy as np
 
 from lmjax.model.layers import kernel_init
 from lmjax.model.parameters import parameter
+from lmjax.model.positions.by_distance import ByDistance, toeplitz
 from lmjax.model.positions.scheme import Bias, Scheme
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ class RelativeBias(nn.Module):
         Distances are differences of indices in the row. Inside a segment they equal differences of positions, and keys
         of other segments are masked.
         """
-        return _toeplitz(self._at(np.arange(1 - query_length, key_length)), query_length)[None]
+        return toeplitz(self._at(np.arange(1 - query_length, key_length)), query_length)[None]
+
+    def by_distance(self, length: int) -> ByDistance:
+        """Returns the bias between all positions of a row."""
+        return ByDistance(self._at(np.arange(1 - length, length)))
 
     def between(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Returns float32 `[batch or 1, heads, queries, keys]` for the given positions of queries and keys.
@@ -100,16 +105,3 @@ class RelativeBias(nn.Module):
         return self.table.astype(jnp.float32)[
             relative_bucket(distances, relative.buckets, relative.max_distance, self.causal)
         ].T
-
-
-def _toeplitz(values: jax.Array, rows: int) -> jax.Array:
-    """Returns `[heads, rows, columns]` with element (i, j) = values[:, j - i + rows - 1].
-
-    Computed by padding and reshaping: the values, padded to `count + 1`, are repeated and then cut into rows of length
-    `count`, so that each row is shifted by one against the row before. A gather of all elements would be slow, since
-    its gradient is a scatter.
-    """
-    heads, count = values.shape
-    padded = jnp.pad(values, ((0, 0), (0, 1)))
-    tiled = jnp.broadcast_to(padded[:, None], (heads, rows, count + 1)).reshape(heads, rows * (count + 1))
-    return tiled[:, : rows * count].reshape(heads, rows, count)[:, :, rows - 1 :]

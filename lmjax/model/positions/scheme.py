@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import jax
 
+from lmjax.model.positions.by_distance import ByDistance
+
 if TYPE_CHECKING:
     from lmjax.model.config import ModelConfig
 
 # A function from the positions of queries, `[batch or 1, queries]`, and of keys, `[batch or 1, keys]` (None: they are
-# the tokens of one row), to the bias on attention scores, float32 `[batch or 1, heads, queries, keys]`, or None.
-Bias = Callable[[jax.Array, jax.Array | None], jax.Array | None]
+# the tokens of one row), to the bias on attention scores, float32 `[batch or 1, heads, queries, keys]`, or None. Where
+# the mesh axis `sequence` splits rows, the bias between the tokens of one row may be a ByDistance.
+Bias = Callable[[jax.Array, jax.Array | None], jax.Array | ByDistance | None]
 
 
 class Turns(Protocol):
