@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import os
 import pathlib
 import socket
+import sys
 import textwrap
 import time
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +27,23 @@ from absl import logging
 _FOLDER, _REPORT, _IMAGES = "tensorboard", ".report", ".images"
 # Seconds between flushes to the disk, each of which is an fsync.
 _FLUSH_EVERY = 30.0
+
+
+@functools.cache
+def _tensorboardx(part: str) -> types.ModuleType:
+    """Returns a module of tensorboardX, which is imported when it is needed because only training writes events.
+
+    tensorboardX imports torch where that is installed, for arrays of torch. That takes seconds and is not needed here,
+    so torch is hidden from the import, unless this process has it already.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(f"tensorboardX.{part}")
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 class Board:
@@ -36,16 +57,13 @@ class Board:
             purge_step: TensorBoard hides events of this step or later in older files; None: it hides none.
             suffix: the end of the file's name.
         """
-        # Imported here because it takes 0.1 s and only training writes events.
-        from tensorboardX.record_writer import RecordWriter
-
         self._folder = workdir / _FOLDER
-        self._file: RecordWriter | None = None
+        self._file: Any = None
         self._flushed = time.monotonic()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}{suffix}"
-            self._file = RecordWriter(str(self._folder / name))
+            self._file = _tensorboardx("record_writer").RecordWriter(str(self._folder / name))
         except OSError as e:
             self._drop(e)
         self._begin(purge_step)
@@ -57,24 +75,20 @@ class Board:
         self.close()
 
     def _begin(self, purge_step: int | None) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        self._write(Event(file_version="brain.Event:2", step=purge_step))
+        events = _tensorboardx("proto.event_pb2")
+        self._write(events.Event(file_version="brain.Event:2", step=purge_step))
         if purge_step is not None:
-            self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+            session = events.SessionLog(status=events.SessionLog.START)
+            self._write(events.Event(step=purge_step, session_log=session))
 
     def add(self, summary: Any, step: int | None = None) -> None:
         """Writes a summary for a step."""
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._write(Event(summary=summary, step=step))
+        self._write(_tensorboardx("proto.event_pb2").Event(summary=summary, step=step))
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes numbers by name for a step."""
-        from tensorboardX.summary import scalar
-
         for name, value in values.items():
-            self.add(scalar(name, value), step)
+            self.add(_tensorboardx("summary").scalar(name, value), step)
 
     def _write(self, event: Any) -> None:
         if self._file is None:
@@ -125,11 +139,9 @@ class HyperparameterTable:
 
     def summaries(self) -> Sequence[Any]:
         """Returns the events that declare the table and give this run's row."""
-        from tensorboardX.summary import hparams
-
         # tensorboardX's own `add_hparams` would write them as another run, in a subfolder.
         shown = {name: x if isinstance(x, bool | int | float | str) else _as_text(x) for name, x in self.values.items()}
-        experiment, start, _ = hparams(shown, dict.fromkeys(self.metrics, 0.0))
+        experiment, start, _ = _tensorboardx("summary").hparams(shown, dict.fromkeys(self.metrics, 0.0))
         return experiment, start
 
 
@@ -145,21 +157,18 @@ def write_report(workdir: pathlib.Path, step: int, texts: Mapping[str, str]) -> 
         step: the last step.
         texts: texts by title, shown with their line breaks and columns unchanged.
     """
-    from tensorboardX.summary import text as text_summary
-
     with _replaced(workdir, _REPORT) as board:
         for title, text in texts.items():
             # Markdown shows an indented text unchanged.
-            board.add(text_summary(title, textwrap.indent(text, "    ", lambda line: True)), step)
+            shown = textwrap.indent(text, "    ", lambda line: True)
+            board.add(_tensorboardx("summary").text(title, shown), step)
 
 
 def write_images(workdir: pathlib.Path, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes images, uint8 `[height, width, 3]` by name, for TensorBoard, and removes those of an earlier call."""
-    from tensorboardX.summary import image
-
     with _replaced(workdir, _IMAGES) as board:
         for name, pixels in images.items():
-            board.add(image(name, pixels, dataformats="HWC"), step)
+            board.add(_tensorboardx("summary").image(name, pixels, dataformats="HWC"), step)
 
 
 def _replaced(workdir: pathlib.Path, suffix: str) -> Board:

@@ -3,7 +3,10 @@
 import errno
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -137,3 +140,15 @@ def test_what_is_written_is_json_for_every_reader(tmp_path):
     steps, values = read_metrics(tmp_path, "train/loss")
     assert steps == [1]
     assert math.isnan(values[0])
+
+
+def test_tensorboard_does_not_import_torch(tmp_path):
+    """The library for it does where torch is installed, which takes longer than the first step of a small model."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    code = (
+        "import pathlib, sys; from lmjax.training.board import Board\n"
+        "with Board(pathlib.Path(sys.argv[1])) as board: board.add_scalars({'loss': 1.0}, 1)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environ)
