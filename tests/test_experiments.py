@@ -117,3 +117,16 @@ def test_the_minimal_run_learns_in_few_lines(corpus, monkeypatch, capsys):
     counts = np.array(list(collections.Counter(corpus.read_text()).values()))
     entropy = -np.sum(counts / counts.sum() * np.log(counts / counts.sum()))
     assert max(last, held_out) < 0.9 * entropy, "it knows more than how often each letter occurs"
+
+
+def test_the_benchmark_of_the_training_step_trains_our_model(monkeypatch):
+    """Its workers run in processes of their own, next to libraries that the tests do not have."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import ours
+    import workloads
+
+    small = {"model.embed_dim": "16", "model.mlp_dim": "16", "model.num_layers": "1", "model.vocab_size": "64"}
+    run, facts = ours.build(workloads.WORKLOADS["tiny"], "float32", small)
+    first = run(1)
+    assert run(3) < first < 5
+    assert facts()["tokens_per_step"] == 64

@@ -1,6 +1,7 @@
 """A worker with lmjax's training step, exactly as `lmjax train` compiles it, without dropout."""
 
 import argparse
+import types
 
 from worker import serve
 from workloads import WORKLOADS, Workload, random_tokens
@@ -64,12 +65,11 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     }
     overrides |= {"task.length": str(workload.length), "task.target_length": str(workload.target_length or 8)}
     config = resolve(
-        objective=(objective,),
-        preset=workload.preset,
-        overrides=overrides | {"batch_size": str(workload.batch)} | fields,
+        objective=(objective,), preset=workload.preset, overrides=overrides | dict(workload.fields) | fields
     )
     cache_compilations(config.data.cache_path)
-    task = Task.build(config.task, None, config.model.architecture)
+    # The losses ask a tokenizer only for the number of its ids.
+    task = Task.build(config.task, types.SimpleNamespace(vocab_size=config.model.vocab_size), config.model.architecture)
     model = LanguageModel(config.model, task.heads)
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     batch = features(workload, config.model.vocab_size)

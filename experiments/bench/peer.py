@@ -1,4 +1,4 @@
-"""A worker with transformers' model and torch's AdamW, without dropout, with gradients clipped as in lmjax."""
+"""A worker with transformers' model (or nanoGPT's) and torch's AdamW, no dropout, gradients clipped as in lmjax."""
 
 import argparse
 
@@ -19,8 +19,31 @@ NO_DROPOUT = {
 }
 
 
+def build_nanogpt(workload: Workload, compiled: bool):
+    """Returns what `build` returns, for nanoGPT's step."""
+    import nanogpt
+    import torch
+
+    torch.manual_seed(0)
+    vocab_size = int(dict(workload.fields)["model.vocab_size"])
+    model = nanogpt.Model(vocab_size)
+    optimizer, forward = nanogpt.make_optimizer(model), torch.compile(model) if compiled else model
+    tokens = torch.from_numpy(random_tokens(workload, vocab_size)["source"]).long()
+    batch = tokens, tokens.roll(-1, dims=1)
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            loss = nanogpt.update(forward, model, optimizer, batch)
+        return float(loss.detach())
+
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "versions": f"torch {torch.__version__}"}
+    return run, lambda: facts
+
+
 def build(workload: Workload, dtype: str, compiled: bool, device: str, attention: str):
     """Returns a function that runs steps, and one that returns facts for the first line of the benchmark."""
+    if workload.family == "nanogpt":
+        return build_nanogpt(workload, compiled)
     import torch
     import transformers
 

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+# Kernels with so many rows for each column, and at most so many columns, have their gradient computed transposed.
+_TALL, _NARROW = 3, 256
+
 
 @functools.cache
 def has_bfloat16() -> bool:
@@ -37,10 +40,39 @@ def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, tr
     right = kernel if transposed else kernel.reshape(math.prod(inputs), math.prod(columns))
     if x.dtype == jnp.bfloat16:
         y = _rounded_product(left, right.T if transposed else right).astype(out_dtype or x.dtype)
+    elif right.shape[0] >= _TALL * right.shape[1] and right.shape[1] <= _NARROW:
+        y = _tall_product(left, right.astype(x.dtype), transposed).astype(out_dtype or x.dtype)
     else:
         contract = (((1,), (1 if transposed else 0,)), ((), ()))
         y = jax.lax.dot_general(left, right.astype(x.dtype), contract, preferred_element_type=out_dtype)
     return y.reshape(*rows, *columns)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _tall_product(a: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
+    """Returns the product of a matrix with a kernel (`transposed`: with its transpose) that has many rows, few columns.
+
+    The kernel's gradient is computed as the transpose of a wide matrix: XLA's product into a tall one runs at half the
+    speed. Processor time for float32 `[2048, 2048].T` times `[2048, 128]`: 13.0 against 23.1 ms; `[768, 512].T` times
+    `[768, 128]`: 1.3 against 2.0 ms; with 768 columns there is no difference (Zen 4, 2026-11-29). The barrier is there
+    because XLA would merge the transpose with the product again. To remove this, delete the branch in `dot`.
+    """
+    return a @ (kernel.T if transposed else kernel)
+
+
+def _tall_forward(a: jax.Array, kernel: jax.Array, transposed: bool) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _tall_product(a, kernel, transposed), (a, kernel)
+
+
+def _tall_backward(
+    transposed: bool, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    a, kernel = saved
+    wide = a.T @ cotangent if transposed else cotangent.T @ a
+    return cotangent @ (kernel if transposed else kernel.T), jax.lax.optimization_barrier(wide).T
+
+
+_tall_product.defvjp(_tall_forward, _tall_backward)
 
 
 @jax.custom_vjp

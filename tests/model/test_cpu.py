@@ -24,6 +24,8 @@ def operands(rows, inputs, columns):
 
 
 SHAPES = [((2, 5), (8,), (6,)), ((2, 5), (8,), (4, 3)), ((2, 5), (4, 3), (8,)), ((7,), (8,), (6,))]
+# Kernels with many rows and few columns, as they are or transposed, whose gradient is computed transposed.
+TALL = [((2, 5), (12,), (4,)), ((2, 5), (4, 3), (2, 2)), ((7,), (40,), (3,)), ((7,), (3,), (40,))]
 
 
 @pytest.mark.usefixtures("native")
@@ -49,7 +51,7 @@ def test_the_product_and_its_gradients_are_those_of_rounded_operands(rows, input
     np.testing.assert_allclose(to_kernel, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "inputs", "columns"), [*SHAPES, ((0, 5), (8,), (4, 3))])
+@pytest.mark.parametrize(("rows", "inputs", "columns"), [*SHAPES, *TALL, ((0, 5), (8,), (4, 3))])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_product_of_matrices_is_the_plain_one_of_other_backends(monkeypatch, rows, inputs, columns, transposed):
     if transposed and len(inputs) + len(columns) > 2:
@@ -65,6 +67,36 @@ def test_a_product_of_matrices_is_the_plain_one_of_other_backends(monkeypatch, r
     for ours, plain in zip(run("cpu"), run("tpu"), strict=True):
         assert ours.shape == plain.shape
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_gradient_of_a_tall_kernel_is_a_wide_product_in_the_compiled_program(transposed):
+    """A tall product takes twice the time, and XLA makes one of a wide product that is only transposed."""
+    x, kernel = jnp.ones((16, 4 if transposed else 64)), jnp.ones((64, 4))
+
+    def total(kernel):
+        return jnp.sum(jnp.sin(cpu.dot(x, kernel, 1, None, transposed=transposed)))
+
+    compiled = jax.jit(jax.grad(total)).lower(kernel).compile().as_text()
+    assert "f32[4,64]{1,0} dot(" in compiled
+    assert "f32[64,4]{1,0} dot(" not in compiled
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_tall_product_has_a_second_derivative(transposed):
+    """Which Sophia's estimate of the curvature needs."""
+    inputs, columns = (4, 12) if transposed else (12, 4)
+    x, kernel = (jnp.asarray(v, jnp.float32) for v in operands((7,), (inputs,), (columns,))[:2])
+
+    def second(product):
+        def total(kernel):
+            return jnp.sum(jnp.sin(product(kernel)))
+
+        return jax.grad(lambda kernel: jnp.sum(jax.grad(total)(kernel) ** 2))(kernel.T if transposed else kernel)
+
+    given = (lambda k: x @ k.T) if transposed else (lambda k: x @ k)
+    ours = second(lambda k: cpu.dot(x, k, 1, None, transposed=transposed))
+    np.testing.assert_allclose(ours, second(given), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("native")
