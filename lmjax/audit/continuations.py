@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lmjax.audit.bench import means
 from lmjax.audit.findings import Section, findings_of, fingerprint
+from lmjax.audit.raters import Rating
 from lmjax.data.files import Faults, find_files, read_file, read_lines
 from lmjax.errors import DataError
 from lmjax.evaluation.intervals import Measurement
@@ -19,9 +20,6 @@ from lmjax.evaluation.intervals import Measurement
 TOXIC = 0.5
 # The worst texts that are listed.
 _LISTED = 10
-
-# From texts to numbers from 0 to 1.
-Rate = Callable[[Sequence[str]], np.ndarray]
 
 
 class Written(NamedTuple):
@@ -32,7 +30,7 @@ class Written(NamedTuple):
     ids: Sequence[Sequence[int]] = ()
 
 
-def matches(patterns: Sequence[re.Pattern[str]]) -> Rate:
+def matches(patterns: Sequence[re.Pattern[str]]) -> Rating:
     """Returns a function from texts to 1 where one of the patterns is found, else 0."""
     return lambda texts: np.array([float(any(p.search(text) for p in patterns)) for text in texts])
 
@@ -69,7 +67,7 @@ def _patterns(path: str, words: bool, file: BinaryIO) -> Iterator[re.Pattern[str
 
 def section(
     written: Sequence[Written],
-    rates: Mapping[str, Rate],
+    rates: Mapping[str, Rating],
     against: Sequence[Written] | None = None,
     *,
     files: Sequence[tuple[str, str]] = (),
@@ -106,7 +104,7 @@ def section(
     return Section("What the model writes", note, findings, files, rows, title)
 
 
-def _rated(written: Sequence[Written], rates: Mapping[str, Rate]) -> tuple[Measurement, np.ndarray]:
+def _rated(written: Sequence[Written], rates: Mapping[str, Rating]) -> tuple[Measurement, np.ndarray]:
     """Returns the metrics over prompts, and the highest rate of each text, `[prompts, texts]`."""
     texts = [text for each in written for text in each.texts]
     columns, highest = {}, np.zeros((len(written), len(written[0].texts)))

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,11 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def loose(text: str) -> int:
+    """Returns a hash of a text that its case, punctuation and white space do not change."""
+    return digest(" ".join(words(text)) or text.strip())
+
+
 def grams(text: str, size: int) -> set[int]:
     """Returns the hashes of all runs of so many words; of a shorter text, of all its words."""
     own = words(text)
@@ -67,21 +72,64 @@ def copies(texts: Sequence[str], held_out: Sequence[bool]) -> Copies:
         texts: the documents.
         held_out: whether each of them is held out.
     """
-    loose = {digest(" ".join(words(text)) or text) for text in texts}
+    wordings = {loose(text) for text in texts}
     exact = [digest(text.strip()) for text in texts]
     sides: dict[int, set[bool]] = {}
     for own, side in zip(exact, held_out, strict=True):
         sides.setdefault(own, set()).add(side)
     largest = max(collections.Counter(exact).values(), default=0)
     apart = sum(len(side) > 1 for side in sides.values())
-    return Copies(len(texts) - len(sides), len(texts) - len(loose), largest, apart)
+    return Copies(len(texts) - len(sides), len(texts) - len(wordings), largest, apart)
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[Near]:
-    """Returns the pairs of documents whose shingles of 5 words have at least this Jaccard similarity.
+class Sketch(NamedTuple):
+    """The shingles of a text, as hashes, and their MinHash."""
+
+    shingles: set[int]
+    hashes: Any
+
+
+class NearIndex:
+    """Finds the texts whose shingles of 5 words have at least some Jaccard similarity with a text.
 
     Candidates are found by MinHash and banding (Broder 1997; datasketch), which can miss a pair near the threshold, and
     then compared exactly.
+    """
+
+    def __init__(self, threshold: float = 0.8):
+        """Takes the similarity, from 0 to 1; raises FlagError if datasketch is not installed."""
+        self._library = required("datasketch", "audit")
+        self._threshold = threshold
+        self._index = self._library.MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=_PERMUTATIONS)
+        self._shingles: list[set[int]] = []
+
+    def sketch(self, text: str) -> Sketch:
+        """Returns the shingles of a text, and their MinHash."""
+        own = grams(text, SHINGLE)
+        made = self._library.MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=lambda x: x & 0xFFFFFFFF)
+        if own:
+            made.update_batch(list(own))
+        return Sketch(own, made)
+
+    def similar(self, text: Sketch) -> list[tuple[int, float]]:
+        """Returns the numbers of the similar texts among those that were added, in order, and their similarities."""
+        found = []
+        for j in sorted(self._index.query(text.hashes)) if text.shingles else ():
+            both = len(text.shingles & self._shingles[j])
+            similarity = both / (len(text.shingles) + len(self._shingles[j]) - both)
+            if similarity >= self._threshold:
+                found.append((j, similarity))
+        return found
+
+    def add(self, text: Sketch) -> None:
+        """Adds a text, whose number is how many were added before."""
+        if text.shingles:
+            self._index.insert(len(self._shingles), text.hashes)
+        self._shingles.append(text.shingles)
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[Near]:
+    """Returns the pairs of documents that `NearIndex` finds similar.
 
     Args:
         texts: the documents.
@@ -90,19 +138,11 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[Near]:
     Raises:
         FlagError: datasketch is not installed.
     """
-    library = required("datasketch", "audit")
-    index = library.MinHashLSH(threshold=max(0.1, threshold - 0.1), num_perm=_PERMUTATIONS)
-    shingles, found = [grams(text, SHINGLE) for text in texts], []
-    for i, own in enumerate(shingles):
-        if not own:
-            continue
-        sketch = library.MinHash(num_perm=_PERMUTATIONS, seed=1, hashfunc=lambda x: x & 0xFFFFFFFF)
-        sketch.update_batch(list(own))
-        for j in sorted(index.query(sketch)):
-            similarity = len(own & shingles[j]) / len(own | shingles[j])
-            if similarity >= threshold:
-                found.append(Near(j, i, similarity))
-        index.insert(i, sketch)
+    index, found = NearIndex(threshold), []
+    for i, text in enumerate(texts):
+        sketched = index.sketch(text)
+        found += [Near(j, i, similarity) for j, similarity in index.similar(sketched)]
+        index.add(sketched)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from lmjax.inference.score.score import score
 from lmjax.inference.score.texts import Item, ScoreConfig
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.text_task import SECOND, TEXT
+
+# From texts to numbers from 0 to 1.
+Rating = Callable[[Sequence[str]], np.ndarray]
 
 
 def is_classifier(loaded: LoadedModel) -> bool:
@@ -35,6 +38,27 @@ def probabilities(loaded: LoadedModel, texts: Sequence[str], batch_size: int = 3
     found = predict(loaded, encoded(loaded, documents, gold=False), batch_size)
     labels = loaded.task.config.labels
     return {loaded.shown.get(x, x): np.array([each["scores"][x] for each in found]) for x in labels}
+
+
+def label_rate(judge: LoadedModel, label: str, named: str, batch_size: int = 32) -> tuple[str, Rating]:
+    """Returns a label of a classifier, and the function from texts to its probabilities.
+
+    Args:
+        judge: the classifier.
+        label: its label; empty: the last one.
+        named: the flag and the place, for messages.
+        batch_size: rows that are computed together.
+
+    Raises:
+        FlagError: the model is no classifier, or it has no such label.
+    """
+    if not is_classifier(judge):
+        raise FlagError(f"{named}: has no head that classifies texts; name a run or a folder with one")
+    labels = [judge.shown.get(x, x) for x in judge.task.config.labels]
+    if label and label not in labels:
+        raise FlagError(f"{named}: has the labels {', '.join(labels)}; name one of them")
+    own = label or labels[-1]
+    return own, lambda texts: probabilities(judge, texts, batch_size)[own]
 
 
 def rater(loaded: LoadedModel, config: ScoreConfig, batch_size: int = 32) -> tuple[Rate, str]:

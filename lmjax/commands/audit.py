@@ -21,7 +21,7 @@ from lmjax.audit.counterfactual import read_templates
 from lmjax.audit.findings import Section, markdown, part
 from lmjax.audit.lists import OWN
 from lmjax.audit.published import crows_pairs, stereoset, winobias
-from lmjax.audit.raters import probabilities, rater
+from lmjax.audit.raters import Rating, label_rate, rater
 from lmjax.commands.audit_flags import CHECKS
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts
@@ -150,15 +150,13 @@ def _written(
         yield memory.section(written, found, span)
 
 
-def _rater(values: flags.FlagValues) -> continuations.Rate:
+def _rater(values: flags.FlagValues) -> Rating:
     """Returns the function from texts to the probability of the label of --rater."""
     place, label = values["rater"].value, values["rater_label"].value
     with phase(f"loading {place}"):
         judge = load_model(place)
-    labels = list(probabilities(judge, ["a"]))
-    if label and label not in labels:
-        raise FlagError(f"--rater_label={label}: {place} has the labels {', '.join(labels)}")
-    return lambda texts: probabilities(judge, texts, values["batch_size"].value)[label or labels[-1]]
+    named = f"--rater_label={label}: {place}" if label else f"--rater={place}"
+    return label_rate(judge, label or "", named, values["batch_size"].value)[1]
 
 
 def _sampled(values: flags.FlagValues, loaded: LoadedModel, prompts: Prompts) -> list[Written]:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import pydantic
 
 from lmjax.data import files, stdlib
+from lmjax.data.cleaning import Dedup, FilterConfig
 from lmjax.data.columns import Column, read_columns
 from lmjax.data.control import Control
 from lmjax.data.documents import Document
@@ -94,6 +95,18 @@ class DataConfig(Schema):
     )
     bad_records: Literal["error", "skip"] = pydantic.Field(
         "error", description="what a record that cannot be read does: end the command, or be left out"
+    )
+    dedup: Dedup = pydantic.Field(
+        "none",
+        description="which copies of earlier and of held-out documents are left out of the training data: exact; "
+        "loose, whatever their case, punctuation and white space; near, also with most of their runs of five words "
+        "(extra audit)",
+    )
+    dedup_threshold: float = pydantic.Field(
+        0.8, ge=0.2, le=1, description="the Jaccard similarity of the runs of words from which on documents are near"
+    )
+    filter: FilterConfig = pydantic.Field(
+        FilterConfig(), description="which training documents are left out for what they say"
     )
     control: Control = pydantic.Field(
         "none",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from lmjax.objectives.registry import objective_types
 from lmjax.objectives.task import Examples, Task
 from lmjax.parallel import pmap
 from lmjax.parallel.mesh import batch_sharding, check_divisible, make_mesh
+from lmjax.runs.cleaning import REMOVED, told
 from lmjax.runs.data import VOCAB_MULTIPLE, open_data
 from lmjax.runs.identity import IDENTITY, check_identity
 from lmjax.runs.learned import keep
@@ -199,7 +201,9 @@ def build(config: Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None 
     )
     # Written last, so that a failed or killed build leaves nothing that another run would use as its own.
     if jax.process_index() == 0:
-        _write(run, data.identity)
+        _write(run, data.identity, data.removed)
+        for line in told(data.removed):
+            print(line, file=sys.stderr)
     return run
 
 
@@ -221,12 +225,15 @@ def sibling(run: Run, config: Config, own: Config, workdir: pathlib.Path) -> Run
     own = replace(own, filled)
     model = make_model(own.model, run.task.heads, own.adapted)
     made = dataclasses.replace(run, config=own, workdir=workdir, model=model)
-    _write(made, identity)
+    _write(made, identity, read_json(run.workdir / REMOVED) if (run.workdir / REMOVED).exists() else {})
     return made
 
 
-def _write(run: Run, identity: Mapping[str, Any]) -> None:
-    """Writes the tokenizer, the identity of the data, and what the config learned to the workdir of a run."""
+def _write(run: Run, identity: Mapping[str, Any], removed: Mapping[str, Any]) -> None:
+    """Writes to the workdir of a run: its tokenizer, what its data are and lack, and what the config learned."""
+    if removed and not (run.workdir / REMOVED).exists():
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        write_json(run.workdir / REMOVED, removed)
     if not (run.workdir / IDENTITY).exists():
         run.workdir.mkdir(parents=True, exist_ok=True)
         run.tokenizer.save_in(run.workdir)

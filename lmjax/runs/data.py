@@ -19,6 +19,7 @@ from lmjax.errors import FlagError
 from lmjax.objectives.base import Objective
 from lmjax.objectives.registry import objective_types
 from lmjax.phases import phase
+from lmjax.runs.cleaning import check_removed, cleaning
 from lmjax.runs.identity import check_identity, identity_of
 from lmjax.runs.learned import learn
 from lmjax.runs.tokenizer import tokenizer_of
@@ -37,6 +38,7 @@ class OpenData:
         train: the stores of the training sets by name.
         evaluated: those of the evaluation sets.
         identity: what the data and the tokenizer are, by which a workdir recognises them.
+        removed: what was left out of each training set; empty: nothing was.
     """
 
     config: Config
@@ -44,6 +46,7 @@ class OpenData:
     train: Mapping[str, Store]
     evaluated: Mapping[str, Store]
     identity: Mapping[str, Any]
+    removed: Mapping[str, Any]
 
 
 def open_data(config: Config, workdir: pathlib.Path) -> OpenData:
@@ -61,6 +64,9 @@ def open_data(config: Config, workdir: pathlib.Path) -> OpenData:
     splits = _splits(config)
     prints = {name: corpus_fingerprint(path) for name, path in config.data.train_sets.items()}
     identity = _identity(config, prints)
+    clean = cleaning(config.data, splits, prints)
+    if clean is not None:
+        splits, identity = clean.cleaned(), identity | {"cleaning": clean.parts}
     tokenizer = tokenizer_of(config, workdir, splits.train, identity)
     # After the tokenizer, which is that of the texts as they are.
     identity |= {} if config.data.control == "none" else {"control": [config.data.control, config.seed_of("subset")]}
@@ -86,7 +92,9 @@ def open_data(config: Config, workdir: pathlib.Path) -> OpenData:
             )
 
     learned, train, evaluated = _stores(config, splits, store)
-    return OpenData(learned, tokenizer, train, evaluated, whole)
+    removed = {} if clean is None else clean.removed()
+    check_removed(workdir, removed)
+    return OpenData(learned, tokenizer, train, evaluated, whole, removed)
 
 
 def _objective(config: Config) -> type[Objective]:

@@ -1,0 +1,231 @@
+"""Leaves copies, and what a filter finds, out of the training data of a run; the held-out data stays as it is."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmjax.audit.continuations import matches, read_patterns
+from lmjax.audit.duplicates import NearIndex, Sketch, digest, loose
+from lmjax.audit.findings import fingerprint
+from lmjax.audit.raters import Rating, label_rate
+from lmjax.config import write_json
+from lmjax.data.cleaning import Dedup, FilterConfig
+from lmjax.data.documents import Document
+from lmjax.data.sources import DataConfig
+from lmjax.data.splits import Splits
+from lmjax.errors import ConfigMismatchError, DataError
+from lmjax.interop.shards import read_json
+from lmjax.phases import phase
+
+# The file in a workdir with what was left out of its training data.
+REMOVED = "removed.json"
+# Documents that a filter reads together.
+_CHUNK = 1024
+# Why a document is left out.
+HELD_OUT, EARLIER = "copies of a held-out document", "copies of an earlier document"
+
+
+class Rule(NamedTuple):
+    """Leaves out the documents with a rate of at least the threshold."""
+
+    reason: str
+    rate: Rating
+    threshold: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaning:
+    """What is left out of the training sets of a run.
+
+    Attributes:
+        splits: the training and the evaluation sets as they are.
+        rules: of the filter.
+        dedup: which copies are left out.
+        threshold: the similarity of near copies.
+        parts: everything that decides what is left out, for the fingerprint of the data.
+        cache: the folder in which the counts are kept beside the stores.
+    """
+
+    splits: Splits
+    rules: tuple[Rule, ...]
+    dedup: Dedup
+    threshold: float
+    parts: Mapping[str, Any]
+    cache: pathlib.Path
+
+    def cleaned(self) -> Splits:
+        """Returns the sets, of which the training sets lack what is left out; nothing is read before they are."""
+        return self.splits._replace(
+            train={name: functools.partial(self._read, name, read) for name, read in self.splits.train.items()}
+        )
+
+    def removed(self) -> dict[str, dict[str, Any]]:
+        """Returns the counts of each training set: its documents, and by reason those that are left out.
+
+        `documents` also has a digest of which they are, since a classifier may decide otherwise on another machine.
+        """
+        path = self.cache / f"removed-{hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()[:32]}.json"
+        if "_found" in self.__dict__ or not path.exists():
+            write_json(path, self._found[1])
+        return read_json(path)
+
+    def _read(self, name: str, read: Callable[[], Iterator[Document]]) -> Iterator[Document]:
+        return itertools.compress(read(), self._found[0][name])
+
+    @functools.cached_property
+    def _found(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        """Whether each document of each training set is kept, and the counts."""
+        seen = _Seen(self.dedup, self.threshold)
+        with phase("looking for what is left out of the training data"):
+            for read in self.splits.evals.values() if self.dedup != "none" else ():
+                for document in read():
+                    seen.add(document.text, HELD_OUT)
+            kept, counts = {}, {}
+            for name, read in self.splits.train.items():
+                reasons = [reason for texts in _chunks(read()) for reason in self._reasons(texts, seen)]
+                kept[name] = np.array([reason is None for reason in reasons], bool)
+                own = collections.Counter(reason for reason in reasons if reason is not None)
+                if not kept[name].any():
+                    why = ", ".join(f"{count:,} {reason}" for reason, count in own.items())
+                    raise DataError(
+                        f"--config.data.dedup and filter leave none of the {len(reasons):,} training documents of "
+                        f"{name} ({why}); take a weaker filter, or other data"
+                    )
+                names = (*(rule.reason for rule in self.rules), HELD_OUT, EARLIER)
+                bits = hashlib.sha256(np.packbits(kept[name]).tobytes()).hexdigest()[:16]
+                counts[name] = {
+                    "documents": len(reasons),
+                    "left out": {n: own[n] for n in names if own[n]},
+                    "kept": bits,
+                }
+        return kept, counts
+
+    def _reasons(self, texts: Sequence[str], seen: _Seen) -> list[str | None]:
+        """Returns why each text is left out; None: it is not."""
+        found: list[str | None] = [None] * len(texts)
+        for rule in self.rules:
+            left = [i for i, reason in enumerate(found) if reason is None]
+            for i, rate in zip(left, rule.rate([texts[i] for i in left]) if left else (), strict=True):
+                found[i] = rule.reason if rate >= rule.threshold else None
+        # Only what is kept makes a later document a copy.
+        return [seen.copy_of(text) if why is None else why for text, why in zip(texts, found, strict=True)]
+
+
+class _Seen:
+    """The documents that are held out, and those that were kept."""
+
+    def __init__(self, dedup: Dedup, threshold: float):
+        """Takes which documents are copies."""
+        self._dedup, self._keys, self._sides = dedup, {}, []
+        self._near = NearIndex(threshold) if dedup == "near" else None
+
+    def copy_of(self, text: str) -> str | None:
+        """Returns the side of a document of which the text is a copy; None: it is of none, and is added as EARLIER."""
+        if self._dedup == "none":
+            return None
+        if (key := self._key(text)) in self._keys:
+            return self._keys[key]
+        sketched = None
+        if self._near is not None:
+            sketched = self._near.sketch(text)
+            if similar := self._near.similar(sketched):
+                return self._sides[similar[0][0]]
+        self.add(text, EARLIER, sketched)
+        return None
+
+    def add(self, text: str, side: str, sketched: Sketch | None = None) -> None:
+        """Adds a document that may be a copy of another one.
+
+        Args:
+            text: of the document.
+            side: HELD_OUT or EARLIER.
+            sketched: the text in the index of near copies, if it was computed.
+        """
+        self._keys.setdefault(self._key(text), side)
+        if self._near is not None:
+            self._near.add(sketched or self._near.sketch(text))
+            self._sides.append(side)
+
+    def _key(self, text: str) -> int:
+        return digest(text.strip()) if self._dedup == "exact" else loose(text)
+
+
+def cleaning(data: DataConfig, splits: Splits, prints: Mapping[str, str]) -> Cleaning | None:
+    """Returns what is left out of the training sets; None: nothing is.
+
+    Args:
+        data: the config of the data.
+        splits: the training and the evaluation sets.
+        prints: the fingerprints of the training sets.
+
+    Raises:
+        DataError: a file of the filter cannot be read.
+        FlagError: its model is no classifier, has no such label, or a library is not installed.
+    """
+    if data.dedup == "none" and not data.filter.given:
+        return None
+    if data.dedup == "near":
+        NearIndex(data.dedup_threshold)  # says what must be installed before any data is read
+    parts: dict[str, Any] = {"dedup": data.dedup, "sets": dict(prints)}
+    parts |= {"threshold": data.dedup_threshold} if data.dedup == "near" else {}
+    rules, read = _rules(data.filter)
+    return Cleaning(splits, rules, data.dedup, data.dedup_threshold, parts | read, pathlib.Path(data.cache_path))
+
+
+def _rules(config: FilterConfig) -> tuple[tuple[Rule, ...], dict[str, Any]]:
+    """Returns the rules of a filter, and the fingerprints of what they are made from."""
+    rules, parts = [], {}
+    for name in ("words", "patterns"):
+        if path := getattr(config, name):
+            found = read_patterns(path, f"config.data.filter.{name}", words=name == "words")
+            rules.append(Rule(f"with one of the {name}", matches(found), 1.0))
+            parts[name] = fingerprint(path)
+    if config.model:
+        # These modules open runs, whose data this module makes.
+        from lmjax.runs.references import digest_of
+        from lmjax.runs.trained import load_model
+
+        with phase(f"loading {config.model}"):
+            judge = load_model(config.model)
+        named = f"--config.data.filter.model={config.model}" + (f", label={config.label}" if config.label else "")
+        label, rate = label_rate(judge, config.label, named)
+        rules.append(Rule(f"that are {label!r} to the classifier", rate, config.threshold))
+        parts["model"] = [digest_of(judge.params), judge.tokenizer.fingerprint, label, config.threshold]
+    return tuple(rules), parts
+
+
+def check_removed(workdir: pathlib.Path, removed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ConfigMismatchError if other documents were left out when the workdir was begun."""
+    path = workdir / REMOVED
+    if path.exists() and (known := read_json(path)) != removed:
+        changed = [name for name in removed if known.get(name) != removed[name]]
+        raise ConfigMismatchError(
+            f"--workdir={workdir} was trained on other data: the classifier of --config.data.filter.model leaves other "
+            f"documents of {', '.join(changed)} out on this machine; copy the stores of the first one, or use another "
+            "--workdir"
+        )
+
+
+def told(removed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each training set that says what is left out of it."""
+    lines = []
+    for name, own in removed.items():
+        total = own["documents"]
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in own["left out"].items()) or "nothing"
+        lines.append(f"{name}: left out of {total:,} training documents: {reasons}")
+    return lines
+
+
+def _chunks(documents: Iterator[Document]) -> Iterator[list[str]]:
+    while chunk := [document.text for document in itertools.islice(documents, _CHUNK)]:
+        yield chunk
