@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
+from lmjax import cli
 from lmjax.commands.train import train
-from lmjax.errors import ConfigMismatchError, DivergedError, FlagError
+from lmjax.errors import CheckpointError, ConfigMismatchError, DivergedError, FlagError
 from lmjax.runs.workdir import claim_workdir
 from tests.workdirs import bits, losses, resumed_from
 
@@ -162,7 +164,7 @@ def command(corpus):
     flags = {
         "data.held_out": 0.2, "tokenizer.kind": "char", "tokenizer.byte_fallback": "false", "batch_size": 4,
         "accumulation": 2, "task.length": 32, "model.embed_dim": 16, "model.num_heads": 2, "model.mlp_dim": 32,
-        "model.num_layers": 2, "model.dropout.residual": 0.1, "checkpoint.every": 5, "logging.every": 1,
+        "model.num_layers": 1, "model.dropout.residual": 0.1, "checkpoint.every": 5, "logging.every": 1,
         "logging.tensorboard": "false", "evaluation.batches": 2,
     }  # fmt: skip
     overrides = [f"--config.{path}={value}" for path, value in flags.items()]
@@ -174,6 +176,14 @@ def start(command: list[str], workdir: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, f"--workdir={workdir}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def run_here(command: list[str], workdir: pathlib.Path) -> None:
+    """Runs the command in this process, which shows it one device, as another process would have."""
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        cli.run([*command[3:], f"--workdir={workdir}"])
 
 
 def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
@@ -191,21 +201,14 @@ def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -
 def uninterrupted(command, tmp_path_factory):
     """Returns the workdir of that run without an interruption."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    process = start(command, workdir)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    run_here(command, workdir)
     return workdir
 
 
-def test_killed_and_terminated_runs_go_on_bit_for_bit(command, uninterrupted, tmp_path):
+def test_terminated_and_killed_runs_go_on_bit_for_bit(command, uninterrupted, tmp_path):
     broken = tmp_path / "broken"
     process = start(command, broken)
     wait_for_step(process, broken, 13)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-    process = start(command, broken)
-    wait_for_step(process, broken, 35)
     process.send_signal(signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode == 75, output
@@ -213,28 +216,26 @@ def test_killed_and_terminated_runs_go_on_bit_for_bit(command, uninterrupted, tm
     assert "Traceback" not in output
 
     process = start(command, broken)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    wait_for_step(process, broken, 35)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    run_here(command, broken)
     assert bits(broken, LONG) == bits(uninterrupted, LONG)
     assert losses(broken) == losses(uninterrupted)
 
 
-def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command, uninterrupted, tmp_path):
+def test_a_damaged_checkpoint_falls_back_and_none_that_loads_is_an_error(command, uninterrupted, tmp_path, caplog):
     workdir = shutil.copytree(uninterrupted, tmp_path / "run")
     damage(workdir, LONG)
-    process = start(command, workdir)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert f"cannot read step {LONG}" in output
+    run_here(command, workdir)
+    assert f"cannot read step {LONG}" in caplog.text
     assert bits(workdir, LONG) == bits(uninterrupted, LONG)
 
     for checkpoint in (workdir / "checkpoints").iterdir():
         damage(workdir, int(checkpoint.name))
-    process = start(command, workdir)
-    output = process.communicate()[0]
-    assert process.returncode == 66, output
-    assert "no checkpoint can be read" in output
-    assert "start over in another --workdir" in output
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read(.|\n)*start over in another --workdir"):
+        run_here(command, workdir)
 
 
 def test_a_full_disk_is_one_message_and_never_a_checkpoint(command, uninterrupted, tmp_path):
