@@ -4,8 +4,14 @@ import gc
 import os
 import pathlib
 import random
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs that are compiled again, for another test or in a process that a test starts, are read from a folder. Each of
+# pytest's workers has its own: jax writes an entry in place, so that another process could read a part of it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lmjax-programs-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
@@ -25,7 +31,7 @@ WORDS = ("a", "the", "old", "young", "king", "queen", "river", "house", "tree", 
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory):
-    """Points lmjax's cache of stores, tokenizers and compiled programs at a folder of this test session."""
+    """Points lmjax's cache of stores and tokenizers at a folder of this test session."""
     before = os.environ.get("LMJAX_CACHE")
     os.environ["LMJAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
@@ -93,6 +99,10 @@ def _programs_of_one_file():
     if _memory() > _MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
