@@ -15,6 +15,7 @@ from absl import flags
 from pydantic import ValidationError
 
 from lmjax.commands.conversation import Conversation
+from lmjax.commands.filtering import Filter, filter_of, filtered
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
@@ -24,7 +25,7 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask, mask_text
-from lmjax.inference.generate.generate import GenerateConfig, Generation, generate, stream
+from lmjax.inference.generate.generate import GenerateConfig, Generation, stream
 from lmjax.inference.generate.requests import chatting
 from lmjax.inference.loaded import LoadedModel, Text, is_conversation
 from lmjax.model.presets import PRESETS
@@ -48,9 +49,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     place, encoder, defaults = _place(values)
     output = new_file(values["output"].value)
     if encoder:
-        if surplus := [
-            name for name in (*settings, "draft", "conversation") if name not in _OF_MASKS and values[name].value
-        ]:
+        given = (*settings, "draft", "conversation", "filter")
+        if surplus := [name for name in given if name not in _OF_MASKS and values[name].value]:
             raise FlagError(
                 f"--{surplus[0]}: {place} is an encoder, which fills masks and writes no text; leave it out"
             )
@@ -64,6 +64,9 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     if prompts is None and output:
         raise FlagError(f"--output={output}: a conversation is written to the terminal; give --prompts=FILE")
     prepare()
+    kept = filter_of(values)
+    if kept is not None:
+        kept.check(config)
     loaded = _random(values, place) if values["preset"].value else opened(values, place)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
@@ -72,9 +75,9 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     if prompts is None:
         said = Conversation() if loaded.prompts.chat else None
         with history():
-            Repl(settings, functools.partial(_prepared, loaded, draft, said), said).run()
+            Repl(settings, functools.partial(_prepared, loaded, draft, said, kept), said).run()
         return None
-    return _write(loaded, draft, prompts, config, output)
+    return _write(loaded, draft, prompts, config, output, kept)
 
 
 def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
@@ -231,17 +234,28 @@ def _filled(mask: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _prepared(
-    loaded: LoadedModel, draft: LoadedModel | None, said: Conversation | None, settings: Mapping[str, Any]
+    loaded: LoadedModel,
+    draft: LoadedModel | None,
+    said: Conversation | None,
+    kept: Filter | None,
+    settings: Mapping[str, Any],
 ) -> Callable[[str, int], Generation]:
     """Returns a function that prints the text for a prompt, with these settings; prompt i uses seed + i.
 
     In a conversation it also records what was asked and answered; an answer that is interrupted is not recorded.
     """
     config = configure(settings, "the model that was given" if draft else None, loaded.defaults)
+    if kept is not None:
+        kept.check(config)
 
     def write(prompt: str, number: int) -> Generation:
         whole = said.asked(prompt) if said else prompt
-        found = _streamed(loaded, draft, whole, config.model_copy(update={"seed": config.seed + number}))
+        own = config.model_copy(update={"seed": config.seed + number})
+        if kept is None:
+            found = _streamed(loaded, draft, whole, own)
+        else:
+            (((found,),), ((why,),)) = filtered(loaded, draft, Prompts(["--prompt"], [whole]), own, kept)
+            print(kept.shown(found.text, why))
         if said:
             said.answered(prompt, found.text)
         return found
@@ -297,29 +311,35 @@ def _write(
     prompts: Prompts,
     config: GenerateConfig,
     output: pathlib.Path | None,
+    kept: Filter | None = None,
 ) -> list[list[Generation]]:
     """Returns the texts for each prompt, in the order of the prompts, and prints or saves them."""
     several = config.beams is not None and config.beams.num_return > 1
-    if len(prompts.texts) == 1 and not several and not output:
+    if len(prompts.texts) == 1 and not several and not output and kept is None:
         return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0], echo=True)]]
     start = time.perf_counter()
     with phase(f"writing behind {len(prompts.texts):,} prompt(s)"):
-        found = generate(loaded, prompts.texts, config, draft=draft, names=prompts.names)
+        found, why = filtered(loaded, draft, prompts, config, kept)
     _report(sum(len(each.ids) for texts in found for each in texts), time.perf_counter() - start)
+    if kept is not None:
+        print(kept.told(), file=sys.stderr)
     if output:
         write_records(
             output,
             (
-                {"prompt" if isinstance(prompt, str) else MESSAGES: prompt} | dataclasses.asdict(each)
-                for prompt, texts in zip(prompts.texts, found, strict=True)
-                for each in texts
+                {"prompt" if isinstance(prompt, str) else MESSAGES: prompt}
+                | dataclasses.asdict(each)
+                | ({} if kept is None else {"filter": reason})
+                for prompt, texts, of in zip(prompts.texts, found, why, strict=True)
+                for each, reason in zip(texts, of, strict=True)
             ),
         )
         return found
-    for prompt, texts in zip(prompts.texts, found, strict=True):
-        for each in texts:
+    for prompt, texts, of in zip(prompts.texts, found, why, strict=True):
+        for each, reason in zip(texts, of, strict=True):
             score = f" ({each.score:.3f})" if several else ""
             # A prompt of several lines is shown on one line.
             line = " ".join(_shown(prompt).splitlines())
-            print(f"== {line if len(line) <= _SHOWN else line[: _SHOWN - 3] + '...'}{score}\n{each.text}")
+            print(f"== {line if len(line) <= _SHOWN else line[: _SHOWN - 3] + '...'}{score}")
+            print(each.text if kept is None else kept.shown(each.text, reason))
     return found

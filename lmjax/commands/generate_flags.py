@@ -22,6 +22,7 @@ something else.
   lmjax generate --model=qwen/ --conversation                          questions and answers
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
   lmjax generate --workdir=runs/mine --prompt=Once --window=1020 --max_new_tokens=100000    in constant memory
+  lmjax generate --workdir=runs/mine --prompts=in.txt --temperature=1 --filter=resample --filter_words=bad.txt
   lmjax generate --workdir=runs/diffusion --prompt="Once upon" --unmask_steps=16 --unmask_block=8
 """
 
@@ -65,8 +66,24 @@ def define() -> flags.FlagValues:
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
     flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)
     define_generation(values, FIELDS)
+    _define_filter(values)
     define_help(values)
     return values
+
+
+def _define_filter(values: flags.FlagValues) -> None:
+    """Defines the flags of what finds a text, and what is done with it."""
+    how = "what is done with a text that a rule finds: it is refused, written again with another seed, or marked"
+    define_choice(values, "filter", ["refuse", "resample", "mark"], how)
+    define_path(values, "filter_words", "with --filter, a list of words, one a line; case does not matter")
+    define_path(values, "filter_patterns", "with --filter, regular expressions, one a line")
+    classifier = "with --filter, a run or a folder that classifies texts"
+    flags.DEFINE_string("filter_model", None, classifier, flag_values=values)
+    flags.DEFINE_string("filter_label", None, "its label that finds a text (default: the last one)", flag_values=values)
+    probability = "the probability of the label from which on a text is found"
+    flags.DEFINE_float("filter_threshold", 0.5, probability, 1e-6, 1.0, flag_values=values)
+    tries = "with --filter=resample, how often a text is written again; then it is refused"
+    flags.DEFINE_integer("filter_tries", 8, tries, 1, 1000, flag_values=values)
 
 
 def define_generation(values: flags.FlagValues, fields: Mapping[str, str]) -> None:

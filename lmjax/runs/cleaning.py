@@ -10,14 +10,13 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lmjax.audit.continuations import matches, read_patterns
 from lmjax.audit.duplicates import NearIndex, Sketch, digest, loose
+from lmjax.audit.filters import Rule, file_rule, model_rule, reasons
 from lmjax.audit.findings import fingerprint
-from lmjax.audit.raters import Rating, label_rate
 from lmjax.config import write_json
 from lmjax.data.cleaning import Dedup, FilterConfig
 from lmjax.data.documents import Document
@@ -33,14 +32,6 @@ REMOVED = "removed.json"
 _CHUNK = 1024
 # Why a document is left out.
 HELD_OUT, EARLIER = "copies of a held-out document", "copies of an earlier document"
-
-
-class Rule(NamedTuple):
-    """Leaves out the documents with a rate of at least the threshold."""
-
-    reason: str
-    rate: Rating
-    threshold: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,19 +83,19 @@ class Cleaning:
                     seen.add(document.text, HELD_OUT)
             kept, counts = {}, {}
             for name, read in self.splits.train.items():
-                reasons = [reason for texts in _chunks(read()) for reason in self._reasons(texts, seen)]
-                kept[name] = np.array([reason is None for reason in reasons], bool)
-                own = collections.Counter(reason for reason in reasons if reason is not None)
+                found = [reason for texts in _chunks(read()) for reason in self._reasons(texts, seen)]
+                kept[name] = np.array([reason is None for reason in found], bool)
+                own = collections.Counter(reason for reason in found if reason is not None)
                 if not kept[name].any():
                     why = ", ".join(f"{count:,} {reason}" for reason, count in own.items())
                     raise DataError(
-                        f"--config.data.dedup and filter leave none of the {len(reasons):,} training documents of "
+                        f"--config.data.dedup and filter leave none of the {len(found):,} training documents of "
                         f"{name} ({why}); take a weaker filter, or other data"
                     )
                 names = (*(rule.reason for rule in self.rules), HELD_OUT, EARLIER)
                 bits = hashlib.sha256(np.packbits(kept[name]).tobytes()).hexdigest()[:16]
                 counts[name] = {
-                    "documents": len(reasons),
+                    "documents": len(found),
                     "left out": {n: own[n] for n in names if own[n]},
                     "kept": bits,
                 }
@@ -112,11 +103,7 @@ class Cleaning:
 
     def _reasons(self, texts: Sequence[str], seen: _Seen) -> list[str | None]:
         """Returns why each text is left out; None: it is not."""
-        found: list[str | None] = [None] * len(texts)
-        for rule in self.rules:
-            left = [i for i, reason in enumerate(found) if reason is None]
-            for i, rate in zip(left, rule.rate([texts[i] for i in left]) if left else (), strict=True):
-                found[i] = rule.reason if rate >= rule.threshold else None
+        found = reasons(self.rules, texts)
         # Only what is kept makes a later document a copy.
         return [seen.copy_of(text) if why is None else why for text, why in zip(texts, found, strict=True)]
 
@@ -187,8 +174,7 @@ def _rules(config: FilterConfig) -> tuple[tuple[Rule, ...], dict[str, Any]]:
     rules, parts = [], {}
     for name in ("words", "patterns"):
         if path := getattr(config, name):
-            found = read_patterns(path, f"config.data.filter.{name}", words=name == "words")
-            rules.append(Rule(f"with one of the {name}", matches(found), 1.0))
+            rules.append(file_rule(name, path, f"config.data.filter.{name}"))
             parts[name] = fingerprint(path)
     if config.model:
         # These modules open runs, whose data this module makes.
@@ -198,8 +184,8 @@ def _rules(config: FilterConfig) -> tuple[tuple[Rule, ...], dict[str, Any]]:
         with phase(f"loading {config.model}"):
             judge = load_model(config.model)
         named = f"--config.data.filter.model={config.model}" + (f", label={config.label}" if config.label else "")
-        label, rate = label_rate(judge, config.label, named)
-        rules.append(Rule(f"that are {label!r} to the classifier", rate, config.threshold))
+        rule, label = model_rule(judge, config.label, config.threshold, named)
+        rules.append(rule)
         parts["model"] = [digest_of(judge.params), judge.tokenizer.fingerprint, label, config.threshold]
     return tuple(rules), parts
 
