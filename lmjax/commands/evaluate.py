@@ -11,6 +11,7 @@ from absl import flags
 from pydantic import ValidationError
 
 from lmjax import __version__, strict_json
+from lmjax.commands.contaminated import check_training_data, parted
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.evaluate_own import check_new, check_own_flags, generation_config, generation_results, own_results
 from lmjax.commands.flags import set_name
@@ -53,6 +54,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     generation = generation_config(values, task)
     with phase("reading the data"):
         data = {name: read(task, path, fields, own, values["column_names"].value) for name, path in sets.items()}
+    if values["training_data"].value:
+        data = parted(values, data, fields)
     loaded = opened(values, first)
     if values["harness"].value:
         with phase(f"running {values['harness'].value}"):
@@ -99,6 +102,7 @@ def _checked(values: flags.FlagValues) -> tuple[str, ScoreConfig, pathlib.Path |
             raise FlagError(f"--{name}={values[name].value}: is for --harness; give that too, or leave it out")
     output = new_file(values["output"].value)
     check_new(values)
+    check_training_data(values)
     try:
         config = ScoreConfig(**{name: values[name].value for name in (*NUMBERS, *SWITCHES)})
     except ValidationError as e:

@@ -24,6 +24,7 @@ unmasking, a bound on the log-likelihood from --draws forward passes.
   lmjax evaluate --workdir=runs/classifier --data=dev.tsv           text, label: the metrics of its task
   lmjax evaluate --workdir=runs/a,runs/b,runs/c --data=dev.tsv      an ensemble
   lmjax evaluate --workdir=runs/a --against=runs/b --data=dev.tsv   which is better, and is it chance
+  lmjax evaluate --workdir=runs/a --data=dev.tsv --training_data=train.tsv      without contaminated examples too
   lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
 """
 
@@ -61,6 +62,14 @@ def define() -> flags.FlagValues:
         "a file or a quoted glob; or NAME=PATH; may be repeated. Text, JSONL, CSV or TSV, also gzipped; stdlib",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "training_data",
+        None,
+        "training data: the metrics are also given without the examples that stand in it, and of these alone",
+        flag_values=values,
+    )
+    words = "with --training_data, words in a row that make an example contaminated"
+    flags.DEFINE_integer("ngram", 13, words, 1, 1000, flag_values=values)
     for name in FieldNames._fields:
         what = "a text" if name == "text" else f"the {name} of a pair"
         flags.DEFINE_string(f"{name}_field", name, f"the field of JSON, or column, of {what}", flag_values=values)
