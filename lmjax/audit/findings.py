@@ -107,12 +107,17 @@ def markdown(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Se
     """Returns an audit as Markdown; arguments as those of `page.page`."""
     lines = [f"# {title}", "", *(f"* {name}: {value}" for name, value in facts)]
     for section in sections:
-        lines += ["", f"## {section.title}", "", section.note, ""]
-        lines += _pipes(_rows(section)) if section.findings else []
-        if len(section.rows) > 1:
-            lines += ["", *([section.rows_title, ""] if section.rows_title else []), *_pipes(section.rows)]
-        lines += ["", *(f"* `{name}` fingerprint `{digest}`" for name, digest in section.files)]
+        lines += ["", *lines_of(section, "##")]
     return "\n".join([*lines, "", f"Made by `{command}`", ""])
+
+
+def lines_of(section: Section, mark: str) -> list[str]:
+    """Returns a section as lines of Markdown; `mark` begins its heading."""
+    lines = [f"{mark} {section.title}", "", section.note, ""]
+    lines += _pipes(_rows(section)) if section.findings else []
+    if len(section.rows) > 1:
+        lines += ["", *([section.rows_title, ""] if section.rows_title else []), *_pipes(section.rows)]
+    return [*lines, "", *(f"* `{name}` fingerprint `{digest}`" for name, digest in section.files)]
 
 
 def chart(counts: Sequence[int], names: Sequence[str]) -> str:

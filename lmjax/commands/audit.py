@@ -23,6 +23,7 @@ from lmjax.audit.lists import OWN
 from lmjax.audit.published import crows_pairs, stereoset, winobias
 from lmjax.audit.raters import Rating, label_rate, rater
 from lmjax.commands.audit_flags import CHECKS
+from lmjax.commands.card import card
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts
 from lmjax.config import from_json
@@ -48,8 +49,14 @@ def main(values: flags.FlagValues) -> list[Section]:
         print(f"templates written to {path}")
         return []
     place = values[named(values, "audit")].value
-    output = page_path(values["output"].value)
     _check(values)
+    written = new_file(values["card"].value, "card")
+    given = [name for name in CHECKS if values[name].value]
+    line = shlex.join(["lmjax", "audit", *(a for a in sys.argv[2:] if sys.argv[1:2] == ["audit"])])
+    if not given:
+        _write_card(values, written, [], given, line)
+        return []
+    output = page_path(values["output"].value)
     # All files are read before a model is.
     benches = {name: read(values[name].value) for name, read in _BENCHES.items() if values[name].value}
     templates = read_templates(values["templates"].value) if values["templates"].value else None
@@ -85,12 +92,24 @@ def main(values: flags.FlagValues) -> list[Section]:
     facts = [("model", place), ("family", loaded.config.family.label)]
     facts += [("against", values["against"].value)] if other is not None else []
     tell("audit", facts, sections, output)
+    if written is not None:
+        _write_card(values, written, sections, given, line)
     return sections
+
+
+def _write_card(
+    values: flags.FlagValues, path: pathlib.Path, sections: list[Section], given: list[str], line: str
+) -> None:
+    """Writes the model card of --workdir."""
+    path.write_text(card(pathlib.Path(values["workdir"].value), sections, given, line), encoding="utf-8")
+    print(f"\nmodel card written to {path}")
 
 
 def _check(values: flags.FlagValues) -> None:
     """Raises FlagError for flags that do not fit together."""
-    if not any(values[name].value for name in CHECKS):
+    if values["card"].value and not values["workdir"].value:
+        raise FlagError("--card: is made from the files of a run; name the model by --workdir=DIR")
+    if not any(values[name].value for name in (*CHECKS, "card")):
         raise FlagError(f"lmjax audit needs one of {', '.join(f'--{name}' for name in CHECKS)}, what is audited")
     check_numbers(values, "temperature", "top_p")
     given = [name for name in _OF_PROMPTS if values[name].value] + (["memorised"] if values["memorised"].value else [])

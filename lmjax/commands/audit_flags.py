@@ -13,6 +13,7 @@ a file that you name, in the format in which it was published; a quoted glob nam
   lmjax audit --model=gpt2/ --winobias='winobias/*.txt' --crows_pairs=crows_pairs_anonymized.csv --stereoset=dev.json
   lmjax audit --workdir=runs/sentiment --templates=own                                  gaps of a classifier
   lmjax audit --model=gpt2/ --prompts=prompts.txt --rater=runs/toxic --words=words.txt  what it writes
+  lmjax audit --workdir=runs/mine --card=MODEL_CARD.md --templates=own                  a model card
   lmjax audit --model=gpt2/ --templates=own --against=runs/tuned                        two models, paired
 """
 # Each names the files of a check.
@@ -57,6 +58,8 @@ def define() -> flags.FlagValues:
     )
     flags.DEFINE_integer("span", 16, "with --memorised, tokens of a span", 2, 10_000, flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, 4096, flag_values=values)
+    card = "a new file for a model card from the files of --workdir, with the checks that are given"
+    define_path(values, "card", card)
     define_path(values, "output", "a new .html or .md file (default: audit.html; - : none)", "audit.html")
     define_model(values)
     define_help(values)

@@ -16,24 +16,8 @@ def lines(path, *records):
 
 
 def test_contaminated_examples_are_measured_apart(folder, tmp_path, capsys):
-    words = [
-        "the",
-        "old",
-        "king",
-        "goes",
-        "under",
-        "the",
-        "tree",
-        "and",
-        "the",
-        "young",
-        "queen",
-        "never",
-        "sees",
-        "the",
-        "river",
-        "again",
-    ]
+    words = "the old king goes under the tree and the young queen never sees the river again"
+    words = words.replace("again", "and the house").split()
     texts = [" ".join(words), "A queen sees.", " ".join(words[::-1])]
     data = lines(tmp_path / "dev.jsonl", *({"text": text} for text in texts))
     # The first text stands in the training data with other case and punctuation; of the third, twelve words in a row.
