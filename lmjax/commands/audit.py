@@ -15,6 +15,7 @@ from absl import flags
 from lmjax.analysis.page import page
 from lmjax.audit import bench, continuations, counterfactual, memory
 from lmjax.audit.association import associations, read_tests
+from lmjax.audit.canaries import canaries
 from lmjax.audit.choices import bbq
 from lmjax.audit.continuations import Written, file_prints, matches, read_patterns
 from lmjax.audit.counterfactual import read_templates
@@ -59,6 +60,8 @@ def main(values: flags.FlagValues) -> list[Section]:
     output = page_path(values["output"].value)
     # All files are read before a model is.
     benches = {name: read(values[name].value) for name, read in _BENCHES.items() if values[name].value}
+    if path := values["canaries"].value:
+        benches["canaries"] = canaries(path, values["canary_samples"].value, values["seed"].value)
     templates = read_templates(values["templates"].value) if values["templates"].value else None
     tests = read_tests(values["weat"].value) if values["weat"].value else None
     prompts = read_prompts((), values["prompts"].value) if values["prompts"].value else None

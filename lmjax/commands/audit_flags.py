@@ -17,7 +17,7 @@ a file that you name, in the format in which it was published; a quoted glob nam
   lmjax audit --model=gpt2/ --templates=own --against=runs/tuned                        two models, paired
 """
 # Each names the files of a check.
-CHECKS = ("crows_pairs", "winobias", "stereoset", "bbq", "templates", "weat", "prompts")
+CHECKS = ("crows_pairs", "winobias", "stereoset", "bbq", "templates", "weat", "canaries", "prompts")
 
 
 def define() -> flags.FlagValues:
@@ -30,6 +30,7 @@ def define() -> flags.FlagValues:
         "bbq": "JSONL of BBQ: accuracy and bias of answers",
         "templates": "JSON of counterfactual templates, or own: those of lmjax; gaps of labels or of likelihoods",
         "weat": "JSON of WEAT or SEAT tests, on the vectors of texts",
+        "canaries": "JSONL or CSV of planted texts and the secret in each: exposure",
         "prompts": "prompts that the model continues: one a line, or JSONL or CSV with a field prompt",
     }
     for name, text in texts.items():
@@ -56,6 +57,8 @@ def define() -> flags.FlagValues:
         "with --prompts, count spans of the texts that stand in the training data",
         flag_values=values,
     )
+    secrets = "with --canaries, other secrets that each is compared with"
+    flags.DEFINE_integer("canary_samples", 500, secrets, 99, 1_000_000, flag_values=values)
     flags.DEFINE_integer("span", 16, "with --memorised, tokens of a span", 2, 10_000, flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, 4096, flag_values=values)
     card = "a new file for a model card from the files of --workdir, with the checks that are given"
