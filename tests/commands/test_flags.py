@@ -45,7 +45,7 @@ def answer(*argv: str) -> str:
         (("train", "--num_layers=3"), "--num_layers: no such flag; did you mean --config.model.num_layers?"),
         (("train", "--batch-size=3"), "did you mean --batch_size?"),
         (("train", "--learning-rte=3"), "did you mean --learning_rate?"),
-        (("train", "--every=3"), "did you mean --config.model.moe.every or --config.evaluation.every or"),
+        (("train", "--every=3"), "did you mean --config.model.moe.every or "),
         (("train", "--dropout=0.1"), "did you mean --config.model.dropout.residual or"),
         (("train", "--dropout_rate=0.1"), "it is now --config.model.dropout.residual"),
         (
