@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lmjax import __version__, strict_json
 from lmjax.commands.contaminated import check_training_data, parted
 from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
+from lmjax.commands.evaluate_long import long_config, long_results
 from lmjax.commands.evaluate_own import check_new, check_own_flags, generation_config, generation_results, own_results
 from lmjax.commands.flags import set_name
 from lmjax.commands.models import described, named, opened, places, prepare
@@ -23,6 +24,7 @@ from lmjax.data.records import FieldNames
 from lmjax.data.sources import STDLIB
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import BOUNDS, Measured
+from lmjax.evaluation.long_context import LONG
 from lmjax.evaluation.tasks import GENERATION, OWN, evaluate, read
 from lmjax.inference.ensemble import joined
 from lmjax.inference.loaded import LoadedModel
@@ -50,8 +52,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
         if values["task"].value == OWN or known.has_task:
             task, own = OWN, known.task
     if own is None:
-        check_own_flags(values, place, others, generating=task == GENERATION)
-    generation = generation_config(values, task)
+        check_own_flags(values, place, others, task)
+    generation, suite = generation_config(values, task), long_config(values, task)
     with phase("reading the data"):
         data = {name: read(task, path, fields, own, values["column_names"].value) for name, path in sets.items()}
     if values["training_data"].value:
@@ -63,6 +65,8 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     elif own is not None:
         models = [loaded, *(opened(values, other) for other in others)]
         results = own_results(values, models, {name: found.records for name, found in data.items()})
+    elif task == LONG:
+        results = long_results(values, loaded, data, suite)
     elif task == GENERATION:
         models = joined([loaded, *(opened(values, other) for other in others)])
         results = generation_results(values, models, data, generation)
@@ -76,6 +80,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     if loaded.unmasks:
         kind = f"upper bounds of nats and bits, from {config.draws} sets of masks for each text"
     kind = "generated targets, 95 % intervals over the pairs" if task == GENERATION else kind
+    kind = "shares of right answers by depth, and loss by position" if task == LONG else kind
     kind = f"{own.name}, 95 % intervals over the records" if own else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
     if output is not None:

@@ -25,6 +25,7 @@ unmasking, a bound on the log-likelihood from --draws forward passes.
   lmjax evaluate --workdir=runs/a,runs/b,runs/c --data=dev.tsv      an ensemble
   lmjax evaluate --workdir=runs/a --against=runs/b --data=dev.tsv   which is better, and is it chance
   lmjax evaluate --workdir=runs/a --data=dev.tsv --training_data=train.tsv      without contaminated examples too
+  lmjax evaluate --model=runs/mine --task=long_context --data=stdlib --lengths=256,512 --figures=maps
   lmjax evaluate --model=runs/mine --harness=lambada_openai         tasks of lm-evaluation-harness
 """
 
@@ -34,6 +35,7 @@ TASKS = {
     "choices": "share of questions whose likeliest choice is the answer; each directly follows its context",
     "pairs": "log-likelihood of the targets given their sources",
     "generation": "BLEU, chrF, ROUGE and exact match of targets generated for sources (--beams, --max_new_tokens)",
+    "long_context": "what a decoder finds again in long texts, by --lengths and --depths, and its loss by position",
     "own": "the metrics of what the model was fine-tuned for, such as a classifier's accuracy, with 95 % intervals",
 }
 # Fields of ScoreConfig that are flags.
@@ -54,7 +56,11 @@ def define() -> flags.FlagValues:
         "predictions",
         "of a fine-tuned model or of generation, a new JSON Lines file: each record, gold and prediction",
     )
-    define_path(values, "figures", "of a fine-tuned model, a folder for PNG files such as the confusion matrix")
+    define_path(
+        values,
+        "figures",
+        "a folder for PNG files: of a fine-tuned model such as its confusion matrix, of long_context heat maps",
+    )
     define_path(values, "against", "a second fine-tuned model, compared with the first on the same records")
     flags.DEFINE_multi_string(
         "data",
@@ -83,6 +89,12 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "max_new_tokens", None, "of --task=generation, tokens of a target (default: 64)", 1, flag_values=values
     )
+    suite = facts.fields("lmjax.evaluation.long_context", "LongConfig")
+    text = f"of --task=long_context, {suite['lengths'].description}, joined by commas (default: 128,256,512)"
+    flags.DEFINE_list("lengths", None, text, flag_values=values)
+    for name in ("depths", "examples"):
+        text = f"of --task=long_context, {suite[name].description} (default: {suite[name].default})"
+        flags.DEFINE_integer(name, None, text, 1, flag_values=values)
     known = facts.fields("lmjax.inference.score.texts", "ScoreConfig")
     for name in (*NUMBERS, *SWITCHES):
         default, text, _ = known[name]

@@ -14,6 +14,7 @@ from lmjax.commands.prompts import new_file, write_records
 from lmjax.commands.table import aligned
 from lmjax.data.documents import Document
 from lmjax.errors import FlagError
+from lmjax.evaluation.long_context import LONG
 from lmjax.evaluation.predicted import Evaluated, compared, evaluate_models
 from lmjax.evaluation.tasks import GENERATION, Data, generated, generation_metrics
 from lmjax.inference.generate.config import GenerateConfig
@@ -33,9 +34,11 @@ def check_new(values: flags.FlagValues) -> None:
             raise FlagError(f"--figures={values['figures'].value}: cannot be made ({e.strerror}); name another") from e
 
 
-def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str], generating: bool) -> None:
-    """Raises FlagError for what only fine-tuned models have; generation too has predictions, and ensembles."""
-    names = [name for name in _FLAGS if not (generating and name == "predictions")]
+def check_own_flags(values: flags.FlagValues, place: str, others: Sequence[str], task: str) -> None:
+    """Raises FlagError for what only fine-tuned models have, apart from what the task has too."""
+    generating = task == GENERATION
+    also = {GENERATION: ("predictions",), LONG: ("predictions", "figures")}.get(task, ())
+    names = [name for name in _FLAGS if name not in also]
     given = [f"--{name}={values[name].value}" for name in names if values[name].value]
     if others and not generating:
         given.insert(0, f"the ensemble {place}")

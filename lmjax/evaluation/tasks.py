@@ -12,6 +12,7 @@ from lmjax.data.sources import read_documents
 from lmjax.errors import FlagError
 from lmjax.evaluation.generated import targets, text_metrics
 from lmjax.evaluation.intervals import of_means
+from lmjax.evaluation.long_context import LONG, long_shares
 from lmjax.evaluation.predicted import as_documents, evaluate_models
 from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
@@ -54,8 +55,8 @@ def evaluate(
             (context, choices, index of the right one from 0) for `choices`, of (source, target) for `pairs`
             and `generation`, of mappings from columns to values for `own`.
         config: settings of scoring.
-        task: perplexity, minimal_pairs, choices, pairs or generation; or `own`, the task that the model was
-            fine-tuned for.
+        task: perplexity, minimal_pairs, choices, pairs, generation or long_context; or `own`, the task that the model
+            was fine-tuned for.
         fields: the names of the fields of texts and pairs, for files.
         generation: for `generation`, its settings; None: the model's own.
 
@@ -172,12 +173,18 @@ def _own(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
     return evaluate_models([loaded], data.records, config.batch_tokens).metrics()
 
 
+def _long_context(loaded: LoadedModel, data: Data, config: ScoreConfig) -> Metrics:
+    """Returns the mean share of right answers of each task of the suite, over all lengths and depths."""
+    return long_shares(loaded, data.records)
+
+
 TASKS: dict[str, Callable[[LoadedModel, Data, Any], Metrics]] = {
     "perplexity": _perplexity,
     "minimal_pairs": _minimal_pairs,
     "choices": _choices,
     "pairs": _pairs,
     GENERATION: _generation,
+    LONG: _long_context,
     OWN: _own,
 }
 
