@@ -13,7 +13,7 @@ from lmjax.errors import FlagError
 from lmjax.interop import gguf_model, stablehlo
 from lmjax.interop.export import check_free, choose_family, exported_heads
 from lmjax.interop.gguf_vocabulary import check_vocabulary
-from lmjax.runs.trained import Pretrained, load_model, storage_mesh
+from lmjax.runs.trained import Pretrained, loaded_model, storage_mesh
 
 # Flags of checkpoints of Hugging Face, which have no meaning in other formats.
 _OF_CHECKPOINTS = ("family", "shard_gb")
@@ -59,11 +59,7 @@ def _check_stablehlo(values: flags.FlagValues) -> None:
 
 def write_stablehlo(source: Pretrained, folder: pathlib.Path, values: flags.FlagValues) -> dict[str, str]:
     """Writes StableHLO programs with their weights, and returns the lines of the report."""
-    del source
-    place = values["from"].value or values["workdir"].value
-    loaded = load_model(
-        place, step=values["step"].value, dtype=values["dtype"].value, accept_fields=values["accept_fields"].value
-    )
+    loaded = loaded_model(source, dtype=values["dtype"].value)
     sizes = stablehlo.write_programs(loaded, folder, loaded.tokenizer.save_in)
     return {
         "model": loaded.config.family.label,

@@ -20,7 +20,7 @@ from flax import struct
 from pydantic import Field
 
 from lmjax.model.codes import FORMS, packed, unpacked
-from lmjax.model.parameter_paths import input_axes, is_hidden_matrix, map_named, names_of
+from lmjax.model.parameter_paths import input_axes, is_hidden_matrix, names_of
 from lmjax.schema import Schema
 
 PyTree = Any
@@ -175,12 +175,20 @@ def is_quantized(x: Any) -> bool:
 
 
 def quantize_layers(params: PyTree, config: QuantizationConfig | None = None) -> PyTree:
-    """Returns parameters whose kernels in layers are in few bits; None: 8-bit integers."""
+    """Returns parameters whose kernels in layers are in few bits; those that are already stay as they are.
 
-    def of(names: tuple[str, ...], leaf: jax.Array) -> jax.Array | Quantized:
-        return quantized(leaf, input_axes(names, leaf.ndim), config) if is_hidden_matrix(names) else leaf
+    Args:
+        params: of a model.
+        config: the form; None: 8-bit integers with a scale for each output.
+    """
 
-    return jax.jit(lambda tree: map_named(of, tree))(params)
+    def of(path: tuple, leaf: jax.Array | Quantized) -> jax.Array | Quantized:
+        names = names_of(path)
+        if is_quantized(leaf) or not is_hidden_matrix(names):
+            return leaf
+        return quantized(leaf, input_axes(names, leaf.ndim), config)
+
+    return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(of, tree, is_leaf=is_quantized))(params)
 
 
 def boxed_codes(params: PyTree, config: QuantizationConfig) -> PyTree:
@@ -222,7 +230,9 @@ def rounded_layers(params: PyTree) -> PyTree:
 
     def rounded(params: PyTree) -> PyTree:
         kept = quantize_layers(params)
-        return jax.tree.map(lambda x, own: x.astype(own.dtype), kept, params, is_leaf=is_quantized)
+        return jax.tree.map(
+            lambda x, own: own if is_quantized(own) else x.astype(own.dtype), kept, params, is_leaf=is_quantized
+        )
 
     return jax.jit(rounded)(params)
 

@@ -102,6 +102,13 @@ def test_the_gradient_passes_through_to_the_input(dtype):
     )
 
 
+def test_kernels_that_are_codes_already_stay_as_they_are():
+    tree = {"backbone": {"stack": {"layer_0": {"mlp": {"up": {"kernel": jnp.ones((4, 6)) / 3}}}}}}
+    codes = quantize_layers(tree, QuantizationConfig(weights="int4"))
+    for again in (quantize_layers(codes), rounded_layers(codes)):
+        jax.tree.map(np.testing.assert_array_equal, again, codes)
+
+
 def test_a_column_of_zeros_stays_zero():
     whole = quantized(jnp.zeros((4, 3)).at[0, 0].set(2.0), (0,))
     np.testing.assert_array_equal(whole.astype("float32"), np.zeros((4, 3)) + 2.0 * (np.arange(12).reshape(4, 3) == 0))

@@ -1,6 +1,6 @@
 """Methods of compression: the bytes of a model against its quality, each paired with the model itself.
 
-    python experiments/bench/compression.py --model=runs/sst2 --data=dev.tsv --calibration=train.tsv \
+    python experiments/bench/compressed_models.py --model=runs/sst2 --data=dev.tsv --calibration=train.tsv \
         --column_names=text,label --to=runs/sst2-small
 
 Each method of GRID compresses the model as `lmjax compress` does, and the result is measured on all records of --data:
