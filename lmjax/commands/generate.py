@@ -18,7 +18,7 @@ from lmjax.commands.conversation import Conversation
 from lmjax.commands.filtering import Filter, filter_of, filtered
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
 from lmjax.commands.models import named, opened, prepare
-from lmjax.commands.prompts import Prompts, new_file, read_prompts, write_records
+from lmjax.commands.prompts import Prompts, new_file, prompt_files, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
 from lmjax.data.chat import MESSAGES
 from lmjax.data.fast_tokenizer import load_tokenizer
@@ -26,6 +26,7 @@ from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask, mask_text
 from lmjax.inference.generate.generate import GenerateConfig, Generation, stream
+from lmjax.inference.generate.prompt_cache import PromptFiles
 from lmjax.inference.generate.requests import chatting
 from lmjax.inference.loaded import LoadedModel, Text, is_conversation
 from lmjax.model.presets import PRESETS
@@ -67,6 +68,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     kept = filter_of(values)
     if kept is not None:
         kept.check(config)
+    one = bool(not encoder and prompts and len(prompts.texts) == 1 and not output and kept is None and not config.beams)
+    files = prompt_files(values, one)
     loaded = _random(values, place) if values["preset"].value else opened(values, place)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
@@ -77,7 +80,7 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
         with history():
             Repl(settings, functools.partial(_prepared, loaded, draft, said, kept), said).run()
         return None
-    return _write(loaded, draft, prompts, config, output, kept)
+    return _write(loaded, draft, prompts, config, output, kept, files)
 
 
 def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
@@ -269,6 +272,7 @@ def _streamed(
     prompt: Text,
     config: GenerateConfig,
     name: str = "--prompt",
+    files: PromptFiles | None = None,
     *,
     echo: bool = False,
 ) -> Generation:
@@ -276,7 +280,7 @@ def _streamed(
     start = time.perf_counter()
     first, found = None, None
     with phase("compiling, and reading the prompt"):
-        pieces = stream(loaded, prompt, config, draft=draft, name=name)
+        pieces = stream(loaded, prompt, config, draft=draft, name=name, files=files)
         opening = list(itertools.islice(pieces, 1))
     if echo:
         # The prompt goes to stderr: a terminal shows both, and a pipe receives only the generated text.
@@ -312,11 +316,12 @@ def _write(
     config: GenerateConfig,
     output: pathlib.Path | None,
     kept: Filter | None = None,
+    files: PromptFiles | None = None,
 ) -> list[list[Generation]]:
     """Returns the texts for each prompt, in the order of the prompts, and prints or saves them."""
     several = config.beams is not None and config.beams.num_return > 1
     if len(prompts.texts) == 1 and not several and not output and kept is None:
-        return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0], echo=True)]]
+        return [[_streamed(loaded, draft, prompts.texts[0], config, prompts.names[0], files, echo=True)]]
     start = time.perf_counter()
     with phase(f"writing behind {len(prompts.texts):,} prompt(s)"):
         found, why = filtered(loaded, draft, prompts, config, kept)

@@ -62,6 +62,8 @@ def define() -> flags.FlagValues:
     define_path(values, "prompts", prompts)
     output = "a new JSONL file for prompt, text, ids, score and finished, in place of the terminal"
     define_path(values, "output", output)
+    define_path(values, "prompt_cache", "a file of --save_prompt_cache: only what follows its beginning is read")
+    define_path(values, "save_prompt_cache", "a new file for the keys and values of the prompt")
     presets = sorted(facts.names("lmjax.model.presets", "PRESETS"))
     define_choice(values, "preset", presets, "a model of published size with random weights; needs --tokenizer")
     flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)

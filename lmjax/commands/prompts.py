@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+from absl import flags
+
 from lmjax import strict_json
 from lmjax.data.fields import has_fields
 from lmjax.data.files import Faults, read_file, read_lines
 from lmjax.errors import DataError, FlagError
 from lmjax.evaluation.records import prompt, read_records
+from lmjax.inference.generate.prompt_cache import PromptFiles
 
 
 class Prompts(NamedTuple):
@@ -103,3 +106,22 @@ def write_records(output: pathlib.Path, records: Iterable[Mapping[str, Any]]) ->
     with output.open("x", encoding="utf-8") as file:
         for record in records:
             file.write(strict_json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def prompt_files(values: flags.FlagValues, one: bool) -> PromptFiles | None:
+    """Returns the files of --prompt_cache and --save_prompt_cache; None: neither is given.
+
+    Args:
+        values: the flags.
+        one: whether one text is written behind one prompt, to the terminal.
+
+    Raises:
+        FlagError: one is given and `one` is False.
+    """
+    given = {name: values[name].value for name in ("prompt_cache", "save_prompt_cache")}
+    if not any(given.values()):
+        return None
+    if not one:
+        flag = next(f"--{name}={path}" for name, path in given.items() if path)
+        raise FlagError(f"{flag}: is for a decoder and one --prompt, whose text goes to the terminal; leave it out")
+    return PromptFiles(*(pathlib.Path(path) if path else None for path in given.values()))

@@ -13,13 +13,14 @@ from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint
 from lmjax.inference.generate.processors import Processors
 from lmjax.inference.generate.progress import TextProgress, finish_reason, text_stream
+from lmjax.inference.generate.prompt_cache import PromptFiles, check_files
 from lmjax.inference.generate.requests import Request, answering, batches, check_memory, make_requests
 from lmjax.inference.generate.rolling import RollingWriting, check_window
 from lmjax.inference.generate.sampling import Sampling
 from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import Generation
 from lmjax.inference.generate.unmask import Masked, masked_requests, refuse, unmask
-from lmjax.inference.generate.writing import Writing
+from lmjax.inference.generate.writing import Writing, read_alone
 from lmjax.inference.loaded import LoadedModel, Text, check_arguments, check_length, check_list
 from lmjax.streams import SEEDS
 
@@ -90,6 +91,7 @@ def generate(
     seeds: Sequence[int] | None = None,
     draft: LoadedModel | None = None,
     names: Sequence[str] | None = None,
+    files: PromptFiles | None = None,
 ) -> list[list[Generation]]:
     """Returns the texts generated for each prompt, best first: one, or `config.beams.num_return`.
 
@@ -105,6 +107,7 @@ def generate(
         draft: a smaller model with the same tokenizer, whose guesses the model checks several at a time (speculative
             decoding). The texts have the same distribution as without it.
         names: the names of the prompts in error messages, such as a file and a line; None: their number.
+        files: for one prompt, the file from which its beginning is taken, and the one to which its cache is written.
 
     Raises:
         FlagError: an empty prompt, one that is too long, an id outside the vocabulary, or a constraint that no text
@@ -113,6 +116,7 @@ def generate(
     config = resolved(loaded, config, drafted=draft is not None)
     loaded = answering(loaded, prompts)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
+    check_files(loaded, config, len(prompts), files, drafted=draft is not None)
     if loaded.unmasks:
         return _unmasked(loaded, requests, config)
     results: list[list[Generation]] = [[]] * len(requests)
@@ -121,7 +125,7 @@ def generate(
         if config.beams is not None:
             found = _beams(loaded, batch, config)
         else:
-            found = [[each] for each in _Texts(loaded, batch, config, constraint, draft).all()]
+            found = [[each] for each in _Texts(loaded, batch, config, constraint, draft, files).all()]
         for request, generations in zip(batch, found, strict=True):
             results[request.index] = generations
     return results
@@ -134,6 +138,7 @@ def stream(
     *,
     draft: LoadedModel | None = None,
     name: str = "--prompt",
+    files: PromptFiles | None = None,
 ) -> Iterator[str | Generation]:
     """Yields the generated text in parts, and at the end a `Generation` of the whole text.
 
@@ -144,11 +149,12 @@ def stream(
     config = resolved(loaded, config, drafted=draft is not None)
     loaded = answering(loaded, [prompt])
     requests, constraint = check(loaded, [prompt], config, draft=draft, names=[name])
+    check_files(loaded, config, 1, files, drafted=draft is not None)
     if config.beams is not None or loaded.unmasks:
         whole = _unmasked if loaded.unmasks else _beams
         (best, *_) = whole(loaded, requests, config)[0]
         return iter((best.text, best))
-    return _Texts(loaded, requests, config, constraint, draft).pieces()
+    return _Texts(loaded, requests, config, constraint, draft, files).pieces()
 
 
 def resolved(loaded: LoadedModel, config: GenerateConfig | None, *, drafted: bool = False) -> GenerateConfig:
@@ -219,7 +225,9 @@ class _Texts:
         config: GenerateConfig,
         constraint: Constraint | None,
         draft: LoadedModel | None,
+        files: PromptFiles | None = None,
     ):
+        files = files or PromptFiles()
         self._config, stop = config, stop_ids(loaded, config)
         given = config.processors.model_dump(exclude_defaults=True)
         bans = ", ".join(f"{name}={value}" for name, value in given.items())
@@ -231,8 +239,14 @@ class _Texts:
             self._writing = SpeculativeWriting(loaded, draft, batch[0], strategy, config, stop)
             return
         if config.window is not None:
-            self._writing = RollingWriting(loaded, batch[0], strategy, config, stop, allowed=self._allowed())
+            self._writing = RollingWriting(
+                loaded, batch[0], strategy, config, stop, allowed=self._allowed(), files=files
+            )
             return
+        read = None
+        if files != PromptFiles():
+            with loaded.on_devices():
+                read = read_alone(loaded, batch[0], config, stop, files)
         self._writing = Writing(
             loaded,
             batch,
@@ -242,6 +256,7 @@ class _Texts:
             chunk=config.prefill_chunk,
             kind=config.cache,
             allowed=self._allowed(),
+            read=read,
         )
 
     def all(self) -> list[Generation]:

@@ -19,6 +19,7 @@ import numpy as np
 from lmjax.errors import FlagError
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.decode import row_fields
+from lmjax.inference.generate.prompt_cache import PromptFiles, load, save
 from lmjax.inference.generate.requests import Request
 from lmjax.inference.generate.strategy import ChoiceInput, Strategy
 from lmjax.inference.loaded import LoadedModel, longest_row
@@ -171,6 +172,7 @@ class RollingWriting:
         stop: Sequence[int],
         *,
         allowed: np.ndarray | None = None,
+        files: PromptFiles = PromptFiles(),  # noqa: B008
     ):
         """Reads the prompt and chooses the first token."""
         self._loaded, self._strategy = loaded, strategy
@@ -178,10 +180,15 @@ class RollingWriting:
         self._ids, self._count = np.zeros(config.max_new_tokens, np.int32), 0
         with loaded.on_devices():
             cache = empty_cache(loaded.config, config.sinks, config.window, config.cache)
-            for start in range(0, len(prompt), chunk):
+            done = 0
+            if files.load is not None:
+                done, cache = load(files.load, loaded, request.prompt, config)
+            for start in range(done, len(prompt), chunk):
                 piece = prompt[start : start + chunk]
                 tokens = np.pad(piece, (0, chunk - len(piece)))
                 logits, cache = read(loaded.params, tokens, np.int32(len(piece)), cache, model=loaded.model)
+            if files.save is not None:
+                save(files.save, loaded, request.prompt, cache, config)
             zero, limit = np.int32(0), np.int32(config.max_new_tokens)
             stops = np.array(sorted(set(stop)) or [-1], np.int32)
             now = Rolling(cache, strategy.start([request.seed], 1), zero, zero, limit, stops)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.inference.generate import decode
+from lmjax.inference.generate.config import GenerateConfig
+from lmjax.inference.generate.prompt_cache import PromptFiles, load, save
 from lmjax.inference.generate.requests import Request, bucket, columns
 from lmjax.inference.generate.strategy import Strategy
 from lmjax.inference.loaded import LoadedModel, longest_row
@@ -48,6 +50,43 @@ def read_prompts(
     for piece in others:
         logits, cache = decode.extend(loaded.params, piece, cache, model=model)
     return logits, cache, fields
+
+
+def read_alone(
+    loaded: LoadedModel, request: Request, config: GenerateConfig, stop: Sequence[int], files: PromptFiles
+) -> tuple[jax.Array, Cache, dict[str, np.ndarray]]:
+    """Returns what `read_prompts` does for one request whose cache comes from a file, or goes to one.
+
+    There is no padding, because in layers with a window it would take the slots of tokens.
+    """
+    prompt, room, model = np.array([request.prompt], np.int32), bucket(config.max_new_tokens), loaded.model
+    done, width = 0, prompt.shape[1]
+    cache = model.empty_cache(1, width + room, kind=config.cache)
+    if files.load is not None:
+        done, before = load(files.load, loaded, request.prompt, config)
+        cache = jax.jit(lambda whole, part: whole.put(0, part))(cache, before)
+    for start in range(done, width, config.prefill_chunk):
+        piece = prompt[:, start : start + config.prefill_chunk]
+        places = np.arange(start, start + piece.shape[1], dtype=np.int32)[None]
+        fields = decode.row_fields(model, piece, places)
+        if cache.filled is None:
+            logits, cache = decode.prefill(loaded.params, fields, model=model, capacity=width + room, kind=config.cache)
+        else:
+            logits, cache = decode.extend(loaded.params, fields, cache, model=model)
+    if files.save is not None:
+        save(files.save, loaded, request.prompt, cache, config)
+    return (
+        logits,
+        cache,
+        {
+            "tokens": np.pad(prompt, ((0, 0), (0, room)), constant_values=loaded.tokenizer.pad_id),
+            "written": np.arange(width + room)[None] < width,
+            "column": np.full(1, width, np.int32),
+            "count": np.zeros(1, np.int32),
+            "limit": np.full(1, config.max_new_tokens, np.int32),
+            "stop": np.array(sorted(set(stop)) or [-1], np.int32),
+        },
+    )
 
 
 def prompt_fields(
@@ -138,6 +177,7 @@ class Writing:
         chunk: int,
         kind: CacheType = "compute",
         allowed: np.ndarray | None = None,
+        read: tuple[jax.Array, Cache, dict[str, np.ndarray]] | None = None,
     ):
         """Reads the prompts and chooses the first tokens.
 
@@ -150,13 +190,14 @@ class Writing:
             chunk: tokens of a prompt that are read in one pass.
             kind: of the cache.
             allowed: bool `[requests, vocab]`: ids allowed for the first token; None: all.
+            read: the result of `read_alone` for the only request; None: the prompts are read here.
         """
         self.requests, self._loaded, self._strategy = tuple(requests), loaded, strategy
         # Rows that fill up the batch repeat its first request, so that they end when it ends.
         self._surplus = (1 << (len(requests) - 1).bit_length()) - len(requests)
         rows = [*requests, *[requests[0]] * self._surplus]
         with loaded.on_devices():
-            logits, cache, prompts = read_prompts(
+            logits, cache, prompts = read or read_prompts(
                 loaded,
                 rows,
                 new_columns=bucket(max_new_tokens),
