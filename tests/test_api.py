@@ -20,7 +20,7 @@ SIGNATURES = {
     "perplexity": "loaded texts config",
     "resolve": "* experiment objective architecture preset model init_from accept_fields overrides fields",
     "score": "loaded items config names",
-    "stream": "loaded prompt config * draft name",
+    "stream": "loaded prompt config * draft name files",
     "train": "config workdir * progress",
 }
 

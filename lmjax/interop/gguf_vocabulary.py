@@ -137,6 +137,11 @@ def _of_json(tokenizer: FastTokenizer) -> _Tokens:
     if (unknown := tokenizer.role_ids.get("unk")) is not None and model.get("type") != "BPE":
         kinds[unknown] = _UNKNOWN
     if model.get("type") == "WordPiece":
+        if not (content.get("normalizer") or {}).get("lowercase"):
+            raise FlagError(
+                "--format=gguf: llama.cpp has WordPiece in lower case alone, and this tokenizer keeps capitals; give"
+                " --format=stablehlo"
+            )
         return _Tokens("bert", [_word_piece(t, k) for t, k in zip(texts, kinds, strict=True)], kinds)
     if model.get("type") == "Unigram":
         known = dict(model["vocab"])

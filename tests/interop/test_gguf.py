@@ -1,15 +1,18 @@
 """GGUF files have the tensors, settings and tokens that llama.cpp computes with."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from lmjax.data.fast_tokenizer import TOKENIZER, FastTokenizer
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import shapes
 from lmjax.interop.export import choose_family, tensors_of
 from lmjax.interop.gguf_model import FORMS, check_expressible, write_gguf
 from lmjax.interop.gguf_vocabulary import check_vocabulary
-from lmjax.model.language_model import abstract_params
+from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import flat, unflat
 from lmjax.model.presets import PRESETS
 from lmjax.objectives.prompts import PromptFormat
@@ -144,10 +147,26 @@ def test_a_family_without_a_form_is_refused():
         check_expressible(choose_family(config, (), None, {}))
 
 
+def vocabulary_of(kind):
+    """Returns a tokenizer; WordPiece in lower case, as llama.cpp has it."""
+    found = of_kind(kind)
+    if kind != "word_piece":
+        return found
+    content = json.loads(found.files[TOKENIZER])
+    content["normalizer"] = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    content["normalizer"] |= {"strip_accents": None, "lowercase": True}
+    return FastTokenizer({TOKENIZER: json.dumps(content).encode()}, found.names)
+
+
+def test_a_tokenizer_that_keeps_capitals_is_refused():
+    with pytest.raises(FlagError, match="WordPiece in lower case alone"):
+        check_vocabulary(of_kind("word_piece"))
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_tokens_have_their_text_and_kind(kind):
     """A special token is no text, a byte token is a byte, and the pieces that encode a text spell it."""
-    vocabulary = of_kind(kind)
+    vocabulary = vocabulary_of(kind)
     found = check_vocabulary(vocabulary)
     assert len(found.texts) == len(found.kinds) == vocabulary.vocab_size
     assert (found.scores is None) == (found.model in ("gpt2", "bert"))
@@ -188,3 +207,38 @@ def test_stacked_layers_give_the_same_file(tmp_path):
     second = gguf.GGUFReader(tmp_path / "b" / "model.gguf")
     for key, x in tensors(first).items():
         np.testing.assert_array_equal(x, tensors(second)[key])
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("t5", "bert")])
+def test_llama_cpp_computes_the_same(name, tmp_path):
+    """Its cache is in float16, which moves logits by up to a thousandth of the largest."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    description, params = model(name)
+    norms = 0.0 if name.startswith("gemma") else 1.0
+    params = jax.tree.map(
+        lambda x: np.float32(0.15) * x if x.ndim > 1 else np.float32(0.1) * x + np.float32(norms), params
+    )
+    prompts = PromptFormat(before=(tokenizer().bos_id,))
+    write_gguf(description, description.config, params, tokenizer(), prompts, tmp_path / "out", "float32")
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "out" / "model.gguf"), n_ctx=32, logits_all=True, verbose=False, n_threads=1
+    )
+    ids = list(range(5, 25))
+    theirs.eval(ids)
+    ours = LanguageModel(description.config.with_fields({"scan_layers": False}))
+    hidden = ours.apply({"params": params}, {"tokens": np.array([ids])})
+    logits = np.asarray(ours.apply({"params": params}, hidden, method="logits"))[0]
+    np.testing.assert_allclose(np.array(theirs.scores[:20]), logits, atol=0.01)
+    np.testing.assert_array_equal(np.argmax(theirs.scores[:20], axis=-1), np.argmax(logits, axis=-1))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_llama_cpp_cuts_texts_into_the_same_tokens(kind, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    vocabulary = vocabulary_of(kind)
+    description, params = model("gpt2", vocab_size=vocabulary.vocab_size)
+    write_gguf(description, description.config, params, vocabulary, PromptFormat(), tmp_path / "out", "float32")
+    path = str(tmp_path / "out" / "model.gguf")
+    theirs = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+    for text in ("the old king sees a river", "Numbers 12, 345 and names_of_things.", "def f(x):"):
+        assert theirs.tokenize(text.encode(), add_bos=False) == vocabulary.encode(text), text
