@@ -36,6 +36,7 @@ from lmjax.runs.best import Step
 from lmjax.runs.made import write_model
 from lmjax.runs.trained import Pretrained, loaded_model, open_pretrained, storage_mesh
 from lmjax.runs.workdir import is_unused
+from lmjax.training.checkpoint import saved_steps
 
 PyTree = Any
 
@@ -88,6 +89,8 @@ class Compression:
         if bool(self.data) != (method.reads or bool(self.sensitivity)):
             needs = "reads no text; leave it out" if self.data else "needs texts like those that the model reads"
             raise FlagError(f"--data={self.data}: --method={self.method} {needs}")
+        if self.amount is not None and not 0 <= self.amount < 1:
+            raise FlagError(f"--amount={self.amount}: is no share from 0 to below 1; give one such as 0.5")
         if self.amount is not None and not method.takes_amount:
             raise FlagError(f"--amount={self.amount}: --method={self.method} takes no share away; leave it out")
         own = {"pattern": self.pattern, "scope": self.scope, "rewind": self.rewind}
@@ -158,10 +161,16 @@ def compress(
     """
     if not is_unused(workdir):
         raise FlagError(f"--to={workdir}: exists and is not empty; choose another")
+    above = next(folder for folder in (workdir.absolute(), *workdir.absolute().parents) if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise FlagError(f"--to={workdir}: no folder can be made in {above}; choose another")
     how.check()
     form = form_of(how.method, how.weights, how.group)
     source = open_pretrained(place, step, accept_fields)
     config = _target(source, how, form)
+    if how.rewind is not None and how.rewind not in (steps := saved_steps(source.folder)):
+        there = ", ".join(map(str, steps)) or "none"
+        raise FlagError(f"--rewind={how.rewind}: {source.folder} has no such checkpoint; there are {there}")
     note: dict[str, Any] = {"lmjax": __version__, "model": str(place)} | dataclasses.asdict(how)
     loaded, given = _opened(source, how)
     if how.chosen.change or how.chosen.shrink:
