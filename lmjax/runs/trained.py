@@ -31,7 +31,7 @@ from lmjax.model.heads import head_types
 from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.padding import padded, resized
 from lmjax.model.parameters import overlaid, unboxed
-from lmjax.model.quantized import in_full, quantize_layers, rounded_layers
+from lmjax.model.quantized import in_full, rounded_layers
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.objectives.base import ObjectiveConfig
 from lmjax.objectives.embedding import Embedding
@@ -45,16 +45,13 @@ from lmjax.runs.base import Base, known_base
 from lmjax.runs.best import BEST, Step, best_step
 from lmjax.runs.build import Run, hyperparameters
 from lmjax.runs.data import vocabulary_rows
+from lmjax.runs.forms import ReadParams, in_form
 from lmjax.runs.learned import recall
 from lmjax.runs.places import from_hub
 from lmjax.training.checkpoint import SavedCheckpoints
 from lmjax.training.state import state_maker
 
 PyTree = Any
-# Reads the parameters of a model, given a config, which may differ in `scan_layers`, in dtype and in the form of
-# kernels, and a mesh.
-ReadParams = Callable[[ModelConfig, jax.sharding.Mesh], PyTree]
-
 # The file in a workdir that says which models its parameters were made of; such a workdir has no optimizer.
 MADE_OF = "made_of.json"
 # The file in a workdir with the config.json of the Hugging Face checkpoint that it was converted from.
@@ -251,27 +248,6 @@ def loaded_model(
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
     known = {"defaults": opened.defaults, "tasks": opened.tasks, "length": opened.length, "shown": opened.shown}
     return dataclasses.replace(loaded, **known)
-
-
-def in_form(params: ReadParams, own: ModelConfig) -> ReadParams:
-    """Returns a function that reads parameters with their kernels in the form that its config asks for.
-
-    Args:
-        params: reads them in the form of `own`.
-        own: the model's config.
-    """
-
-    def read(wanted: ModelConfig, mesh: jax.sharding.Mesh) -> PyTree:
-        there, here = own.quantization, wanted.quantization
-        found = params(wanted.with_fields({"quantization": there}), mesh)
-        if there.simulated and here.weights == "none":
-            # Numbers that compute without rounding what these compute with it.
-            found = quantize_layers(found, there)
-        if there != here:
-            found = in_full(found, wanted.param_dtype)
-        return quantize_layers(found, here) if here.stored and there != here else found
-
-    return read
 
 
 def check_parameters(place: str, params: PyTree) -> None:
