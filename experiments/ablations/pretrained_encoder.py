@@ -27,6 +27,8 @@ def get_sweep() -> Sweep:
             "eval_data": "dev=dev.tsv",
             "data.column_names": "text,label",
             "length": 48,
+            # Said for both arms: the default of fine-tuning is another than that of a new model.
+            "batch_size": 16,
             "epochs": 3,
             "learning_rate": 1e-3,
             "evaluation.every": 400,
