@@ -9,6 +9,7 @@ from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.text import Generation
 from lmjax.inference.loaded import LoadedModel
+from lmjax.streams import random_stream
 
 _PROMPTS, _MOST_TOKENS = 8, 12
 
@@ -25,7 +26,7 @@ def differing_texts(loaded: LoadedModel, tolerance: float) -> tuple[float, str]:
     """
     longest = min(loaded.config.max_length, loaded.length or loaded.config.max_length)
     new = min(_MOST_TOKENS, max(1, longest // 2))
-    draw, known = np.random.default_rng(0), np.flatnonzero(loaded.tokenizer.is_text)
+    draw, known = random_stream(0, "selfcheck prompts"), np.flatnonzero(loaded.tokenizer.is_text)
     lengths = np.linspace(1, max(1, longest - new - 2), _PROMPTS).astype(int)
     prompts = [draw.choice(known, size=length).tolist() for length in lengths]
     one, together = (_texts(loaded, prompts, new, size) for size in (1, _PROMPTS))
