@@ -53,7 +53,7 @@ def nano(config, data):
     """Returns the experiment with a small width and corpus, so that three steps take seconds."""
     length = min(config.task.length, 32)
     heads = {"num_heads": 2, "num_kv_heads": None, "head_dim": None}
-    sizes = {"embed_dim": 16, "mlp_dim": 32, "num_layers": 2, "max_length": 64} | heads
+    sizes = {"embed_dim": 16, "mlp_dim": 32, "num_layers": 1, "max_length": 64} | heads
     fields = {f"model.{name}": size for name, size in sizes.items()}
     return replace(
         config,

@@ -20,9 +20,10 @@ pytestmark = pytest.mark.long
 WORDS = {"animal": ("fox", "cow", "owl", "eel"), "plant": ("oak", "fir", "elm", "ivy"), "7": ("one", "two", "six")}
 ROWS = [(f"{a} {x}", kind) for a in ("the", "an old", "never a") for kind, xs in WORDS.items() for x in xs]
 LABELS = ("7", "animal", "plant")
-SMALL = ("--config.model.embed_dim=16", "--config.model.num_heads=2", "--config.model.mlp_dim=32",
-         "--config.model.max_length=32", "--config.task.length=32", "--config.tokenizer.kind=char",
-         "--config.tokenizer.byte_fallback=false", "--config.logging.tensorboard=false", "--batch_size=8")  # fmt: skip
+SMALL = ("--config.model.num_layers=1", "--config.model.embed_dim=16", "--config.model.num_heads=2",
+         "--config.model.mlp_dim=32", "--config.model.max_length=32", "--config.task.length=32",
+         "--config.tokenizer.kind=char", "--config.tokenizer.byte_fallback=false",
+         "--config.logging.tensorboard=false", "--batch_size=8")  # fmt: skip
 QUICK = ("--config.logging.tensorboard=false", "--batch_size=8", "--config.task.length=32", "--lr=0.003")
 
 

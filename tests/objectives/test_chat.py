@@ -237,7 +237,7 @@ def test_a_tiny_model_learns_32_conversations_whatever_the_padding(chatting, tmp
     """To near-zero loss; it then answers, and stops; and rows twice as long give the same loss."""
     fields = {"steps": 160, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 10, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "evaluation__every": 160,
-              "model__embed_dim": 32}  # fmt: skip
+              "model__embed_dim": 32, "model__num_layers": 2}  # fmt: skip
     config = chatting(held=RECORDS, architecture=architecture, **fields)
     workdir = lmjax.train(config, tmp_path / "run", progress=False)
     last = read_lines(workdir)[-1]

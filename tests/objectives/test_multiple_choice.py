@@ -179,7 +179,7 @@ def test_a_row_without_room_for_its_choices_is_refused(choosing, tmp_path):
 def test_a_tiny_model_learns_32_records_whatever_the_padding(choosing, tmp_path, architecture):
     """To near-zero loss; then rows twice as long give the same loss, and single records the same predictions."""
     fields = {"epochs": 20, "optimizer__learning_rate": 0.02, "optimizer__warmup_steps": 5, "evaluation__batches": 8,
-              "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
+              "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "model__num_layers": 2}  # fmt: skip
     config = choosing(held=RECORDS, architecture=architecture, **fields)
     workdir = lmjax.train(config, tmp_path / "run", progress=False)
     last = read_lines(workdir)[-1]

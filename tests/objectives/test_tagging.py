@@ -158,7 +158,7 @@ def test_another_scheme_is_read_anew(tag, tmp_path):
 def test_a_tiny_model_learns_32_sentences_whatever_the_padding_and_the_batch(tag, tmp_path, evaluated_in_rows):
     """To near-zero loss; rows twice as long give the same loss, and batches of any size the same metrics."""
     fields = {"epochs": 40, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 8,
-              "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
+              "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "model__num_layers": 2}  # fmt: skip
     config = tag(held=SENTENCES, **fields)
     workdir = lmjax.train(config, tmp_path / "run", progress=False)
     last = read_lines(workdir)[-1]

@@ -92,7 +92,7 @@ def test_a_tiny_model_learns_32_records_and_labels_them(labelling, tmp_path, arc
     """To near-zero loss; predictions are right, and their scores those of the labels' texts, whatever the batch."""
     fields = {"epochs": 60, "optimizer__learning_rate": 0.01, "optimizer__warmup_steps": 5, "evaluation__batches": 8,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0, "model__embed_dim": 32,
-              "task__length": 32, "evaluation__every": 1000}  # fmt: skip
+              "task__length": 32, "evaluation__every": 1000, "model__num_layers": 2}  # fmt: skip
     workdir = lmjax.train(
         labelling(held=RECORDS, architecture=architecture, **fields), tmp_path / "run", progress=False
     )

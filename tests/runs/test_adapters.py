@@ -33,13 +33,16 @@ LORA = {"adapter.kind": "lora", "adapter.rank": 2, "optimizer.learning_rate": 0.
 @pytest.fixture(scope="module")
 def base(tiny, tmp_path_factory):
     """Returns the workdir of the base, a decoder."""
-    return train(tiny(steps=2), tmp_path_factory.mktemp("base") / "run", progress=False)
+    return train(tiny(steps=2, model__num_layers=2), tmp_path_factory.mktemp("base") / "run", progress=False)
 
 
 def adapting(tiny, base, **fields):
     """Returns the config of a run that adapts the base."""
     values = {"init_from": str(base), "tokenizer.path": str(base), "checkpoint.every": 2, "checkpoint.keep": 9}
-    return replace(tiny(steps=4), {**values, **LORA, **{path.replace("__", "."): x for path, x in fields.items()}})
+    return replace(
+        tiny(steps=4, model__num_layers=2),
+        {**values, **LORA, **{path.replace("__", "."): x for path, x in fields.items()}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_a_base_that_trains_on_stays_the_base_of_its_adapter(tiny, whole, base, 
     config = adapting(tiny, moved)
     workdir = train(config, tmp_path / "run", progress=False)
     expected = parameters(workdir)
-    train(tiny(steps=6), moved, progress=False)
+    train(tiny(steps=6, model__num_layers=2), moved, progress=False)
     for path, x in parameters(workdir).items():
         np.testing.assert_array_equal(x, expected[path], err_msg=path)
 
@@ -94,7 +97,7 @@ def test_another_base_is_refused_when_resumed_and_when_loaded(tiny, base, whole,
     (workdir / "base.json").write_text(json.dumps(values | {"place": str(moved)}))
     parameters(workdir)
     if change == "changed":
-        other = train(tiny(steps=2, seed=5), tmp_path / "other", progress=False)
+        other = train(tiny(steps=2, seed=5, model__num_layers=2), tmp_path / "other", progress=False)
         shutil.rmtree(moved / "checkpoints")
         shutil.copytree(other / "checkpoints", moved / "checkpoints")
         message = r"base/checkpoints/2: the base of the adapter in .* has changed since .*restore them"

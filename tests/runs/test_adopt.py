@@ -36,7 +36,7 @@ def decoder(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(tiny, tmp_path_factory):
     """The workdir of an encoder-decoder with two layers on one side and three on the other."""
-    config = tiny("span_corruption", model__num_decoder_layers=3, steps=1, evaluation__batches=1)
+    config = tiny("span_corruption", model__num_layers=2, model__num_decoder_layers=3, steps=1, evaluation__batches=1)
     return lmjax.train(config, tmp_path_factory.mktemp("source") / "pair", progress=False)
 
 

@@ -17,7 +17,7 @@ from lmjax.runs.trained import open_pretrained, storage_mesh
 def classifiers(tiny, tmp_path_factory):
     """A base without a classifier, and two classifiers that began with it; one has its layers unrolled."""
     folder = tmp_path_factory.mktemp("runs")
-    quick = {"model__architecture": "encoder", "evaluation__batches": 1, "evaluation__every": 0}
+    quick = {"model__architecture": "encoder", "evaluation__batches": 1, "evaluation__every": 0, "model__num_layers": 2}
     base = lmjax.train(tiny("mlm", steps=1, **quick), folder / "base", progress=False)
     for name in ("a", "dev"):
         lines = [json.dumps({"text": f"{'no' if i % 2 else 'yes'} {i}", "label": i % 2}) for i in range(32)]
@@ -115,7 +115,8 @@ def test_what_does_not_fit_is_refused(classifiers, tmp_path, models, flags, said
 
 
 def test_models_of_other_shapes_or_tokenizers_are_refused(classifiers, tiny, tmp_path):
-    quick = {"model__architecture": "encoder", "evaluation__batches": 1, "evaluation__every": 0, "steps": 1}
+    quick = {"model__architecture": "encoder", "evaluation__batches": 1, "evaluation__every": 0, "steps": 1,
+             "model__num_layers": 2}  # fmt: skip
     for name, fields, said in (
         ("wide", {"model__mlp_dim": 48}, r"model\.mlp_dim is 48 there and 32 in the first"),
         ("bpe", {"tokenizer__kind": "bpe", "tokenizer__vocab_size": 180}, "their tokenizers differ"),

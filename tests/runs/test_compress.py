@@ -25,7 +25,9 @@ FORMS = ("int8", "int4", "nf4", "fp8", "int8_activations")
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return lmjax.train(tiny("next_token", steps=2, checkpoint__every=1), folder / "run", progress=False)
+    return lmjax.train(
+        tiny("next_token", steps=2, checkpoint__every=1, model__num_layers=2), folder / "run", progress=False
+    )
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -100,7 +102,8 @@ def test_numbers_can_be_had_back_and_adapters_are_trained_beside_codes(made, tin
     if method != "nf4":
         pytest.skip("one form is enough")
     source = open_pretrained(workdir)
-    lora = tiny("next_token", init_from=workdir, tokenizer__path=workdir, steps=1, adapter__kind="lora",
+    lora = tiny("next_token", model__num_layers=2, init_from=workdir, tokenizer__path=workdir, steps=1,
+                adapter__kind="lora",
                 **{f"model__quantization__{name}": x for name, x in source.config.quantization})  # fmt: skip
     lmjax.train(lora, tmp_path / "lora", progress=False)
     adapted, codes = load_model(tmp_path / "lora"), load_model(workdir)
@@ -108,7 +111,11 @@ def test_numbers_can_be_had_back_and_adapters_are_trained_beside_codes(made, tin
     np.testing.assert_allclose(adapted("the king").logits, codes("the king").logits, atol=0.02)
     run(["convert", f"--workdir={workdir}", f"--to={tmp_path / 'hf'}"])
     np.testing.assert_allclose(load_model(tmp_path / "hf")("the king").logits, codes("the king").logits, atol=1e-4)
-    plain = tiny("next_token", **{f"model__quantization__{name}": x for name, x in source.config.quantization})
+    plain = tiny(
+        "next_token",
+        model__num_layers=2,
+        **{f"model__quantization__{name}": x for name, x in source.config.quantization},
+    )
     with pytest.raises(FlagError, match=r"stored=true: codes are not trained; train an adapter"):
         lmjax.train(plain, tmp_path / "codes", progress=False)
     with pytest.raises(FlagError, match=r"is compressed; average the models that were not"):
@@ -173,7 +180,11 @@ def test_calibrated_methods_lower_the_error_of_every_family(family, trained, tin
     place = trained
     if family != "decoder":
         objective = "mlm" if family == "encoder" else "span_corruption"
-        fields = {"model__share_layers": "true"} if family == "encoder" else {"model__num_layers": "1"}
+        fields = (
+            {"model__share_layers": "true", "model__num_layers": "2"}
+            if family == "encoder"
+            else {"model__num_layers": "1"}
+        )
         config = tiny(objective, steps=1, evaluation__batches=1, **fields)
         place = lmjax.train(config, tmp_path / "run", progress=False)
     texts = [f"the {a} {b} goes under the {c} river" for a in ("old", "young") for b in ("king", "queen") for c in "ab"]
@@ -206,9 +217,9 @@ def test_padding_is_no_input(trained):
 def test_a_classifier_that_was_trained_for_its_codes_predicts_the_same_with_them(tiny, tmp_path):
     lines = [json.dumps({"text": f"{'no' if i % 2 else 'yes'} {i}", "label": i % 2}) for i in range(32)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
-    config = tiny("classification", data__train=tmp_path / "data.jsonl", model__architecture="encoder", steps=3,
-                  optimizer__warmup_steps=0, optimizer__learning_rate=0.05, model__quantization__weights="int8",
-                  model__quantization__activations="int8")  # fmt: skip
+    config = tiny("classification", model__num_layers=2, data__train=tmp_path / "data.jsonl", steps=3,
+                  model__architecture="encoder", optimizer__warmup_steps=0, optimizer__learning_rate=0.05,
+                  model__quantization__weights="int8", model__quantization__activations="int8")  # fmt: skip
     place = lmjax.train(config, tmp_path / "run", progress=False)
     run(["compress", f"--model={place}", "--method=int8_activations", f"--to={tmp_path / 'small'}"])
     found = [run(["predict", f"--workdir={each}", f"--data={tmp_path / 'data.jsonl'}"]) for each in
@@ -232,8 +243,8 @@ def test_pruned_numbers_stay_zero_through_further_training(trained, tiny, tmp_pa
     assert re.search(r"zeros in layers +(69.9|70.0)", capsys.readouterr().out)
     assert start_from(tmp_path / "sparse").fields["optimizer.sparsity.keep_zeros"]
     assert "optimizer.sparsity.keep_zeros" not in start_from(trained).fields
-    config = tiny("next_token", init_from=tmp_path / "sparse", tokenizer__path=tmp_path / "sparse", steps=2,
-                  optimizer__sparsity__keep_zeros="true", optimizer__learning_rate=0.01, model__vocab_size=192,
+    config = tiny("next_token", model__num_layers=2, init_from=tmp_path / "sparse", tokenizer__path=tmp_path / "sparse",
+                  steps=2, optimizer__sparsity__keep_zeros="true", optimizer__learning_rate=0.01, model__vocab_size=192,
                   optimizer__warmup_steps=0)  # fmt: skip
     lmjax.train(config, tmp_path / "on", progress=False)
     before, after, whole = (_zeros(place) for place in (tmp_path / "sparse", tmp_path / "on", trained))

@@ -61,12 +61,11 @@ def bases(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps({"source": r["prompt"], "target": r["chosen"]}) + "\n" for r in triples(60)))
+    common = {"steps": 2, "data__train": pairs}
     made = {
         # Its prompts begin with a word and end in EOS, which no setting of the preferences says.
-        "decoder": tiny(
-            "seq2seq", model__architecture="decoder", steps=2, data__train=pairs, task__seq2seq__prefix="sees "
-        ),
-        "encoder_decoder": tiny("seq2seq", model__architecture="encoder_decoder", steps=2, data__train=pairs),
+        "decoder": tiny("seq2seq", model__architecture="decoder", task__seq2seq__prefix="sees ", **common),
+        "encoder_decoder": tiny("seq2seq", model__architecture="encoder_decoder", **common),
     }
     return {name: lmjax.train(config, folder / name, progress=False) for name, config in made.items()}
 

@@ -21,7 +21,7 @@ def runs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     fields = {"evaluation__batches": 1, "optimizer__warmup_steps": 0, "optimizer__learning_rate": 0.01,
               "model__dropout__residual": 0, "model__dropout__attention": 0}  # fmt: skip
-    lmjax.train(tiny("next_token", **fields, steps=6), folder / "teacher", progress=False)
+    lmjax.train(tiny("next_token", **fields, steps=6, model__num_layers=2), folder / "teacher", progress=False)
     student = tiny("next_token", **fields, steps=4, checkpoint__every=2, model__num_layers=1,
                    tokenizer__path=folder / "teacher", teacher__place=folder / "all.safetensors")  # fmt: skip
     flags = [f"--model={folder / 'teacher'}", f"--data={student.data.train}", "--length=32", "--batch_size=8",

@@ -184,7 +184,7 @@ def test_early_stopping_is_each_members_own(tiny, tmp_path):
     ],
 )
 def test_other_families_accumulation_averages_and_stages(tiny, tmp_path, objective, common):
-    made = configs(tiny, objective, members=MEMBERS[:2], model__num_layers=1, **common)
+    made = configs(tiny, objective, members=MEMBERS[:2], **common)
     train_population(made, [tmp_path / "a", tmp_path / "b"], progress=False)
     assert_same_curves(tmp_path / "b", train(made[1], tmp_path / "alone", progress=False))
 
@@ -207,7 +207,7 @@ def test_members_as_one_computation_are_the_same(population, tmp_path):
 
 
 def test_runs_that_share_no_program_are_refused(tiny, tmp_path):
-    made = configs(tiny, members=({}, {"model__num_layers": 1}))
+    made = configs(tiny, members=({}, {"model__num_layers": 2}))
     with pytest.raises(FlagError, match="no population"):
         train_population(made, [tmp_path / "a", tmp_path / "b"])
     assert not any(tmp_path.iterdir())
@@ -224,7 +224,7 @@ def test_the_metrics_of_a_task_and_its_labels_are_each_members_own(tiny, tmp_pat
         (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     data = {"data__train": tmp_path / "train.tsv", "data__eval": f"dev={tmp_path / 'dev.tsv'}"}
     members = ({"optimizer__learning_rate": 1e-2}, {"optimizer__learning_rate": 1e-4, "seeds__init": 2})
-    made = configs(tiny, "classification", members=members, model__num_layers=1, **data)
+    made = configs(tiny, "classification", members=members, **data)
     found = train_population(made, [tmp_path / "a", tmp_path / "b"], progress=False)
     alone = train(made[1], tmp_path / "alone", progress=False)
     assert_same_curves(tmp_path / "b", alone)

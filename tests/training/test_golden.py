@@ -23,7 +23,7 @@ CHANGED = (
 
 @pytest.mark.parametrize("task", GOLDEN)
 def test_the_first_losses_are_what_they_were(tiny, tmp_path, task):
-    run = build(tiny(task), tmp_path)
+    run = build(tiny(task, model__num_layers=2), tmp_path)
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
     hparams = jax.device_get(run.hparams)
     make_state, _ = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)

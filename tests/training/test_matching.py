@@ -22,7 +22,8 @@ from lmjax.training.step import loss_and_gradients
 from lmjax.training.teacher import Teacher
 
 FIELDS = {"model__dropout__residual": 0, "model__dropout__attention": 0, "model__scan_layers": "false",
-          "teacher__place": "random", "teacher__hidden_weight": 0.3, "teacher__attention_weight": 0.4}  # fmt: skip
+          "model__num_layers": 2, "teacher__place": "random", "teacher__hidden_weight": 0.3,
+          "teacher__attention_weight": 0.4}  # fmt: skip
 
 
 def case(tiny, workdir, objective, **fields):

@@ -136,7 +136,9 @@ def runs(tiny, tmp_path_factory):
     fields = {"data__train": folder / "a.jsonl", "data__eval": f"dev={folder / 'dev.jsonl'}",
               "model__architecture": "encoder", "evaluation__batches": 1, "optimizer__warmup_steps": 0,
               "optimizer__learning_rate": 0.01, "checkpoint__every": 3, "checkpoint__keep": 10}  # fmt: skip
-    teacher = lmjax.train(tiny("classification", **fields, steps=12), folder / "teacher", progress=False)
+    teacher = lmjax.train(
+        tiny("classification", **fields, steps=12, model__num_layers=2), folder / "teacher", progress=False
+    )
     student = tiny("classification", **fields, steps=6, tokenizer__path=teacher, teacher__place=teacher,
                    model__num_layers=1)  # fmt: skip
     return teacher, student
