@@ -136,7 +136,7 @@ def as_matrices(kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
 def quantized(
     kernel: jax.Array,
     inputs: tuple[int, ...],
-    config: QuantizationConfig | None = None,
+    quantization: QuantizationConfig | None = None,
     factors: jax.Array | None = None,
 ) -> Quantized:
     """Returns a kernel in few bits, each number rounded to the nearest code.
@@ -144,29 +144,29 @@ def quantized(
     Args:
         kernel: of any shape.
         inputs: the axes that a product sums over.
-        config: the form; None: 8-bit integers with a scale for each output.
+        quantization: the form; None: 8-bit integers with a scale for each output.
         factors: `[..., inputs]`, by which products multiply their inputs, so that the kernel is divided by them.
     """
-    config = QuantizationConfig(weights="int8") if config is None else config
-    form = FORMS[config.weights]
+    quantization = QuantizationConfig(weights="int8") if quantization is None else quantization
+    form = FORMS[quantization.weights]
     matrix = as_matrices(kernel.astype(jnp.float32), inputs)
     if factors is not None:
         matrix = matrix / factors[..., None]
-    scales = scales_of(matrix, config.group, config.weights)
+    scales = scales_of(matrix, quantization.group, quantization.weights)
     codes = form.nearest(_by_group(matrix, scales.shape[-2]) / scales[..., None, :]).reshape(matrix.shape)
-    return of_codes(codes, scales, kernel.shape[min(inputs) % kernel.ndim :], config, factors)
+    return of_codes(codes, scales, kernel.shape[min(inputs) % kernel.ndim :], quantization, factors)
 
 
 def of_codes(
     codes: jax.Array,
     scales: jax.Array,
     core: tuple[int, ...],
-    config: QuantizationConfig,
+    quantization: QuantizationConfig,
     factors: jax.Array | None = None,
 ) -> Quantized:
     """Returns a kernel of given codes `[..., inputs, outputs]`; the other arguments are those of `Quantized`."""
-    values = packed(codes) if FORMS[config.weights].bits == 4 else codes
-    return Quantized(values, scales, factors, config.weights, tuple(core), config.activations == "int8")
+    values = packed(codes) if FORMS[quantization.weights].bits == 4 else codes
+    return Quantized(values, scales, factors, quantization.weights, tuple(core), quantization.activations == "int8")
 
 
 def is_quantized(x: Any) -> bool:
@@ -174,31 +174,31 @@ def is_quantized(x: Any) -> bool:
     return isinstance(x, Quantized)
 
 
-def quantize_layers(params: PyTree, config: QuantizationConfig | None = None) -> PyTree:
+def quantize_layers(params: PyTree, quantization: QuantizationConfig | None = None) -> PyTree:
     """Returns parameters whose kernels in layers are in few bits; those that are already stay as they are.
 
     Args:
         params: of a model.
-        config: the form; None: 8-bit integers with a scale for each output.
+        quantization: the form; None: 8-bit integers with a scale for each output.
     """
 
     def of(path: tuple, leaf: jax.Array | Quantized) -> jax.Array | Quantized:
         names = names_of(path)
         if is_quantized(leaf) or not is_hidden_matrix(names):
             return leaf
-        return quantized(leaf, input_axes(names, leaf.ndim), config)
+        return quantized(leaf, input_axes(names, leaf.ndim), quantization)
 
     return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(of, tree, is_leaf=is_quantized))(params)
 
 
-def boxed_codes(params: PyTree, config: QuantizationConfig) -> PyTree:
+def boxed_codes(params: PyTree, quantization: QuantizationConfig) -> PyTree:
     """Returns the shapes of parameters, boxed with their axis names, with kernels in layers in few bits.
 
     The axis of groups and that of factors have no name, so that they are not split.
 
     Args:
         params: shapes of floating-point parameters, boxed.
-        config: the form.
+        quantization: the form.
     """
 
     def of(path: tuple, box: nn.Partitioned) -> nn.Partitioned | Quantized:
@@ -208,13 +208,13 @@ def boxed_codes(params: PyTree, config: QuantizationConfig) -> PyTree:
         inputs = input_axes(names, rank)
         first, width = min(inputs) % rank, math.prod(box.value.shape[i] for i in inputs)
         lead = box.value.shape[:first]
-        factors = jax.ShapeDtypeStruct((*lead, width), jnp.float32) if config.factors else None
-        shape = jax.eval_shape(lambda x, f: quantized(x, inputs, config, f), box.value, factors)
+        factors = jax.ShapeDtypeStruct((*lead, width), jnp.float32) if quantization.factors else None
+        shape = jax.eval_shape(lambda x, f: quantized(x, inputs, quantization, f), box.value, factors)
         before, outputs = box.names[:first], box.names[first + len(inputs)]
         return shape.replace(
             values=box.replace(value=shape.values, names=(*before, box.names[first], outputs)),
             scales=box.replace(value=shape.scales, names=(*before, None, outputs)),
-            factors=box.replace(value=shape.factors, names=(*before, None)) if config.factors else None,
+            factors=box.replace(value=shape.factors, names=(*before, None)) if quantization.factors else None,
         )
 
     return jax.tree_util.tree_map_with_path(of, params, is_leaf=lambda x: isinstance(x, nn.Partitioned))
@@ -238,7 +238,7 @@ def rounded_layers(params: PyTree) -> PyTree:
 
 
 def straight_through(
-    kernel: jax.Array, names: tuple[str, ...], inputs: tuple[int, ...], config: QuantizationConfig
+    kernel: jax.Array, names: tuple[str, ...], inputs: tuple[int, ...], quantization: QuantizationConfig
 ) -> jax.Array:
     """Returns a kernel with the values that quantisation gives it, and the gradient of the kernel itself.
 
@@ -246,16 +246,16 @@ def straight_through(
         kernel: a parameter.
         names: its path.
         inputs: the axes that a product sums over.
-        config: of the model; the kernel itself is returned if it is not one that is rounded.
+        quantization: of the model; the kernel itself is returned if it is not one that is rounded.
     """
-    if not config.simulated or not is_hidden_matrix(names):
+    if not quantization.simulated or not is_hidden_matrix(names):
         return kernel
-    return _through(kernel, quantized(kernel, inputs, config).astype(kernel.dtype))
+    return _through(kernel, quantized(kernel, inputs, quantization).astype(kernel.dtype))
 
 
-def rounded_inputs(x: jax.Array, names: tuple[str, ...], dims: int, config: QuantizationConfig) -> jax.Array:
+def rounded_inputs(x: jax.Array, names: tuple[str, ...], dims: int, quantization: QuantizationConfig) -> jax.Array:
     """Returns the inputs of a kernel as `straight_through` returns the kernel; `dims` are its dimensions of inputs."""
-    if not config.simulated or config.activations == "none" or not is_hidden_matrix(names):
+    if not quantization.simulated or quantization.activations == "none" or not is_hidden_matrix(names):
         return x
     codes, scales = _rows(x.reshape(*x.shape[: x.ndim - dims], -1))
     return _through(x, (codes.astype(jnp.float32) * scales).reshape(x.shape).astype(x.dtype))

@@ -18,8 +18,9 @@ from lmjax.model.quantized import Quantized, as_matrices, in_full, is_quantized,
 from lmjax.runs.start import start_from
 from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
 from lmjax.training.checkpoint import SavedCheckpoints, checkpoint_folder
+from tests.thinned import thinned
 
-FORMS = ("int8", "int4", "nf4", "fp8", "int8_activations")
+FORMS = ("int8_activations", "int8", "int4", "nf4", "fp8")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def trained(tiny, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=thinned(FORMS, 2))
 def made(request, trained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("small") / request.param
     group = "16" if request.param in ("int4", "nf4") else "0"
