@@ -144,13 +144,21 @@ def test_weights_are_given_or_learned(tiny, tmp_path):
         build(config, tmp_path / "run")
 
 
-def test_a_tiny_model_learns_32_ordered_examples_whatever_the_padding(tiny, tmp_path):
+@pytest.mark.parametrize("kind", ["ordered", "multiple"])
+def test_a_tiny_model_learns_32_examples_of_other_kinds_whatever_the_padding(tiny, tmp_path, kind):
     """To near-zero loss; then rows twice as long give the same loss."""
+    # Ordered classes, or none to two labels of each text.
+    label = {
+        "ordered": lambda k: {"label": k},
+        "multiple": lambda k: {"labels": ["big"] * (k > 1) + ["bird"] * (k % 2)},
+    }
     words = ("fox", "cow", "owl", "elm")
-    lines = [json.dumps({"text": f"{i} {w}", "label": k}) for i in range(8) for k, w in enumerate(words)]
+    lines = [json.dumps({"text": f"{i} {w}"} | label[kind](k)) for i in range(8) for k, w in enumerate(words)]
     fields = {"epochs": 40, "optimizer__learning_rate": 0.02, "optimizer__warmup_steps": 5, "evaluation__batches": 4,
               "model__dropout__residual": 0.0, "model__dropout__attention": 0.0}  # fmt: skip
-    config = records(tiny, tmp_path, lines, "ordered", task__classification__falloff=4.0, **fields)
+    if kind == "ordered":
+        fields["task__classification__falloff"] = 4.0
+    config = records(tiny, tmp_path, lines, kind, **fields)
     workdir = lmjax.train(config, tmp_path / "run", progress=False)
     last = read_lines(workdir)[-1]
     assert last["eval/dev/classification/loss"] < 0.02
