@@ -96,7 +96,8 @@ def without_heads(loaded: LoadedModel, given: Sequence[Batch], amount: float) ->
         FlagError: a head depends on the other ones.
     """
     config, names = loaded.config, _axes(loaded)
-    if config.attention.qk_norm == "full" or "alibi" in (config.positions, config.decoder_positions):
+    counted = any(config.scheme(side.causal).counts_heads for side in config.family.sides)
+    if config.attention.qk_norm == "full" or counted:
         raise FlagError(
             f"--method=heads: with qk_norm={config.attention.qk_norm} and positions={config.positions} a head depends"
             " on the number of the others; take --method=neurons or layers"

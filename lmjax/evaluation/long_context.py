@@ -8,7 +8,6 @@ and cannot be known otherwise. Prompts end where the answer begins, so that a mo
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from lmjax.inference.generate.generate import generate
 from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.inference.score.rows import Piece, RowConfig, token_scores
 from lmjax.schema import Schema
+from lmjax.streams import random_stream
 
 LONG = "long_context"
 _NAMES = tuple(
@@ -76,40 +76,45 @@ class Asked(NamedTuple):
     answers: tuple[str, ...]
 
 
-def _number(rng: random.Random) -> str:
-    return str(rng.randint(100_000, 999_999))
+def _chosen(rng: np.random.Generator, count: int) -> list[str]:
+    """Returns different names."""
+    return [_NAMES[i] for i in rng.choice(len(_NAMES), count, replace=False)]
 
 
-def _needle(rng: random.Random) -> Asked:
-    name, number = rng.choice(_NAMES), _number(rng)
+def _number(rng: np.random.Generator) -> str:
+    return str(rng.integers(100_000, 1_000_000))
+
+
+def _needle(rng: np.random.Generator) -> Asked:
+    name, number = *_chosen(rng, 1), _number(rng)
     return Asked(f"The secret number of {name} is {number}.", (), False, f"The secret number of {name} is", (number,))
 
 
-def _needles(rng: random.Random) -> Asked:
-    names = rng.sample(_NAMES, _NEEDLES)
+def _needles(rng: np.random.Generator) -> Asked:
+    names = _chosen(rng, _NEEDLES)
     said = [(f"The secret number of {name} is", _number(rng)) for name in names]
     first, *others = (f"{question} {number}." for question, number in said)
     return Asked(first, tuple(others), False, said[0][0], (said[0][1],))
 
 
-def _variables(rng: random.Random) -> Asked:
-    names, number = [name.upper() for name in rng.sample(_NAMES, _HOPS + 1)], _number(rng)
+def _variables(rng: np.random.Generator) -> Asked:
+    names, number = [name.upper() for name in _chosen(rng, _HOPS + 1)], _number(rng)
     chain = tuple(f"VAR {new} = VAR {old}." for old, new in itertools.pairwise(names))
     return Asked(f"VAR {names[0]} = {number}.", chain, True, f"The variables that are {number}:", tuple(names))
 
 
-def _counting(rng: random.Random) -> Asked:
-    name, count = rng.choice(_NAMES), rng.randint(2, _MOST)
+def _counting(rng: np.random.Generator) -> Asked:
+    name, count = *_chosen(rng, 1), int(rng.integers(2, _MOST + 1))
     said = f"A mark of {name}."
     return Asked(said, (said,) * (count - 1), False, f"The number of marks of {name} is", (str(count),))
 
 
-def _copying(rng: random.Random) -> Asked:
-    words = " ".join(rng.sample(_NAMES, 6))
+def _copying(rng: np.random.Generator) -> Asked:
+    words = " ".join(_chosen(rng, 6))
     return Asked(f"Remember this list: {words}.", (), False, "Remember this list:", (words,))
 
 
-TASKS: dict[str, Callable[[random.Random], Asked]] = {
+TASKS: dict[str, Callable[[np.random.Generator], Asked]] = {
     "needle": _needle,
     "needles": _needles,
     "variables": _variables,
@@ -138,7 +143,7 @@ def examples(config: LongConfig, texts: Sequence[str], count: Callable[[str], in
         for i, length in enumerate(config.lengths):
             for depth in range(config.depths):
                 for number in range(config.examples):
-                    rng = random.Random(f"{config.seed} {task} {length} {depth} {number}")
+                    rng = random_stream(config.seed, "long context", task, length, depth, number)
                     asked = make(rng)
                     share = depth / max(config.depths - 1, 1)
                     prompt = _prompt(asked, share, length, hay, sizes, count, rng)
@@ -153,7 +158,7 @@ def _prompt(
     hay: Sequence[str],
     sizes: Sequence[int],
     count: Callable[[str], int],
-    rng: random.Random,
+    rng: np.random.Generator,
 ) -> str:
     """Returns a prompt of at most `length` tokens; `depth` 0 puts what is asked first, and 1 last."""
     room = length - sum(count(f" {part}") + 1 for part in (asked.first, *asked.others, asked.question))
@@ -161,13 +166,13 @@ def _prompt(
         raise FlagError(
             f"--lengths={length}: has no room for {asked.first!r} and {asked.question!r}; give {2 * length}"
         )
-    parts, at = [], rng.randrange(len(hay))
+    parts, at = [], int(rng.integers(len(hay)))
     while sizes[at % len(hay)] <= room:
         parts.append(hay[at % len(hay)])
         room -= sizes[at % len(hay)]
         at += 1
     first = round(depth * len(parts))
-    places = sorted(rng.randint(first if asked.ordered else 0, len(parts)) for _ in asked.others)
+    places = sorted(rng.integers(first if asked.ordered else 0, len(parts) + 1, len(asked.others)).tolist())
     # From the last to the first, so that places stay valid; -1 puts what is measured before others at its place.
     inserted = [(first, -1, asked.first), *((place, i, asked.others[i]) for i, place in enumerate(places))]
     for place, _, said in sorted(inserted, reverse=True):

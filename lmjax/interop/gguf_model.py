@@ -209,7 +209,7 @@ def _settings(writer: Any, description: Description, prompts: PromptFormat) -> N
         add[writer.add_layer_norm_eps] = config.norm_epsilon
     if kind not in ("gpt2", "bert"):
         add |= {writer.add_key_length: config.width_of_head, writer.add_value_length: config.width_of_head}
-    if config.positions == "rope":
+    if "rope" in config.scheme(config.family.causal).fields:
         add |= {writer.add_rope_freq_base: config.rope.theta, writer.add_rope_dimension_count: config.rotated_dim}
         add |= _scaling(writer, config)
     if config.attention.window is not None:

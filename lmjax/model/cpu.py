@@ -40,12 +40,17 @@ def dot(x: jax.Array, kernel: jax.Array, dims: int, out_dtype: str | None, *, tr
     right = kernel if transposed else kernel.reshape(math.prod(inputs), math.prod(columns))
     if x.dtype == jnp.bfloat16:
         y = _rounded_product(left, right.T if transposed else right).astype(out_dtype or x.dtype)
-    elif right.shape[0] >= _TALL * right.shape[1] and right.shape[1] <= _NARROW:
+    elif _is_tall(*right.shape):
         y = _tall_product(left, right.astype(x.dtype), transposed).astype(out_dtype or x.dtype)
     else:
         contract = (((1,), (1 if transposed else 0,)), ((), ()))
         y = jax.lax.dot_general(left, right.astype(x.dtype), contract, preferred_element_type=out_dtype)
     return y.reshape(*rows, *columns)
+
+
+def _is_tall(rows: int, columns: int) -> bool:
+    """Returns whether `_tall_product` is faster; on a mesh its barrier would add collectives."""
+    return rows >= _TALL * columns and columns <= _NARROW and jax.sharding.get_abstract_mesh().size <= 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

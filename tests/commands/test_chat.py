@@ -84,7 +84,7 @@ def test_a_conversation_at_a_terminal_remembers_what_was_said(folder, capsys, mo
 
     monkeypatch.setattr(command, "_streamed", recorded)
     loaded, said = chatting(load_model(folder)), Conversation()
-    Repl({"max_new_tokens": "3"}, functools.partial(command._prepared, loaded, None, said), said).run(
+    Repl({"max_new_tokens": "3"}, functools.partial(command._prepared, loaded, None, said, None), said).run(
         lambda shown: next(lines)
     )
     first = [{"role": "user", "content": "the king"}]

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(lmjax.__file__).parent
 ALLOWED = {
     "lmjax.__init__.__getattr__ importlib.import_module": "the modules of the public names, which stand in the file",
     "lmjax.evaluation.intervals.required importlib.import_module": "its callers name packages of an extra as constants",
+    "lmjax.training.board._tensorboardx importlib.import_module": "its callers name modules as constants",
     "lmjax.python_file.run_file importlib.util.spec_from_file_location": "experiments and sweeps are trusted code",
     "lmjax.python_file.run_file importlib.util.module_from_spec": "experiments and sweeps are trusted code",
     "lmjax.python_file.run_file exec_module": "experiments and sweeps are trusted code",

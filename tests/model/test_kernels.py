@@ -299,6 +299,7 @@ def _equations(jaxpr):
                 yield from _equations(getattr(inner, "jaxpr", inner))
 
 
+AUTO = jax.sharding.AxisType.Auto
 SPLASH = {
     "causal_packed": ({"causal": True}, True, 128, 128, None),
     "window_capped": ({"window": 40}, False, 256, 256, 2.0),
@@ -325,7 +326,7 @@ def test_splash_interpreted(name, split):
         return vendor.splash(**arrays, mask=mask, scale=0.5, softcap=softcap, interpret=True)
 
     if split:
-        mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+        mesh = jax.make_mesh((2, 1, 1, 2), ("data", "fsdp", "sequence", "tensor"), axis_types=(AUTO,) * 4)
         with jax.set_mesh(mesh), nn.logical_axis_rules(axes.RULES):
             _check(f, arrays, seen, softcap)
     else:

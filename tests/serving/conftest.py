@@ -82,3 +82,9 @@ def server(_server):
         assert time.monotonic() < deadline, "texts are written although nobody waits for them"
         time.sleep(0.01)
     assert not any(engine.counts.compiled for engine in engines)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Keeps compiled programs after a file, as other folders do not: the server lives on and must not compile again."""
+    return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class Alibi(Scheme):
     """A bias on attention scores with a slope for each head."""
+
+    counts_heads: ClassVar[bool] = True
 
     def bias(self, config: ModelConfig, name: str, *, causal: bool) -> Bias:
         """Returns the function from positions to the bias; arguments as of `Scheme.bias`."""

@@ -30,10 +30,12 @@ class Scheme:
 
     Attributes:
         table: whether the scheme has a table with a row for each of `max_length` positions.
+        counts_heads: whether what it does in a head depends on the number of heads.
         fields: names of the config fields that only this scheme reads.
     """
 
     table: ClassVar[bool] = False
+    counts_heads: ClassVar[bool] = False
     fields: ClassVar[tuple[str, ...]] = ()
 
     def problems(self, config: ModelConfig, used: bool) -> tuple[tuple[bool, str], ...]:
