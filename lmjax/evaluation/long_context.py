@@ -160,7 +160,10 @@ def _prompt(
     count: Callable[[str], int],
     rng: np.random.Generator,
 ) -> str:
-    """Returns a prompt of at most `length` tokens; `depth` 0 puts what is asked first, and 1 last."""
+    """Returns a prompt of at most `length` tokens.
+
+    The sentence with the answer is at the beginning of the prompt if `depth` is 0, and at its end if it is 1.
+    """
     room = length - sum(count(f" {part}") + 1 for part in (asked.first, *asked.others, asked.question))
     if room < 0:
         raise FlagError(
