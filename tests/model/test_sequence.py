@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import axes
 from lmjax.errors import FlagError
-from lmjax.model.kernels import Mask, attention, sequence
+from lmjax.model.kernels import Mask, attention, ring, sequence
 from lmjax.model.positions.alibi import alibi
 from lmjax.model.positions.by_distance import ByDistance
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
@@ -107,18 +107,18 @@ def test_what_the_devices_exchange(how, mask, expected):
 @pytest.mark.parametrize(("window", "steps"), [(1, 1), (2, 2), (9, 2), (10, 3), (99, 4)])
 def test_a_window_ends_the_round_early(window, steps):
     """The 8 positions of a device, and the window - 1 before the first of them, are on so many devices."""
-    assert sequence._ring_plan(4, 32, 32, Mask(causal=True, window=window), None, 1.0, None).steps == steps
+    assert ring.ring_plan(4, 32, 32, Mask(causal=True, window=window), None, 1.0, None).steps == steps
 
 
 def test_zigzag_gives_all_devices_as_much():
-    ring = sequence._ring_plan(4, 32, 32, Mask(causal=True), None, 1.0, None)
-    assert ring.pieces == 2
+    plan = ring.ring_plan(4, 32, 32, Mask(causal=True), None, 1.0, None)
+    assert plan.pieces == 2
 
     def visible(device):
-        mine, steps = ring.starts(device, 4), range(ring.ways)
+        mine, steps = plan.starts(device, 4), range(plan.ways)
         return sum(
-            bool(sequence._visible(Mask(causal=True), start, 4, position, 4))
-            for step in steps for start in mine for position in ring.starts((device - step) % 4, 4)
+            bool(ring._visible(Mask(causal=True), start, 4, position, 4))
+            for step in steps for start in mine for position in plan.starts((device - step) % 4, 4)
         )  # fmt: skip
 
     assert {visible(device) for device in range(4)} == {9}
