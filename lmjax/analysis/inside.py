@@ -23,7 +23,7 @@ import numpy as np
 
 from lmjax.axes import RULES
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Texts
+from lmjax.inference.loaded import LoadedModel, Texts, longest_row
 from lmjax.model import intercept
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding, batch_shards
@@ -141,6 +141,13 @@ def fields_of(loaded: LoadedModel, batch: Batch, targets: Texts | None = None) -
     rows = len(next(iter(fields.values())))
     more = -rows % batch_shards(loaded.mesh)
     return {name: np.concatenate([x, np.repeat(x[-1:], more, axis=0)]) for name, x in fields.items()}, rows
+
+
+def cut_rows(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of texts in the prompt format, cut at the length of the rows that read them."""
+    family = loaded.config.family
+    limit = longest_row(loaded.config, decoder=family.causal and not family.paired)
+    return [ids[:limit] for ids in loaded.encode(list(texts))]
 
 
 def matching(what: Sequence[str], names: Iterable[str]) -> list[str]:

@@ -108,15 +108,21 @@ def page(title: str, facts: Sequence[tuple[str, str]], parts: Sequence[Part], co
     )
 
 
-def coloured_text(tokens: Sequence[str], scores: Sequence[float], kept: Sequence[bool] | None = None) -> str:
+def coloured_text(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    kept: Sequence[bool] | None = None,
+    most: float | None = None,
+) -> str:
     """Returns a text whose tokens are coloured by their scores: blue for more, orange for less.
 
     Args:
         tokens: as `token_texts` gives them.
         scores: of the tokens.
         kept: tokens that are shown small: they are no part of the text.
+        most: the score with the full colour; None: the largest one.
     """
-    most = max([abs(float(x)) for x in scores] + [1e-12])
+    most = max([abs(float(x)) for x in scores] + [1e-12]) if most is None else most
     spans = []
     for i, (token, score) in enumerate(zip(tokens, scores, strict=True)):
         small = ' class="kept"' if kept is not None and kept[i] else ""
@@ -212,8 +218,8 @@ def bars(values: Sequence[float], names: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 640 {height * len(lines)}" width="640" role="img">{"".join(lines)}</svg>'
 
 
-def curves(lines: Mapping[str, Sequence[float]]) -> str:
-    """Returns up to two curves over 0, 1, 2 ... tokens, with their names: blue, then orange."""
+def curves(lines: Mapping[str, Sequence[float]], end: str = "") -> str:
+    """Returns up to two curves with their names, blue, then orange, from 0 to `end`; empty: 0, 1, 2 ... tokens."""
     every = np.concatenate([np.asarray(line, float) for line in lines.values()])
     low, high = float(every.min()), float(every.max())
     spread, drawn = high - low or 1.0, []
@@ -225,10 +231,46 @@ def curves(lines: Mapping[str, Sequence[float]]) -> str:
         )
         drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         drawn.append(f'<text x="60" y="{186 + 16 * number}" style="fill:{colour}">{_text(name)}</text>')
+    last = _text(end) or f"{len(line) - 1} tokens"
     ends = f'<text x="52" y="24" text-anchor="end">{high:.2f}</text>'
     ends += f'<text x="52" y="154" text-anchor="end">{low:.2f}</text>'
-    ends += f'<text x="60" y="168">0</text><text x="460" y="168" text-anchor="end">{len(line) - 1} tokens</text>'
+    ends += f'<text x="60" y="168">0</text><text x="460" y="168" text-anchor="end">{last}</text>'
     return f'<svg viewBox="0 0 480 208" width="480" role="img">{ends}{"".join(drawn)}</svg>'
+
+
+def ranges(lines: Mapping[str, Sequence[tuple[float, float, float]]], names: Sequence[str]) -> str:
+    """Returns a row for each name with up to two points, blue and orange, on a line from the low to the high end.
+
+    Args:
+        lines: by what is measured, a value, its low and its high end for each name; NaN ends: none is drawn.
+        names: of the rows.
+    """
+    every = np.array([numbers for line in lines.values() for numbers in line], float).reshape(-1, 3)
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    spread, height, drawn = high - low or 1.0, 26, []
+
+    def place(x: float) -> float:
+        return 160 + 400 * (x - low) / spread
+
+    for i, name in enumerate(names):
+        drawn.append(f'<text x="150" y="{height * i + 17}" text-anchor="end">{_text(_plain(name))}</text>')
+        for number, line in enumerate(lines.values()):
+            value, start, end = map(float, line[i])
+            y, colour = height * i + 8 + 9 * number, f"rgb(var(--{('up', 'down')[number]}))"
+            if np.isfinite([start, end]).all():
+                drawn.append(
+                    f'<path d="M{place(start):.1f} {y}H{place(end):.1f}" stroke="{colour}" stroke-width="2" '
+                    'stroke-opacity="0.5"/>'
+                )
+            told = f"<title>{value:.3f} ({start:.3f} to {end:.3f})</title>"
+            drawn.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="4" fill="{colour}">{told}</circle>')
+    bottom = height * len(names)
+    ends = f'<text x="160" y="{bottom + 18}">{low:.2f}</text>'
+    ends += f'<text x="560" y="{bottom + 18}" text-anchor="end">{high:.2f}</text>'
+    for number, name in enumerate(lines):
+        colour = f"rgb(var(--{('up', 'down')[number]}))"
+        ends += f'<text x="160" y="{bottom + 36 + 16 * number}" style="fill:{colour}">{_text(name)}</text>'
+    return f'<svg viewBox="0 0 640 {bottom + 60}" width="640" role="img">{"".join(drawn)}{ends}</svg>'
 
 
 def _colour(score: float, most: float) -> str:

@@ -11,7 +11,7 @@ from lmjax.analysis.inside import record
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import required
 from lmjax.evaluation.seeds import Interval, mean_interval
-from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.loaded import LoadedModel, Text
 from lmjax.streams import random_stream
 
 # The share of the texts that a probe is tested on.
@@ -39,7 +39,7 @@ class Probe(NamedTuple):
 
 def layer_vectors(
     loaded: LoadedModel,
-    texts: Sequence[str],
+    texts: Sequence[Text],
     tokens: Literal["mean", "first", "last"] = "mean",
     batch_size: int = 32,
 ) -> dict[str, np.ndarray]:

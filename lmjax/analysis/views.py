@@ -5,71 +5,24 @@ To add one: a function from a `Case` to a `Part`, and a line in `VIEWS`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lmjax.analysis.attention import token_texts
-from lmjax.analysis.attribution import METHODS, Attribution, AttributionConfig, attribute
+from lmjax.analysis.attribution import Attribution, attribute
+from lmjax.analysis.case import Case, unit_of
 from lmjax.analysis.causal import ablation, patching
 from lmjax.analysis.faithfulness import chance, judge, randomised
 from lmjax.analysis.flow import flow, rollout
-from lmjax.analysis.inside import record
 from lmjax.analysis.lens import direct, logit_lens
 from lmjax.analysis.page import Part, bars, coloured_text, curves, grid, maps, table
 from lmjax.analysis.subject import Subject
-from lmjax.analysis.values import HIDDEN, VECTOR
+from lmjax.analysis.views_of_texts import steering_view, tuned_view
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel
 
 # The most tokens that a summary for a terminal names.
 _BEST = 5
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Case:
-    """What is explained.
-
-    Attributes:
-        loaded: the model.
-        fields: of the row that it reads, `[1, length]` each.
-        subjects: numbers of its output for this row, such as one for each token of a sentence; empty: the model
-            predicts nothing.
-        config: settings of attributions.
-        corrupted: the row for patching; None: none was given.
-        judged: whether attributions are judged.
-    """
-
-    loaded: LoadedModel
-    fields: Mapping[str, np.ndarray]
-    subjects: Sequence[Subject]
-    config: AttributionConfig
-    corrupted: Subject | None = None
-    judged: bool = False
-
-    @property
-    def subject(self) -> Subject:
-        """Returns the first subject; raises FlagError if there is none."""
-        if not self.subjects:
-            family = self.loaded.config.family.label
-            raise FlagError(
-                f"--method: this {family} predicts nothing for this text; compare it with another text "
-                "(--compare=TEXT), or look at --method=attention,rollout,flow"
-            )
-        return self.subjects[0]
-
-    def tokens(self, prefix: str) -> list[str]:
-        """Returns the tokens of a side, without padding."""
-        real = self.fields[f"{prefix}segment_ids"][0] > 0
-        return token_texts(self.loaded, self.fields[f"{prefix}tokens"][0][real])
-
-    def weights(self, prefix: str, end: str, keys: str) -> np.ndarray:
-        """Returns `[layers, heads, queries, keys]`, the probabilities of an attention, without padding."""
-        found = record(self.loaded, self.fields, [f"{prefix.replace('_', '/')}layer_*/{end}/weights"])
-        q, k = len(self.tokens(prefix)), len(self.tokens(keys))
-        return np.stack([x[0, :, :q, :k] for x in found.values()])
 
 
 def attributions(method: str, case: Case) -> Part:
@@ -174,7 +127,7 @@ def lens(case: Case) -> Part:
         rows = [[token.replace("▁", " ").strip() or token for token in row] for row in found.likeliest]
         body += grid(found.shares, found.layers, found.tokens, rows)
     said = ", ".join(f"{value:+.2f}" for value in found.values)
-    return Part("logit lens", f"{note}. Bars: {_unit(case.subject)}.", body, (f"after each layer: {said}",))
+    return Part("logit lens", f"{note}. Bars: {unit_of(case.subject)}.", body, (f"after each layer: {said}",))
 
 
 def direct_view(case: Case) -> Part:
@@ -197,7 +150,7 @@ def heads(case: Case) -> Part:
     found = ablation(case.subject)
     effects = found.effects
     layer, head = np.unravel_index(np.abs(effects).argmax(), effects.shape)
-    note = f"How much the {_unit(case.subject)} falls when the output of a head is set to 0 (blue: it falls)."
+    note = f"How much the {unit_of(case.subject)} falls when the output of a head is set to 0 (blue: it falls)."
     body = grid(effects, _layers(effects), found.columns)
     return Part("ablation of heads", note, body, (f"largest: head {layer}.{head} {effects[layer, head]:+.2f}",))
 
@@ -225,6 +178,8 @@ VIEWS: Mapping[str, Callable[[Case], Part]] = {
     "rollout": rollout_view,
     "flow": flow_view,
     "lens": lens,
+    "tuned_lens": tuned_view,
+    "steering": steering_view,
     "direct": direct_view,
     "heads": heads,
     "patching": patching_view,
@@ -234,11 +189,6 @@ VIEWS: Mapping[str, Callable[[Case], Part]] = {
 def view(method: str, case: Case) -> Part:
     """Returns the part of a method: a name in `VIEWS` or in `attribution.METHODS`."""
     return VIEWS[method](case) if method in VIEWS else functools.partial(attributions, method)(case)
-
-
-def every_method() -> tuple[str, ...]:
-    """Returns the names of all methods."""
-    return (*VIEWS, *METHODS)
 
 
 def _first_side(case: Case) -> tuple[str, list[str], int]:
@@ -251,13 +201,6 @@ def _first_side(case: Case) -> tuple[str, list[str], int]:
     if case.subjects and case.subject.ask.kind in ("logits", "span") and not case.loaded.config.family.paired:
         return prefix, tokens, min(int(case.subject.ask.position), len(tokens) - 1)
     return prefix, tokens, len(tokens) - 1 if case.loaded.config.family.causal else 0
-
-
-def _unit(subject: Subject) -> str:
-    """Returns the unit of a subject's number in words."""
-    if subject.ask.kind in (VECTOR, HIDDEN):
-        return "cosine"
-    return "difference of logits" if int(subject.ask.against) >= 0 else subject.ask.unit
 
 
 def _layers(values: np.ndarray, word: str = "layer ") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -24,10 +23,8 @@ from lmjax.analysis.vectors import (
 )
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file, unspeakable
-from lmjax.data.fields import has_fields, text_of
-from lmjax.data.files import Faults, find_files, read_file, read_lines
-from lmjax.errors import DataError, FlagError
-from lmjax.evaluation.records import read_records
+from lmjax.commands.texts import read_texts
+from lmjax.errors import FlagError
 from lmjax.inference.embed import embed
 from lmjax.inference.loaded import LoadedModel
 from lmjax.phases import phase
@@ -41,7 +38,7 @@ def main(values: flags.FlagValues) -> np.ndarray:
         raise FlagError(f"--near, --analogy and --odd: {wrong}")
     _check(values)
     output = new_file(values["output"].value, kind="folder")
-    texts = _texts(values)
+    texts = read_texts(values["data"].value, "data", values["text_field"].value)
     prepare()
     loaded = opened(values, place)
     with phase("computing the vectors"):
@@ -66,32 +63,6 @@ def _check(values: flags.FlagValues) -> None:
         raise FlagError(f"--analogy={','.join(values['analogy'].value)}: give three, as --analogy=man,king,woman")
     if values["odd"].value and len(values["odd"].value) < 3:
         raise FlagError(f"--odd={','.join(values['odd'].value)}: give three or more")
-
-
-def _texts(values: flags.FlagValues) -> list[str]:
-    """Returns the texts of --data, each once, in their order; raises DataError if a file holds none."""
-    data, name = values["data"].value, values["text_field"].value
-    if not data:
-        return []
-    found: dict[str, None] = {}
-    for path in find_files(data):
-        if has_fields(path):
-            texts = [text_of(where, fields, name, "a record needs a text") for where, fields in read_records(path)]
-        else:
-            texts = list(read_file(path, functools.partial(_lines, path), Faults("error")))
-        found |= dict.fromkeys(text for text in texts if text.strip())
-    if not found:
-        raise DataError(f"--data: {data!r} holds no texts; give it at least one")
-    return list(found)
-
-
-def _lines(path: str, file: object) -> list[str]:
-    texts = []
-    for line in read_lines(path, file):
-        if line.fault:
-            raise DataError(line.fault)
-        texts.append(line.text.rstrip("\r\n"))
-    return texts
 
 
 def _vectors(loaded: LoadedModel, values: flags.FlagValues, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:

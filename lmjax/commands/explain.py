@@ -9,9 +9,12 @@ import sys
 from absl import flags
 
 from lmjax.analysis.attribution import AttributionConfig
+from lmjax.analysis.case import Case
 from lmjax.analysis.page import Part, page
+from lmjax.analysis.studies import STUDIES
 from lmjax.analysis.subject import Subject, answer, decision, likeness, masked_token, next_token, sentence
-from lmjax.analysis.views import Case, view
+from lmjax.analysis.views import view
+from lmjax.commands.explain_texts import case_of_texts, read_given, study_of
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file, unspeakable
 from lmjax.data.tokenizer import MASK
@@ -33,26 +36,34 @@ def main(values: flags.FlagValues) -> list[Part]:
         given = values[name].value
         if given is not None and (wrong := unspeakable(given) or ("" if given.strip() else "an empty text; write one")):
             raise FlagError(f"--{name}: {wrong}")
-    if not values["text"].value:
-        raise FlagError("lmjax explain needs --text=TEXT, what the model reads")
+    methods = tuple(dict.fromkeys(values["method"].value or ()))
+    alone = bool(methods) and all(method in STUDIES for method in methods)
+    if not values["text"].value and not alone:
+        raise FlagError(
+            f"lmjax explain needs --text=TEXT, what the model reads; only --method={','.join(STUDIES)} needs none"
+        )
     path = values["output"].value
     output = None if path == "-" else new_file(path)
+    given = read_given(values, methods)
     prepare()
     loaded = opened(values, place)
-    _check_lengths(loaded, values)
-    case = _case(loaded, values)
-    methods = values["method"].value or _usual(case)
+    study = study_of(values, given, loaded)
+    case = None
+    if not alone:
+        _check_lengths(loaded, values)
+        case = dataclasses.replace(_case(loaded, values), **case_of_texts(values, given, loaded, methods))
     parts = []
-    for method in dict.fromkeys(methods):
+    for method in methods or _usual(case):
         with phase(f"explaining by {method}"):
-            parts.append(view(method, case))
-    facts = _facts(case, place)
+            parts.append(STUDIES[method](study) if method in STUDIES else view(method, case))
+    facts = _facts(loaded, case, place)
     print("\n".join(f"{name}: {value}" for name, value in facts))
     for part in parts:
         print("\n".join([f"\n{part.title}", *(f"  {line}" for line in part.summary)]))
     if output is not None:
         command = shlex.join(["lmjax", "explain", *(a for a in sys.argv[2:] if sys.argv[1:2] == ["explain"])])
-        output.write_text(page(_title(case, values["text"].value), facts, parts, command), encoding="utf-8")
+        title = f"Inside {place}" if case is None else _title(case, values["text"].value)
+        output.write_text(page(title, facts, parts, command), encoding="utf-8")
         print(f"\nwritten to {output}")
     return parts
 
@@ -146,9 +157,11 @@ def _usual(case: Case) -> list[str]:
     return ["integrated", *(["lens"] if lens else []), "attention"]
 
 
-def _facts(case: Case, place: str) -> list[tuple[str, str]]:
-    """Returns what stands at the top of the page, and first in the terminal."""
-    found = [("model", place), ("family", case.loaded.config.family.label)]
+def _facts(loaded: LoadedModel, case: Case | None, place: str) -> list[tuple[str, str]]:
+    """Returns what stands at the top of the page, and first in the terminal; without a text, no more than the model."""
+    found = [("model", place), ("family", loaded.config.family.label)]
+    if case is None:
+        return found
     if len(case.subjects) > 1:
         return [*found, ("explained", "".join(s.name for s in case.subjects).replace("▁", " ").strip())]
     for subject in case.subjects:

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from lmjax.commands.conversation import Conversation
 from lmjax.commands.filtering import Filter, filter_of, filtered
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
-from lmjax.commands.models import named, opened, prepare
+from lmjax.commands.models import draft_of, named, opened, prepare, random_of
 from lmjax.commands.prompts import Prompts, new_file, prompt_files, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
+from lmjax.commands.steering import steered, steering_sides
 from lmjax.data.chat import MESSAGES
-from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults, merged
 from lmjax.inference.generate.fill_mask import Filling, fill_mask, mask_text
@@ -33,8 +33,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.paths import expanded, read_regular
 from lmjax.phases import phase
-from lmjax.runs.trained import load_model, open_pretrained
-from lmjax.runs.untrained import random_model
+from lmjax.runs.trained import open_pretrained
 
 # Configs nested in GenerateConfig.
 _PARTS = ("sampling", "processors", "beams")
@@ -48,6 +47,7 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     """Returns the texts for each prompt, or the fillings of its masks; None after a conversation."""
     settings = {name: values[name].value for name in (*FIELDS, *LISTS) if values[name].value not in (None, [])}
     place, encoder, defaults = _place(values)
+    sides = steering_sides(values)
     output = new_file(values["output"].value)
     if encoder:
         given = (*settings, "draft", "conversation", "filter")
@@ -70,11 +70,15 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
         kept.check(config)
     one = bool(not encoder and prompts and len(prompts.texts) == 1 and not output and kept is None and not config.beams)
     files = prompt_files(values, one)
-    loaded = _random(values, place) if values["preset"].value else opened(values, place)
+    if values["preset"].value:
+        loaded = random_of(values, place, _integer("seed", values["seed"].value or "0"))
+    else:
+        loaded = opened(values, place)
+    loaded = steered(values, sides, loaded)
     if encoder:
         return _fill(loaded, prompts, top_k, output)
     loaded = chatting(loaded) if values["conversation"].value else loaded
-    draft = _draft(values)
+    draft = draft_of(values)
     if prompts is None:
         said = Conversation() if loaded.prompts.chat else None
         with history():
@@ -102,23 +106,6 @@ def _place(values: flags.FlagValues) -> tuple[str, bool, GenerationDefaults]:
         return place, not PRESETS[place].family.causal, GenerationDefaults()
     found = open_pretrained(place, values["step"].value, accepted)
     return place, not (found.config.family.causal or found.unmasks), found.defaults
-
-
-def _random(values: flags.FlagValues, place: str) -> LoadedModel:
-    """Returns a preset with random weights."""
-    dtype, tensor = values["dtype"].value, values["tensor"].value
-    seed = _integer("seed", values["seed"].value or "0")
-    print(f"{place}: the weights are random (--seed={seed}), and so are its texts", file=sys.stderr)
-    with phase(f"making {place}"):
-        tokenizer = load_tokenizer(values["tokenizer"].value)
-        return random_model(PRESETS[place], tokenizer, seed, dtype=dtype, tensor=tensor)
-
-
-def _draft(values: flags.FlagValues) -> LoadedModel | None:
-    """Returns the draft model of speculative decoding, or None without --draft."""
-    if not values["draft"].value:
-        return None
-    return load_model(values["draft"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)
 
 
 def _integer(name: str, text: str) -> int:

@@ -23,6 +23,7 @@ something else.
   lmjax generate --model=bert/ --prompt="The [MASK] sleeps." --top_k=3
   lmjax generate --workdir=runs/mine --prompt=Once --window=1020 --max_new_tokens=100000    in constant memory
   lmjax generate --workdir=runs/mine --prompts=in.txt --temperature=1 --filter=resample --filter_words=bad.txt
+  lmjax generate --model=gpt2/ --prompt="I feel" --steer_towards=glad.txt --steer_away=sad.txt --steer_layer=6
   lmjax generate --workdir=runs/diffusion --prompt="Once upon" --unmask_steps=16 --unmask_block=8
 """
 
@@ -69,6 +70,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_multi_string("prompt", [], "a text to continue; may be repeated", flag_values=values)
     define_generation(values, FIELDS)
     _define_filter(values)
+    _define_steering(values)
     define_help(values)
     return values
 
@@ -86,6 +88,14 @@ def _define_filter(values: flags.FlagValues) -> None:
     flags.DEFINE_float("filter_threshold", 0.5, probability, 1e-6, 1.0, flag_values=values)
     tries = "with --filter=resample, how often a text is written again; then it is refused"
     flags.DEFINE_integer("filter_tries", 8, tries, 1, 1000, flag_values=values)
+
+
+def _define_steering(values: flags.FlagValues) -> None:
+    """Defines the flags of a direction that is added to the residual stream."""
+    for name, text in (("towards", "a file of texts that the model is steered towards"), ("away", "and away from")):
+        define_path(values, f"steer_{name}", f"{text}; the direction is the difference of their mean residual streams")
+    flags.DEFINE_integer("steer_layer", None, "with these, the layer, from 0", 0, flag_values=values)
+    flags.DEFINE_float("steer_strength", None, "with these, the factor (default: 1)", flag_values=values)
 
 
 def define_generation(values: flags.FlagValues, fields: Mapping[str, str]) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 from absl import flags
 
+from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
+from lmjax.model.presets import PRESETS
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase
 from lmjax.runs.adapters import adapter_source, load_adapters
 from lmjax.runs.places import local_folder
 from lmjax.runs.trained import Pretrained, load_model, open_pretrained
+from lmjax.runs.untrained import random_model
 
 _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}
 
@@ -77,3 +81,19 @@ def opened(values: flags.FlagValues, place: str) -> LoadedModel:
                 raise FlagError(f"--step={values['step'].value}: with --adapter the newest checkpoint is read")
             return load_adapters(place, {"given": values["adapter"].value}, **opening)["given"]
         return load_model(place, **opening)
+
+
+def random_of(values: flags.FlagValues, preset: str, seed: int) -> LoadedModel:
+    """Returns a preset with random weights and the tokenizer of --tokenizer."""
+    dtype, tensor = values["dtype"].value, values["tensor"].value
+    print(f"{preset}: the weights are random (--seed={seed}), and so are its texts", file=sys.stderr)
+    with phase(f"making {preset}"):
+        tokenizer = load_tokenizer(values["tokenizer"].value)
+        return random_model(PRESETS[preset], tokenizer, seed, dtype=dtype, tensor=tensor)
+
+
+def draft_of(values: flags.FlagValues) -> LoadedModel | None:
+    """Returns the draft model of speculative decoding, or None without --draft."""
+    if not values["draft"].value:
+        return None
+    return load_model(values["draft"].value, dtype=values["dtype"].value, tensor=values["tensor"].value)

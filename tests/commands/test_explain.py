@@ -10,10 +10,12 @@ import pytest
 
 from lmjax import cli
 from lmjax.analysis.attribution import METHODS, AttributionConfig, Replaced, attribute
+from lmjax.analysis.case import Case, Push
 from lmjax.analysis.faithfulness import SHARES, chance, judge, randomised, ranked
 from lmjax.analysis.page import coloured_text, grid, maps, page
+from lmjax.analysis.studies import STUDIES
 from lmjax.analysis.subject import decision, likeness, masked_token, next_token, sentence
-from lmjax.analysis.views import VIEWS, Case, view
+from lmjax.analysis.views import VIEWS, view
 from lmjax.commands.explain_flags import define
 from lmjax.errors import FlagError
 from tests.analysis.test_inside import classifier
@@ -113,8 +115,12 @@ CASES = {
 def test_each_method_has_a_part_for_each_family_or_says_why_not(name):
     pytest.importorskip("sklearn")
     subjects = CASES[name]()
-    case = Case(subjects[0].loaded, subjects[0].fields, subjects, AttributionConfig(samples=20))
-    none = {"patching"} if name in ("decoder", "encoder_decoder") else {"patching", "direct"}
+    loaded = subjects[0].loaded
+    paired = loaded.config.family.paired
+    push = Push("encoder/layer_0" if paired else "layer_0", np.ones(16), (0.0, 2.0), TEXT * (name == "decoder"), 2)
+    case = Case(loaded, subjects[0].fields, subjects, AttributionConfig(samples=20), push=push)
+    # Patching needs another text, and a tuned lens needs texts to be trained on.
+    none = {"patching", "tuned_lens"} | (set() if name in ("decoder", "encoder_decoder") else {"direct"})
     parts = []
     for method in [*VIEWS, *(each for each in METHODS if each != "shap")]:
         if method in none:
@@ -191,4 +197,4 @@ def test_shuffled_weights_change_an_attribution_and_not_random_scores():
 
 
 def test_the_flag_lists_every_method():
-    assert all(method in define()["method"].help for method in (*VIEWS, *METHODS))
+    assert all(method in define()["method"].help for method in (*VIEWS, *METHODS, *STUDIES))
