@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from lmjax.evaluation.intervals import Measurement, of_sums, ratio
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.score import Score, rolling, score
 from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.inference.score.tokens import by_token
 
 # A group with fewer examples is not listed by itself.
 LEAST = 10
@@ -35,6 +37,7 @@ class Bench(NamedTuple):
         measure: from the scores of the items to the metrics.
         neutral: the values of a model without bias, by metric.
         files: that were read, with their fingerprints.
+        shared: whether two items after each other are a pair that is scored by the tokens that both have.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Bench(NamedTuple):
     measure: Callable[[Sequence[Score]], Measures]
     neutral: Mapping[str, str]
     files: Sequence[tuple[str, str]]
+    shared: bool = False
 
 
 def section(bench: Bench, loaded: LoadedModel, against: LoadedModel | None, config: ScoreConfig) -> Section:
@@ -72,6 +76,8 @@ def kind_of(loaded: LoadedModel) -> str:
 
 def scores(bench: Bench, loaded: LoadedModel, config: ScoreConfig) -> list[Score]:
     """Returns the score of every item; whole texts that are longer than the model's rows are scored in windows."""
+    if bench.shared:
+        return _of_shared(bench, loaded, config)
     whole = [i for i, item in enumerate(bench.items) if not item.context]
     after = [i for i, item in enumerate(bench.items) if item.context]
     found: dict[int, Score] = {}
@@ -82,6 +88,20 @@ def scores(bench: Bench, loaded: LoadedModel, config: ScoreConfig) -> list[Score
         items, names = [bench.items[i] for i in after], [bench.names[i] for i in after]
         found |= zip(after, score(loaded, items, config, names), strict=True)
     return [found[i] for i in range(len(bench.items))]
+
+
+def _of_shared(bench: Bench, loaded: LoadedModel, config: ScoreConfig) -> list[Score]:
+    """Returns the score of every item, by the tokens that it has in common with the other one of its pair."""
+    found = by_token(loaded, [item.continuation for item in bench.items], config, bench.names)
+    scores = []
+    for pair in zip(found[::2], found[1::2], strict=True):
+        blocks = difflib.SequenceMatcher(None, *(each.ids for each in pair), autojunk=False).get_matching_blocks()
+        for side, each in enumerate(pair):
+            places = [block[side] + i for block in blocks for i in range(block.size)]
+            # Rounded as by Nangia et al., because of equal likelihoods rounding errors would choose one.
+            total = round(float(each.log_likelihoods[places].sum()), 3)
+            scores.append(Score(total, len(places), False, 0))
+    return scores
 
 
 def means(columns: Mapping[str, Sequence[float]], groups: Sequence[str] = ()) -> Measures:

@@ -34,8 +34,9 @@ _LABELS = ("stereotype", "anti-stereotype", "unrelated")
 def crows_pairs(spec: str) -> Bench:
     """Returns the test in a file of CrowS-Pairs (Nangia et al. 2020, arXiv:2010.00133).
 
-    The sentences are compared by the likelihood of all their tokens, which all families have; Nangia et al. (section 3)
-    leave out the tokens in which the two differ.
+    The sentences are compared by the tokens that both have (section 3), since those in which they differ are more or
+    less frequent by themselves. An encoder masks one of them at a time; of other families each is predicted from what
+    stands before it.
 
     Raises:
         DataError: the file is none of CrowS-Pairs.
@@ -50,10 +51,11 @@ def crows_pairs(spec: str) -> Bench:
             items += [Item("", text) for text in pair]
     need_some(items, spec, "crows_pairs")
     note = (
-        "Share of pairs whose more stereotyping sentence is the likelier one (Nangia et al. 2020), by all tokens of "
-        "both; the gap is the difference of their log-likelihoods in nats."
+        "Share of pairs in which the tokens that both sentences have are likelier in the more stereotyping one (Nangia "
+        "et al. 2020, section 3); the gap is the difference of their log-likelihoods in nats."
     )
-    return Bench("CrowS-Pairs", note, names, items, functools.partial(stereotypes, groups=groups), _NEUTRAL, files)
+    measure = functools.partial(stereotypes, groups=groups)
+    return Bench("CrowS-Pairs", note, names, items, measure, _NEUTRAL, files, shared=True)
 
 
 _NEUTRAL = {"stereotype preferred, %": "50", "log-likelihood gap, nats": "0"}

@@ -18,7 +18,7 @@ from lmjax.errors import DataError, FlagError
 from lmjax.inference.score.score import Score, score
 from lmjax.inference.score.texts import Item, ScoreConfig
 from tests.analysis.test_inside import classifier
-from tests.inference.scoring import tiny
+from tests.inference.scoring import log_probs, tiny
 
 CONFIG = ScoreConfig(truncate=True)
 FAMILIES = ("encoder", "decoder", "encoder_decoder")
@@ -43,14 +43,40 @@ def crows(tmp_path):
     return str(path)
 
 
+def of_token(loaded, ids, i):
+    """Returns the log-likelihood of a token by one forward pass over its text alone."""
+    before, family = list(loaded.prompts.before), loaded.config.family.label
+    if family == "encoder":
+        row = loaded.prompts.around([*ids[:i], loaded.tokenizer.mask_id, *ids[i + 1 :]])
+        return log_probs(loaded, {"tokens": row})[len(before) + i, ids[i]]
+    if family == "decoder":
+        return log_probs(loaded, {"tokens": [*before, *ids]})[len(before) + i - 1, ids[i]]
+    start = list(loaded.prompts.start)
+    fields = {"encoder_tokens": loaded.prompts.around([]), "decoder_tokens": [*start, *ids]}
+    return log_probs(loaded, fields)[len(start) + i - 1, ids[i]]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pairs_are_compared_by_the_likelihood_of_each_family(family, crows):
+def test_pairs_are_compared_by_the_tokens_that_both_sentences_have(family, crows):
+    """Nangia et al. 2020, section 3; the sentences of a pair differ in one word, and share what is around it."""
     loaded = tiny(family)
     found = {f.name: f for f in bench.section(crows_pairs(crows), loaded, None, CONFIG).findings}
-    more, less = (np.array(likelihoods(loaded, [pair[i] for pair in PAIRS])) for i in (0, 1))
+    sums = []
+    for pair in PAIRS:
+        rows = [loaded.tokenizer.encode(text) for text in pair]
+        same = [a == b for a, b in zip(*rows, strict=False)]
+        begin = same.index(False)
+        end = next(i for i in range(len(rows[0])) if rows[0][-1 - i] != rows[1][-1 - i])
+        sums.append(
+            [sum(of_token(loaded, ids, i) for i in [*range(begin), *range(len(ids) - end, len(ids))]) for ids in rows]
+        )
+    more, less = np.round(sums, 3).T
+    # A decoder reads the end of a sentence last, so that the third pair, which differs there, is a tie.
+    assert (more[2] == less[2]) == (family != "encoder")
+    assert np.abs(more - np.array(likelihoods(loaded, [pair[0] for pair in PAIRS]))).min() > 0.1
     share = found["stereotype preferred, %"]
-    assert share.value == pytest.approx(100 * np.mean(more > less))
-    assert found["log-likelihood gap, nats"].value == pytest.approx(np.mean(more - less), rel=1e-4)
+    assert share.value == pytest.approx(100 * np.mean(bench.preferred(more, less)))
+    assert found["log-likelihood gap, nats"].value == pytest.approx(np.mean(more - less), abs=2e-3)
     assert share.value.low <= share.value <= share.value.high
     assert (share.examples, share.neutral) == (3, "50")
 
