@@ -13,7 +13,8 @@ from types import MappingProxyType
 from absl import flags
 
 from lmjax.analysis.page import page
-from lmjax.audit import bench, continuations, counterfactual, memory
+from lmjax.audit import applies, bench, continuations, counterfactual
+from lmjax.audit.applies import unfit
 from lmjax.audit.association import associations, read_tests
 from lmjax.audit.canaries import canaries
 from lmjax.audit.choices import bbq
@@ -25,16 +26,15 @@ from lmjax.audit.published import crows_pairs, stereoset, winobias
 from lmjax.audit.raters import Rating, label_rate, rater
 from lmjax.commands.audit_flags import CHECKS
 from lmjax.commands.card import card
+from lmjax.commands.leaks import check_leaks, contaminated, memorised
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import Prompts, new_file, read_prompts
-from lmjax.config import from_json
 from lmjax.errors import FlagError
 from lmjax.inference.embed import embed
 from lmjax.inference.generate.generate import GenerateConfig, generate
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
-from lmjax.runs.data import open_data
 from lmjax.runs.trained import load_model
 
 _BENCHES = {"crows_pairs": crows_pairs, "winobias": winobias, "stereoset": stereoset, "bbq": bbq}
@@ -72,32 +72,48 @@ def main(values: flags.FlagValues) -> list[Section]:
     }
     prepare()
     loaded = opened(values, place)
+    reasons = {check: why for check in CHECKS if (why := unfit(loaded, check))}
+    if all(check in reasons for check in given):
+        raise FlagError(f"--{given[0]}: {reasons[given[0]]}")
     other = _other(values)
     sections = []
-    for name, read in benches.items():
+    for name in (name for name in given if name in benches and name not in reasons):
         with phase(f"scoring {name}"):
-            sections.append(bench.section(read, loaded, other, _CONFIG))
-    size = values["batch_size"].value
-    if templates is not None:
-        with phase("rating templates"):
-            rate, note = rater(loaded, _CONFIG, size)
-            against = None if other is None else rater(other, _CONFIG, size)[0]
-            sections.append(counterfactual.section(*templates, note, rate, against))
-    if tests is not None:
-        with phase("comparing vectors"):
-            own, others = (
-                None if model is None else lambda texts, m=model: embed(m, texts, batch_size=size)
-                for model in (loaded, other)
-            )
-            sections.append(associations(*tests, own, others))
-    if prompts is not None:
+            sections.append(bench.section(benches[name], loaded, other, _CONFIG))
+    if templates is not None and "templates" not in reasons:
+        sections.append(_rated(values, loaded, other, templates))
+    if tests is not None and "weat" not in reasons:
+        sections.append(_compared(values, loaded, other, tests))
+    if values["evaluation"].value and "evaluation" not in reasons:
+        sections.append(contaminated(values, loaded, _CONFIG))
+    if prompts is not None and "prompts" not in reasons:
         sections += _written(values, loaded, other, prompts, patterns)
     facts = [("model", place), ("family", loaded.config.family.label)]
     facts += [("against", values["against"].value)] if other is not None else []
-    tell("audit", facts, sections, output)
+    tell("audit", facts, [*sections, applies.table(CHECKS, given, reasons)], output)
     if written is not None:
         _write_card(values, written, sections, given, line)
     return sections
+
+
+def _rated(values: flags.FlagValues, loaded: LoadedModel, other: LoadedModel | None, templates: tuple) -> Section:
+    """Returns the section of counterfactual templates."""
+    size = values["batch_size"].value
+    with phase("rating templates"):
+        rate, note = rater(loaded, _CONFIG, size)
+        against = None if other is None else rater(other, _CONFIG, size)[0]
+        return counterfactual.section(*templates, note, rate, against)
+
+
+def _compared(values: flags.FlagValues, loaded: LoadedModel, other: LoadedModel | None, tests: tuple) -> Section:
+    """Returns the section of WEAT and SEAT."""
+    size = values["batch_size"].value
+    with phase("comparing vectors"):
+        own, others = (
+            None if model is None else lambda texts, m=model: embed(m, texts, batch_size=size)
+            for model in (loaded, other)
+        )
+        return associations(*tests, own, others)
 
 
 def _write_card(
@@ -125,8 +141,7 @@ def _check(values: flags.FlagValues) -> None:
         raise FlagError(f"--{given[0]}: is of what the model writes; give --prompts=FILE too")
     if values["rater_label"].value and not values["rater"].value:
         raise FlagError(f"--rater_label={values['rater_label'].value}: is a label of --rater=PLACE; give that too")
-    if values["memorised"].value and not values["workdir"].value:
-        raise FlagError("--memorised: needs the training data of a run; name the model by --workdir=DIR")
+    check_leaks(values)
 
 
 def check_numbers(values: flags.FlagValues, *names: str) -> None:
@@ -163,13 +178,7 @@ def _written(
         with phase("rating texts"):
             yield continuations.section(written, rates, against, files=files, masked=masked, show=values["show"].value)
     if values["memorised"].value:
-        workdir = pathlib.Path(values["workdir"].value)
-        data = open_data(from_json(workdir / "config.json"), workdir)
-        documents = (store.document(i) for store in data.train.values() for i in range(store.num_documents))
-        span = values["span"].value
-        with phase("looking up spans in the training data"):
-            found = memory.repeated([ids for each in written for ids in each.ids], documents, span)
-        yield memory.section(written, found, span)
+        yield memorised(values, written)
 
 
 def _rater(values: flags.FlagValues) -> Rating:

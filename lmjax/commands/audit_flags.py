@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.commands.flags import define_help, define_model, define_path
+from lmjax.commands.flags import define_column_names, define_help, define_model, define_path
 
 DESCRIPTION = """
 lmjax audit: what a model has learned and must not say, as one page that loads nothing from elsewhere. Each check reads
@@ -14,10 +14,11 @@ a file that you name, in the format in which it was published; a quoted glob nam
   lmjax audit --workdir=runs/sentiment --templates=own                                  gaps of a classifier
   lmjax audit --model=gpt2/ --prompts=prompts.txt --rater=runs/toxic --words=words.txt  what it writes
   lmjax audit --workdir=runs/mine --card=MODEL_CARD.md --templates=own                  a model card
+  lmjax audit --workdir=runs/mine --evaluation=test.txt --prompts=prompts.txt --memorised      leaks of its data
   lmjax audit --model=gpt2/ --templates=own --against=runs/tuned                        two models, paired
 """
 # Each names the files of a check.
-CHECKS = ("crows_pairs", "winobias", "stereoset", "bbq", "templates", "weat", "canaries", "prompts")
+CHECKS = ("crows_pairs", "winobias", "stereoset", "bbq", "templates", "weat", "canaries", "evaluation", "prompts")
 
 
 def define() -> flags.FlagValues:
@@ -31,6 +32,7 @@ def define() -> flags.FlagValues:
         "templates": "JSON of counterfactual templates, or own: those of lmjax; gaps of labels or of likelihoods",
         "weat": "JSON of WEAT or SEAT tests, on the vectors of texts",
         "canaries": "JSONL or CSV of planted texts and the secret in each: exposure",
+        "evaluation": "an evaluation set: how much of it stands in the training data, metrics with and without",
         "prompts": "prompts that the model continues: one a line, or JSONL or CSV with a field prompt",
     }
     for name, text in texts.items():
@@ -60,6 +62,13 @@ def define() -> flags.FlagValues:
     secrets = "with --canaries, other secrets that each is compared with"
     flags.DEFINE_integer("canary_samples", 500, secrets, 99, 1_000_000, flag_values=values)
     flags.DEFINE_integer("span", 16, "with --memorised, tokens of a span", 2, 10_000, flag_values=values)
+    training = "with --evaluation, the training data (default: that of --workdir)"
+    flags.DEFINE_string("training_data", None, training, flag_values=values)
+    ngram = "with --evaluation, words in a row that make an example known"
+    flags.DEFINE_integer("ngram", 13, ngram, 1, 1000, flag_values=values)
+    field = "of --evaluation, the field of JSON, or column, of a text"
+    flags.DEFINE_string("text_field", "text", field, flag_values=values)
+    define_column_names(values)
     flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, 4096, flag_values=values)
     card = "a new file for a model card from the files of --workdir, with the checks that are given"
     define_path(values, "card", card)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from absl import flags
 
+from lmjax.audit.contamination import parts, text_of
 from lmjax.audit.duplicates import contamination
-from lmjax.data.documents import Document
 from lmjax.data.records import FieldNames
 from lmjax.data.sources import read_unsplit
 from lmjax.errors import DataError, FlagError
@@ -44,25 +43,10 @@ def parted(values: flags.FlagValues, data: Mapping[str, Data], names: FieldNames
         try:
             with phase(f"looking for {name} in {spec}"):
                 training = (each.text for each in read_unsplit(spec, False, "error", "auto", names, header=header))
-                dirty = contamination([_text(record) for record in whole.records], training, size) > 0
+                dirty = contamination([text_of(record) for record in whole.records], training, size) > 0
         except DataError as e:
             raise DataError(str(e).replace("--data:", "--training_data:")) from e
         print(f"{name}: {dirty.sum():,} of {len(dirty):,} examples stand in {spec} ({size} words in a row)")
         found[name] = whole
-        if dirty.any() and not dirty.all():
-            found |= {f"{name}, clean": _only(whole, ~dirty), f"{name}, contaminated": _only(whole, dirty)}
+        found |= {f"{name}, {part}": own for part, own in parts(whole, dirty.tolist()).items()}
     return found
-
-
-def _only(data: Data, chosen: Sequence[bool]) -> Data:
-    places = [i for i, there in enumerate(chosen) if there]
-    return Data([data.names[i] for i in places], [data.records[i] for i in places])
-
-
-def _text(record: Any) -> str:
-    """Returns the text of an example: of a record or a pair, all its texts."""
-    if isinstance(record, str):
-        return record
-    if isinstance(record, Document):
-        return record.text
-    return "\n".join(_text(part) for part in record if isinstance(part, str | Sequence))

@@ -1,14 +1,24 @@
 """lmjax audit writes one page that loads nothing, or Markdown, with every number, file and the command."""
 
+import dataclasses
 import json
 import re
+import types
 
+import numpy as np
 import pytest
 
 from lmjax import cli
+from lmjax.audit import applies
+from lmjax.audit.applies import unfit
 from lmjax.audit.lists import OWN
+from lmjax.commands.audit_flags import CHECKS
 from lmjax.errors import DataError, FlagError
+from lmjax.evaluation.tasks import evaluate
+from lmjax.model.language_model import LanguageModel
+from lmjax.runs.trained import load_model
 from tests.commands.test_explain import check
+from tests.inference.scoring import tiny
 
 
 @pytest.fixture
@@ -45,6 +55,59 @@ def test_what_is_written_is_counted_and_masked(folder, tmp_path, capsys):
         cli.run([*given, "--output=-"])
 
 
+def test_metrics_with_and_without_the_examples_that_stand_in_the_training_data(folder, tmp_path):
+    known = "the old king goes under the tree and the young queen never sees the river house"
+    texts = [f"{known}.", "A queen sees the house.", "An old tree."]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "train.txt").write_text(f"They say: {known.upper()}! So it is.\n\nAnd more\n")
+    given = ["audit", f"--model={folder}", f"--evaluation={tmp_path}/test.jsonl", f"--output={tmp_path}/a.html"]
+    (section,) = cli.run([*given, f"--training_data={tmp_path}/train.txt"])
+    check((tmp_path / "a.html").read_text())
+    found = {finding.name: finding for finding in section.findings}
+    assert found["contaminated, %"].value == pytest.approx(100 / 3)
+    loaded = load_model(folder)
+    for name, own in (("all", texts), ("clean", texts[1:]), ("contaminated", texts[:1])):
+        measured = found[f"nats_per_token: {name}"]
+        assert measured.value == pytest.approx(evaluate(loaded, own)["nats_per_token"], rel=1e-5)
+        assert measured.examples == len(own)
+    assert section.rows[1][0] == "100%"
+
+
+def test_a_run_is_searched_for_what_it_was_trained_on(monkeypatch, folder, tmp_path):
+    """The documents are those of the store, so what a run left out of its data is not found."""
+    loaded = load_model(folder)
+    texts = ["the old king goes under the tree", "a queen sees the river"]
+    store = types.SimpleNamespace(num_documents=2, document=lambda i: np.array(loaded.tokenizer.encode(texts[i])),
+                                  segments=lambda i: np.array([0, len(loaded.tokenizer.encode(texts[i]))]))  # fmt: skip
+    opened = types.SimpleNamespace(train={"train": store}, tokenizer=loaded.tokenizer)
+    monkeypatch.setattr("lmjax.commands.leaks._own_data", lambda values: opened)
+    (tmp_path / "test.jsonl").write_text('{"text": "The king goes under the tree."}\n{"text": "A house"}\n')
+    (tmp_path / "prompts.txt").write_text("The old\n")
+    sections = cli.run(["audit", f"--workdir={folder}", f"--evaluation={tmp_path}/test.jsonl", "--ngram=5",
+                        f"--prompts={tmp_path}/prompts.txt", "--memorised", "--samples=2", "--max_new_tokens=3",
+                        "--span=2", "--output=-"])  # fmt: skip
+    assert [s.title for s in sections] == ["Contamination", "Verbatim memorisation"]
+    assert sections[0].findings[0].value == 50
+
+
+def test_what_does_not_apply_is_told_beside_what_does(crows, tmp_path):
+    """A model without vocabulary logits, such as one of sentence vectors, has no likelihoods, but vectors."""
+    loaded = tiny("encoder")
+    model = LanguageModel(loaded.config, ())
+    headless = dataclasses.replace(
+        loaded, model=model, params={k: v for k, v in loaded.params.items() if "head" not in k}
+    )
+    reasons = {check: unfit(headless, check) for check in CHECKS}
+    assert {check for check, why in reasons.items() if not why} == {"weat"}
+    assert "predicts no tokens" in reasons["crows_pairs"]
+    assert "writes no text" in reasons["prompts"]
+    assert not any(unfit(tiny("decoder"), check) for check in CHECKS)
+    assert [check for check in CHECKS if unfit(tiny("encoder_decoder"), check)] == ["weat"]
+    shown = applies.table(CHECKS, ["weat"], {c: why for c, why in reasons.items() if why})
+    assert ("weat", "done") in shown.rows
+    assert any(row[0] == "bbq" and row[1].startswith("does not apply: this encoder") for row in shown.rows)
+
+
 def test_the_templates_are_written_to_be_edited(folder, tmp_path):
     cli.run(["audit", f"--templates_to={tmp_path}/own.json"])
     assert json.loads((tmp_path / "own.json").read_text()) == OWN
@@ -63,6 +126,9 @@ def test_the_templates_are_written_to_be_edited(folder, tmp_path):
         (["--winobias={crows}"], "names no file that begins with pro_"),
         (["--rater_label=x", "--bbq=x"], "--rater_label=x: is a label of --rater"),
         (["--memorised", "--prompts=x"], "--memorised: needs the training data"),
+        (["--evaluation={crows}"], "--evaluation=.*: is looked for in training data"),
+        (["--evaluation={tmp}/no.txt", "--training_data=x"], "--evaluation: no file matches"),
+        (["--training_data=x", "--bbq=x"], "--training_data=x: is searched for the examples of --evaluation"),
         (["--bbq=x", "--top_p=nan"], "--top_p=nan: give a number"),
         (["--bbq=x", "--output={tmp}/a.txt"], "name a file that ends in .html or .md"),
     ],
