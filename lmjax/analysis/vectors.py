@@ -78,15 +78,16 @@ def odd_one_out(vectors: np.ndarray) -> int:
 
 
 def project(vectors: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarray:
-    """Returns float64 `[vectors, 2]` by scikit-learn.
+    """Returns float64 `[vectors, 2]`.
 
     Args:
         vectors: `[vectors, width]`.
-        method: pca, or tsne (van der Maaten and Hinton 2008) with cosines.
-        seed: of tsne.
+        method: pca; or with cosines, tsne (van der Maaten and Hinton 2008) or umap (McInnes et al. 2018,
+            arXiv:1802.03426, by umap-learn).
+        seed: of tsne and umap.
 
     Raises:
-        FlagError: there are fewer than three vectors.
+        FlagError: there are fewer than three vectors, or a library is not installed.
     """
     if len(vectors) < 3:
         raise FlagError(f"a picture needs at least three vectors, and there are {len(vectors)}")
@@ -94,6 +95,12 @@ def project(vectors: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarr
         manifold = required("sklearn.manifold", "explain")
         perplexity = min(30.0, (len(vectors) - 1) / 3)
         made = manifold.TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed % 2**32)
+        return made.fit_transform(np.asarray(vectors, np.float64)).astype(np.float64)
+    if method == "umap":
+        library = required("umap", "umap")
+        near = min(15, len(vectors) - 1)
+        # From random places, because the spectral start needs more vectors than dimensions; one job gives one result.
+        made = library.UMAP(near, metric="cosine", init="random", random_state=seed % 2**32, n_jobs=1)
         return made.fit_transform(np.asarray(vectors, np.float64)).astype(np.float64)
     x = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0, dtype=np.float64)
     u, s, _ = np.linalg.svd(x, full_matrices=False)

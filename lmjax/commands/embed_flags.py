@@ -36,7 +36,9 @@ def define() -> flags.FlagValues:
     flags.DEFINE_list("analogy", [], "A,B,C of the data: what is to C as B is to A", flag_values=values)
     flags.DEFINE_list("odd", [], "three or more, joined by commas: which does not belong there", flag_values=values)
     flags.DEFINE_integer("count", 10, "of what is listed", 1, 10_000, flag_values=values)
-    define_choice(values, "projection", ["pca", "tsne"], "of the picture", "pca")
+    define_choice(
+        values, "projection", ["pca", "tsne", "umap"], "of the picture (umap: pip install 'lmjax[umap]')", "pca"
+    )
     flags.DEFINE_integer("most", 5000, "of the tokens, the first so many", 3, flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "texts that are computed together", 1, 4096, flag_values=values)
     define_path(

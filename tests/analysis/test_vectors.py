@@ -63,6 +63,18 @@ def test_a_projection_keeps_the_distances_of_a_plane():
         project(plane[:2])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_umap_keeps_two_clusters_apart():
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(30, 8)) * 0.1 + side for side in (np.eye(8)[0], np.eye(8)[1])])
+    points = project(x, "umap")
+    np.testing.assert_array_equal(points, project(x, "umap"))
+    centres = points[:30].mean(axis=0), points[30:].mean(axis=0)
+    assert np.linalg.norm(centres[0] - centres[1]) > 3 * points[:30].std()
+
+
 def test_the_command_tells_neighbours_and_writes_what_projectors_read(model, tmp_path, capsys):
     data = tmp_path / "texts.txt"
     data.write_text("\n".join([*TEXTS, TEXTS[0], ""]) + "\n")
