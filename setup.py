@@ -12,8 +12,10 @@ VIZ = ["matplotlib>=3.9", "tensorboard>=2.17"]
 EVALUATE = ["scikit-learn>=1.5", "sacrebleu>=2.4.3", "rouge-score>=0.1.2"]
 # The methods lime and shap of lmjax explain.
 EXPLAIN = ["scikit-learn>=1.5", "shap>=0.48"]
-# --near of lmjax data.
-AUDIT = ["datasketch>=1.6.5"]
+# --near and --languages of lmjax data.
+AUDIT = ["datasketch>=1.6.5", "py3langid>=0.4"]
+# --projection=umap of lmjax embed; numba and llvmlite are 64 MB.
+UMAP = ["umap-learn>=0.5.12"]
 SLURM = ["submitit>=1.5.3"]
 SEARCH = ["optuna>=4.5"]
 CHAT = ["jinja2>=3.1.6"]
@@ -79,6 +81,7 @@ setup(
         "evaluate": EVALUATE,
         "explain": EXPLAIN,
         "audit": AUDIT,
+        "umap": UMAP,
         # Chat templates: older versions of jinja2 have known ways out of its sandbox.
         "chat": CHAT,
         "serve": SERVE,

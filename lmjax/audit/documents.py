@@ -9,15 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.audit.bench import means
+from lmjax.audit.contamination import overlap
 from lmjax.audit.continuations import mask
 from lmjax.audit.duplicates import NGRAM, contamination, copies, near_duplicates, words
 from lmjax.audit.findings import Finding, Section, findings_of
+from lmjax.audit.languages import UNCLEAR, languages
 from lmjax.audit.personal import KINDS, personal
 from lmjax.data.sources import STDLIB, Unsplit, corpus_fingerprint
 from lmjax.data.splits import is_held_out
 from lmjax.evaluation.intervals import Measured
 
 _LISTED = 10
+# The most languages that are listed.
+_LANGUAGES = 20
 
 
 class Documents(NamedTuple):
@@ -118,17 +122,40 @@ def private(documents: Documents, show: bool = False) -> Section:
     )
 
 
+def spoken(documents: Documents) -> Section:
+    """Returns how many documents, and how many of their words, are in each language.
+
+    Raises:
+        FlagError: py3langid is not installed.
+    """
+    found = np.array(languages(documents.texts))
+    sizes = np.array([len(words(text)) for text in documents.texts])
+    names, counts = np.unique(found, return_counts=True)
+    order = [names[i] for i in np.argsort(-counts, kind="stable")]
+    shown = order[:_LANGUAGES]
+    made = means({f"{_language(name)}: documents, %": 100.0 * (found == name) for name in shown})
+    findings = findings_of(made.measurement, None, made.counts)
+    total = max(1, int(sizes.sum()))
+    for name in shown:
+        share = 100 * int(sizes[found == name].sum()) / total
+        findings.append(Finding(f"{_language(name)}: words, %", Measured(share), len(found)))
+    rest = len(order) - len(shown)
+    note = (
+        "By py3langid, from the first 10,000 characters of a document; unclear: no language has a probability of 1/2."
+    )
+    note += f" {rest} rarer languages are not listed." if rest else ""
+    rows = [("language", "document")]
+    for name in shown:
+        first = int(np.flatnonzero(found == name)[0])
+        rows.append((_language(name), " ".join(documents.texts[first].split())[:120]))
+    return Section("Languages", note, findings, files(documents), rows, "The first document of each")
+
+
+def _language(code: str) -> str:
+    return "unclear" if code == UNCLEAR else code
+
+
 def contaminated(documents: Documents, evaluation: Documents, size: int = NGRAM) -> Section:
     """Returns how much of an evaluation set stands in the data."""
     shares = contamination(evaluation.texts, documents.texts, size)
-    made = means({"contaminated, %": 100.0 * (shares > 0), "n-grams in the data, %": 100 * shares})
-    worst = sorted(((x, -i) for i, x in enumerate(shares) if x > 0), reverse=True)[:_LISTED]
-    rows = [("share", "number", "text")]
-    rows += [(f"{x:.0%}", f"{1 - i:,}", evaluation.texts[-i].strip()[:120]) for x, i in worst]
-    note = (
-        f"An example is contaminated if {size} words of it in a row stand in the data, in lower case and without "
-        "punctuation (Brown et al. 2020, appendix C); a shorter one, if all its words do."
-    )
-    title = "Examples with most of their n-grams in the data"
-    found = findings_of(made.measurement, None, made.counts)
-    return Section("Contamination", note, found, files(evaluation), rows, title)
+    return overlap(evaluation.texts, shares, size, files(evaluation))

@@ -1,11 +1,13 @@
-"""Rules that find texts: those with words or regular expressions of a file, and those of a classifier's label."""
+"""Rules that find texts: by words or regular expressions of a file, by a classifier's label, and by language."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lmjax.audit.continuations import matches, read_patterns
+from lmjax.audit.languages import check_languages, other_languages
 from lmjax.audit.raters import Rating, label_rate
 from lmjax.inference.loaded import LoadedModel
 
@@ -46,6 +48,16 @@ def model_rule(judge: LoadedModel, label: str, threshold: float, named: str) -> 
     """
     own, rate = label_rate(judge, label, named)
     return Rule(f"that are {own!r} to the classifier", rate, threshold), own
+
+
+def language_rule(wanted: Sequence[str], flag: str) -> Rule:
+    """Returns the rule that finds texts in other languages than these, or in an unclear one.
+
+    Raises:
+        FlagError: a language is unknown, or py3langid is not installed.
+    """
+    check_languages(wanted, flag)
+    return Rule(f"not clearly in {' or '.join(wanted)}", functools.partial(other_languages, wanted, flag), 1.0)
 
 
 def reasons(rules: Sequence[Rule], texts: Sequence[str]) -> list[str | None]:

@@ -129,8 +129,9 @@ def _limits(config: Config, identity: Mapping[str, Any], given: Sequence[str]) -
         found.append("The held-out text comes from the training sets: other text may be much harder.")
     if "cleaning" not in identity:
         found.append("Nothing was left out of the training data: copies, personal data and insults may be in it.")
-    elif not config.data.filter.given:
-        found.append("Only copies were left out of the training data: personal data and insults may be in it.")
+    elif not (config.data.filter.words or config.data.filter.patterns or config.data.filter.model):
+        left = "copies" if not config.data.filter.languages else "copies and other languages"
+        found.append(f"No more than {left} were left out of the training data: personal data and insults may be in it.")
     found.append("The metrics of the run have no intervals, and are of one seed.")
     if missing := [name for name in CHECKS if name not in given]:
         found.append(f"Not audited: {', '.join(missing)}. What was not measured is not known to be harmless.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.audit.documents import Documents, contaminated, histogram, lengths, private, read, repeats
+from lmjax.audit.documents import Documents, contaminated, histogram, lengths, private, read, repeats, spoken
 from lmjax.audit.findings import Section, chart
 from lmjax.commands.audit import check_numbers, page_path, tell
 from lmjax.data.records import FieldNames
@@ -19,14 +19,18 @@ def main(values: flags.FlagValues) -> list[Section]:
         raise FlagError("lmjax data needs --data=FILE, or a quoted glob, or stdlib")
     check_numbers(values, "held_out", "threshold")
     output = page_path(values["output"].value)
-    documents = _read(values, "data")
+    # The smaller one first, so that a file that is missing is told at once.
     evaluation = _read(values, "against") if values["against"].value else None
+    documents = _read(values, "data")
     sections = [lengths(documents)]
     with phase("looking for copies"):
         near, threshold = values["near"].value, values["threshold"].value
         sections.append(repeats(documents, values["held_out"].value, near=near, threshold=threshold))
     with phase("looking for personal data"):
         sections.append(private(documents, values["show"].value))
+    if values["languages"].value:
+        with phase("looking for languages"):
+            sections.append(spoken(documents))
     if evaluation is not None:
         with phase("looking for the evaluation set"):
             sections.append(contaminated(documents, evaluation, values["ngram"].value))

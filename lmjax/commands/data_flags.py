@@ -7,9 +7,9 @@ from absl import flags
 from lmjax.commands.flags import define_choice, define_column_names, define_help, define_path
 
 DESCRIPTION = """
-lmjax data: what stands in data: lengths, copies, personal data, and how much of an evaluation set.
+lmjax data: what stands in data: lengths, copies, personal data, languages, and how much of an evaluation set.
 
-  lmjax data --data='texts/*.txt' --near                 also near duplicates (pip install 'lmjax[audit]')
+  lmjax data --data='texts/*.txt' --near --languages     near duplicates and languages (pip install 'lmjax[audit]')
   lmjax data --data=train.csv --against=test.csv         contamination of an evaluation set
 """
 
@@ -30,6 +30,7 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer(
         "ngram", 13, "with --against, words in a row that make a text known", 1, 1000, flag_values=values
     )
+    flags.DEFINE_boolean("languages", False, "count documents by language too, by py3langid", flag_values=values)
     flags.DEFINE_boolean("show", False, "show personal data as it is, in place of masked", flag_values=values)
     define_path(values, "output", "a new .html or .md file (default: none)")
     define_help(values)

@@ -7,6 +7,7 @@
 | dedup=near | also those of whose runs of five words most are those of one |
 | filter.words, filter.patterns | those in which a word, or a regular expression, of a file is found |
 | filter.model | those to which a classifier gives a label |
+| filter.languages | those in other languages, or in one that is not clear |
 
 Of a pair or a record, its texts are compared, and not its label. The held-out data stays as it is. `runs.cleaning` does
 this, because a classifier is a model.
@@ -35,6 +36,9 @@ class FilterConfig(Schema):
     threshold: float = pydantic.Field(
         0.5, gt=0, le=1, description="the probability of the label from which on a document is left out"
     )
+    languages: tuple[str, ...] = pydantic.Field(
+        (), description="codes such as en: documents in other languages, or in an unclear one, are left out"
+    )
 
     @pydantic.model_validator(mode="after")
     def _label_of_a_model(self):
@@ -45,4 +49,4 @@ class FilterConfig(Schema):
     @property
     def given(self) -> bool:
         """Returns whether anything is filtered."""
-        return bool(self.words or self.patterns or self.model)
+        return bool(self.words or self.patterns or self.model or self.languages)

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import pathlib
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.audit.duplicates import NearIndex, Sketch, digest, loose
-from lmjax.audit.filters import Rule, file_rule, model_rule, reasons
+from lmjax.audit.filters import Rule, file_rule, language_rule, model_rule, reasons
 from lmjax.audit.findings import fingerprint
 from lmjax.config import write_json
 from lmjax.data.cleaning import Dedup, FilterConfig
@@ -187,6 +188,9 @@ def _rules(config: FilterConfig) -> tuple[tuple[Rule, ...], dict[str, Any]]:
         rule, label = model_rule(judge, config.label, config.threshold, named)
         rules.append(rule)
         parts["model"] = [digest_of(judge.params), judge.tokenizer.fingerprint, label, config.threshold]
+    if config.languages:
+        rules.append(language_rule(config.languages, "config.data.filter.languages"))
+        parts["languages"] = [*config.languages, importlib.metadata.version("py3langid")]
     return tuple(rules), parts
 
 

@@ -145,3 +145,16 @@ def test_lengths_are_those_of_the_words():
     assert found["words of a document: longest"] == 5
     counts, names = documents.histogram(data)
     assert dict(zip(names, counts, strict=True)) == {"1 to 1 words": 1, "2 to 3 words": 1, "4 to 7 words": 1}
+
+
+def test_languages_are_counted_and_an_unclear_one_is_told():
+    pytest.importorskip("py3langid")
+    texts = ["The old king goes home and the young queen sees the river.", "Der alte König geht nach Hause zum Fluss.",
+             "Le vieux roi rentre chez lui et la reine le regarde.", "x", "A river flows by the old mill."]  # fmt: skip
+    found = documents.spoken(Documents("stdlib", texts, texts))
+    values = {f.name: f.value for f in found.findings}
+    assert values["en: documents, %"] == 40
+    assert values["de: documents, %"] == values["fr: documents, %"] == values["unclear: documents, %"] == 20
+    sizes = [len(words(text)) for text in texts]
+    assert values["de: words, %"] == pytest.approx(100 * sizes[1] / sum(sizes))
+    assert found.rows[1] == ("en", texts[0])

@@ -16,6 +16,8 @@ def test_a_report_of_data_and_of_an_evaluation_set(corpus, tmp_path, capsys):
     assert sections[-1].findings[0].value == 50
     assert "contaminated, %" in capsys.readouterr().out
     check(path.read_text().replace('xmlns="http', ""))
+    pytest.importorskip("py3langid")
+    assert cli.run([*given, "--languages"])[-2].title == "Languages"
     cli.run([*given, f"--output={tmp_path}/data.md"])
     assert "## Duplicates" in (tmp_path / "data.md").read_text()
 

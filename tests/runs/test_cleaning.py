@@ -121,6 +121,19 @@ def test_a_filter_leaves_out_what_it_finds_and_a_copy_of_it_is_no_copy(opened, t
     assert reasons == ["!", None, EARLIER]
 
 
+def test_documents_in_other_languages_are_left_out(opened):
+    pytest.importorskip("py3langid")
+    german = [f"Der alte König geht im Jahr {i} nach Hause zu seinem Fluss." for i in range(8)]
+    english = [f"The old king goes home to his river in the year {i}." for i in range(8)]
+    _, training, held_out = opened([*german, *english], data__filter__languages="de,fr")
+    plain = opened([*german, *english], "plain")
+    assert training == [text for text in plain[1] if text in german]
+    assert 0 < len(training) < len(plain[1])
+    assert held_out == plain[2]
+    with pytest.raises(FlagError, match=r"config\.data\.filter\.languages=german: no such language"):
+        opened(english, "wrong", data__filter__languages="german")
+
+
 def test_a_classifier_filters_by_the_probability_of_its_label(opened, monkeypatch):
     from lmjax.audit.raters import probabilities
 
