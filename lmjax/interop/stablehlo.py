@@ -158,8 +158,7 @@ def _empty(config: ModelConfig, size: Mapping[str, Any]) -> tuple[Any, dict[str,
     Every layer has all slots: a layer with a window hides older tokens by their positions, because the number of slots
     in a ring cannot be symbolic.
     """
-    plain = {"window": None, "global_every": 0, "global_offset": 0, "sink_tokens": 0}
-    config = config.with_fields({"attention": config.attention.with_fields(plain), "rope.local_theta": None})
+    config = config.with_fields({"attention": config.attention.without_window(), "rope.local_theta": None})
 
     def make(rows: jax.Array, source: jax.Array | None) -> Cache:
         memory = 0 if source is None else source.shape[0]

@@ -16,8 +16,7 @@ from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import (
     BACKBONE,
-    CROSS_RELATIVE_BIAS,
-    RELATIVE_BIAS,
+    BIAS_TABLES,
     SHARED,
     UNROLLED,
     Names,
@@ -159,7 +158,7 @@ def _places(
     paired = target.family.paired
     side = names[1] if paired else _side(target.family.causal)
     there = side if source.family.paired else _side(source.family.causal)
-    if (RELATIVE_BIAS in names or CROSS_RELATIVE_BIAS in names) and side != there:
+    if BIAS_TABLES & set(names) and side != there:
         # The buckets of a causal table are distances in one direction, those of another table in both.
         return ()
     layer = layer_of(names)

@@ -5,8 +5,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from lmjax import axes
+from lmjax.model.blocks import Blocks
 from lmjax.model.config import ModelConfig
 from lmjax.model.kernels import Mask, attention
 from lmjax.model.key_value import KeyValue
@@ -27,12 +29,14 @@ class Relation:
         bias: added to the scores, `[batch or 1, heads, queries, keys]`, or by distance; None: nothing.
         queries: how the queries are changed by their positions; None: not at all.
         keys: the same for the keys.
+        blocks: blocks of tokens that are keys too, before those of the tokens; None: there are no such keys.
     """
 
     mask: Mask
     bias: jax.Array | ByDistance | None = None
     queries: Turns | None = None
     keys: Turns | None = None
+    blocks: Blocks | None = None
 
 
 class Cached(NamedTuple):
@@ -43,12 +47,20 @@ class Cached(NamedTuple):
         filled: slots written before, a scalar for all rows or int32 `[batch]`; None: no slot is written yet.
         capacity: slots of a layer without a window.
         late: keys are stored as they are, and changed by their positions after they are read from the cache.
+        slots: int32 `[length]`, the slots of the new tokens; None: those after the filled ones.
     """
 
     cache: KeyValue
     filled: jax.Array | None
     capacity: int
     late: bool = False
+    slots: jax.Array | None = None
+
+    def extend(self, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, KeyValue]:
+        """Returns keys and values to attend to, and the cache with new ones added, as `KeyValue.extend` does."""
+        if self.slots is not None:
+            return self.cache.overwrite(key, value, self.slots)
+        return self.cache.extend(key, value, self.filled, self.capacity)
 
 
 class Attention(nn.Module):
@@ -92,6 +104,9 @@ class Attention(nn.Module):
             extended = cache.cache
             key, value = extended.read(query.dtype)
         else:
+            if relation.blocks is not None:
+                sums = Norm(config, name="block_norm")(relation.blocks.sums(source))
+                source = jnp.concatenate([sums, source], axis=1)
             key = self._normed("key_norm", Dense(config, kv_shape, kv_axes, name="key")(source))
             value = Dense(config, kv_shape, kv_axes, name="value")(source)
             late = cache is not None and cache.late
@@ -100,7 +115,7 @@ class Attention(nn.Module):
             key, value = (axes.constrain(y, _AXES) for y in (key, value))
             extended = None
             if cache is not None:
-                key, value, extended = cache.cache.extend(key, value, cache.filled, cache.capacity)
+                key, value, extended = cache.extend(key, value)
             if relation.keys is not None and late:
                 key = relation.keys.turn(key)
         sinks = None

@@ -42,8 +42,15 @@ class Cache:
     memory_positions: jax.Array | None = None
     memory_segments: jax.Array | None = None
 
-    # Keys are stored as their positions change them (see `lmjax.model.rolling` for another way).
+    # Keys are stored as their positions change them, in one slot after the other (see `lmjax.model.rolling` for another
+    # way).
     late: ClassVar[bool] = False
+    slots: ClassVar[None] = None
+
+    def aimed(self, length: int, segment_ids: jax.Array | None) -> Cache:
+        """Returns this cache."""
+        del length, segment_ids
+        return self
 
     @property
     def capacity(self) -> int:
@@ -201,10 +208,10 @@ def init_cache(
     def make(slots: int) -> KeyValue:
         return KeyValue.zeros((batch, config.kv_heads), slots, config.width_of_head, config.dtype, kind)
 
-    layers = []
+    layers, attention = [], config.side_attention(True)
     for layer in range(config.side_layers(True)):
-        local = not config.attention.is_global(layer) and not config.attention.sink_tokens
-        slots = min(capacity, config.attention.window + slack) if local else capacity
+        local = not attention.is_global(layer) and not attention.sink_tokens
+        slots = min(capacity, attention.window + slack) if local else capacity
         cross = {"cross_attention": make(memory_length)} if memory_length else {}
         layers.append({"attention": make(slots)} | cross)
     empty = jnp.zeros((batch, capacity), jnp.int32)

@@ -283,6 +283,15 @@ class ModelConfig(Schema):
         """Returns the number of layers of the encoder or the decoder."""
         return self.num_decoder_layers if decoder and self.num_decoder_layers is not None else self.num_layers
 
+    def side_attention(self, decoder: bool) -> AttentionConfig:
+        """Returns the attention of the encoder or the decoder, where they differ in their windows."""
+        attention = self.attention
+        if not decoder or not self.family.paired:
+            return attention
+        if not attention.decoder_window:
+            return attention.without_window()
+        return attention.with_fields({"global_tokens": 0, "global_block": 0})
+
     def side_positions(self, decoder: bool) -> str:
         """Returns the name of the position scheme of the encoder or the decoder."""
         return self.decoder_positions if decoder and self.decoder_positions is not None else self.positions

@@ -21,7 +21,8 @@ from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import DropoutRates
 from lmjax.model.layers import Dense, Embed, Norm, dropout
-from lmjax.model.transformer import Sequence, Stack
+from lmjax.model.relations import Sequence
+from lmjax.model.transformer import Stack
 
 Batch = Mapping[str, jax.Array]
 

@@ -56,10 +56,12 @@ def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = Fal
     heads = 2 * (config.num_heads + config.kv_heads) * config.width_of_head
     mlps, moe = 3 if config.gated_mlp else 2, config.moe
     total = config.table_dim * config.embed_dim * length if config.factorised else 0
+    attention = config.side_attention(decoder)
     for layer in range(layers):
         keys = length
-        if not config.attention.is_global(layer):
-            keys = min(keys, config.attention.window if decoder else 2 * config.attention.window - 1)
+        if not attention.is_global(layer):
+            keys = min(keys, attention.window if decoder else 2 * attention.window - 1)
+            keys += length // attention.global_block if attention.global_block and not decoder else 0
         pairs = min(length * keys, length * length // 2) if half else length * keys
         width = mlps * config.mlp_dim
         if config.moe.has_experts(layer):

@@ -10,6 +10,9 @@ from pydantic import Field
 
 from lmjax.schema import Schema
 
+# Fields of attention that have no effect without a window.
+_OF_WINDOWS = ("global_every", "global_offset", "sink_tokens", "global_tokens", "global_block", "decoder_window")
+
 
 class AttentionConfig(Schema):
     """How attention scores are computed, and which keys a query may attend to."""
@@ -28,6 +31,21 @@ class AttentionConfig(Schema):
     sink_tokens: int = Field(
         0, ge=0, description="First tokens that windows do not mask (Xiao et al. 2024, arXiv:2309.17453, section 3.2)."
     )
+    global_tokens: int = Field(
+        0,
+        ge=0,
+        description="First tokens of a segment that attend to all its tokens, and these to them, in an encoder's layers"
+        " with a window (Beltagy et al. 2020, section 3.1).",
+    )
+    global_block: int = Field(
+        0,
+        ge=0,
+        description="In an encoder's layers with a window, each so many tokens of a segment give one more key: their"
+        " sum, normalised (transient global attention; Guo et al. 2022, arXiv:2112.07916, section 3.1.2); 0: none.",
+    )
+    decoder_window: bool = Field(
+        True, description="The decoder of an encoder-decoder has the window too; off: its encoder alone, as LongT5."
+    )
     sink_logits: bool = Field(
         False,
         description="A learned logit per head in each softmax, without a key, as gpt-oss (arXiv:2508.10925).",
@@ -41,6 +59,10 @@ class AttentionConfig(Schema):
         " all heads together, as OLMo 2.",
     )
 
+    def without_window(self) -> Self:
+        """Returns the same with all keys visible at every distance."""
+        return self.with_fields(dict.fromkeys(_OF_WINDOWS, 0) | {"window": None, "decoder_window": True})
+
     def is_global(self, layer: int | jax.Array) -> bool | jax.Array:
         """Returns whether a layer has no window; a traced bool if `layer` is traced and layers differ."""
         if self.window is None or not self.global_every:
@@ -49,11 +71,10 @@ class AttentionConfig(Schema):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        if self.window is None and (self.global_every or self.sink_tokens):
-            raise ValueError(
-                f"global_every={self.global_every} and sink_tokens={self.sink_tokens} have no effect without a window;"
-                " set window"
-            )
+        usual = type(self).model_fields
+        given = [f"{n}={getattr(self, n)}" for n in _OF_WINDOWS if getattr(self, n) != usual[n].default]
+        if self.window is None and given:
+            raise ValueError(f"{' and '.join(given)} have no effect without a window; set window")
         if self.global_offset >= max(self.global_every, 1):
             raise ValueError(
                 f"global_offset={self.global_offset} is not below global_every={self.global_every}: no layer would be"

@@ -84,6 +84,20 @@ class KeyValue:
             return *(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), written
         return *written.read(dtype), written
 
+    def overwrite(self, key: jax.Array, value: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array, KeyValue]:
+        """Returns the old keys and values with new ones behind them, and the cache with the new ones in given slots.
+
+        Args:
+            key: of the new tokens, `[batch, length, kv_heads, head_dim]`.
+            value: of the new tokens, the same shape.
+            slots: int32 `[length]`, all different; a token whose slot is beyond the last one is not written.
+        """
+        packed = self._packed(key), self._packed(value)
+        new = KeyValue(packed[0][0], packed[1][0], packed[0][1], packed[1][1], self.shape)
+        written = jax.tree.map(lambda x, y: x.at[..., slots, :].set(y, mode="drop"), self, new)
+        pairs = zip(self.read(key.dtype), new.read(key.dtype), strict=True)
+        return *(jnp.concatenate(pair, axis=1) for pair in pairs), written._constrained()
+
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Returns all keys and values, `[batch, slots, kv_heads, head_dim]`."""
         pairs = (self.key, self.key_scale), (self.value, self.value_scale)

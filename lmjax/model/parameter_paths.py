@@ -22,7 +22,8 @@ INPUTS, STACK = f"{BACKBONE}/{INPUTS_NAME}", f"{BACKBONE}/{STACK_NAME}"
 ITH_LAYER = f"{UNROLLED}{{i}}"
 LAYER, SHARED_LAYER = f"{STACK}/{ITH_LAYER}", f"{STACK}/{SHARED}"
 # Modules whose table is a bias on attention scores: a scalar for each head and bucket of distances.
-RELATIVE_BIAS, CROSS_RELATIVE_BIAS = "relative_bias", "cross_relative_bias"
+RELATIVE_BIAS, CROSS_RELATIVE_BIAS, BLOCK_RELATIVE_BIAS = "relative_bias", "cross_relative_bias", "block_relative_bias"
+BIAS_TABLES = frozenset({RELATIVE_BIAS, CROSS_RELATIVE_BIAS, BLOCK_RELATIVE_BIAS})
 # Modules before the first layer: the token table, the embeddings of positions and types with their norm, and the
 # projection of factorised embeddings to the model's width.
 BELOW_LAYERS = frozenset({EMBEDDING, INPUTS_NAME, "project_in"})
@@ -89,7 +90,7 @@ def is_matrix(names: Names) -> bool:
 
 def is_bias_table(names: Names) -> bool:
     """Returns whether a parameter is a table of biases on attention scores (Raffel et al. 2020, section 2.1)."""
-    return len(names) > 1 and names[-2] in (RELATIVE_BIAS, CROSS_RELATIVE_BIAS)
+    return len(names) > 1 and names[-2] in BIAS_TABLES
 
 
 def is_hidden_matrix(names: Names) -> bool:

@@ -65,8 +65,24 @@ def _positions(config: ModelConfig) -> Rules:
 
 def _layers(config: ModelConfig) -> Rules:
     """Returns the rules on the structure and the initialisation of a layer."""
-    moe = config.moe
+    moe, attention = config.moe, config.attention
     return (
+        (
+            config.family.continues and (attention.global_tokens or attention.global_block),
+            f"attention.global_tokens={attention.global_tokens} and attention.global_block={attention.global_block} are"
+            " for encoders, because a token of a decoder sees no later one; set attention.sink_tokens",
+        ),
+        (
+            not attention.decoder_window and not config.family.paired,
+            f"attention.decoder_window=False is for architecture=encoder_decoder, not {config.architecture}; set it to"
+            " True",
+        ),
+        (
+            attention.global_block > 0 and attention.global_every > 0 and config.scan_layers,
+            f"attention.global_block={attention.global_block} gives layers with a window more parameters than those"
+            f" without one (attention.global_every={attention.global_every}), which cannot be scanned; set"
+            " scan_layers=False",
+        ),
         (
             config.block == "parallel" and config.norm_position == "post",
             "norm_position=post normalises after a single branch, and block=parallel adds several; use another"

@@ -1,6 +1,5 @@
 """Block and Stack: one layer, and the stack of layers, for all families; no other file builds a layer."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,34 +14,16 @@ from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.cpu import fence
 from lmjax.model.groups import DropoutRates
-from lmjax.model.kernels import Mask
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import MLP, Norm, dropout
 from lmjax.model.moe import AUXILIARY, MoE
-from lmjax.model.parameter_paths import CROSS_RELATIVE_BIAS, RELATIVE_BIAS, SCANNED, SHARED, UNROLLED
+from lmjax.model.parameter_paths import SCANNED, SHARED, UNROLLED
 from lmjax.model.platform import platform
+from lmjax.model.relations import Sequence, cross_bias, cross_relation, self_bias, self_relations
 
 _POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 # The name in lmjax/axes.py of the axis over which scanned layers are stacked.
 _LAYERS = {nn.PARTITION_NAME: "layers"}
-
-
-@flax.struct.dataclass
-class Sequence:
-    """A sequence of vectors with their positions and segments.
-
-    Attributes:
-        x: `[batch, length, embed]`; None: the encoder's output, whose keys and values are in the cache already.
-        positions: `[batch or 1, length]`, counted from the start of each segment.
-        segment_ids: `[batch, length]`, 0 for padding; None: one segment.
-        prefix: bool `[batch, length]`, True for tokens that causal order does not hide from earlier tokens; None: no
-            such tokens.
-    """
-
-    x: jax.Array | None
-    positions: jax.Array
-    segment_ids: jax.Array | None = None
-    prefix: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -114,7 +95,7 @@ class Block(nn.Module):
             if cache is not None:
                 kept = cache.layers[layer][name]
                 capacity = cache.capacity if name == "attention" else kept.slots
-                before = Cached(kept, cache.start, capacity, cache.late)
+                before = Cached(kept, cache.start, capacity, cache.late, cache.slots)
             y, after = Attention(config, scale, name=name)(x, source, relation, rates.attention, before)
             if after is not None:
                 caches[name] = after
@@ -164,31 +145,27 @@ class Block(nn.Module):
 
     def _self_relation(self, inputs: LayerInputs, layer: int | jax.Array) -> Relation:
         """Returns mask, bias and rotations of self-attention in this layer, with or without a window."""
-        config, everywhere = self.config, self.config.attention.is_global(layer)
+        config, attention = self.config, self.config.side_attention(self.causal)
+        everywhere = attention.is_global(layer)
         relation = inputs.windowed if everywhere is False else inputs.full
         if not isinstance(everywhere, bool):
             windowed = inputs.windowed
-            window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, config.attention.window)
+            window = jnp.where(everywhere, jnp.iinfo(jnp.int32).max, attention.window)
             turns = jax.tree.map(
                 lambda wide, local: jnp.where(everywhere, wide, local), relation.queries, windowed.queries
             )
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
-        if (scheme := config.scheme(self.causal)).per_layer(config):
-            bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
-            relation = relation.replace(bias=bias(inputs.positions, relation.mask.cached_positions))
+        if config.scheme(self.causal).per_layer(config):
+            keys = None if relation.blocks is not None else relation.mask.cached_positions
+            bias = self_bias(config, self.causal)(inputs.positions, keys, relation.blocks)
+            relation = relation.replace(bias=bias)
         return relation
 
     def _cross_relation(self, inputs: LayerInputs) -> Relation:
         """Returns mask, bias and rotations of cross-attention in this layer."""
-        config, scheme = self.config, self.config.cross_scheme
-        if not scheme.per_layer(config):
+        if not self.config.cross_scheme.per_layer(self.config):
             return inputs.cross
-        bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)
-        return inputs.cross.replace(bias=bias(inputs.positions, inputs.memory.positions))
-
-
-def _no_bias(queries: jax.Array, keys: jax.Array | None = None) -> None:
-    """Returns None: used where each layer makes its own bias."""
+        return inputs.cross.replace(bias=cross_bias(self.config, inputs.positions, inputs.memory.positions))
 
 
 class Stack(nn.Module):
@@ -212,11 +189,10 @@ class Stack(nn.Module):
             cache: the tokens read before; needs unrolled layers.
         """
         config, segment_ids = self.config, sequence.segment_ids
+        cache = cache if cache is None else cache.aimed(sequence.positions.shape[1], segment_ids)
         extended = cache if cache is None else cache.extend(sequence.positions, segment_ids)
-        full, windowed = self._self_relations(sequence, cache, extended)
-        cross = None
-        if memory is not None:
-            cross = self._cross_relation(sequence, memory)
+        full, windowed = self_relations(config, self.causal, sequence, cache, extended)
+        cross = None if memory is None else cross_relation(config, sequence, memory)
         inputs = LayerInputs(sequence.positions, segment_ids, full, windowed, memory, cross, rates, cache)
         x, caches = self._layers(sequence.x, inputs)
         if config.final_norm:
@@ -227,64 +203,6 @@ class Stack(nn.Module):
         # Cross-attention returns its cache unchanged if the encoder's output was read in an earlier call.
         layers = tuple({**old, **new} for old, new in zip(cache.layers, caches, strict=True))
         return x, extended.replace(layers=layers)
-
-    def _self_relations(
-        self, sequence: Sequence, cache: Cache | None, extended: Cache | None
-    ) -> tuple[Relation, Relation | None]:
-        """Returns mask, bias and rotations of self-attention, for layers without a window and for layers with one.
-
-        The first is None if all layers have a window, the second if no layer has one.
-
-        Args:
-            sequence: the new tokens.
-            cache: the tokens read before; None: no cache.
-            extended: the cache with positions and segments of the new tokens added.
-        """
-        config, positions, segment_ids = self.config, sequence.positions, sequence.segment_ids
-        scheme, bias = config.scheme(self.causal), _no_bias
-        if not scheme.per_layer(config):
-            bias = scheme.bias(config, RELATIVE_BIAS, causal=self.causal)
-        # The dynamic scaling of rotary positions depends on the row's length. Keys in the cache are stored rotated and
-        # cannot change with it, so with a cache the frequencies are those of a short row (see `Rope.limit`).
-        length = None if cache is None else 1
-
-        def relation(window: int | None, slots: int) -> Relation:
-            mask = Mask(
-                causal=self.causal,
-                window=window,
-                sink_tokens=config.attention.sink_tokens,
-                query_segments=segment_ids,
-                key_segments=segment_ids,
-                prefix=sequence.prefix if self.causal else None,
-                key_positions=positions if config.attention.sink_tokens else None,
-            )
-            if cache is not None and cache.filled is not None:
-                keys, segments = extended.positions_and_segments(slots, positions.shape[1])
-                queries = jnp.ones(sequence.x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-                mask = mask.replace(
-                    query_segments=queries, key_segments=segments, query_positions=positions, key_positions=keys
-                )
-            turns = functools.partial(scheme.turns, config, local=window is not None, length=length)
-            turned = turns(positions)
-            of_keys = turns(keys) if cache is not None and cache.late else turned
-            return Relation(mask, bias(positions, mask.cached_positions), turned, of_keys)
-
-        window, slots = config.attention.window, 0 if cache is None else cache.capacity
-        if window is None:
-            return relation(None, slots), None
-        everywhere = relation(None, slots) if config.attention.global_every else None
-        ring = slots if cache is None else min(layer["attention"].slots for layer in cache.layers)
-        return everywhere, relation(window, ring)
-
-    def _cross_relation(self, sequence: Sequence, memory: Sequence) -> Relation:
-        """Returns mask, bias (None if each layer makes its own) and rotations of cross-attention, for all layers."""
-        config, scheme, bias = self.config, self.config.cross_scheme, None
-        if not scheme.per_layer(config):
-            bias = scheme.bias(config, CROSS_RELATIVE_BIAS, causal=False)(sequence.positions, memory.positions)
-        turns, key_turns = (scheme.turns(config, side.positions) for side in (sequence, memory))
-        return Relation(
-            Mask(query_segments=sequence.segment_ids, key_segments=memory.segment_ids), bias, turns, key_turns
-        )
 
     def _layers(self, x: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, list[dict[str, KeyValue]]]:
         """Returns `x` after all layers, scanned or unrolled, and the extended caches of each layer."""

@@ -132,7 +132,7 @@ class Rows:
         self._decoding: Decoding | None = None
         model = loaded.config
         # A layer with a window has overwritten the tokens before it; a prefix or a source is read as a whole.
-        local = any(not model.attention.is_global(layer) for layer in range(model.side_layers(True)))
+        local = any(not model.side_attention(True).is_global(layer) for layer in range(model.side_layers(True)))
         whole = form.bidirectional or model.family.paired or (local and not model.attention.sink_tokens)
         self.keeps_prefixes = config.prefixes > 0 and not whole
         self.prefixes = Prefixes(config.prefixes)

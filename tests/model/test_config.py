@@ -51,6 +51,8 @@ GOOD = {
         ({"moe": {"num_experts": 4, "every": 2}}, ("moe.every=2", "scan_layers=False")),
         ({"attention.global_every": 2}, ("attention\n", "global_every=2", "set window")),
         ({"attention.sink_tokens": 2}, ("sink_tokens=2", "set window")),
+        ({"attention.window": 4, "attention.global_tokens": 1}, ("global_tokens=1", "sees no later one")),
+        ({"attention.window": 4, "attention.decoder_window": False}, ("decoder_window=False is for",)),
         (
             {"attention.window": 4, "attention.global_every": 2, "attention.global_offset": 2},
             ("global_offset=2", "global_every=2"),

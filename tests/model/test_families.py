@@ -75,6 +75,19 @@ PREFIX = np.array([1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0])
             {"attention.window": 2, "attention.sink_tokens": 1},
             (DISTANCE >= 0) & ((DISTANCE < 2) | (PLACES[:1] < 1)),
         ),
+        (
+            "encoder",
+            {"attention.window": 2, "attention.global_tokens": 1},
+            (np.abs(DISTANCE) < 2) | (PLACES[:1] < 1) | (PLACES[:1].T < 1),
+        ),
+        # Blocks of four tokens and their rest: B has one, and A too.
+        (
+            "encoder",
+            {"attention.window": 1, "attention.global_block": 4},
+            (SEGMENTS[0] > 0) | np.eye(LENGTH, dtype=bool),
+        ),
+        ("encoder_decoder", {"attention.window": 1, "attention.decoder_window": False}, DISTANCE >= 0),
+        ("encoder_decoder", {"attention.window": 2, "attention.global_block": 2}, (DISTANCE >= 0) & (DISTANCE < 2)),
     ],
 )
 def test_a_window_hides_what_is_farther(build, architecture, fields, seen):

@@ -36,6 +36,10 @@ MASKS = {
         SAME & CAUSAL & (NEAR | (POSITIONS < 2)[:, None, :]),
     ),
     "sink_tokens_of_the_row": (Mask(window=6, sink_tokens=2), (NEAR | (COLUMNS < 2))[None]),
+    "global": (
+        Mask(window=6, global_keys=PREFIX, global_queries=PREFIX, **PACKED),
+        SAME & (NEAR | PREFIX[:, None, :] | PREFIX[:, :, None]),
+    ),
     "prefix": (Mask(causal=True, prefix=PREFIX, **PACKED), SAME & (CAUSAL | PREFIX[:, None, :])),
     "prefix_window": (
         Mask(causal=True, window=6, prefix=PREFIX, **PACKED),
@@ -167,6 +171,7 @@ def test_plain_has_every_feature_under_every_mask(name):
         ("none", 16, 1),
         ("traced_window", 16, 1),
         ("sink_tokens", 16, 1),
+        ("global", 16, 1),
     ],
 )
 def test_blocks_have_every_feature_in_turn_and_in_a_loop(name, size, spans, blocks):

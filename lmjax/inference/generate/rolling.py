@@ -1,8 +1,7 @@
 """Generation of texts of any length with a cache of constant size (`lmjax.model.rolling`).
 
-Tokens are read one by one, also those of a prompt, because the positions of all keys change with each of them; one
-program reads `prefill_chunk` of them. No array has the length of the text, so neither memory nor the time of a token
-grows with it.
+A prompt is read in parts of at most `prefill_chunk` tokens and of at most the window. No array has the length of the
+text, so neither memory nor the time of a token grows with it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.model.config import ModelConfig
 from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel
-from lmjax.model.rolling import RollingCache
+from lmjax.model.rolling import RollingCache, reads_many
 
 PyTree = Any
 # The most tokens that are generated in one call of the compiled program.
@@ -97,13 +96,21 @@ def read(
 ) -> tuple[jax.Array, RollingCache]:
     """Returns float32 logits `[1, vocab]` after the first `count` of some tokens, and the cache with these.
 
+    The tokens are read at once, or one by one if layers have windows or biases of their own (`reads_many`).
+
     Args:
         params: of the model.
-        tokens: int32 `[chunk]`.
+        tokens: int32 `[chunk]`, at most the window.
         count: int32 scalar, at least 1.
         cache: updated in place.
         model: with unrolled layers.
     """
+    if reads_many(model.config):
+        numbers = jnp.arange(len(tokens))
+        positions, real = cache.positions_of(cache.filled + numbers), (numbers < count).astype(jnp.int32)
+        fields = row_fields(model, tokens[None], positions[None], real[None])
+        hidden, cache = model.apply({"params": params}, fields, cache, method="extend")
+        return model.apply({"params": params}, jnp.take(hidden, count - 1, axis=1), method="logits"), cache
 
     def step(i: jax.Array, carry: tuple[jax.Array, RollingCache]) -> tuple[jax.Array, RollingCache]:
         return _next(model, params, tokens[i], carry[1])
@@ -176,7 +183,7 @@ class RollingWriting:
     ):
         """Reads the prompt and chooses the first token."""
         self._loaded, self._strategy = loaded, strategy
-        prompt, chunk = np.array(request.prompt, np.int32), config.prefill_chunk
+        prompt, chunk = np.array(request.prompt, np.int32), min(config.prefill_chunk, config.window)
         self._ids, self._count = np.zeros(config.max_new_tokens, np.int32), 0
         with loaded.on_devices():
             cache = empty_cache(loaded.config, config.sinks, config.window, config.cache)

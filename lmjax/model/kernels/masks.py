@@ -35,6 +35,9 @@ class Mask:
             row.
         query_positions: `[batch or 1, queries]`, needed if keys come from a cache; None: order is by index in the row,
             which kernels can use while tracing.
+        global_keys: bool `[batch or 1, keys]`, keys that the window does not mask (Beltagy et al. 2020, section 3.1);
+            None: no such keys.
+        global_queries: bool `[batch or 1, queries]`, queries for which the window masks no key; None: no such queries.
     """
 
     causal: bool = _static(False)
@@ -45,11 +48,23 @@ class Mask:
     prefix: jax.Array | None = None
     key_positions: jax.Array | None = None
     query_positions: jax.Array | None = None
+    global_keys: jax.Array | None = None
+    global_queries: jax.Array | None = None
 
     @property
     def segmented(self) -> bool:
         """Whether a row may have several segments."""
         return self.query_segments is not None or self.key_segments is not None
+
+    @property
+    def hides_far(self) -> bool:
+        """Whether no query sees a key beyond the window."""
+        return self.window is not None and not self.sink_tokens and self.global_keys is None
+
+    @property
+    def banded(self) -> bool:
+        """Whether no query sees a key beyond the window, which is known while tracing."""
+        return isinstance(self.window, int) and self.hides_far
 
     @property
     def cached_positions(self) -> jax.Array | None:
@@ -96,6 +111,10 @@ class Mask:
             if self.sink_tokens:
                 positions = jnp.arange(column + keys)[None] if self.key_positions is None else self.key_positions
                 near |= along_keys(positions) < self.sink_tokens
+            if self.global_keys is not None:
+                near |= along_keys(self.global_keys)
+            if self.global_queries is not None:
+                near |= jax.lax.dynamic_slice_in_dim(self.global_queries, row, queries, axis=1)[:, None, :, None]
             seen = near if seen is None else seen & near
         if self.segmented:
             of_queries, of_keys = self.segments(queries, column + keys)
@@ -130,7 +149,7 @@ class Mask:
         if self.query_positions is None:
             if self.causal and self.prefix is None:
                 end = min(end, stop)
-            if isinstance(self.window, int) and not self.sink_tokens:
+            if self.banded:
                 first, end = max(first, start - self.window + 1), min(end, stop + self.window - 1)
         first = min(first, keys - 1)
         return first, max(end, first + 1)

@@ -58,10 +58,10 @@ def ring_plan(
 ) -> _Ring:
     """Returns the plan of a call, by what is known of its mask while tracing."""
     backward = mask.causal and mask.prefix is None and queries == keys
-    static = isinstance(mask.window, int) and not mask.sink_tokens
+    static = mask.banded
     steps = min(ways, 1 - (1 - mask.window) // (keys // ways)) if backward and static else ways
     zigzag = backward and not static and not isinstance(bias, jax.Array) and queries // ways % 2 == 0
-    ordered = backward or (mask.window is not None and not mask.sink_tokens)
+    ordered = backward or mask.hides_far
     return _Ring(ways, steps, 2 if zigzag else 1, ordered, _Plan((), scale, softcap))
 
 
@@ -294,7 +294,7 @@ def _visible(mask: Mask, start: jax.Array, queries: int, position: jax.Array, ke
     visible = jnp.array(True)
     if mask.causal and mask.prefix is None:
         visible &= position <= start + queries - 1
-    if mask.window is not None and not mask.sink_tokens:
+    if mask.hides_far:
         visible &= (nearest < mask.window) & (position - (start + queries - 1) < mask.window)
     return visible
 

@@ -39,12 +39,16 @@ def _dot_product_attention(
 ) -> jax.Array:
     """Returns `attention` by an implementation of `jax.nn.dot_product_attention`.
 
-    Causal order and window are passed as flags where possible, because cuDNN then skips masked keys.
+    Causal order and window are passed as flags where possible, because cuDNN then skips masked keys. Values narrower
+    than keys are padded.
     """
     lengths = query.shape[1], key.shape[1]
     causal = mask.causal and mask.query_positions is None and mask.prefix is None and lengths[0] == lengths[1]
-    windowed = causal and isinstance(mask.window, int) and not mask.sink_tokens
+    windowed = causal and mask.banded
     others = mask.replace(causal=mask.causal and not causal, window=None if windowed else mask.window)
+    width = value.shape[-1]
+    if width < key.shape[-1]:
+        value = jnp.pad(value, ((0, 0), (0, 0), (0, 0), (0, key.shape[-1] - width)))
     y = jax.nn.dot_product_attention(
         query,
         key,
@@ -56,7 +60,7 @@ def _dot_product_attention(
         local_window_size=(mask.window - 1, 0) if windowed else None,
         implementation=implementation,
     )
-    return _hide_blind(y, mask, *lengths)
+    return _hide_blind(y[..., :width], mask, *lengths)
 
 
 def splash(

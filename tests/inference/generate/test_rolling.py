@@ -13,10 +13,16 @@ from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate, stream
 from lmjax.model.positions.rope import Rotation, rope
 from tests.inference.writers import MODELS, ROPE, some_prompts, writer
+from tests.thinned import thinned
 
 SINKS, WINDOW, LENGTH = 2, 5, 24
 MODELS["deep"] = ("decoder", ROPE | {"num_layers": 2, "num_kv_heads": 1}, {})
 MODELS["bare"] = ("decoder", {"positions": "none", "num_layers": 2}, {})
+MODELS["alibi"] = ("decoder", {"positions": "alibi", "num_layers": 2}, {})
+MODELS["by bucket"] = ("decoder", {"positions": "relative"}, {})
+MODELS["sine"] = ("decoder", {"positions": "sinusoidal"}, {})
+READ = thinned([("deep", "compute"), ("by bucket", "compute"), ("alibi", "compute"), ("sine", "compute"),
+                ("deep", "int8")], 2)  # fmt: skip
 
 
 def read_one_by_one(loaded, tokens):
@@ -30,6 +36,35 @@ def read_one_by_one(loaded, tokens):
     assert int(cache.filled) == len(tokens)
     assert all(x.shape[-2] == SINKS + WINDOW for layer in cache.layers for x in jax.tree.leaves(layer))
     return np.stack(found)
+
+
+@pytest.mark.parametrize(("name", "kind"), READ)
+def test_a_prompt_read_in_parts_is_one_read_token_by_token(name, kind):
+    """Parts of all lengths up to the window, from the first sink to far beyond the window."""
+    loaded = writer(name)
+    one = jax.jit(rolling._next, static_argnums=0)
+    alone, parts = (rolling.empty_cache(loaded.config, SINKS, WINDOW, kind) for _ in range(2))
+    (tokens,) = some_prompts(LENGTH, seed=4)
+    start = 0
+    for count in (1, 3, 5, 2, 5, 4, 4):
+        for token in tokens[start : start + count]:
+            expected, alone = one(loaded.model, loaded.params, jnp.int32(token), alone)
+        piece = np.zeros(WINDOW, np.int32)
+        piece[:count] = tokens[start : start + count]
+        found, parts = rolling.read(loaded.params, piece, np.int32(count), parts, model=loaded.model)
+        start += count
+        np.testing.assert_allclose(found, expected, atol=2e-4, err_msg=f"after {start} tokens")
+    assert int(parts.filled) == int(alone.filled) == LENGTH == start
+    for x, y in zip(jax.tree.leaves(parts), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(x, y, atol=1 if x.dtype == np.int8 else 1e-4)
+
+
+@pytest.mark.parametrize(("name", "loops"), [("deep", 0), ("window", 1)])
+def test_one_by_one_is_for_layers_that_cannot_otherwise(name, loops):
+    loaded = writer(name)
+    cache = rolling.empty_cache(loaded.config, SINKS, WINDOW)
+    traced = rolling.read.trace(loaded.params, np.zeros(4, np.int32), np.int32(4), cache, model=loaded.model)
+    assert str(traced.jaxpr).count("while[") == loops
 
 
 def plain_attention(config):
