@@ -6,12 +6,13 @@ arXiv:1902.10186, section 4).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lmjax.analysis.figures import new_figure, plain
+from lmjax.analysis.inside import matching, record
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, Text
 
@@ -20,6 +21,69 @@ if TYPE_CHECKING:
 
 # Inches of a figure's maps, which are as wide as a page, and of a token's row or column.
 _WIDTH, _CELL = 9.0, 0.2
+
+
+class AttentionMaps(NamedTuple):
+    """The probabilities of one kind of attention in all layers and heads.
+
+    Attributes:
+        name: "self-attention", with the side before it if there are two sides; or "cross-attention".
+        queries: what the rows are called: of cross-attention, the tokens that are predicted there.
+        keys: what the columns are called.
+        weights: `[layers, heads, queries, keys]`.
+    """
+
+    name: str
+    queries: list[str]
+    keys: list[str]
+    weights: np.ndarray
+
+
+def all_attention(loaded: LoadedModel, fields: Mapping[str, np.ndarray]) -> list[AttentionMaps]:
+    """Returns the attention of every layer and head for a row, without padding; of an encoder-decoder, three kinds.
+
+    Args:
+        loaded: the model.
+        fields: of the row, `[1, length]` each, as `LoadedModel.rows` makes them.
+    """
+    sides = [side.prefix for side in loaded.config.family.sides]
+    kinds = [(side, "attention", side) for side in sides]
+    if loaded.config.family.paired:
+        kinds.append((sides[1], "cross_attention", sides[0]))
+    weights, found = _weights(loaded, fields, kinds), []
+    for (prefix, end, keys), probabilities in zip(kinds, weights, strict=True):
+        rows, name = tokens_of(loaded, fields, prefix), f"{prefix.replace('_', ' ')}self-attention"
+        if end == "cross_attention":
+            # The position that reads a token predicts the one after it.
+            rows, name = [*rows[1:], "(next)"], "cross-attention"
+        found.append(AttentionMaps(name, rows, tokens_of(loaded, fields, keys), probabilities))
+    return found
+
+
+def self_weights(loaded: LoadedModel, fields: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """Returns `[layers, heads, queries, keys]`, the self-attention of a side of a row, without padding."""
+    return _weights(loaded, fields, [(prefix, "attention", prefix)])[0]
+
+
+def tokens_of(loaded: LoadedModel, fields: Mapping[str, np.ndarray], prefix: str) -> list[str]:
+    """Returns the tokens of a side of a row, without padding."""
+    real = fields[f"{prefix}segment_ids"][0] > 0
+    return token_texts(loaded, fields[f"{prefix}tokens"][0][real])
+
+
+def _weights(
+    loaded: LoadedModel, fields: Mapping[str, np.ndarray], kinds: Sequence[tuple[str, str, str]]
+) -> list[np.ndarray]:
+    """Returns `[layers, heads, queries, keys]` of each kind: the side of its queries, its name, the side of its keys.
+
+    One forward pass records all of them.
+    """
+    names = [f"{prefix.replace('_', '/')}layer_*/{end}/weights" for prefix, end, _ in kinds]
+    found, weights = record(loaded, fields, names), []
+    for name, (prefix, _, keys) in zip(names, kinds, strict=True):
+        q, k = (int((fields[f"{side}segment_ids"][0] > 0).sum()) for side in (prefix, keys))
+        weights.append(np.stack([found[each][0, :, :q, :k] for each in matching([name], found)]))
+    return weights
 
 
 def self_attention(loaded: LoadedModel, text: Text, layer: int = -1) -> Figure:

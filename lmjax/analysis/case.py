@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.analysis.attention import token_texts
+from lmjax.analysis.attention import self_weights, tokens_of
 from lmjax.analysis.attribution import AttributionConfig
-from lmjax.analysis.inside import record
 from lmjax.analysis.subject import Subject
 from lmjax.analysis.values import HIDDEN, VECTOR
 from lmjax.errors import FlagError
@@ -75,14 +74,11 @@ class Case:
 
     def tokens(self, prefix: str) -> list[str]:
         """Returns the tokens of a side, without padding."""
-        real = self.fields[f"{prefix}segment_ids"][0] > 0
-        return token_texts(self.loaded, self.fields[f"{prefix}tokens"][0][real])
+        return tokens_of(self.loaded, self.fields, prefix)
 
-    def weights(self, prefix: str, end: str, keys: str) -> np.ndarray:
-        """Returns `[layers, heads, queries, keys]`, the probabilities of an attention, without padding."""
-        found = record(self.loaded, self.fields, [f"{prefix.replace('_', '/')}layer_*/{end}/weights"])
-        q, k = len(self.tokens(prefix)), len(self.tokens(keys))
-        return np.stack([x[0, :, :q, :k] for x in found.values()])
+    def weights(self, prefix: str) -> np.ndarray:
+        """Returns `[layers, heads, queries, keys]`, the probabilities of the self-attention of a side."""
+        return self_weights(self.loaded, self.fields, prefix)
 
 
 def unit_of(subject: Subject) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lmjax.analysis.attention import all_attention
 from lmjax.analysis.attribution import Attribution, attribute
 from lmjax.analysis.case import Case, unit_of
 from lmjax.analysis.causal import ablation, patching
@@ -79,20 +80,15 @@ def _judged(case: Case, method: str, found: Attribution) -> str:
 
 def attention(case: Case) -> Part:
     """Returns maps of the attention of all layers and heads; of an encoder-decoder, of its cross-attention too."""
-    family, body, summary = case.loaded.config.family, "", []
-    for side in family.sides:
-        weights = case.weights(side.prefix, "attention", side.prefix)
-        tokens = case.tokens(side.prefix)
-        body += f"<p>{_side_title(side.prefix)}self-attention</p>" + maps(weights, tokens, tokens)
-    if family.paired:
-        source, target = (each.prefix for each in family.sides)
-        weights = case.weights(target, "cross_attention", source)
-        # The position that reads a token predicts the one after it.
-        rows = [*case.tokens(target)[1:], "(next)"]
-        body += "<p>cross-attention: what is read to predict each token</p>" + maps(weights, rows, case.tokens(source))
-        mean = weights.mean(axis=(0, 1))
-        best = (f"{row} - {case.tokens(source)[int(at)]}" for row, at in zip(rows, mean.argmax(axis=1), strict=True))
-        summary = [f"alignment (mean of all heads): {', '.join(best)}"]
+    body, summary = "", []
+    for each in all_attention(case.loaded, case.fields):
+        cross = each.name == "cross-attention"
+        body += f"<p>{each.name}{': what is read to predict each token' if cross else ''}</p>"
+        body += maps(each.weights, each.queries, each.keys)
+        if cross:
+            mean = each.weights.mean(axis=(0, 1))
+            best = (f"{row} - {each.keys[int(at)]}" for row, at in zip(each.queries, mean.argmax(axis=1), strict=True))
+            summary = [f"alignment (mean of all heads): {', '.join(best)}"]
     note = (
         "A small map for each layer (row) and head (column): a query in each row, a key in each column. "
         "Choose one to see it large. Attention shows what is mixed, and is no proof of what decides."
@@ -103,7 +99,7 @@ def attention(case: Case) -> Part:
 def rollout_view(case: Case) -> Part:
     """Returns how much of each input token is in the token that predicts, after each layer."""
     prefix, tokens, at = _first_side(case)
-    found = rollout(list(case.weights(prefix, "attention", prefix)))[:, at]
+    found = rollout(list(case.weights(prefix)))[:, at]
     body = coloured_text(tokens, found[-1]) + grid(found, [f"layer {i}" for i in range(len(found))], tokens)
     note = f"{_side_title(prefix)}attention rollout: the share of each input token in {tokens[at]!r} after each layer."
     return Part("rollout", note, body, (_shares(tokens, found[-1]),))
@@ -112,7 +108,7 @@ def rollout_view(case: Case) -> Part:
 def flow_view(case: Case) -> Part:
     """Returns how much can flow from each input token to the token that predicts."""
     prefix, tokens, at = _first_side(case)
-    (found,) = flow(list(case.weights(prefix, "attention", prefix)), [at])
+    (found,) = flow(list(case.weights(prefix)), [at])
     note = f"{_side_title(prefix)}attention flow: the most that can flow from each input token to {tokens[at]!r}."
     return Part("flow", note, coloured_text(tokens, found), (_shares(tokens, found),))
 

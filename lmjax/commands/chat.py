@@ -53,7 +53,8 @@ def main(values: flags.FlagValues) -> None:
         talk.load(values["load"].value)
     prepare()
     loaded = opened(values, place)
-    served = Served(place, Engine(loaded, EngineConfig(rows=1, max_length=values["max_length"].value)), loaded)
+    config = EngineConfig(rows=1, max_length=values["max_length"].value, beams=0)
+    served = Served(place, Engine(loaded, config), loaded)
     if not served.engine.writes or (served.chat is None and not loaded.config.family.paired):
         raise FlagError(f"{place}: this {loaded.config.family.label} has no chat template; try lmjax generate")
     with phase("compiling"):

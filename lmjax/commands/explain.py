@@ -17,9 +17,8 @@ from lmjax.analysis.views import view
 from lmjax.commands.explain_texts import case_of_texts, read_given, study_of
 from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file, unspeakable
-from lmjax.data.tokenizer import MASK
 from lmjax.errors import FlagError
-from lmjax.inference.generate.fill_mask import encode_masked, mask_text
+from lmjax.inference.generate.fill_mask import ids_of, mask_text
 from lmjax.inference.loaded import LoadedModel, check_length
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.question_answering import QuestionAnswering
@@ -97,7 +96,9 @@ def _case(loaded: LoadedModel, values: flags.FlagValues) -> Case:
         if subjects[0].against == "" and not values["against"].value:
             # The answer to the corrupted text is what the clean one is told apart from.
             subjects = [_against(subjects[0], other)]
-    fields = subjects[0].fields if subjects else {k: x[:1] for k, x in loaded.rows([_encoded(loaded, text)]).items()}
+    fields = (
+        subjects[0].fields if subjects else {k: x[:1] for k, x in loaded.rows([ids_of(loaded, text, "--text")]).items()}
+    )
     return Case(loaded, fields, subjects, config, other, values["judge"].value)
 
 
@@ -138,13 +139,6 @@ def _against(clean: Subject, corrupted: Subject) -> Subject:
     if clean.ask.kind not in ("logits", "classifier") or clean.ask.index == corrupted.ask.index:
         return clean
     return dataclasses.replace(clean, ask=clean.ask.replace(against=corrupted.ask.index), against=corrupted.name)
-
-
-def _encoded(loaded: LoadedModel, text: str) -> list[int]:
-    """Returns the ids of a text that may hold masks."""
-    if not loaded.config.family.causal and "mask" in loaded.tokenizer.role_ids and MASK in text:
-        return loaded.prompts.around(encode_masked(loaded.tokenizer, text))
-    return list(loaded.ids(text, "--text"))
 
 
 def _usual(case: Case) -> list[str]:

@@ -21,7 +21,7 @@ SIGTERM ends it after what was asked is answered.
 """
 
 # Flag -> field of EngineConfig.
-FIELDS = {name: name for name in ("rows", "max_length", "queue", "prefixes", "timeout", "stuck_after")}
+FIELDS = {name: name for name in ("rows", "max_length", "queue", "prefixes", "beams", "timeout", "stuck_after")}
 FIELDS |= {"prefill_chunk": "chunk", "cache_dtype": "cache"}
 
 

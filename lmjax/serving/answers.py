@@ -30,7 +30,8 @@ def spelled(tokenizer: Vocabulary, token: int) -> tuple[str, list[int]]:
     return piece.decode(errors="replace"), list(piece)
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """Returns a log-probability or a score, of which minus infinity is a very low number."""
     return value if math.isfinite(value) else _LOWEST
 
 
@@ -39,7 +40,7 @@ def chat_logprobs(tokenizer: Vocabulary, tokens: Sequence[Token]) -> dict[str, A
 
     def entry(token: int, log_prob: float) -> dict[str, Any]:
         text, raw = spelled(tokenizer, token)
-        return {"token": text, "logprob": _finite(log_prob), "bytes": raw}
+        return {"token": text, "logprob": finite(log_prob), "bytes": raw}
 
     content = [
         entry(each.id, each.log_prob) | {"top_logprobs": [entry(*other) for other in each.alternatives]}
@@ -56,9 +57,9 @@ def text_logprobs(tokenizer: Vocabulary, tokens: Sequence[Token], start: int = 0
         at += len(each.text)
     return {
         "tokens": [spelled(tokenizer, each.id)[0] for each in tokens],
-        "token_logprobs": [_finite(each.log_prob) for each in tokens],
+        "token_logprobs": [finite(each.log_prob) for each in tokens],
         "top_logprobs": [
-            {spelled(tokenizer, i)[0]: _finite(log_prob) for i, log_prob in each.alternatives} for each in tokens
+            {spelled(tokenizer, i)[0]: finite(log_prob) for i, log_prob in each.alternatives} for each in tokens
         ],
         "text_offset": offsets,
     }

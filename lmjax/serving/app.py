@@ -25,10 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmjax.errors import UserError
 from lmjax.objectives.classification import Classification
-from lmjax.serving import bodies, own, writes
+from lmjax.serving import bodies, own, views, writes
 from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.errors import ApiError, as_api_error
 from lmjax.serving.metrics import Metrics
+from lmjax.serving.openapi import openapi
 from lmjax.serving.served import Served
 from lmjax.serving.ticket import OverdueError
 
@@ -39,6 +40,7 @@ PAGES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/views.js": ("views.js", "text/javascript"),
 }
 # Nothing but the files of the page itself may be loaded or run by it.
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'"
@@ -52,9 +54,11 @@ ENDPOINTS: dict[str, tuple[type[bodies.Body], Endpoint]] = {
     "/fill-mask": (bodies.MaskBody, own.masks),
     "/classify": (bodies.ClassifyBody, own.classify),
     "/translate": (bodies.TranslateBody, writes.translate),
+    "/beams": (bodies.BeamsBody, views.beams),
+    "/attention": (bodies.AttentionBody, views.attention),
 }
 # Without a token: the page, which asks for it, and what a supervisor looks at.
-_OPEN = {*PAGES, "/health"}
+_OPEN = {*PAGES, "/health", "/openapi.json"}
 _MEMBER = re.compile(r"(str|int|Pair)$|list\[|constrained-|function-")
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
@@ -104,6 +108,11 @@ def make_app(models: Mapping[str, Served], limits: Limits = Limits()) -> ASGIApp
     async def measured(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    document = openapi(ENDPOINTS, PAGES)
+
+    async def described(request: Request) -> Response:
+        return JSONResponse(document)
+
     async def page(request: Request) -> Response:
         name, kind = PAGES[request.url.path]
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
@@ -115,6 +124,7 @@ def make_app(models: Mapping[str, Served], limits: Limits = Limits()) -> ASGIApp
         Route("/v1/models", listed, methods=["GET"]),
         Route("/v1/models/{name:path}", one, methods=["GET"]),
         Route("/health", health, methods=["GET"]),
+        Route("/openapi.json", described, methods=["GET"]),
         Route("/metrics", measured, methods=["GET"]),
     ]
     known = {route.path for route in routes}
@@ -131,6 +141,7 @@ def _described(served: Served) -> dict[str, Any]:
         "family": loaded.config.architecture,
         "max_length": engine.max_length,
         "writes": engine.writes,
+        "beams": engine.config.beams if engine.writes else 0,
         "chats": engine.writes and (served.chat is not None or loaded.config.family.paired),
         "fills": not loaded.config.family.causal and loaded.model.has_vocabulary,
         "classifies": loaded.has_task and loaded.task.name == Classification.name,

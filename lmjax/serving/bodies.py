@@ -15,6 +15,10 @@ MOST_TEXTS, MOST_CHOICES = 256, 16
 # No count is larger; arrays hold them as int32.
 _MOST = 2**31 - 1
 
+# Fields that beam search has no use for.
+_NO_BEAMS = ("temperature", "stop", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_NO_BEAMS += ("no_repeat_ngram", "min_tokens", "regex", "schema_asked", "logprobs")
+
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_TEXTS)]
 Prompts = str | Texts | Ids | Annotated[list[Ids], Field(min_length=1, max_length=MOST_TEXTS)]
@@ -71,6 +75,25 @@ class Written(Body):
     regex: str | None = Field(None, max_length=10_000)
     json_schema: dict[str, Any] | None = None
     timeout: float | None = Field(None, gt=0, le=86400)
+    beams: int | None = Field(None, ge=1, le=64, description="Beam search; `n` is the number of its texts.")
+    length_penalty: float | None = Field(None, ge=-8, le=8)
+    early_stopping: bool | Literal["never"] | None = None
+
+    @model_validator(mode="after")
+    def _fits_beams(self) -> Self:
+        """Raises ValueError for a field that has no effect, or none on beam search."""
+        if self.beams is None:
+            if alone := [name for name in ("length_penalty", "early_stopping") if getattr(self, name) is not None]:
+                raise ValueError(f"{alone[0]}: is for beam search; give beams, or leave it out")
+            return self
+        if (self.n or 1) > self.beams:
+            raise ValueError(f"n: {self.n} is more than beams={self.beams} can give")
+        given = {name: getattr(self, name, None) for name in _NO_BEAMS}
+        # `logprobs` is a number, which may be 0, in one endpoint, and a truth value in the other.
+        given["logprobs"] = self.alternatives is not None
+        if clash := [name for name, value in given.items() if value not in (None, 0, False, [])]:
+            raise ValueError(f"{clash[0]}: cannot be combined with beams; leave one out")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -209,6 +232,40 @@ class ChatBody(Written):
         return {"type": "object"} if form.type == "json_object" else form.json_schema.schema_
 
 
+class BeamsBody(Body):
+    """A body of /beams: a text that is continued, or a conversation that is answered."""
+
+    prompt: str | Ids | None = None
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=4096)] | None = None
+    beams: int = Field(4, ge=1, le=64)
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Texts, the best first; by default all.")
+    max_tokens: int = Field(32, ge=1, le=512)
+    length_penalty: float | None = Field(None, ge=-8, le=8)
+    early_stopping: bool | Literal["never"] | None = None
+    timeout: float | None = Field(None, gt=0, le=86400)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        if (self.n or 1) > self.beams:
+            raise ValueError(f"n: {self.n} is more than beams={self.beams} can give")
+        return self
+
+    @property
+    def settings(self) -> Written:
+        """Returns the settings of the search."""
+        given = {name: getattr(self, name) for name in ("beams", "max_tokens", "length_penalty", "early_stopping")}
+        return Written(**given, n=self.n or min(self.beams, MOST_CHOICES), timeout=self.timeout, user=self.user)
+
+
+class AttentionBody(Body):
+    """A body of /attention."""
+
+    text: Annotated[str, Field(min_length=1)]
+    target: str | None = Field(None, description="What the decoder of an encoder-decoder reads; else what it writes.")
+
+
 class EmbeddingBody(Body):
     """A body of /v1/embeddings."""
 
@@ -276,3 +333,4 @@ class TranslateBody(Body):
 
     texts: Texts
     max_tokens: int | None = Field(None, ge=1, le=_MOST)
+    beams: int | None = Field(None, ge=1, le=64)

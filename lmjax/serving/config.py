@@ -31,6 +31,9 @@ class EngineConfig(Schema):
         le=1024,
         description="Prompts that are kept, so that one that begins alike reads only its rest; 0: off.",
     )
+    beams: int = Field(
+        4, ge=0, le=64, description="The most beams of a beam search, of which one runs at a time; 0: there is none."
+    )
     timeout: float = Field(600.0, gt=0, le=86400, description="Seconds after which a request is ended with an error.")
     stuck_after: float = Field(
         60.0, gt=0, le=86400, description="Seconds of one step after which /health says it is stuck."

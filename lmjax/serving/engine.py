@@ -22,6 +22,7 @@ from lmjax.serving.compilations import compilations
 from lmjax.serving.config import EngineConfig
 from lmjax.serving.fair import FairQueue
 from lmjax.serving.rows import Rows
+from lmjax.serving.searches import Searches
 from lmjax.serving.texts import Counts, Texts
 from lmjax.serving.ticket import Ticket
 
@@ -59,8 +60,10 @@ class Engine:
         self._writes = loaded.config.family.causal and loaded.model.has_vocabulary
         self._rows = Rows(loaded, config, several) if self._writes else None
         self._texts = Texts(loaded, config, self._rows)
+        self._searches = Searches(loaded, config, self._rows, self._texts)
         self._lock = threading.Condition()
-        self._waiting = FairQueue()
+        # Those of beam searches wait in a queue of their own, so that no text waits for a search.
+        self._waiting, self._seeking = FairQueue(), FairQueue()
         self._works: deque[tuple[Future, Callable[[], Any]]] = deque()
         self._closing = self._aborting = False
         self._busy_since: float | None = None
@@ -88,11 +91,12 @@ class Engine:
     def load(self) -> tuple[int, int]:
         """Returns the number of texts that are being written, and of requests that wait."""
         with self._lock:
-            return self._texts.busy, len(self._waiting)
+            return self._texts.busy + self._searches.busy, len(self._waiting) + len(self._seeking)
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._texts.busy or len(self._waiting) or self._works)
+        queues = len(self._waiting) + len(self._seeking)
+        return bool(self._texts.busy or self._searches.busy or queues or self._works)
 
     @property
     def sick(self) -> str:
@@ -112,7 +116,7 @@ class Engine:
             raise self._error
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Puts tickets into the queue, all of them or none.
+        """Puts tickets into the queue, all of them or none; either all or none of them are beam searches.
 
         Raises:
             FullError: the queue has no room for them.
@@ -121,11 +125,13 @@ class Engine:
         with self._lock:
             if self._closing or self._error is not None:
                 raise ClosedError("the server is shutting down")
-            free = self.config.rows - self._texts.busy
-            if len(self._waiting) + len(tickets) > self.config.queue + max(free, 0):
+            searches = bool(tickets) and tickets[0].config.beams is not None
+            queue = self._seeking if searches else self._waiting
+            free = 1 - self._searches.busy if searches else self.config.rows - self._texts.busy
+            if len(queue) + len(tickets) > self.config.queue + max(free, 0):
                 self.counts.refused += len(tickets)
                 raise FullError(self._after())
-            self._waiting.put(tickets)
+            queue.put(tickets)
             self._lock.notify()
 
     def call(self, work: Callable[[], Any]) -> Future:
@@ -173,6 +179,7 @@ class Engine:
             with self.loaded.on_devices():
                 if self._rows:
                     self._rows.warm_up()
+                    self._searches.warm_up()
                 self._compiled = compilations()
                 self._ready.set()
                 while self._turn():
@@ -192,10 +199,12 @@ class Engine:
                 self._lock.wait(_IDLE)
             if self._aborting or (self._closing and not self._has_work):
                 return False
-            gone = self._waiting.remove(lambda ticket: ticket.over)
+            gone = [ticket for queue in (self._waiting, self._seeking) for ticket in queue.remove(lambda x: x.over)]
             if self._texts.takes and len(self._waiting):
                 # Under the lock, because `submit` counts the texts that are being written.
                 self._texts.begin(self._waiting.get())
+            if self._searches.takes and len(self._seeking):
+                self._searches.begin(self._seeking.get())
             work = self._works.popleft() if self._works else None
         self._busy_since = time.monotonic()
         for ticket in gone:
@@ -203,6 +212,8 @@ class Engine:
         if work:
             self._do(*work)
         self._texts.end_unwanted()
+        self._searches.end_unwanted()
+        self._searches.turn()
         try:
             self._texts.read()
             self._texts.step()
@@ -227,7 +238,8 @@ class Engine:
         """Fails everything, at the engine's end."""
         with self._lock:
             self._closing = True
-            tickets = [*self._texts.taken_back(), *self._waiting.remove(lambda _: True)]
+            tickets = [*self._texts.taken_back(), *self._searches.taken_back()]
+            tickets += [ticket for queue in (self._waiting, self._seeking) for ticket in queue.remove(lambda _: True)]
             works, self._works = self._works, deque()
         shown = error if isinstance(error, Exception) else ClosedError("the server is shutting down")
         for ticket in tickets:

@@ -30,7 +30,7 @@ from lmjax.serving.bodies import (
 from lmjax.serving.served import Served
 
 
-async def _on_device(served: Served, work: Callable[[], Any]) -> Any:
+async def on_device(served: Served, work: Callable[[], Any]) -> Any:
     """Returns the result of work that the engine's thread does between two steps."""
     return await asyncio.wrap_future(served.engine.call(work))
 
@@ -44,7 +44,7 @@ def _checked(texts: list[str], name: str) -> list[str]:
 async def embeddings(request: Request, served: Served, body: EmbeddingBody, facts: dict[str, Any]) -> Response:
     """Answers /v1/embeddings."""
     texts = _checked([body.input] if isinstance(body.input, str) else list(body.input), "input")
-    vectors = await _on_device(served, lambda: embed(served.loaded, texts, width=body.dimensions))
+    vectors = await on_device(served, lambda: embed(served.loaded, texts, width=body.dimensions))
     count = sum(map(len, served.loaded.tokenizer.encode_batch(texts)))
     facts["prompt_tokens"] = count
     if body.encoding_format == "base64":
@@ -81,16 +81,16 @@ async def scores(request: Request, served: Served, body: ScoreBody, facts: dict[
     contexts = None if body.contexts is None else _checked(list(body.contexts), "contexts")
     loaded = served.plain
     if contexts is None:
-        found = await _on_device(served, lambda: rolling(loaded, texts))
+        found = await on_device(served, lambda: rolling(loaded, texts))
     else:
-        found = await _on_device(served, lambda: score(loaded, list(zip(contexts, texts, strict=True))))
+        found = await on_device(served, lambda: score(loaded, list(zip(contexts, texts, strict=True))))
     return JSONResponse({"model": served.name, "scores": [dataclasses.asdict(each) for each in found]})
 
 
 async def masks(request: Request, served: Served, body: MaskBody, facts: dict[str, Any]) -> Response:
     """Answers /fill-mask: for each text, for each mask, the likeliest tokens."""
     texts = _checked(list(body.texts), "texts")
-    found = await _on_device(served, lambda: fill_mask(served.loaded, texts, body.top_k))
+    found = await on_device(served, lambda: fill_mask(served.loaded, texts, body.top_k))
     shown = [[[each._asdict() for each in mask] for mask in text] for text in found]
     return JSONResponse({"model": served.name, "fillings": shown})
 
@@ -103,5 +103,5 @@ async def classify(request: Request, served: Served, body: ClassifyBody, facts: 
     if not served.loaded.has_task:
         raise FlagError(f"the model {served.name} is no classifier; train one with --objective=classification")
     classifier = TextClassification(served.loaded)
-    found = await _on_device(served, lambda: classifier(given, top_k=None))
+    found = await on_device(served, lambda: classifier(given, top_k=None))
     return JSONResponse({"model": served.name, "labels": found})

@@ -25,6 +25,8 @@ from lmjax.inference.generate.requests import SMALLEST, Request, bucket, columns
 from lmjax.inference.generate.writing import pieces, prompt_fields
 from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.model.cache import Cache
+from lmjax.model.key_value import CacheType
+from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.serving.config import EngineConfig
 from lmjax.serving.prefixes import Prefix, Prefixes
@@ -174,15 +176,28 @@ class Rows:
             allowed: bool `[vocab]`: ids that the first token may be; None: all.
         """
         request, strategy = reading.request, RowSampling(values, self._processors)
-        fields = self._fields(request, limit)
+        fields = self.fields(request, limit)
         state = strategy.start([request.seed], self.capacity)
         mask = None if allowed is None else allowed[None]
         return decode.begin(reading.logits, reading.cache, state, fields, mask, strategy=self._strategy)
 
-    def _fields(self, request: Request, limit: int) -> dict[str, np.ndarray]:
+    def fields(self, request: Request, limit: int) -> dict[str, np.ndarray]:
+        """Returns the fields of `Decoding` that a prompt has, for a text of at most `limit` tokens."""
         fields = prompt_fields(self.loaded, [request], self.config.chunk, new_columns=0, limit=limit, stop=())
         room = self.capacity - fields["tokens"].shape[1]
         return fields | {name: np.pad(fields[name], ((0, 0), (0, room))) for name in ("tokens", "written")}
+
+    def widened(self, cache: Cache) -> Cache:
+        """Returns the cache of a prompt that was read, with as many slots for an encoder's output as the longest."""
+        if not self.sources:
+            return cache
+        return _widened(
+            cache,
+            model=self.loaded.model,
+            capacity=self.capacity,
+            memory_length=self.sources,
+            kind=self.config.cache,
+        )
 
     def join(self, row: int, text: Decoding) -> None:
         """Puts a text into a row of the batch."""
@@ -223,7 +238,7 @@ class Rows:
         config = GenerateConfig(max_new_tokens=1)
         values = RowValues.of(config, vocab, stop=())
         adapters, all_ids = np.zeros(self.config.rows, np.int32), np.ones(vocab, bool)
-        for request in reversed(self._warming()):
+        for request in reversed(self.warming()):
             reading = self.read(request)
             while not reading.done:
                 reading.step()
@@ -253,7 +268,7 @@ class Rows:
                     reading.step()
         self.prefixes.clear()
 
-    def _warming(self) -> list[Request]:
+    def warming(self) -> list[Request]:
         """Returns prompts of all widths that are read, the shortest first."""
         longest, token = self.max_length - 1, self.loaded.tokenizer.pad_id
         widths = sorted({min(1 << i, longest) for i in range(4, bucket(self.max_length).bit_length())})
@@ -267,18 +282,20 @@ class Rows:
     def _check_memory(self) -> None:
         """Raises FlagError if parameters, cache and logits do not fit."""
         model, memory, rows = self.loaded.model, device_memory(), self.config.rows
-        # One row more: the prompt that is being read.
+        # One row more: the prompt that is being read. A beam search reads one too, and copies its rows at each step.
         kept = rows + 1 + (self.config.prefixes if self.keeps_prefixes else 0)
+        kept += 2 * self.config.beams + (self.config.beams > 0)
         cache = jax.eval_shape(
             lambda: model.empty_cache(kept, self.capacity, memory_length=self.sources, kind=self.config.cache)
         )
         ways = 1 if memory.shared else self.loaded.mesh.size
+        logits = (rows + self.config.beams) * self.loaded.config.vocab_size
         needs = {
             "parameters": held(self.loaded.params, memory),
             "keys and values": held(cache, memory) // ways,
-            "logits": 2 * rows * self.loaded.config.vocab_size * np.dtype(np.float32).itemsize // ways,
+            "logits": 2 * logits * np.dtype(np.float32).itemsize // ways,
         }
-        given = f"--rows={rows}, --max_length={self.max_length}"
+        given = f"--rows={rows}, --max_length={self.max_length}, --beams={self.config.beams}"
         check_fits(given, needs, memory, "lower one of these, or give --cache_dtype=int8")
 
 
@@ -301,6 +318,11 @@ def _repeated(text: Decoding, rows: int) -> Decoding:
         state=state.replace(done=jnp.ones(rows, bool), **of_rows),
         **{name: jnp.take(getattr(text, name), order, axis=0) for name in fields},
     )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity", "memory_length", "kind"))
+def _widened(cache: Cache, *, model: LanguageModel, capacity: int, memory_length: int, kind: CacheType) -> Cache:
+    return model.empty_cache(1, capacity, memory_length=memory_length, kind=kind).put(0, cache)
 
 
 @jax.jit

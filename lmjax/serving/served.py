@@ -112,6 +112,8 @@ class Served:
     ) -> list[Ticket]:
         """Returns a ticket for each choice of each prompt, the choices of a prompt one after the other.
 
+        A beam search is one ticket for all choices of its prompt.
+
         Args:
             prompts: texts or ids.
             loaded: the model that continues texts, or the one that answers messages.
@@ -126,7 +128,9 @@ class Served:
         """
         if not self.engine.writes:
             raise FlagError(f"the model {self.name} writes no text: it is an encoder; ask /fill-mask or /classify")
-        choices = body.n or 1
+        if body.beams is not None and body.beams > (most_beams := self.engine.config.beams):
+            raise ApiError(400, f"beams: {body.beams} are more than this server's --beams={most_beams}", param="beams")
+        choices = 1 if body.beams else body.n or 1
         seed = secrets.randbelow(SEEDS - 4096) if body.seed is None else body.seed
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, str):
@@ -199,10 +203,15 @@ class Served:
             "no_repeat_ngram": body.no_repeat_ngram,
             "min_new_tokens": body.min_tokens,
         }
-        schema = body.schema_asked
+        schema, beams = body.schema_asked, None
+        if body.beams is not None:
+            sampling, temperature = {}, 0.0
+            own = {"length_penalty": body.length_penalty, "early_stopping": body.early_stopping}
+            beams = {"beams": body.beams, "num_return": body.n or 1}
+            beams |= {name: value for name, value in own.items() if value is not None}
         values = {
             "max_new_tokens": most,
-            "beams": None,
+            "beams": beams,
             "sampling": sampling | {"temperature": temperature},
             "processors": {name: value for name, value in processors.items() if value is not None},
             "stop": body.stops,

@@ -34,6 +34,7 @@ class Counts:
         failed: tickets that failed for another reason.
         refused: tickets that found the queue full.
         steps: of the batch.
+        search_steps: of beam searches.
         step_seconds: the time of all steps.
         compiled: programs that were compiled after the warm-up.
     """
@@ -47,6 +48,7 @@ class Counts:
     failed: int = 0
     refused: int = 0
     steps: int = 0
+    search_steps: int = 0
     step_seconds: float = 0.0
     compiled: int = 0
 
@@ -215,14 +217,14 @@ class Texts:
             self.counts.tokens += 1
             pairs = zip(chosen.likeliest[at].tolist(), chosen.likeliest_log_probs[at].tolist(), strict=True)
             alternatives = tuple(pairs)[: ticket.alternatives]
-            self._send(ticket, Token(token, new, float(chosen.log_probs[at]), alternatives))
+            self.send(ticket, Token(token, new, float(chosen.log_probs[at]), alternatives))
             found.sent = len(text.text)
         if not (done or text.ended_here):
             return True
         del self._active[row]
         generation = text.finish(found.score)
         self.counts.ended += 1
-        self._send(ticket, Ended(generation, generation.text[found.sent :]))
+        self.send(ticket, Ended(generation, generation.text[found.sent :]))
         return False
 
     def lose(self, error: Exception) -> None:
@@ -246,9 +248,10 @@ class Texts:
             self.counts.overdue += 1
         else:
             self.counts.failed += 1
-        self._send(ticket, Failed(error))
+        self.send(ticket, Failed(error))
 
-    def _send(self, ticket: Ticket, event: Event) -> None:
+    def send(self, ticket: Ticket, event: Event) -> None:
+        """Sends an event; a ticket whose receiver fails is cancelled."""
         try:
             ticket.send(event)
         except Exception:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from lmjax.inference.generate.beam_tree import Node
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.constrain import Constraint
 from lmjax.inference.generate.requests import Request
@@ -44,13 +45,28 @@ class Ended:
 
 
 @dataclasses.dataclass(frozen=True)
+class Found:
+    """The end of a beam search.
+
+    Attributes:
+        generations: the texts, best first.
+        nodes: the continuations that it compared, of which a text is a path.
+        last: for each text, the number of the node of its last token; -1: it has none.
+    """
+
+    generations: tuple[Generation, ...]
+    nodes: tuple[Node, ...]
+    last: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Failed:
     """The end of a ticket without a whole text; `error` says why."""
 
     error: Exception
 
 
-Event = Token | Ended | Failed
+Event = Token | Ended | Found | Failed
 
 
 class OverdueError(Exception):
@@ -63,7 +79,7 @@ class CancelledError(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request for one text.
+    """A request for one text, or for those of a beam search if its config has beams.
 
     Attributes:
         request: the prompt and the seed.

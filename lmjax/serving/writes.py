@@ -16,7 +16,7 @@ from lmjax.serving import answers
 from lmjax.serving.bodies import ChatBody, CompletionBody, TranslateBody, Written
 from lmjax.serving.errors import as_api_error
 from lmjax.serving.served import Served
-from lmjax.serving.ticket import Ended, Event, Failed, Ticket, Token
+from lmjax.serving.ticket import Ended, Event, Failed, Found, Ticket, Token
 
 _ENDLESS = "data: [DONE]\n\n"
 
@@ -25,7 +25,7 @@ class Exchange:
     """The tickets of one request, and their events in the order in which they arrive.
 
     Attributes:
-        tickets: one for each choice of each prompt.
+        tickets: one for each choice of each prompt, or for each beam search.
         facts: of the request, for its line in the log.
     """
 
@@ -47,12 +47,20 @@ class Exchange:
         served.engine.submit(self.tickets)
 
     @property
+    def choices(self) -> int:
+        """Returns the number of texts, at most so many if some are found by beam search."""
+        return sum(self._choices(ticket) for ticket in self.tickets)
+
+    def _choices(self, ticket: Ticket) -> int:
+        return ticket.config.beams.num_return if ticket.config.beams else 1
+
+    @property
     def prompt_tokens(self) -> int:
         """Returns the tokens of the prompts; one of which there are several choices counts once."""
         return sum(len(row) for row in {(t.request.source or t.request.prompt) for t in self.tickets})
 
     async def events(self) -> AsyncIterator[tuple[int, Token | Ended]]:
-        """Yields the events of all tickets until all have ended; raises the first error, and cancels the rest."""
+        """Yields the events of all texts until all have ended; raises the first error, and cancels the rest."""
         left = len(self.tickets)
         self.facts["tokens"] = 0
         try:
@@ -60,6 +68,13 @@ class Exchange:
                 number, event = await self._events.get()
                 if isinstance(event, Failed):
                     raise event.error
+                if isinstance(event, Found):
+                    left -= 1
+                    self.facts["tokens"] += sum(len(each.ids) for each in event.generations)
+                    first = number * self._choices(self.tickets[number])
+                    for i, generation in enumerate(event.generations, first):
+                        yield i, Ended(generation, generation.text)
+                    continue
                 if isinstance(event, Ended):
                     left -= 1
                 else:
@@ -68,6 +83,14 @@ class Exchange:
                 yield number, event
         finally:
             self.cancel()
+
+    async def found(self) -> Found:
+        """Returns the result of the only ticket, a beam search."""
+        _, event = await self._events.get()
+        if isinstance(event, Failed):
+            raise event.error
+        self.facts["tokens"] = sum(len(each.ids) for each in event.generations)
+        return event
 
     def cancel(self) -> None:
         """Ends the tickets that have not ended."""
@@ -133,7 +156,7 @@ async def chat(request: Request, served: Served, body: ChatBody, facts: dict[str
 async def translate(request: Request, served: Served, body: TranslateBody, facts: dict[str, Any]) -> Response:
     """Answers /translate: the likeliest text for each text, as an encoder-decoder writes it."""
     exchange = Exchange(facts)
-    settings = Written(max_tokens=body.max_tokens, temperature=0.0)
+    settings = Written(max_tokens=body.max_tokens, temperature=0.0, beams=body.beams)
 
     def make() -> list[Ticket]:
         return served.tickets(body.texts, served.plain, settings, exchange.send, client=facts["client"], whole=True)
@@ -269,14 +292,14 @@ async def _answer(request: Request, exchange: Exchange, form: _Form, body: Writt
 
 
 async def _collected(exchange: Exchange, form: _Form) -> dict[str, Any]:
-    tokens: list[list[Token]] = [[] for _ in exchange.tickets]
+    tokens: list[list[Token]] = [[] for _ in range(exchange.choices)]
     ends: dict[int, Ended] = {}
     async for number, event in exchange.events():
         if isinstance(event, Ended):
             ends[number] = event
         else:
             tokens[number].append(event)
-    choices = [form.choice(i, tokens[i], ends[i]) for i in range(len(tokens))]
+    choices = [form.choice(i, tokens[i], ends[i]) for i in sorted(ends)]
     used = answers.usage(exchange.prompt_tokens, [end.generation for end in ends.values()])
     return form.head | {"object": form.names[0], "choices": choices, "usage": used}
 
@@ -289,9 +312,9 @@ async def _streamed(exchange: Exchange, form: _Form, body: Written) -> AsyncIter
     def chunk(choices: list[Any], used: Any = None) -> str:
         return _event(head | {"choices": choices} | ({"usage": used} if counted else {}))
 
-    sizes, ends = [0] * len(exchange.tickets), []
+    sizes, ends = [0] * exchange.choices, []
     try:
-        for number in range(len(exchange.tickets)):
+        for number in range(exchange.choices):
             if (opening := form.opening(number)) is not None:
                 yield chunk([opening])
         async for number, event in exchange.events():

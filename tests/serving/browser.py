@@ -81,7 +81,7 @@ class Page:
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Presses a key."""
-        codes = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9}
+        codes = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, windowsVirtualKeyCode=codes[key]

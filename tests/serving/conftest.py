@@ -19,7 +19,7 @@ from lmjax.serving.server import listen, run
 from tests.inference.scoring import tiny
 from tests.inference.writers import writer
 
-SMALL = EngineConfig(rows=3, chunk=16, max_length=64, queue=64)
+SMALL = EngineConfig(rows=3, chunk=16, max_length=64, queue=64, beams=3)
 
 
 def with_template(loaded):

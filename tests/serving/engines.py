@@ -10,7 +10,7 @@ from lmjax.serving.config import EngineConfig
 from lmjax.serving.engine import Engine
 from lmjax.serving.ticket import Ended, Failed, Ticket
 
-SMALL = EngineConfig(rows=3, chunk=16, max_length=64)
+SMALL = EngineConfig(rows=3, chunk=16, max_length=64, beams=0)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,11 @@ BODIES = {
     "a regex that cannot be parsed": {**GOOD, "regex": "("},
     "a schema that is none": {**GOOD, "json_schema": {"type": "nothing"}},
     "a schema of elsewhere": {**GOOD, "json_schema": {"$ref": "http://127.0.0.1/secret"}},
+    "too many beams": {**GOOD, "beams": 50},
+    "more texts than beams": {**GOOD, "beams": 2, "n": 3},
+    "beams and a temperature": {**GOOD, "beams": 2, "temperature": 1.0},
+    "beams and probabilities": {**GOOD, "beams": 2, "logprobs": 0},
+    "a length penalty without beams": {**GOOD, "length_penalty": 1.0},
     "both constraints": {**GOOD, "regex": "a", "json_schema": {}},
     "an unknown field": {**GOOD, "temprature": 1},
     "an unknown model": {**GOOD, "model": "../../etc/passwd"},
@@ -79,6 +84,8 @@ _RIGHT = {
     "/fill-mask": {"model": "encoder", "texts": ["a [MASK]"]},
     "/classify": {"model": "encoder", "texts": ["a"]},
     "/translate": {"model": "both", "texts": ["a"], "max_tokens": 3},
+    "/beams": {"model": "plain", "prompt": "a", "beams": 2, "max_tokens": 3},
+    "/attention": {"model": "encoder", "text": "a"},
 }
 _VALUES = ["decoder", "plain", "both", "encoder", "a", "the king", "[a-z]*", 0, 1, 2, 0.5, 1e300, -1e-300, True,
            [], ["a"], [[120]], [120, 3], {"120": -100}, {"type": "object"}]  # fmt: skip
@@ -117,14 +124,13 @@ def test_a_bad_conversation_is_told(server, body):
     check_error(ask(server, "/v1/chat/completions", body))
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/embeddings", "/tokenize", "/detokenize", "/score", "/fill-mask", "/classify", "/translate"]
-)
+@pytest.mark.parametrize("path", [path for path in ENDPOINTS if not path.startswith("/v1/c")])
 def test_other_endpoints_tell_of_bad_bodies(server, path):
     for body in ({}, [], {"model": "encoder"}, {"model": "encoder", "texts": [], "input": []}, {"texts": [3]}):
         check_error(ask(server, path, body))
     texts = {"model": "encoder", "texts": ["a\x00"], "text": "a\x00", "tokens": [10**12], "input": "a\x00"}
-    name = {"/tokenize": "text", "/detokenize": "tokens", "/v1/embeddings": "input"}.get(path, "texts")
+    names = {"/tokenize": "text", "/attention": "text", "/detokenize": "tokens", "/v1/embeddings": "input"}
+    name = names.get(path, "texts")
     check_error(ask(server, path, {"model": "encoder", name: texts[name]}))
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from lmjax.inference.embed import embed
+from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.fill_mask import fill_mask
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.requests import chatting
 from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.inference.score.score import rolling
+from lmjax.serving.app import ENDPOINTS
 from tests.serving.http import ask, events
 
 PROMPT = "The young king"
@@ -133,6 +135,74 @@ def test_vectors_scores_masks_and_tokens_are_those_of_the_library(server):
     assert ask(server, "/detokenize", {"model": "encoder", "tokens": tokens["tokens"]})[2]["text"] == PROMPT
     texts = ask(server, "/translate", {"model": "both", "texts": [PROMPT], "max_tokens": 9})[2]["translations"]
     assert texts[0]["text"] == offline(server, "both", PROMPT, new=9).text
+
+
+@pytest.mark.parametrize("name", ["decoder", "both"])
+def test_beams_are_those_of_generate_by_each_endpoint(server, name):
+    config = GenerateConfig(max_new_tokens=6, beams=BeamConfig(beams=3, num_return=2, length_penalty=0.5))
+    wanted = generate(server.models[name].loaded, [PROMPT], config)[0]
+    body = {"model": name, "prompt": PROMPT, "max_tokens": 6, "beams": 3, "n": 2, "length_penalty": 0.5}
+    tree = ask(server, "/beams", body)[2]
+    assert [each["text"] for each in tree["texts"]] == [each.text for each in wanted]
+    assert [each["score"] for each in tree["texts"]] == pytest.approx([each.score for each in wanted], abs=1e-4)
+    assert tree["nodes"][tree["texts"][0]["node"]]["fate"] == "ended"
+    # A list of prompts is a search for each; a stream brings each text at its end.
+    found = ask(server, "/v1/completions", body | {"prompt": ["a", PROMPT]})[2]["choices"]
+    assert [(each["index"], each["text"]) for each in found[2:]] == [(2 + i, x.text) for i, x in enumerate(wanted)]
+    parts = [part["choices"][0] for part in events(server, "/v1/completions", body | {"stream": True})]
+    assert {part["index"]: part["text"] for part in parts} == {i: each.text for i, each in enumerate(wanted)}
+    if name == "both":
+        texts = ask(server, "/translate", {"model": name, "texts": [PROMPT], "max_tokens": 6, "beams": 3})[2]
+        best = generate(server.models[name].loaded, [PROMPT], GenerateConfig(max_new_tokens=6, beams={"beams": 3}))[0]
+        assert texts["translations"][0]["text"] == best[0].text
+        return
+    talk = {"model": name, "messages": USER, "max_tokens": 6, "beams": 3}
+    best = generate(chatting(server.models[name].loaded), [USER], GenerateConfig(max_new_tokens=6, beams={"beams": 3}))
+    assert ask(server, "/v1/chat/completions", talk)[2]["choices"][0]["message"]["content"] == best[0][0].text
+
+
+@pytest.mark.parametrize("name", ["plain", "encoder", "both"])
+def test_attention_is_that_of_a_forward_pass(server, name):
+    loaded = server.models[name].loaded
+    found = ask(
+        server, "/attention", {"model": name, "text": PROMPT, **({"target": "a queen"} if name == "both" else {})}
+    )
+    maps = {each["name"]: each for each in found[2]["maps"]}
+    outputs = loaded([PROMPT], output_attentions=True, **({"targets": ["a queen"]} if name == "both" else {}))
+    sides = {"self-attention": outputs.attentions}
+    if name == "both":
+        sides = {"encoder self-attention": outputs.encoder.attentions, "decoder self-attention": outputs.attentions}
+        sides["cross-attention"] = outputs.cross_attentions
+    assert list(maps) == list(sides)
+    for kind, weights in sides.items():
+        shown = np.asarray(maps[kind]["weights"])
+        assert shown.shape[2:] == (len(maps[kind]["queries"]), len(maps[kind]["keys"]))
+        wanted = np.stack([layer[0] for layer in weights])[..., : shown.shape[2], : shown.shape[3]]
+        np.testing.assert_allclose(shown, wanted, atol=1e-4)
+    if name == "both":
+        # Without a target: what the model writes.
+        written = ask(server, "/attention", {"model": name, "text": PROMPT})[2]["maps"][2]
+        assert len(written["queries"]) > len(maps["cross-attention"]["queries"])
+
+
+def test_an_attention_too_large_is_refused(server, monkeypatch):
+    monkeypatch.setattr("lmjax.serving.views._MOST_WEIGHTS", 40)
+    status, _, found = ask(server, "/attention", {"model": "plain", "text": PROMPT})
+    assert (status, found["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_the_document_describes_every_route_and_body(server):
+    document = ask(server, "/openapi.json")[2]
+    for path, (body, _) in ENDPOINTS.items():
+        told = document["paths"][path]["post"]
+        reference = told["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        assert set(document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]) == set(
+            body.model_fields
+        )
+        status = ask(server, path, {"nothing": 1})[0]
+        assert str(status) in told["responses"]
+    for path in document["paths"].keys() - ENDPOINTS.keys():
+        assert ask(server, path.replace("{name}", "plain"))[0] == 200
 
 
 def test_lists_health_and_metrics(server):

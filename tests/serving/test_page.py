@@ -20,7 +20,8 @@ def test_the_page_is_served_under_a_policy_and_loads_nothing_from_elsewhere(serv
 
 
 def test_its_sliders_and_ids_exist():
-    html, script = (app.PAGE / "index.html").read_text(), (app.PAGE / "page.js").read_text()
+    html = (app.PAGE / "index.html").read_text()
+    script = "".join((app.PAGE / name).read_text() for name in ("page.js", "views.js"))
     sliders = re.findall(r'^  \["(\w+)", ', script, re.MULTILINE)
     assert len(sliders) > 10
     assert set(sliders) <= set(bodies.Written.model_fields)
@@ -82,11 +83,53 @@ def test_masks_and_what_a_model_cannot_do_is_hidden(server, browser):
     assert browser('$("tab-chat").hidden && !$("text").hidden')
 
 
+def test_the_tree_of_a_beam_search_is_drawn_and_can_be_walked(server, browser):
+    choose(browser, "decoder")
+    browser('choose("beams"); $("beam-prompt").value = "The young king"; $("beam-count").value = 3')
+    browser('$("beam-tokens").value = 5; $("beam-prompt").focus()')
+    browser.press("Enter", modifiers=2)
+    browser.until('$("found").children.length === 3')
+    body = {"model": "decoder", "prompt": "The young king", "beams": 3, "max_tokens": 5}
+    wanted = ask(server, "/beams", body)[2]
+    assert browser('$("tree").querySelectorAll(".node").length') == len(wanted["nodes"])
+    # Of the best text, every token is marked; from its end the arrow keys lead back, and to the next one again.
+    best = [node := wanted["texts"][0]["node"]]
+    while (node := wanted["nodes"][node]["parent"]) is not None:
+        best.append(node)
+    assert browser('$("tree").querySelectorAll(".node.on").length') == len(best)
+    browser('$("tree").focus()')
+    browser.press("ArrowLeft")
+    assert browser("tree.at") == best[1]
+    assert f"Step {len(best) - 1}:" in browser('$("node").textContent')
+    browser.press("ArrowRight")
+    assert browser("tree.nodes[tree.at].parent") == best[1]
+    browser('$("found").querySelectorAll("button")[1].click()')
+    assert browser("tree.at") == wanted["texts"][1]["node"]
+
+
+@pytest.mark.parametrize("model", ["encoder", "both"])
+def test_attention_is_drawn_for_each_layer_and_head(server, browser, model):
+    choose(browser, model)
+    browser('choose("attention"); $("looked").value = "The young king"; $("target").value = "a queen"; look()')
+    body = {"model": model, "text": "The young king"} | ({"target": "a queen"} if model == "both" else {})
+    shown = ask(server, "/attention", body)[2]["maps"][-1]
+    assert browser('$("map").querySelectorAll("rect").length') == len(shown["queries"]) * len(shown["keys"])
+    assert browser('[...$("queries").children].map((x) => x.textContent)') == shown["queries"]
+    browser('$("head").value = 1; $("head").dispatchEvent(new Event("change")); read(1); $("queries").focus()')
+    browser.press("ArrowRight")
+    row = shown["weights"][-1][1][2]
+    most = shown["keys"][row.index(max(row))]
+    assert browser('$("cell").textContent') == f"{shown['queries'][2]} reads {most} with {max(row):.3f}"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_can_be_read_in_both_schemes(server, browser, scheme):
     browser.call("Emulation.setDeviceMetricsOverride", width=360, height=700, deviceScaleFactor=1, mobile=True)
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    assert browser("document.documentElement.scrollWidth") <= 360
+    for tab in ("mask", "attention", "beams"):
+        choose(browser, "encoder" if tab == "mask" else "decoder")
+        browser(f'choose("{tab}")')
+        assert browser("document.documentElement.scrollWidth") <= 360
     colours = browser("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
     ink, back = (sum(map(int, re.findall(r"\d+", each)[:3])) for each in colours)
     assert ink < 200 < 600 < back if scheme == "light" else back < 200 < 600 < ink

@@ -217,7 +217,7 @@ class BeamSearch:
         lengths = jnp.concatenate([state.lengths, jnp.broadcast_to(length[..., None], joins.shape)], axis=-1)
         running = jnp.where(kept.ended, -jnp.inf, kept.sums)
 
-        worst = scores[..., -1]
+        worst = self._worst(scores, state)
         hope = jnp.max(running, axis=-1) / state.norms[jnp.where(state.never_stop_early, limit, length)]
         done = state.done | (hope <= worst) | (state.stop_early & (worst > -jnp.inf)) | (length >= limit)
         return state.replace(
@@ -228,6 +228,10 @@ class BeamSearch:
             lengths=_taken(lengths, order, 2),
             done=done,
         )
+
+    def _worst(self, scores: jax.Array, state: BeamState) -> jax.Array:
+        """Returns float32 `[requests, groups]`, the score that a further text must beat; minus infinity: any counts."""
+        return scores[..., -1]
 
     def put(self, state: BeamState, other: BeamState, request: jax.Array) -> BeamState:
         """Returns the state with its requests from int32 `request` on replaced by those of `other`, of equal room."""

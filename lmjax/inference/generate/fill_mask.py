@@ -57,6 +57,19 @@ def encode_masked(tokenizer: Vocabulary, text: str) -> list[int]:
     return [*first, *(i for part in others for i in (tokenizer.mask_id, *part))]
 
 
+def ids_of(loaded: LoadedModel, text: str, name: str) -> list[int]:
+    """Returns the ids of a text as the model reads it alone, in which an encoder's text may have masks.
+
+    Args:
+        loaded: the model.
+        text: what it reads.
+        name: of the text in error messages.
+    """
+    if not loaded.config.family.causal and "mask" in loaded.tokenizer.role_ids and MASK in text:
+        return loaded.prompts.around(encode_masked(loaded.tokenizer, text))
+    return list(loaded.ids(text, name))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "count", "num_ids"))
 def _likeliest(
     model: LanguageModel, params: PyTree, fields: dict[str, jax.Array], at: jax.Array, count: int, num_ids: int

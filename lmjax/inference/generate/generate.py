@@ -198,21 +198,24 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
         kind=config.cache,
     )
     writing.advance(config.max_new_tokens)
-    ids, lengths, scores = (np.asarray(x) for x in strategy.results(writing.decoding.state))
-    forced = loaded.prompts.forced
-    found = []
-    for i, request in enumerate(batch):
-        texts = []
-        for row, length, score in zip(ids[i], lengths[i], scores[i], strict=True):
-            if texts and not length:
-                break  # There are fewer finished texts than `num_return`.
-            written = row[len(forced) : length].tolist()
-            stream = text_stream(loaded, request)
-            text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
-            reason = finish_reason(written, stop, stuck=not length)
-            texts.append(Generation(text, (*forced, *written), float(score), reason))
-        found.append(texts)
-    return found
+    found = zip(batch, *(np.asarray(x) for x in strategy.results(writing.decoding.state)), strict=True)
+    return [beam_texts(loaded, request, stop, *results) for request, *results in found]
+
+
+def beam_texts(
+    loaded: LoadedModel, request: Request, stop: Sequence[int], ids: np.ndarray, lengths: np.ndarray, scores: np.ndarray
+) -> list[Generation]:
+    """Returns the texts of a request that beam search has found, best first; `BeamSearch.results` has its arrays."""
+    forced, texts = loaded.prompts.forced, []
+    for row, length, score in zip(ids, lengths, scores, strict=True):
+        if texts and not length:
+            break  # There are fewer finished texts than `num_return`.
+        written = row[len(forced) : length].tolist()
+        stream = text_stream(loaded, request)
+        text = "".join([*(stream.push(token) for token in written if token not in stop), stream.finish()])
+        reason = finish_reason(written, stop, stuck=not length)
+        texts.append(Generation(text, (*forced, *written), float(score), reason))
+    return texts
 
 
 class _Texts:

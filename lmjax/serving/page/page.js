@@ -1,5 +1,6 @@
 "use strict";
-// The page of lmjax serve: text, conversations and masks, by the endpoints of the server that it came from.
+// The page of lmjax serve: text, conversations and masks, by the endpoints of the server that it came from. views.js
+// draws beams and attention.
 
 const $ = (id) => document.getElementById(id);
 // Name in a body, text, least, most, step, default; a slider at its default is left out of the body.
@@ -19,6 +20,8 @@ const SLIDERS = [
 ];
 const ALWAYS = new Set(["temperature", "max_tokens"]);
 const ALTERNATIVES = 8;
+// What Ctrl and Enter do in each tab; views.js has the last ones.
+const TABS = { text: () => write(), chat: () => send(), beams: () => search(), mask: () => fill(), attention: () => look() };
 let models = [];
 let running = null;
 let talk = [];
@@ -226,7 +229,8 @@ async function fill() {
 }
 
 function choose(tab) {
-  for (const name of ["text", "chat", "mask"]) {
+  $("writing").hidden = tab !== "text" && tab !== "chat";
+  for (const name of Object.keys(TABS)) {
     $(name).hidden = name !== tab;
     $(`tab-${name}`).setAttribute("aria-selected", String(name === tab));
     $(`tab-${name}`).tabIndex = name === tab ? 0 : -1;
@@ -237,10 +241,14 @@ function choose(tab) {
 function fit() {
   const model = models.find((each) => each.id === $("model").value);
   if (!model) return;
-  const can = { text: model.lmjax.writes, chat: model.lmjax.chats, mask: model.lmjax.fills };
+  const { writes, chats, fills, beams, family } = model.lmjax;
+  const can = { text: writes, chat: chats, beams: beams > 0, mask: fills, attention: true };
   for (const [name, able] of Object.entries(can)) $(`tab-${name}`).hidden = !able;
   const now = Object.keys(can).find((name) => !$(name).hidden);
-  if (!can[now]) choose(Object.keys(can).find((name) => can[name]) || "text");
+  if (!can[now]) choose(Object.keys(can).find((name) => can[name]));
+  $("beam-count").max = beams;
+  if (Number($("beam-count").value) > beams) $("beam-count").value = beams;
+  $("targets").hidden = family !== "encoder_decoder";
   $("max_tokens").max = Math.max(2, model.lmjax.max_length - 1);
   $("max_tokens").dispatchEvent(new Event("input"));
 }
@@ -298,29 +306,27 @@ $("written").addEventListener("keydown", walk);
 $("written").addEventListener("blur", untip);
 $("token").value = sessionStorage.getItem("token") || "";
 $("token").addEventListener("change", () => { sessionStorage.setItem("token", $("token").value); load(); });
-const TABS = ["text", "chat", "mask"];
-for (const name of TABS) {
+for (const name of Object.keys(TABS)) {
   $(`tab-${name}`).addEventListener("click", () => choose(name));
   $(`tab-${name}`).addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const able = TABS.filter((each) => !$(`tab-${each}`).hidden);
+    const able = Object.keys(TABS).filter((each) => !$(`tab-${each}`).hidden);
     const next = able[(able.indexOf(name) + step + able.length) % able.length];
     choose(next);
     $(`tab-${next}`).focus();
   });
 }
+for (const name of ["resize", "scroll"]) addEventListener(name, untip);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") { stop(); untip(); }
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    if (!$("text").hidden) write();
-    else if (!$("chat").hidden) send();
-    else fill();
+    Object.entries(TABS).find(([name]) => !$(name).hidden)[1]();
   }
 });
 // A link may name the tab and the prompt: /#tab=text&prompt=...
 load().then(() => {
   const given = new URLSearchParams(location.hash.slice(1));
-  if (given.has("tab") && TABS.includes(given.get("tab"))) choose(given.get("tab"));
+  if (given.has("tab") && given.get("tab") in TABS) choose(given.get("tab"));
   if (given.has("prompt")) $("prompt").value = given.get("prompt");
 });
