@@ -21,17 +21,19 @@ _STYLE = """
 *{box-sizing:border-box}
 body{background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif;max-width:1000px;margin:0 auto;
 padding:1.2rem 1rem 4rem}
-h1{font-size:1.35rem;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .3rem}
+h1{font-size:1.35rem;margin:.2rem 0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .3rem}
 p{margin:.35rem 0}.dim{color:var(--dim);font-size:.9rem}code{overflow-wrap:anywhere;font-size:.85rem}
 .facts{display:flex;flex-wrap:wrap;gap:.4rem 1.6rem;margin:.8rem 0;padding:.7rem .9rem;background:var(--soft);
-border-radius:.6rem}.facts b{display:block;font-size:1.15rem;font-variant-numeric:tabular-nums}
+border-radius:.6rem}.facts div{min-width:0}.facts b{display:block;font-size:1.15rem;overflow-wrap:anywhere;
+font-variant-numeric:tabular-nums}
 .facts span{color:var(--dim);font-size:.85rem}
 .text{line-height:2.15;margin:.5rem 0}.text i{font-style:normal;padding:.22rem .1rem;border-radius:.25rem;
 white-space:pre-wrap}.text i.kept{color:var(--dim);font-size:.8rem}
 .wide{overflow-x:auto;margin:.5rem 0;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.22rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th,td{padding:.22rem .5rem;text-align:right;vertical-align:top;white-space:nowrap;border-bottom:1px solid var(--rule)}
 th{font-weight:600;color:var(--dim)}th:first-child,td:first-child{text-align:left;white-space:normal;min-width:9rem}
+th.words,td.words{text-align:left;white-space:pre-line;min-width:12rem;overflow-wrap:anywhere}
 .grid th,.grid td{border:1px solid var(--paper);padding:.2rem .35rem;text-align:center;min-width:2rem}
 .grid th.up{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;padding:.3rem .1rem}
 .grid th:first-child{min-width:0;position:sticky;left:0;background:var(--paper);text-align:right;white-space:nowrap}
@@ -70,6 +72,9 @@ k=Math.floor((e.clientX-b.left-left)/cell);told.textContent=q>=0&&k>=0&&q<rows&&
 all();matchMedia('(prefers-color-scheme:dark)').addEventListener('change',all)}
 """
 
+# A cell with more letters is a text: an interval has fewer.
+_LETTERS = 10
+
 
 class Part(NamedTuple):
     """A part of a page.
@@ -96,8 +101,8 @@ def page(title: str, facts: Sequence[tuple[str, str]], parts: Sequence[Part], co
         parts: in their order.
         command: that made it.
     """
-    shown = "".join(f"<div><span>{_text(name)}</span><b>{_text(value)}</b></div>" for name, value in facts)
-    body = "".join(f'<h2>{_text(p.title)}</h2><p class="dim">{_text(p.note)}</p>{p.body}' for p in parts)
+    shown = "".join(f"<div><span>{_text(name)}</span><b>{_words(value)}</b></div>" for name, value in facts)
+    body = "".join(f'<h2>{_text(p.title)}</h2><p class="dim">{_words(p.note)}</p>{p.body}' for p in parts)
     script = f"<script>{_SCRIPT}</script>" if 'class="attention"' in body else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -196,19 +201,26 @@ def maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], first
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table; its first row is the header."""
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
+    """Returns a table; its first row is the header. Columns of words are left-aligned, and those of numbers right."""
+    words = [any(sum(map(str.isalpha, row[i])) > _LETTERS for row in rows[1:]) for i in range(len(rows[0]))]
+
+    def line(row: Sequence[str], tag: str) -> str:
+        kinds = (' class="words"' if word else "" for word in words)
+        return "".join(f"<{tag}{kind}>{_text(cell)}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
+
+    head, body = line(rows[0], "th"), "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows[1:])
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def bars(values: Sequence[float], names: Sequence[str]) -> str:
     """Returns horizontal bars: blue to the right for more, orange to the left for less."""
-    most, height = max([abs(float(x)) for x in values] + [1e-12]), 20
+    height, low, high = 20, min(0.0, *values), max(0.0, *values)
+    scale = 400 / max(high - low, 1e-12)
+    zero = 160 - low * scale
     lines = []
     for i, (value, name) in enumerate(zip(values, names, strict=True)):
-        width, y = abs(value) / most * 200, i * height
-        x = 360 if value >= 0 else 360 - width
+        width, y = abs(value) * scale, i * height
+        x = zero if value >= 0 else zero - width
         kind = "up" if value >= 0 else "down"
         lines.append(
             f'<text x="150" y="{y + 14}" text-anchor="end">{_text(_plain(name))}</text>'
@@ -218,8 +230,13 @@ def bars(values: Sequence[float], names: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 640 {height * len(lines)}" width="640" role="img">{"".join(lines)}</svg>'
 
 
-def curves(lines: Mapping[str, Sequence[float]], end: str = "") -> str:
-    """Returns up to two curves with their names, blue, then orange, from 0 to `end`; empty: 0, 1, 2 ... tokens."""
+def curves(lines: Mapping[str, Sequence[float]], ends: tuple[str, str] | None = None) -> str:
+    """Returns up to two curves with their names, blue, then orange.
+
+    Args:
+        lines: the curves by name.
+        ends: what stands below the first and the last point; None: the curves are over 0, 1, 2 ... tokens.
+    """
     every = np.concatenate([np.asarray(line, float) for line in lines.values()])
     low, high = float(every.min()), float(every.max())
     spread, drawn = high - low or 1.0, []
@@ -231,11 +248,11 @@ def curves(lines: Mapping[str, Sequence[float]], end: str = "") -> str:
         )
         drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         drawn.append(f'<text x="60" y="{186 + 16 * number}" style="fill:{colour}">{_text(name)}</text>')
-    last = _text(end) or f"{len(line) - 1} tokens"
-    ends = f'<text x="52" y="24" text-anchor="end">{high:.2f}</text>'
-    ends += f'<text x="52" y="154" text-anchor="end">{low:.2f}</text>'
-    ends += f'<text x="60" y="168">0</text><text x="460" y="168" text-anchor="end">{last}</text>'
-    return f'<svg viewBox="0 0 480 208" width="480" role="img">{ends}{"".join(drawn)}</svg>'
+    first, last = map(_text, ends or ("0", f"{len(line) - 1} tokens"))
+    marks = f'<text x="52" y="24" text-anchor="end">{high:.2f}</text>'
+    marks += f'<text x="52" y="154" text-anchor="end">{low:.2f}</text>'
+    marks += f'<text x="60" y="168">{first}</text><text x="460" y="168" text-anchor="end">{last}</text>'
+    return f'<svg viewBox="0 0 480 208" width="480" role="img">{marks}{"".join(drawn)}</svg>'
 
 
 def ranges(lines: Mapping[str, Sequence[tuple[float, float, float]]], names: Sequence[str]) -> str:
@@ -287,6 +304,11 @@ def _spaced(token: str) -> str:
 def _plain(token: str) -> str:
     """Returns a token in a cell: without the mark of a space before it, unless that is all."""
     return token.removeprefix("▁") or token
+
+
+def _words(text: str) -> str:
+    """Returns a sentence that quotes tokens, without the marks of spaces before them."""
+    return _text(re.sub("▁(?=[^\\W_])", "", text))
 
 
 def _text(text: str) -> str:

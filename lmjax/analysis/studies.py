@@ -134,7 +134,7 @@ def dictionary(study: Study) -> Part:
     np.add.at(shares, numbers[sizes > 0], 1 / len(numbers))
     np.add.at(strengths, numbers, sizes)
     name, losses = "variance that is not restored, while it trains", _thinned(found.losses)
-    body = curves({name: losses}, f"{study.steps:,} steps")
+    body = curves({name: losses}, ("0", f"{study.steps:,} steps"))
     order = [i for i in np.argsort(-strengths, kind="stable") if shares[i] > 0][:_SHOWN]
     for i in order:
         body += f"<p><b>feature {i}</b> <span class='dim'>at {shares[i]:.2%} of the tokens</span></p>"

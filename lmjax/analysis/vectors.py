@@ -15,6 +15,8 @@ from lmjax.model.parameter_paths import EMBEDDING
 
 # The most words whose names are drawn in a picture.
 _NAMED = 60
+# About the width of a letter and the height of a line in a picture.
+_LETTER, _LINE = 6.2, 12
 
 
 def word_vectors(loaded: LoadedModel, words: Sequence[str]) -> np.ndarray:
@@ -111,11 +113,14 @@ def project(vectors: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarr
 
 
 def scatter(points: np.ndarray, names: Sequence[str]) -> str:
-    """Returns a picture of points `[points, 2]` as SVG; each tells its name when it is pointed at."""
+    """Returns a picture of points `[points, 2]` as SVG; each tells its name when it is pointed at.
+
+    The names of some are written beside them where they cover no other name.
+    """
     low, high = points.min(axis=0), points.max(axis=0)
     scaled = (points - low) / np.maximum(high - low, 1e-12)
     named = np.linspace(0, len(points) - 1, min(_NAMED, len(points))).astype(int)
-    marks = []
+    marks, boxes = [], []
     for i, (x, y) in enumerate(scaled):
         place = f"{20 + 860 * x:.1f}", f"{20 + 560 * (1 - y):.1f}"
         short = names[i] if len(names[i]) <= 28 else f"{names[i][:27]}…"
@@ -124,10 +129,14 @@ def scatter(points: np.ndarray, names: Sequence[str]) -> str:
             f"<title>{html.escape(names[i])}</title></circle>"
         )
         if i in named:
-            side = ("end", -7) if x > 0.75 else ("start", 7)
+            anchor, left = ("end", float(place[0]) - 7) if x > 0.75 else ("start", float(place[0]) + 7)
+            width = _LETTER * len(short)
+            box = np.array([left - width * (anchor == "end"), float(place[1]), width])
+            if any(abs(box[1] - b[1]) < _LINE and box[0] < b[0] + b[2] and b[0] < box[0] + box[2] for b in boxes):
+                continue
+            boxes.append(box)
             marks.append(
-                f'<text x="{float(place[0]) + side[1]:.1f}" y="{float(place[1]) + 4:.1f}" text-anchor="{side[0]}">'
-                f"{html.escape(short)}</text>"
+                f'<text x="{left:.1f}" y="{box[1] + 4:.1f}" text-anchor="{anchor}">{html.escape(short)}</text>'
             )
     return f'<svg viewBox="0 0 900 600" width="900" role="img">{"".join(marks)}</svg>'
 

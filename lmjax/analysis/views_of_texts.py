@@ -28,7 +28,8 @@ def tuned_view(case: Case) -> Part:
     for i, name in enumerate(plain.layers):
         nats = [f"{x[i]:.3f}" if i < len(x) else "0" for x in (before, after)]
         rows.append((name, f"{plain.values[i]:+.3f}", f"{tuned[i]:+.3f}", *nats))
-    body = curves({"logit lens": plain.values, "tuned lens": tuned}, plain.layers[-1]) + table(rows)
+    body = curves({"logit lens": plain.values, "tuned lens": tuned}, (plain.layers[0], plain.layers[-1]))
+    body += table(rows)
     note = (
         f"What the model would say if it ended after each layer ({unit_of(subject)}), read directly and through a map "
         f"of each layer (Belrose et al. 2023) that was trained on {len(case.texts):,} texts in {case.steps:,} steps; "
@@ -55,7 +56,7 @@ def steering_view(case: Case) -> Part:
             written = generate(model, [push.prompt], config)[0][0].text.strip()
         chance = "" if own.probability is None else f"{own.probability:.3f}"
         shown.append((f"{strength:+g}", f"{own.value:+.3f}", chance, written))
-        lines.append(f"{strength:+g}: {own.value:+.3f} {chance} {written}".rstrip())
+        lines.append(f"{strength:+g}: {own.value:+.3f} {chance} {' '.join(written.split())}".rstrip())
     size = float(np.linalg.norm(push.vector))
     note = (
         f"{subject.name!r} with a multiple of a direction (length {size:.2f}) added to {push.name} at every token: the "

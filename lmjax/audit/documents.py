@@ -69,7 +69,7 @@ def histogram(documents: Documents) -> tuple[list[int], list[str]]:
     """Returns the number of documents by their words, in ranges that double, and the names of the ranges."""
     sizes = np.array([max(1, len(words(text))) for text in documents.texts])
     ranges = np.bincount(np.log2(sizes).astype(int))
-    return ranges.tolist(), [f"{2**i:,} to {2 ** (i + 1) - 1:,} words" for i in range(len(ranges))]
+    return ranges.tolist(), ["1 word", *(f"{2**i:,} to {2 ** (i + 1) - 1:,} words" for i in range(1, len(ranges)))]
 
 
 def repeats(documents: Documents, share: float, *, near: bool = False, threshold: float = 0.8) -> Section:

@@ -157,7 +157,9 @@ def _rows(section: Section) -> list[list[str]]:
 
 
 def _lines(section: Section) -> list[str]:
-    """Returns the findings as lines for a terminal."""
+    """Returns the findings as lines for a terminal; of a section that has a table alone, its rows."""
+    if not section.findings:
+        return [": ".join(map(str, row)) for row in section.rows[1:]]
     width = max((len(f.name) for f in section.findings), default=0)
     lines = []
     for f in section.findings:

@@ -240,7 +240,7 @@ def tell(
     if output is None:
         return
     line = shlex.join(["lmjax", command, *(a for a in sys.argv[2:] if sys.argv[1:2] == [command])])
-    title = f"Audit of {facts[0][1]}"
+    title = f"Audit of {facts[0][1]}" if command == "audit" else f"Data: {facts[0][1]}"
     if output.suffix == ".md":
         output.write_text(markdown(title, facts, sections, line), encoding="utf-8")
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import shlex
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,7 +115,8 @@ def _write(
     write_projector(output, vectors, names)
     part = Part("picture", f"Two dimensions by {method}; each point tells its name.", scatter(points, names))
     facts = [("model", place), ("vectors", f"{len(vectors):,}"), ("width", str(vectors.shape[1]))]
-    (output / "picture.html").write_text(page("Vectors", facts, [part], "lmjax embed"), encoding="utf-8")
+    command = shlex.join(["lmjax", "embed", *(a for a in sys.argv[2:] if sys.argv[1:2] == ["embed"])])
+    (output / "picture.html").write_text(page("Vectors", facts, [part], command), encoding="utf-8")
     if importlib.util.find_spec("matplotlib"):
         figure, axes = new_axes(9, 6)
         axes.plot(*points.T, "o", markersize=3, alpha=0.6)

@@ -144,7 +144,7 @@ def test_lengths_are_those_of_the_words():
     assert found["words of a document: median"] == 3
     assert found["words of a document: longest"] == 5
     counts, names = documents.histogram(data)
-    assert dict(zip(names, counts, strict=True)) == {"1 to 1 words": 1, "2 to 3 words": 1, "4 to 7 words": 1}
+    assert dict(zip(names, counts, strict=True)) == {"1 word": 1, "2 to 3 words": 1, "4 to 7 words": 1}
 
 
 def test_languages_are_counted_and_an_unclear_one_is_told():

@@ -12,7 +12,7 @@ from lmjax import cli
 from lmjax.analysis.attribution import METHODS, AttributionConfig, Replaced, attribute
 from lmjax.analysis.case import Case, Push
 from lmjax.analysis.faithfulness import SHARES, chance, judge, randomised, ranked
-from lmjax.analysis.page import coloured_text, grid, maps, page
+from lmjax.analysis.page import Part, bars, coloured_text, grid, maps, page, table
 from lmjax.analysis.studies import STUDIES
 from lmjax.analysis.subject import decision, likeness, masked_token, next_token, sentence
 from lmjax.analysis.views import VIEWS, view
@@ -198,3 +198,13 @@ def test_shuffled_weights_change_an_attribution_and_not_random_scores():
 
 def test_the_flag_lists_every_method():
     assert all(method in define()["method"].help for method in (*VIEWS, *METHODS, *STUDIES))
+
+
+def test_a_page_is_for_readers_of_words_and_of_numbers():
+    found = page("x", [("explained", "▁the against ▁a")], [Part("p", "what '▁of' reads, ▁", "")], "lmjax")
+    assert "<b>the against a</b>" in found
+    assert "&#x27;of&#x27; reads, ▁" in found
+    rows = [("name", "text", "interval"), ("a", "a text of some words", "+0.1 (-0.2 to 0.3; p 0.5)"), ("b", "", "1")]
+    assert re.findall(r"<td( class=\"words\")?>", table(rows)) == ["", ' class="words"', ""] * 2
+    widths = [float(x) for x in re.findall(r"width=\"([\d.]+)\" height", bars([-1.0, -4.0], ["a", "b"]))]
+    assert widths == [100, 400]
