@@ -115,6 +115,18 @@ class KeyValue:
 
         return jax.tree.map(take, self).replace(shape=(len(rows), self.shape[1]))
 
+    def resized(self, slots: int) -> KeyValue:
+        """Returns the cache with so many slots: the first ones, or further empty ones behind them.
+
+        The slots must not have been filled twice, as those of a layer with a window are.
+        """
+
+        def resize(x: jax.Array) -> jax.Array:
+            room = [(0, 0)] * (x.ndim - 2) + [(0, max(0, slots - x.shape[-2])), (0, 0)]
+            return jnp.pad(x[..., :slots, :], room)
+
+        return jax.tree.map(resize, self)._constrained()
+
     def put(self, row: int | jax.Array, other: KeyValue, ring: bool) -> KeyValue:
         """Returns the cache with the rows from `row` on replaced by those of `other`.
 

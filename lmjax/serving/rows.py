@@ -1,13 +1,15 @@
 """The running batch on the device: prompts are read in pieces, their rows join it, and steps add a token to each row.
 
-All shapes are fixed when it is made, so that no program is compiled after `warm_up`: the batch has a fixed number of
-rows and columns, and prompts are read alone, in pieces of few widths. What a row computes does not depend on other
-rows: a prompt is read by a program of one row, and the programs of the batch compute each row alone.
+All shapes are known when it is made, so that no program is compiled after `warm_up`: the batch has a fixed number of
+rows and one of a few numbers of slots, and prompts are read alone, in pieces of few widths. What a row computes does
+not depend on other rows: a prompt is read by a program of one row, and the programs of the batch compute each row
+alone.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -21,7 +23,7 @@ from lmjax.inference.generate.by_row import Chosen, RowSampling, RowValues
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.requests import SMALLEST, Request, bucket, columns
+from lmjax.inference.generate.requests import SMALLEST, Request, bucket
 from lmjax.inference.generate.writing import pieces, prompt_fields
 from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.model.cache import Cache
@@ -29,66 +31,12 @@ from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.serving.config import EngineConfig
-from lmjax.serving.prefixes import Prefix, Prefixes
+from lmjax.serving.prefixes import Prefixes
+from lmjax.serving.reading import Reading, narrow_pieces, widths
+from lmjax.serving.slots import Slots, resized
 
 # The most tokens of a row of a model whose positions have no limit.
 _LONGEST = 2048
-
-
-class Reading:
-    """A prompt that is being read.
-
-    Attributes:
-        request: the prompt.
-        adapter: the number of its adapter.
-        known: tokens at its beginning that a kept prompt has already.
-        logits: after what was read.
-        cache: of what was read.
-    """
-
-    def __init__(self, rows: Rows, request: Request, adapter: int, limit: int):
-        """Takes a prompt.
-
-        Args:
-            rows: the batch.
-            request: the prompt.
-            adapter: the number of its adapter.
-            limit: the most tokens of its text.
-        """
-        self.request, self.adapter, self.known = request, adapter, 0
-        self.logits = self.cache = None
-        self._rows, prompt = rows, request.prompt
-        prefix, length = rows.prefixes.find(prompt, adapter) if rows.keeps_prefixes else (None, 0)
-        if prefix is not None:
-            first = int(prefix.slots[length - 1]) + 1
-            width = bucket(len(prompt) - length, rows.config.chunk)
-            # The padding before the rest takes slots too.
-            if first + width + limit <= rows.capacity:
-                self.known, self.cache = length, _rewound(prefix.cache, np.int32(first))
-                self._left = rows.rest(prompt, length)
-                self._slots = np.append(prefix.slots[:length], first + width - np.arange(len(prompt) - length, 0, -1))
-                return
-        self._left = pieces(rows.loaded, [request], rows.config.chunk)
-        tokens = f"{rows.loaded.config.family.predicts}tokens"
-        width = sum(piece[tokens].shape[1] for piece in self._left)
-        self._slots = np.arange(width - len(prompt), width)
-
-    @property
-    def done(self) -> bool:
-        """Returns whether the whole prompt has been read."""
-        return not self._left
-
-    def step(self) -> None:
-        """Reads the next piece; after the last one, the prompt is kept."""
-        rows, piece = self._rows, self._left.pop(0)
-        params, model = rows.params(np.array([self.adapter], np.int32)), rows.loaded.model
-        if self.cache is None:
-            kind = rows.config.cache
-            self.logits, self.cache = decode.prefill(params, piece, model=model, capacity=rows.capacity, kind=kind)
-        else:
-            self.logits, self.cache = decode.extend(params, piece, self.cache, model=model)
-        if self.done and rows.keeps_prefixes:
-            rows.prefixes.keep(Prefix(self.request.prompt, self.adapter, self._slots, self.cache))
 
 
 class Rows:
@@ -101,6 +49,7 @@ class Rows:
         capacity: columns of a row: a prompt is padded before its first token.
         prefixes: prompts that were read lately.
         keeps_prefixes: whether the model can go on from the middle of them.
+        slots: of the batch.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, several: Several | None = None):
@@ -125,7 +74,7 @@ class Rows:
         elif form.bidirectional:
             self.capacity = bucket(self.max_length) + self.max_length
         else:
-            self.capacity = self.max_length + max(config.chunk, SMALLEST)
+            self.capacity = self.max_length + config.chunk
         own = Processors.of(ProcessorConfig(), form)
         # What is never generated is part of the settings of each row, because it is another in conversations.
         self._processors = own.replace(banned=None)
@@ -135,9 +84,12 @@ class Rows:
         model = loaded.config
         # A layer with a window has overwritten the tokens before it; a prefix or a source is read as a whole.
         local = any(not model.side_attention(True).is_global(layer) for layer in range(model.side_layers(True)))
-        whole = form.bidirectional or model.family.paired or (local and not model.attention.sink_tokens)
-        self.keeps_prefixes = config.prefixes > 0 and not whole
+        self._reads_whole = form.bidirectional or model.family.paired
+        self._chunk = min(config.chunk, model.max_length) if model.scheme(True).table else config.chunk
+        overwrites = local and not model.attention.sink_tokens
+        self.keeps_prefixes = config.prefixes > 0 and not self._reads_whole and not overwrites
         self.prefixes = Prefixes(config.prefixes)
+        self.slots = Slots(config.rows, self.capacity)
         self._check_memory()
 
     @property
@@ -158,13 +110,11 @@ class Rows:
         """Returns a prompt whose pieces are read by `Reading.step`; `limit`: the most tokens of its text."""
         return Reading(self, request, adapter, limit)
 
-    def rest(self, prompt: Sequence[int], known: int) -> list[dict[str, np.ndarray]]:
-        """Returns the pieces of a prompt after its first `known` tokens, as `writing.pieces` does."""
-        chunk = self.config.chunk
-        width = bucket(len(prompt) - known, chunk)
-        fields = columns([prompt[known:]], width, self.loaded.tokenizer.pad_id)
-        fields["positions"] = fields["positions"] + known * fields["segment_ids"]
-        return [{name: x[:, start : start + chunk] for name, x in fields.items()} for start in range(0, width, chunk)]
+    def pieces(self, request: Request, known: int = 0) -> list[dict[str, np.ndarray]]:
+        """Returns the fields of the passes that read a prompt after its first `known` tokens."""
+        if self._reads_whole:
+            return pieces(self.loaded, [request], self.config.chunk)
+        return narrow_pieces(request.prompt, known, self._chunk, self.loaded.tokenizer.pad_id)
 
     def begin(self, reading: Reading, values: RowValues, limit: int, allowed: np.ndarray | None = None) -> Decoding:
         """Returns a batch of one row with the first token after a prompt.
@@ -178,8 +128,13 @@ class Rows:
         request, strategy = reading.request, RowSampling(values, self._processors)
         fields = self.fields(request, limit)
         state = strategy.start([request.seed], self.capacity)
-        mask = None if allowed is None else allowed[None]
+        mask = self._all_ids[:1] if allowed is None else allowed[None]
         return decode.begin(reading.logits, reading.cache, state, fields, mask, strategy=self._strategy)
+
+    @functools.cached_property
+    def _all_ids(self) -> np.ndarray:
+        """Returns bool `[rows, vocab]`, True; a step with other ids allowed is then the same program."""
+        return np.ones((self.config.rows, self.loaded.config.vocab_size), bool)
 
     def fields(self, request: Request, limit: int) -> dict[str, np.ndarray]:
         """Returns the fields of `Decoding` that a prompt has, for a text of at most `limit` tokens."""
@@ -199,10 +154,16 @@ class Rows:
             kind=self.config.cache,
         )
 
-    def join(self, row: int, text: Decoding) -> None:
-        """Puts a text into a row of the batch."""
+    def join(self, row: int, text: Decoding, filled: int) -> None:
+        """Puts a text, whose prompt takes so many slots, into a row of the batch."""
+        self._join(row, text, self.slots.join(row, filled))
+
+    def _join(self, row: int, text: Decoding, size: int) -> None:
+        """Does the same with a batch of `size` slots."""
+        text = text.replace(cache=resized(text.cache, self.loaded.model, size))
         if self._decoding is None:
-            self._decoding = _repeated(text, self.config.rows)
+            self._decoding, self.slots.now = _repeated(text, self.config.rows), size
+        self._resize(size)
         self._decoding = decode.join(self._decoding, text, np.int32(row), strategy=self._strategy)
 
     def step(self, adapters: np.ndarray, allowed: np.ndarray | None) -> None:
@@ -212,17 +173,27 @@ class Rows:
             adapters: int32 `[rows]`, the adapter of each row.
             allowed: bool `[rows, vocab]`: ids that the tokens may be; None: all.
         """
+        self._resize(self.slots.step())
         model, params = self.loaded.model, self.params(adapters)
+        allowed = self._all_ids if allowed is None else allowed
         self._decoding = decode.run(params, self._decoding, np.int32(1), allowed, model=model, strategy=self._strategy)
+
+    def _resize(self, size: int) -> None:
+        if size != self.slots.now:
+            cache = resized(self._decoding.cache, self.loaded.model, size, release=True)
+            self._decoding, self.slots.now = self._decoding.replace(cache=cache), size
 
     def taken(self) -> tuple[Chosen, np.ndarray]:
         """Returns the last tokens of all rows, and bool `[rows]`: which texts have ended; waits for the step."""
-        return taken(self._decoding)
+        chosen, done = taken(self._decoding)
+        self.slots.end(done)
+        return chosen, done
 
     def end(self, rows: Sequence[int]) -> None:
         """Marks texts as ended."""
         ended = np.zeros(self.config.rows, bool)
         ended[list(rows)] = True
+        self.slots.end(ended)
         state = self._decoding.state
         self._decoding = self._decoding.replace(state=state.replace(done=_either(state.done, ended)))
 
@@ -234,50 +205,57 @@ class Rows:
 
     def warm_up(self) -> None:
         """Runs every program once, so that none is compiled later."""
-        vocab, loaded = self.loaded.config.vocab_size, self.loaded
-        config = GenerateConfig(max_new_tokens=1)
-        values = RowValues.of(config, vocab, stop=())
-        adapters, all_ids = np.zeros(self.config.rows, np.int32), np.ones(vocab, bool)
+        self.slots = Slots(self.config.rows, self.capacity)
+        values = RowValues.of(GenerateConfig(max_new_tokens=1), self.loaded.config.vocab_size, stop=())
+        limit = len(self.loaded.prompts.forced) + 2
+        texts = []
         for request in reversed(self.warming()):
-            reading = self.read(request)
-            while not reading.done:
-                reading.step()
-            limit = len(loaded.prompts.forced) + 2
+            reading = self.read_now(request)
             text = self.begin(reading, values, limit)
             taken(text)
-            self.join(0, text)
-        taken(self.begin(reading, values, limit, all_ids))
+            # With an encoder, its output is as wide as the prompt; else all of them are alike.
+            texts = [*texts, text] if self.loaded.config.family.paired else [text]
         self._warm_prefixes()
-        masks = np.ones((self.config.rows, vocab), bool)
-        for mask in (None, masks):
+        for size in self.slots.sizes:
+            # The batch gets the widest encoder's output, that of the first text.
+            for text in texts:
+                self._join(0, text, size)
             # Only a text that has not ended takes a step.
-            self.join(0, self.begin(reading, values, limit))
-            self.step(adapters, mask)
+            self.step(np.zeros(self.config.rows, np.int32), None)
             self.taken()
-        self.end([0])
+        for sizes in itertools.permutations(self.slots.sizes, 2):
+            for size in sizes:
+                self._resize(size)
+        self.end(range(self.config.rows))
+        self._resize(self.slots.sizes[0])
 
     def _warm_prefixes(self) -> None:
         """Runs the programs that go on from a kept prompt, with rests of all widths."""
-        longest, chunk, token = self.max_length - 1, self.config.chunk, self.loaded.tokenizer.pad_id
+        longest, token = self.max_length - 1, self.loaded.tokenizer.pad_id
         begin = (token,) * min(longest - 1, SMALLEST)
-        for width in sorted({bucket(1 << i, chunk) for i in range(4, chunk.bit_length() + 1)}):
+        for width in widths(self._chunk):
             self.prefixes.clear()
             for prompt in (begin, (*begin, *(token + 1,) * min(width, longest - len(begin)))):
-                reading = self.read(Request(0, 0, prompt))
-                while not reading.done:
-                    reading.step()
+                self.read_now(Request(0, 0, prompt))
         self.prefixes.clear()
+
+    def read_now(self, request: Request) -> Reading:
+        """Returns a prompt, read as a whole."""
+        reading = self.read(request)
+        while not reading.done:
+            reading.step()
+        return reading
 
     def warming(self) -> list[Request]:
         """Returns prompts of all widths that are read, the shortest first."""
         longest, token = self.max_length - 1, self.loaded.tokenizer.pad_id
-        widths = sorted({min(1 << i, longest) for i in range(4, bucket(self.max_length).bit_length())})
+        powers = sorted({min(1 << i, longest) for i in range(4, bucket(self.max_length).bit_length())})
         if self.loaded.config.family.paired:
             prompt = (*self.loaded.prompts.start, *self.loaded.prompts.forced)
-            return [Request(0, 0, prompt, (token,) * width) for width in sorted({*widths, self.max_length})]
-        if not self.loaded.prompts.bidirectional:
-            widths = [width for width in widths if width <= 2 * self.config.chunk]
-        return [Request(0, 0, (token,) * width) for width in widths]
+            return [Request(0, 0, prompt, (token,) * width) for width in sorted({*powers, self.max_length})]
+        if not self._reads_whole:
+            powers = [min(width, longest) for width in (*widths(self._chunk), 2 * self._chunk)]
+        return [Request(0, 0, (token,) * width) for width in powers]
 
     def _check_memory(self) -> None:
         """Raises FlagError if parameters, cache and logits do not fit."""
@@ -323,12 +301,6 @@ def _repeated(text: Decoding, rows: int) -> Decoding:
 @functools.partial(jax.jit, static_argnames=("model", "capacity", "memory_length", "kind"))
 def _widened(cache: Cache, *, model: LanguageModel, capacity: int, memory_length: int, kind: CacheType) -> Cache:
     return model.empty_cache(1, capacity, memory_length=memory_length, kind=kind).put(0, cache)
-
-
-@jax.jit
-def _rewound(cache: Cache, filled: jax.Array) -> Cache:
-    """Returns a copy of a cache, of which only the first slots are filled."""
-    return cache.rewind(filled)
 
 
 @jax.jit

@@ -23,7 +23,8 @@ from lmjax.inference.generate.processors import Processors
 from lmjax.inference.generate.requests import Request, chatting
 from lmjax.inference.loaded import LoadedModel
 from lmjax.serving.config import EngineConfig
-from lmjax.serving.rows import Reading, Rows
+from lmjax.serving.reading import Reading
+from lmjax.serving.rows import Rows
 from lmjax.serving.texts import Texts
 from lmjax.serving.ticket import Found, Ticket
 
@@ -110,15 +111,9 @@ class Searches:
         config = resolved(self._loaded, GenerateConfig(max_new_tokens=least, beams=beams))
         requests = self._rows.warming()
         for request in requests if self._rows.sources else requests[:1]:
-            search = self._begun(self._read_whole(request), _unsent(request, config))
+            search = self._begun(self._rows.read_now(request), _unsent(request, config))
         search.decoding = self._stepped(search)
         jax.block_until_ready(search.decoding)
-
-    def _read_whole(self, request: Request) -> Reading:
-        reading = self._rows.read(request)
-        while not reading.done:
-            reading.step()
-        return reading
 
     def _read(self) -> None:
         reading, ticket = self._reading

@@ -16,7 +16,8 @@ from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.progress import TextProgress
 from lmjax.inference.loaded import LoadedModel
 from lmjax.serving.config import EngineConfig
-from lmjax.serving.rows import Reading, Rows, taken
+from lmjax.serving.reading import Reading
+from lmjax.serving.rows import Rows, taken
 from lmjax.serving.ticket import CancelledError, Ended, Event, Failed, OverdueError, Ticket, Token
 
 
@@ -62,6 +63,11 @@ class _Row:
     sent: int = 0  # characters
     score: float = 0.0
 
+    @property
+    def masked(self) -> bool:
+        """Returns whether a mask, which depends on its tokens, says what it may go on with."""
+        return self.ticket.constraint is not None or bool(self.ticket.config.processors.no_repeat_ngram)
+
 
 class Texts:
     """The rows of the running batch and what the host knows of each; only the engine's thread calls its methods.
@@ -75,6 +81,8 @@ class Texts:
         self.counts = Counts()
         self._loaded, self._config, self._rows = loaded, config, rows
         self._active: dict[int, _Row] = {}
+        # The texts that are in the step which the device computes; empty: it computes none.
+        self._stepped: dict[int, _Row] = {}
         self._reading: tuple[Reading, Ticket] | None = None
 
     @property
@@ -130,7 +138,7 @@ class Texts:
         row = next(i for i in range(self._config.rows) if i not in self._active)
         self._active[row] = _Row(ticket, text)
         if self._take(row, chosen, 0, bool(done[0])):
-            self._rows.join(row, begun)
+            self._rows.join(row, begun, reading.filled)
 
     def _begun(self, reading: Reading, ticket: Ticket) -> tuple[TextProgress, Decoding]:
         """Returns the text after a prompt, and a batch of one row with its first token."""
@@ -159,14 +167,49 @@ class Texts:
         return text, self._rows.begin(reading, values, config.max_new_tokens, self._allowed(text, ticket))
 
     def step(self) -> None:
-        """Adds a token to each text of the batch."""
+        """Takes the tokens of the step before, and begins the next one.
+
+        The next step begins before the tokens are handled, so that the device does not wait for the host; if a text's
+        next tokens depend on its last one by a mask, it begins afterwards. A text that the host ends is then a step too
+        long, of which no token is taken.
+        """
         if not self._active:
+            self._stepped = {}
             return
         start = time.monotonic()
+        stepped, self._stepped = self._stepped, {}
+        if stepped:
+            chosen, done = self._rows.taken()
+        masked = any(found.masked for found in self._active.values())
+        if not masked and not (stepped and all(row in stepped and done[row] for row in self._active)):
+            self._begin_step(None)
+        if stepped:
+            self._take_all(stepped, chosen, done)
+        if masked:
+            masks = self._masks()
+            if self._active:
+                self._begin_step(masks)
+        self.counts.step_seconds += time.monotonic() - start
+
+    def _begin_step(self, masks: np.ndarray | None) -> None:
         adapters = np.zeros(self._config.rows, np.int32)
+        for row, found in self._active.items():
+            adapters[row] = found.ticket.adapter
+        self._rows.step(adapters, masks)
+        self._stepped = dict(self._active)
+        self.counts.steps += 1
+
+    def _take_all(self, stepped: dict[int, _Row], chosen: Any, done: np.ndarray) -> None:
+        """Sends the tokens of a step to the texts that were in it and have not ended since."""
+        rows = [row for row, found in stepped.items() if self._active.get(row) is found]
+        ended = [row for row in rows if not self._take(row, chosen, row, bool(done[row]))]
+        if open_still := [row for row in ended if not done[row]]:
+            self._rows.end(open_still)
+
+    def _masks(self) -> np.ndarray | None:
+        """Returns bool `[rows, vocab]`, the ids that each text may go on with; None: all. Fails texts without any."""
         masks = None
         for row, found in list(self._active.items()):
-            adapters[row] = found.ticket.adapter
             try:
                 allowed = self._allowed(found.text, found.ticket)
             except UserError as e:
@@ -178,13 +221,7 @@ class Texts:
                 if masks is None:
                     masks = np.ones((self._config.rows, self._loaded.config.vocab_size), bool)
                 masks[row] = allowed
-        self._rows.step(adapters, masks)
-        chosen, done = self._rows.taken()
-        ended = [row for row in list(self._active) if not self._take(row, chosen, row, bool(done[row]))]
-        if open_still := [row for row in ended if not done[row]]:
-            self._rows.end(open_still)
-        self.counts.steps += 1
-        self.counts.step_seconds += time.monotonic() - start
+        return masks
 
     def _allowed(self, text: TextProgress, ticket: Ticket) -> np.ndarray | None:
         """Returns bool `[vocab]`, the ids that a text may go on with; None: all."""
@@ -237,7 +274,7 @@ class Texts:
         """Returns the tickets of all texts, after taking them out."""
         tickets = [found.ticket for found in self._active.values()]
         tickets += [self._reading[1]] if self._reading else []
-        self._active, self._reading = {}, None
+        self._active, self._stepped, self._reading = {}, {}, None
         return tickets
 
     def fail(self, ticket: Ticket, error: Exception) -> None:

@@ -18,6 +18,7 @@ from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.processors import ProcessorConfig
 from lmjax.inference.generate.sampling import SamplingConfig
 from lmjax.model.parameters import unboxed
+from lmjax.serving import slots
 from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.ticket import CancelledError, Ended, OverdueError
 from tests.inference.writers import MODELS, some_prompts, writer
@@ -35,6 +36,12 @@ SETTINGS = (
     {"sampling": GREEDY, "max_new_tokens": 8, "processors": ProcessorConfig(no_repeat_ngram=2, min_new_tokens=4)},
 )
 LENGTHS = (3, 17, 1, 9, 12, 5, 2)
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    """The tiny batches of this file have several sizes too."""
+    monkeypatch.setattr(slots, "_SMALLEST", 20)
 
 
 @pytest.mark.parametrize("name", thinned(MODELS, 2))
