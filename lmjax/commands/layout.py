@@ -14,7 +14,7 @@ from lmjax.commands.table import aligned
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameter_paths import UNROLLED, names_of
 from lmjax.model.parameters import axis_names
-from lmjax.parallel.memory import readable
+from lmjax.parallel.memory import ONE_DEVICE, held, readable, whole
 from lmjax.runs.build import Run
 from lmjax.training.state import TrainState
 
@@ -35,7 +35,7 @@ def layout_table(run: Run, state: TrainState) -> list[str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         groups[_axes(leaf, sizes)]["/".join(names_of(path))] = leaf
     rows, over = [("parameters", "arrays", "bytes", "on each device")], ["split over"]
-    for axes, leaves in sorted(groups.items(), key=lambda group: -_bytes(group[1].values())):
+    for axes, leaves in sorted(groups.items(), key=lambda group: -whole(list(group[1].values()))):
         over.append(" x ".join(axes) or f"nothing: {_reason([names.get(path, ()) for path in leaves], sizes)}")
         rows.append((_kinds(leaves), str(len(leaves)), *_both(leaves.values())))
     rows.append(("optimizer state", "", *_both(jax.tree.leaves((state.opt_state, state.average)))))
@@ -76,12 +76,7 @@ def _reason(names: list[tuple[str, ...]], sizes: dict[str, int]) -> str:
     return "; ".join(reasons) or "scalars"
 
 
-def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-
-
 def _both(leaves: Iterable[jax.ShapeDtypeStruct]) -> tuple[str, str]:
     """Returns the bytes of arrays, all together and on one device."""
     leaves = list(leaves)
-    own = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-    return readable(_bytes(leaves)), readable(own)
+    return readable(whole(leaves)), readable(held(leaves, ONE_DEVICE))

@@ -30,6 +30,10 @@ class Memory(NamedTuple):
     shared: bool
 
 
+# For `held`: a device with memory of its own, whose size does not matter.
+ONE_DEVICE = Memory(0, "", False)
+
+
 def host_memory(root: str = "/") -> int:
     """Returns the bytes that this process may use: the machine's, or the lowest limit of its control groups.
 
@@ -83,6 +87,11 @@ def held(tree: Any, memory: Memory) -> int:
         key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         total += math.prod(shape) * (0 if key else leaf.dtype.itemsize) * copies
     return total
+
+
+def whole(tree: Any) -> int:
+    """Returns the bytes of arrays or shapes, however they are split over devices."""
+    return held([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(tree)], ONE_DEVICE)
 
 
 def check_fits(subject: str, needs: Mapping[str, int], memory: Memory, remedy: str) -> None:

@@ -18,7 +18,7 @@ from lmjax.objectives.registry import objective_types
 from lmjax.parallel import collectives, cost
 from lmjax.parallel.collectives import Collective
 from lmjax.parallel.hlo import Program
-from lmjax.parallel.memory import Memory, held, readable
+from lmjax.parallel.memory import ONE_DEVICE, held, readable
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.parallel.roofline import Load
 from lmjax.runs.build import Run, build, hyperparameters
@@ -33,7 +33,6 @@ _EXHAUSTED = re.compile(
     r"\(([\d.]+[KMGT])\) exceeds available \S+ \(([\d.]+[KMGT])\)|Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm",
     re.IGNORECASE,
 )
-_ONE_DEVICE = Memory(0, "", False)
 
 
 class Ahead(NamedTuple):
@@ -180,7 +179,7 @@ def too_large(error: Exception, run: Run, state: TrainState) -> Exception:
         return error
     needed, there = ({"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[x[-1]] * float(x[:-1])
                      for x in found.groups() if x)  # fmt: skip
-    held_now = held((state.params, state.opt_state, state.average), _ONE_DEVICE)
+    held_now = held((state.params, state.opt_state, state.average), ONE_DEVICE)
     config, mesh = run.config, run.mesh
     remedy = []
     if mesh.shape["fsdp"] * mesh.shape["tensor"] < mesh.size:
@@ -209,10 +208,10 @@ def _memory(state: TrainState, analysis: Any) -> dict[str, int]:
     The gradients exist at the same time as the activations only in part, so what the compiler reserves for both is
     divided by the size of the gradients in float32.
     """
-    params = held(state.params, _ONE_DEVICE)
-    optimizer = held((state.opt_state, state.average), _ONE_DEVICE)
+    params = held(state.params, ONE_DEVICE)
+    optimizer = held((state.opt_state, state.average), ONE_DEVICE)
     reserved = analysis.temp_size_in_bytes
-    gradients = min(reserved, sum(held(jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), _ONE_DEVICE)
+    gradients = min(reserved, sum(held(jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), ONE_DEVICE)
                                   for x in jax.tree.leaves(state.params)))  # fmt: skip
     return {
         "parameters": params,

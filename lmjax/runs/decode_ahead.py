@@ -16,13 +16,11 @@ from lmjax.inference.generate.decode import extend, row_fields
 from lmjax.model.cache import Cache
 from lmjax.model.key_value import KeyValue
 from lmjax.model.language_model import LanguageModel, abstract_params
-from lmjax.parallel.memory import Memory, held
+from lmjax.parallel.memory import ONE_DEVICE, held
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, on_mesh
 from lmjax.parallel.roofline import Load
 from lmjax.runs.ahead import load_of
 from lmjax.runs.trained import inference_config
-
-_ONE_DEVICE = Memory(0, "", False)
 
 
 class Decode(NamedTuple):
@@ -82,8 +80,8 @@ def compile_decode(config: Config, heads: tuple[str, ...], rows: int, devices: l
         capacity,
         time.perf_counter() - began,
         {
-            "parameters": held(params, _ONE_DEVICE),
-            "keys and values": held(cache, _ONE_DEVICE),
+            "parameters": held(params, ONE_DEVICE),
+            "keys and values": held(cache, ONE_DEVICE),
             "temporaries": analysis.temp_size_in_bytes,
         },
         load_of(compiled.as_text(), mesh)[0],

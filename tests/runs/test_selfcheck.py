@@ -124,8 +124,8 @@ def test_a_mean_of_microbatches_is_found(check, monkeypatch):
 
 
 def test_attention_across_texts_is_found(check, monkeypatch):
-    real = softmax._scores
-    monkeypatch.setattr(softmax, "_scores", lambda q, k, bias, seen, plan: real(q, k, bias, seen | ~seen, plan))
+    real = softmax.scored
+    monkeypatch.setattr(softmax, "scored", lambda q, k, bias, seen, how: real(q, k, bias, seen | ~seen, how))
     found = check("packing")["packing"]
     assert not found.same
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.kernels.masks import Mask
-from lmjax.model.kernels.softmax import BLOCK, Dropout, _add, _blind, _mix, _per_head, _Plan, _rows, _scores, _summed_in
+from lmjax.model.kernels.parts import Dropout, Scoring, add_to, blind, mix, per_head, rows, scored, summed_in
+from lmjax.model.kernels.softmax import BLOCK
 from lmjax.model.positions.by_distance import ByDistance
 
 # The mesh axis over which the positions of rows are split.
@@ -38,7 +39,7 @@ class _Ring(NamedTuple):
     steps: int
     pieces: int
     ordered: bool
-    scores: _Plan
+    scores: Scoring
 
     def starts(self, device: jax.Array, size: int) -> list[jax.Array]:
         """Returns the first position of each piece, of `size` positions, of a device."""
@@ -62,7 +63,7 @@ def ring_plan(
     steps = min(ways, 1 - (1 - mask.window) // (keys // ways)) if backward and static else ways
     zigzag = backward and not static and not isinstance(bias, jax.Array) and queries // ways % 2 == 0
     ordered = backward or mask.hides_far
-    return _Ring(ways, steps, 2 if zigzag else 1, ordered, _Plan((), scale, softcap))
+    return _Ring(ways, steps, 2 if zigzag else 1, ordered, Scoring(scale, softcap))
 
 
 def over_ring(
@@ -134,15 +135,15 @@ def _ring(
 def _ring_forward(ring: _Ring, query: jax.Array, *others: Any) -> tuple[jax.Array, tuple[Any, ...]]:
     """Returns the result of `_ring`, and the residuals for its gradient."""
     key, value, bias, sink_logits, (mask, drop) = others
-    dtype = _summed_in(query.dtype)
+    dtype = summed_in(query.dtype)
 
     def tile(carry: tuple[jax.Array, ...], moving: tuple[jax.Array, ...], at: _Tile) -> Any:
         q, k, v, b, seen = at.cut(query, *moving, bias, mask)
-        y, largest, total = (_rows(x, at.row, at.queries) for x in carry)
-        scores = _scores(q, k, b, seen, ring.scores)
+        y, largest, total = (rows(x, at.row, at.queries) for x in carry)
+        scores = scored(q, k, b, seen, ring.scores)
         new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
         weights, kept = jnp.exp(scores - new), jnp.exp(largest - new)
-        y = y * kept + _mix(weights, v, at.fold(drop))
+        y = y * kept + mix(weights, v, at.fold(drop))
         total = total * kept + jnp.sum(weights, axis=-1, keepdims=True)
         return tuple(_put(x, part, at.row) for x, part in zip(carry, (y, new, total), strict=True)), moving
 
@@ -150,10 +151,10 @@ def _ring_forward(ring: _Ring, query: jax.Array, *others: Any) -> tuple[jax.Arra
     if sink_logits is None:
         largest, total = jnp.full(narrow, jnp.finfo(dtype).min), jnp.zeros(narrow, dtype)
     else:
-        largest, total = jnp.broadcast_to(_per_head(sink_logits, dtype), narrow), jnp.ones(narrow, dtype)
+        largest, total = jnp.broadcast_to(per_head(sink_logits, dtype), narrow), jnp.ones(narrow, dtype)
     carry = jnp.zeros(query.shape, dtype), largest, total
     (y, largest, total), _ = _round(ring, mask, query.shape[2], tile, carry, (key, value))
-    y = jnp.where(_blind(largest), 0, y / total).astype(value.dtype)
+    y = jnp.where(blind(largest), 0, y / total).astype(value.dtype)
     return y, (query, *others, y, largest + jnp.log(total))
 
 
@@ -161,24 +162,24 @@ def _ring_backward(ring: _Ring, residuals: tuple[Any, ...], g: jax.Array) -> tup
     """Returns the gradients of the arguments of `_ring`."""
     query, key, value, bias, sink_logits, (mask, drop), y, log_total = residuals
     dtype = log_total.dtype
-    g = jnp.where(_blind(log_total), 0, g.astype(dtype))
+    g = jnp.where(blind(log_total), 0, g.astype(dtype))
     share = jnp.sum(g * y.astype(dtype), axis=-1, keepdims=True)
 
     def tile(carry: tuple[Any, ...], moving: tuple[jax.Array, ...], at: _Tile) -> Any:
         (d_query, d_bias), (key, value, d_key, d_value) = carry, moving
         q, k, v, b, seen = at.cut(query, key, value, bias, mask)
-        g_part, total, share_part = (_rows(x, at.row, at.queries) for x in (g, log_total, share))
-        scores, of_scores = jax.vjp(lambda q, k, b: _scores(q, k, b, seen, ring.scores), q, k, b)
+        g_part, total, share_part = (rows(x, at.row, at.queries) for x in (g, log_total, share))
+        scores, of_scores = jax.vjp(lambda q, k, b: scored(q, k, b, seen, ring.scores), q, k, b)
         weights = jnp.exp(scores - total)
-        d_weights, d_v = jax.vjp(functools.partial(_mix, drop=at.fold(drop)), weights, v)[1](g_part)
+        d_weights, d_v = jax.vjp(functools.partial(mix, drop=at.fold(drop)), weights, v)[1](g_part)
         d_q, d_k, d_b = of_scores(weights * (d_weights - share_part))
         if isinstance(bias, ByDistance):
             (d_values,) = jax.vjp(lambda bias: at.bias(bias), bias)[1](d_b)
             d_bias = jax.tree.map(jnp.add, d_bias, d_values)
         elif bias is not None:
-            d_bias = _add(d_bias, d_b, at.row, at.position)
-        moving = key, value, _add(d_key, d_k, at.column), _add(d_value, d_v, at.column)
-        return (_add(d_query, d_q, at.row), d_bias), moving
+            d_bias = add_to(d_bias, d_b, at.row, at.position)
+        moving = key, value, add_to(d_key, d_k, at.column), add_to(d_value, d_v, at.column)
+        return (add_to(d_query, d_q, at.row), d_bias), moving
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), (query, bias, key, value))
     carry, moving = _round(ring, mask, query.shape[2], tile, zeros[:2], (key, value, *zeros[2:]))
@@ -186,7 +187,7 @@ def _ring_backward(ring: _Ring, residuals: tuple[Any, ...], g: jax.Array) -> tup
     d_key, d_value = (jax.lax.ppermute(x, AXIS, home) for x in moving[2:])
     d_sinks = None
     if sink_logits is not None:
-        d_sinks = -jnp.sum(jnp.exp(_per_head(sink_logits, dtype) - log_total) * share, axis=(0, 2, 3))
+        d_sinks = -jnp.sum(jnp.exp(per_head(sink_logits, dtype) - log_total) * share, axis=(0, 2, 3))
     arrays, grads = (query, key, value, bias, sink_logits), (carry[0], d_key, d_value, carry[1], d_sinks)
     return *jax.tree.map(lambda x, grad: grad.astype(x.dtype), arrays, grads), None
 
@@ -219,7 +220,7 @@ class _Tile(NamedTuple):
         """Returns the parts of queries, keys, values, bias and mask of this tile."""
         columns = slice(self.column, self.column + self.keys)
         seen = mask.part(self.index, self.queries, self.position, self.keys)
-        query = _rows(query, self.row, self.queries)
+        query = rows(query, self.row, self.queries)
         return query, key[:, :, columns], value[:, :, columns], self.bias(bias), seen
 
     def bias(self, bias: jax.Array | ByDistance | None) -> jax.Array | None:
@@ -228,7 +229,7 @@ class _Tile(NamedTuple):
             return bias.part(self.index, self.queries, self.position, self.keys)
         if bias is None:
             return None
-        return jax.lax.dynamic_slice_in_dim(_rows(bias, self.row, self.queries), self.position, self.keys, axis=3)
+        return jax.lax.dynamic_slice_in_dim(rows(bias, self.row, self.queries), self.position, self.keys, axis=3)
 
     def fold(self, drop: Dropout) -> Dropout:
         """Returns the dropout of this tile."""

@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec
 from lmjax import axes
 from lmjax.errors import FlagError
 from lmjax.model.kernels.masks import Mask
+from lmjax.model.kernels.parts import Dropout
 from lmjax.model.kernels.ring import AXIS, over_ring, ring_plan
-from lmjax.model.kernels.softmax import Dropout
 from lmjax.model.positions.by_distance import ByDistance
 
 # Kernels by name that the ring does the same as.

@@ -8,31 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.model.kernels.masks import Mask
+from lmjax.model.kernels.parts import Dropout, Scoring, add_to, blind, mix, per_head, rows, scored, summed_in
 from lmjax.model.kernels.xla_workarounds import unknown_zero
-from lmjax.model.layers import dropout
 
 BLOCK = 128  # Queries whose scores are in memory at the same time.
 SPANS = 8  # The most parts of a row that are compiled separately, each with its own range of keys.
-
-
-class Dropout(NamedTuple):
-    """The dropout of attention probabilities; a pytree of traced values.
-
-    Attributes:
-        rate: None: no dropout.
-        seed: a random key; None if `rate` is None.
-    """
-
-    rate: jax.Array | None
-    seed: jax.Array | None
-
-    def __call__(self, weights: jax.Array) -> jax.Array:
-        """Returns `weights` with the same elements dropped at every call."""
-        return dropout(weights, self.rate, lambda _: self.seed)
-
-    def fold(self, row: int | jax.Array) -> "Dropout":
-        """Returns the dropout of the block that starts at `row`."""
-        return self if self.rate is None else Dropout(self.rate, jax.random.fold_in(self.seed, row))
 
 
 class _Span(NamedTuple):
@@ -54,11 +34,10 @@ class _Span(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The static values of a call: its spans, and the scale and cap of the scores."""
+    """The static values of a call: its spans, and how its scores are made."""
 
     spans: tuple[_Span, ...]
-    scale: float
-    softcap: float | None
+    scoring: Scoring
 
 
 def plain(
@@ -78,7 +57,7 @@ def plain(
     drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     seen = mask.dense(query.shape[2], key.shape[2])
-    scores = _scores(query, key, bias, seen, _Plan((), scale, softcap))
+    scores = scored(query, key, bias, seen, Scoring(scale, softcap))
     return _average(scores, value, sink_logits, drop)[0].astype(value.dtype).swapaxes(1, 2)
 
 
@@ -90,7 +69,7 @@ def scores(
     Masked scores are the least float.
     """
     query, key = (x.swapaxes(1, 2) for x in (query, key))
-    return _scores(query, key, bias, mask.dense(query.shape[2], key.shape[2]), _Plan((), scale, softcap))
+    return scored(query, key, bias, mask.dense(query.shape[2], key.shape[2]), Scoring(scale, softcap))
 
 
 def softmax(scores: jax.Array, sink_logits: jax.Array | None) -> jax.Array:
@@ -98,11 +77,11 @@ def softmax(scores: jax.Array, sink_logits: jax.Array | None) -> jax.Array:
 
     The probabilities of a query sum to 1 minus that of its sink logit, or to 0 if all its keys are masked.
     """
-    keys, blind = scores.shape[-1], _blind(jnp.max(scores, axis=-1, keepdims=True))
+    keys, hidden = scores.shape[-1], blind(jnp.max(scores, axis=-1, keepdims=True))
     if sink_logits is not None:
-        sinks = jnp.broadcast_to(_per_head(sink_logits, scores.dtype), (*scores.shape[:3], 1))
+        sinks = jnp.broadcast_to(per_head(sink_logits, scores.dtype), (*scores.shape[:3], 1))
         scores = jnp.concatenate([scores, sinks], axis=-1)
-    return jnp.where(blind, 0, jax.nn.softmax(scores, axis=-1)[..., :keys])
+    return jnp.where(hidden, 0, jax.nn.softmax(scores, axis=-1)[..., :keys])
 
 
 def blockwise(
@@ -127,7 +106,7 @@ def blockwise(
     """
     drop = Dropout(dropout_rate, None if dropout_rate is None else make_rng("dropout"))
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    plan = _Plan(_spans(query.shape[2], key.shape[2], mask), scale, softcap)
+    plan = _Plan(_spans(query.shape[2], key.shape[2], mask), Scoring(scale, softcap))
     return _blocks(plan, query, key, value, bias, sink_logits, (mask, drop)).swapaxes(1, 2)
 
 
@@ -160,10 +139,10 @@ def _blocks_forward(plan: _Plan, query: jax.Array, *others: Any) -> tuple[jax.Ar
 
     def block(carry: tuple[jax.Array, ...], span: _Span, row: jax.Array) -> tuple[jax.Array, ...]:
         q, k, v, b, seen = _cut(span, row, query, key, value, bias, mask)
-        found = _average(_scores(q, k, b, seen, plan), v, sink_logits, drop.fold(row))
-        return tuple(_add(x, piece, row) for x, piece in zip(carry, found, strict=True))
+        found = _average(scored(q, k, b, seen, plan.scoring), v, sink_logits, drop.fold(row))
+        return tuple(add_to(x, piece, row) for x, piece in zip(carry, found, strict=True))
 
-    dtype = _summed_in(query.dtype)
+    dtype = summed_in(query.dtype)
     empty = jnp.zeros(query.shape, value.dtype), jnp.zeros((*query.shape[:3], 1), dtype)
     y, log_total = _each_block(plan.spans, block, empty)
     return y, (query, *others, y, log_total)
@@ -176,20 +155,26 @@ def _blocks_backward(plan: _Plan, residuals: tuple[Any, ...], g: jax.Array) -> t
 
     def block(grads: tuple[Any, ...], span: _Span, row: jax.Array) -> tuple[Any, ...]:
         q, k, v, b, seen = _cut(span, row, query, key, value, bias, mask)
-        y_part, g_part, total = (_rows(x, row, span.size).astype(dtype) for x in (y, g, log_total))
-        g_part = jnp.where(_blind(total), 0, g_part)
-        scores, of_scores = jax.vjp(lambda q, k, b: _scores(q, k, b, seen, plan), q, k, b)
+        y_part, g_part, total = (rows(x, row, span.size).astype(dtype) for x in (y, g, log_total))
+        g_part = jnp.where(blind(total), 0, g_part)
+        scores, of_scores = jax.vjp(lambda q, k, b: scored(q, k, b, seen, plan.scoring), q, k, b)
         weights = jnp.exp(scores - total)
-        mix = functools.partial(_mix, drop=drop.fold(row))
-        d_weights, d_v = jax.vjp(mix, weights, v)[1](g_part)
+        combined = functools.partial(mix, drop=drop.fold(row))
+        d_weights, d_v = jax.vjp(combined, weights, v)[1](g_part)
         share = jnp.sum(g_part * y_part, axis=-1, keepdims=True)
         d_q, d_k, d_b = of_scores(weights * (d_weights - share))
         d_query, d_key, d_value, d_bias, d_sinks = grads
         if bias is not None:
-            d_bias = _add(d_bias, d_b, row, span.first)
+            d_bias = add_to(d_bias, d_b, row, span.first)
         if sink_logits is not None:
-            d_sinks -= jnp.sum(jnp.exp(_per_head(sink_logits, dtype) - total) * share, axis=(0, 2, 3))
-        return _add(d_query, d_q, row), _add(d_key, d_k, span.first), _add(d_value, d_v, span.first), d_bias, d_sinks
+            d_sinks -= jnp.sum(jnp.exp(per_head(sink_logits, dtype) - total) * share, axis=(0, 2, 3))
+        return (
+            add_to(d_query, d_q, row),
+            add_to(d_key, d_k, span.first),
+            add_to(d_value, d_v, span.first),
+            d_bias,
+            d_sinks,
+        )
 
     arrays = (query, key, value, bias, sink_logits)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), arrays)
@@ -227,39 +212,14 @@ def _each_block(
     return carry
 
 
-def _rows(x: jax.Array, row: jax.Array, size: int) -> jax.Array:
-    """Returns `size` rows of `x` `[batch, heads, rows, ...]` from `row` on."""
-    return jax.lax.dynamic_slice_in_dim(x, row, size, axis=2)
-
-
-def _add(x: jax.Array, part: jax.Array, row: int | jax.Array, column: int = 0) -> jax.Array:
-    """Returns `x` `[batch, heads, rows, columns]` with `part` added from `row` and `column` on."""
-    at = tuple(jnp.int32(i) for i in (0, 0, row, column))
-    return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, at, part.shape) + part.astype(x.dtype), at)
-
-
 def _cut(
     span: _Span, row: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask
 ) -> tuple[Any, ...]:
     """Returns the parts of queries, keys, values, bias and mask that a block reads."""
     keys = slice(span.first, span.end)
-    bias = None if bias is None else _rows(bias[..., keys], row, span.size)
+    bias = None if bias is None else rows(bias[..., keys], row, span.size)
     seen = mask.part(row, span.size, span.first, span.end - span.first)
-    return _rows(query, row, span.size), key[:, :, keys], value[:, :, keys], bias, seen
-
-
-def _scores(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.Array | None, plan: _Plan) -> jax.Array:
-    """Returns the input of the softmax, float32 `[batch, heads, queries, keys]`; masked scores are the least float.
-
-    Query heads that share a key head are treated as more queries of one head.
-    """
-    batch, heads, queries, _ = query.shape
-    scores = _compare(_grouped(query, key.shape[1]), key).reshape(batch, heads, queries, key.shape[2]) * plan.scale
-    if plan.softcap is not None:
-        scores = plan.softcap * jnp.tanh(scores / plan.softcap)
-    if bias is not None:
-        scores += bias.astype(scores.dtype)
-    return scores if seen is None else jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    return rows(query, row, span.size), key[:, :, keys], value[:, :, keys], bias, seen
 
 
 def _average(
@@ -271,91 +231,12 @@ def _average(
     """
     largest = jnp.max(scores, axis=-1, keepdims=True)
     if sink_logits is not None:
-        largest = jnp.maximum(largest, _per_head(sink_logits, scores.dtype))
+        largest = jnp.maximum(largest, per_head(sink_logits, scores.dtype))
     largest = jax.lax.stop_gradient(largest)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if sink_logits is not None:
-        total += jnp.exp(_per_head(sink_logits, scores.dtype) - largest)
-    y = _mix(weights, value, drop) / total
+        total += jnp.exp(per_head(sink_logits, scores.dtype) - largest)
+    y = mix(weights, value, drop) / total
     # A query whose keys are all masked has equal weights for all keys, also of other documents; it gets zeros instead.
-    return jnp.where(_blind(largest), 0, y), largest + jnp.log(total)
-
-
-def _blind(largest: jax.Array) -> jax.Array:
-    """Returns True where all keys of a query are masked.
-
-    Args:
-        largest: `[batch, heads, queries, 1]`, the largest score, or the logarithm of the softmax's denominator.
-    """
-    return largest == jnp.finfo(largest.dtype).min
-
-
-def _per_head(sink_logits: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns `sink_logits` `[heads]` as `[1, heads, 1, 1]`, to broadcast with scores."""
-    return sink_logits.astype(dtype)[None, :, None, None]
-
-
-def _grouped(x: jax.Array, kv_heads: int) -> jax.Array:
-    """Returns `x` `[batch, heads, queries, width]` as `[batch, kv_heads, group * queries, width]`."""
-    return x.reshape(x.shape[0], kv_heads, -1, x.shape[3])
-
-
-def _mix(weights: jax.Array, value: jax.Array, drop: Dropout) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, head_dim]`: values times weights `[batch, heads, queries, keys]`."""
-    batch, heads, queries, _ = weights.shape
-    weights = _grouped(drop(weights.astype(value.dtype)), value.shape[1])
-    return _combine(weights, value).reshape(batch, heads, queries, value.shape[3])
-
-
-def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns the product of two operands of the same dtype, summed in float32 or wider."""
-    return jnp.einsum(equation, x, y, preferred_element_type=_summed_in(x.dtype))
-
-
-def _summed_in(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the dtype in which products are summed: float64 for operands in float64, else float32."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
-
-
-def _dot_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `[batch, heads, keys, head_dim]`: `weights` transposed, times `x`.
-
-    Computed as the transpose of `x` transposed times `weights`, which on a CPU takes 0.5 (bfloat16) to 0.9 (float32) of
-    the time of the product with transposed weights (jax 0.10.2, weights `[2, 12, 512, 512]`, width 64).
-    """
-    return _dot("bhqd,bhqk->bhdk", x, weights).swapaxes(2, 3)
-
-
-@jax.custom_vjp
-def _compare(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, keys]`, the products of queries and keys.
-
-    The upstream gradient is rounded to the operands' dtype, as in fused kernels. Autodiff would multiply float32
-    gradients by bfloat16 operands, at half the speed.
-    """
-    return _dot("bhqd,bhkd->bhqk", query, key)
-
-
-def _compare_backward(operands: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    query, key = operands
-    g = g.astype(query.dtype)
-    return _dot("bhqk,bhkd->bhqd", g, key).astype(query.dtype), _dot_over_queries(g, query).astype(key.dtype)
-
-
-_compare.defvjp(lambda query, key: (_compare(query, key), (query, key)), _compare_backward)
-
-
-@jax.custom_vjp
-def _combine(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns float32 `[batch, heads, queries, head_dim]`; its upstream gradient is rounded as in `_compare`."""
-    return _dot("bhqk,bhkd->bhqd", weights, value)
-
-
-def _combine_backward(operands: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weights, value = operands
-    g = g.astype(value.dtype)
-    return _dot("bhqd,bhkd->bhqk", g, value).astype(weights.dtype), _dot_over_queries(weights, g).astype(value.dtype)
-
-
-_combine.defvjp(lambda weights, value: (_combine(weights, value), (weights, value)), _combine_backward)
+    return jnp.where(blind(largest), 0, y), largest + jnp.log(total)
