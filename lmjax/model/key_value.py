@@ -168,9 +168,9 @@ class KeyValue:
         return jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
 
     def _constrained(self) -> KeyValue:
-        """Returns the same cache, with the sharding of activations."""
+        """Returns the same cache, with the sharding of activations; the slots of a row are split as its positions."""
         names = [name for name, n in zip(_AXES, self.shape, strict=True) if n != 1]
-        return jax.tree.map(lambda x: axes.constrain(x, (*names, None, None)), self)
+        return jax.tree.map(lambda x: axes.constrain(x, (*names, "act_length", None)), self)
 
     def _write(self, new: KeyValue, filled: jax.Array | None, ring: bool) -> KeyValue:
         """Returns the cache with `new` written to its next slots."""

@@ -205,6 +205,7 @@ def load_model(
     step: Step = None,
     dtype: str | None = None,
     tensor: int = 1,
+    sequence: int = 1,
     accept_fields: Sequence[str] = (),
 ) -> LoadedModel:
     """Returns the model in a workdir, in a Hugging Face folder, or on the hub, ready to generate and to score.
@@ -214,17 +215,23 @@ def load_model(
         step: the checkpoint of a workdir; "best": the one with the best value of `evaluation.metric`; None: the newest.
         dtype: the dtype of parameters and compute; None: the model's compute dtype.
         tensor: the number of devices that split heads, MLPs and the vocabulary; the other devices are not used.
+        sequence: the number of groups of `tensor` devices that split the positions of a prompt of a decoder, and its
+            keys and values.
         accept_fields: as for `open_pretrained`.
 
     Raises:
         FlagError: there is no such model, or `tensor` does not divide its sizes.
         DataError: a file that cannot be read.
     """
-    return loaded_model(open_pretrained(place, step, accept_fields), dtype, tensor, place)
+    return loaded_model(open_pretrained(place, step, accept_fields), dtype, tensor, place, sequence)
 
 
 def loaded_model(
-    opened: Pretrained, dtype: str | None = None, tensor: int = 1, place: str | os.PathLike[str] = ""
+    opened: Pretrained,
+    dtype: str | None = None,
+    tensor: int = 1,
+    place: str | os.PathLike[str] = "",
+    sequence: int = 1,
 ) -> LoadedModel:
     """Returns an opened model, ready to generate and to score.
 
@@ -233,6 +240,7 @@ def loaded_model(
         dtype: as for `load_model`.
         tensor: as for `load_model`.
         place: the name of the model in messages; empty: its folder.
+        sequence: as for `load_model`.
 
     Raises:
         FlagError: `tensor` does not divide its sizes, or it does not fit into memory.
@@ -242,7 +250,7 @@ def loaded_model(
     config = inference_config(opened.config, dtype)
     if config.vocab_size % max(1, tensor):
         config = padded(config, tensor)
-    mesh = inference_mesh(config, tensor)
+    mesh = inference_mesh(config, tensor, sequence)
     check_parameters(place or opened.folder, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
@@ -309,12 +317,16 @@ def assemble(
     return LoadedModel(LanguageModel(config, present), params, tokenizer, prompts, mesh)
 
 
-def inference_mesh(config: ModelConfig, tensor: int) -> jax.sharding.Mesh:
-    """Returns a mesh of the first `tensor` devices, which split the model; raises FlagError if they cannot."""
-    devices = jax.devices()
+def inference_mesh(config: ModelConfig, tensor: int, sequence: int = 1) -> jax.sharding.Mesh:
+    """Returns a mesh of the first devices of this process; raises FlagError if they cannot split the model."""
+    devices = jax.local_devices()
     if not 1 <= tensor <= len(devices):
         raise FlagError(f"--tensor={tensor}: there are {len(devices)} device(s); choose from 1 to {len(devices)}")
-    mesh = make_mesh(ParallelConfig(tensor=tensor), devices[:tensor])
+    if sequence > 1 and (config.family.paired or not config.family.causal):
+        raise FlagError(f"--sequence={sequence}: splits the prompt of a decoder, and this is an {config.family.label}")
+    if not 1 <= sequence <= len(devices) // tensor:
+        raise FlagError(f"--sequence={sequence}: with --tensor={tensor} it can be at most {len(devices) // tensor}")
+    mesh = make_mesh(ParallelConfig(tensor=tensor, sequence=sequence), devices[: tensor * sequence])
     sizes = {"heads": config.num_heads, "kv_heads": config.kv_heads, "mlp": config.mlp_dim, "vocab": config.vocab_size}
     if odd := {name: size for name, size in sizes.items() if size % tensor}:
         raise FlagError(f"--tensor={tensor} does not divide {odd} of this model; choose a divisor of all")

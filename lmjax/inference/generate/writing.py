@@ -144,6 +144,9 @@ def _width(loaded: LoadedModel, requests: Sequence[Request], chunk: int) -> tupl
     else:
         width = bucket(longest, chunk)
         chunk = min(chunk, width)
+    if (ways := loaded.mesh.shape["sequence"]) > 1:
+        # Devices that split the positions read the whole prompt in one pass.
+        width = chunk = -(-bucket(longest) // ways) * ways
     if config.scheme(True).table and chunk > config.max_length:
         width = chunk = config.max_length
     return width, chunk

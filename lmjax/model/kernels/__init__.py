@@ -115,7 +115,8 @@ def attention(
         "dropout_rate": dropout_rate,
         "make_rng": make_rng,
     }
-    if axes.sequence_ways() > 1:
+    # Tokens that follow those of a cache are few: XLA alone divides them by the keys, which lie on all devices.
+    if axes.sequence_ways() > 1 and mask.query_positions is None:
         return split_attention(query, key, value, kernel=kernel, local=attention, **arguments)
     needed = features(query, key, mask, bias, softcap, sink_logits, dropout_rate)
     narrowed = kernel == "auto" and mask.columns(0, 1, key.shape[1]) != (0, key.shape[1])
