@@ -7,6 +7,7 @@ import pathlib
 import time
 from collections.abc import Mapping
 
+import jax
 from absl import flags
 from pydantic import ValidationError
 
@@ -16,7 +17,7 @@ from lmjax.commands.evaluate_flags import NUMBERS, SWITCHES
 from lmjax.commands.evaluate_long import long_config, long_results
 from lmjax.commands.evaluate_own import check_new, check_own_flags, generation_config, generation_results, own_results
 from lmjax.commands.flags import set_name
-from lmjax.commands.models import described, named, opened, places, prepare
+from lmjax.commands.models import described, in_processes, named, opened, places, prepare
 from lmjax.commands.prompts import new_file
 from lmjax.commands.table import aligned
 from lmjax.data.files import find_files
@@ -34,6 +35,7 @@ from lmjax.phases import phase
 _INSTALL = 'lm-eval is not installed: pip install "lmjax[harness]", or pip install lm-eval'
 
 
+@in_processes
 def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     """Returns the metrics of every set of data, or of every task of the harness, by name."""
     place, config, output = _checked(values)
@@ -83,7 +85,7 @@ def main(values: flags.FlagValues) -> dict[str, dict[str, float]]:
     kind = "shares of right answers by depth, and loss by position" if task == LONG else kind
     kind = f"{own.name}, 95 % intervals over the records" if own else kind
     print(f"\n{place}: {loaded.config.family.label}, {kind}, {time.perf_counter() - start:.1f} s")
-    if output is not None:
+    if output is not None and not jax.process_index():
         said = {"model": place, "lmjax": __version__, "task": values["harness"].value or task}
         content = said | {"config": config.model_dump(), "results": results}
         for part, of in (("intervals", _ends), ("signatures", _signature)):

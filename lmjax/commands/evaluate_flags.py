@@ -7,7 +7,14 @@ import ast
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_column_names, define_help, define_model, define_path
+from lmjax.commands.flags import (
+    define_choice,
+    define_column_names,
+    define_help,
+    define_model,
+    define_path,
+    define_processes,
+)
 from lmjax.data.records import FieldNames
 
 DESCRIPTION = """
@@ -100,5 +107,6 @@ def define() -> flags.FlagValues:
         default, text, _ = known[name]
         define = flags.DEFINE_integer if name in NUMBERS else flags.DEFINE_boolean
         define(name, ast.literal_eval(default), text, flag_values=values)
+    define_processes(values, "evaluate")
     define_help(values)
     return values

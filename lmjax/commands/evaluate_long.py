@@ -5,10 +5,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping
 
+import jax
 from absl import flags
 from pydantic import ValidationError
 
-from lmjax.commands.prompts import new_file, write_records
+from lmjax.commands.prompts import write_records
 from lmjax.errors import FlagError
 from lmjax.evaluation.long_context import (
     LONG,
@@ -61,10 +62,10 @@ def long_results(
         if by_position := loss_by_position(loaded, found.records, max(config.lengths)):
             results[f"{mark}nats at token"] = by_position
         lines += [each._asdict() | {"set": name, "text": text} for each, text in zip(asked, texts, strict=True)]
-        if values["figures"].value:
+        if values["figures"].value and not jax.process_index():
             _draw(grids, config, depths, pathlib.Path(values["figures"].value).expanduser(), name if mark else "")
     if values["predictions"].value:
-        write_records(new_file(values["predictions"].value, "predictions"), lines)
+        write_records(pathlib.Path(values["predictions"].value), lines)
     return results
 
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+import jax
 from absl import flags
 
 from lmjax.commands.generate import configure
@@ -71,7 +72,7 @@ def own_results(
         if values["figures"].value:
             save_figures(found, pathlib.Path(values["figures"].value).expanduser(), name if len(data) > 1 else "")
     if values["predictions"].value:
-        write_records(new_file(values["predictions"].value, "predictions"), lines)
+        write_records(pathlib.Path(values["predictions"].value), lines)
         print(f"{len(lines):,} prediction(s) written to {values['predictions'].value}\n")
     return results
 
@@ -105,12 +106,14 @@ def generation_results(
         for (source, target), text in zip(pairs.records, found, strict=True):
             lines.append(mark | {"source": source, "gold": target, "text": text})
     if values["predictions"].value:
-        write_records(new_file(values["predictions"].value, "predictions"), lines)
+        write_records(pathlib.Path(values["predictions"].value), lines)
     return results
 
 
 def save_figures(found: Evaluated, folder: pathlib.Path, prefix: str = "") -> None:
-    """Writes each figure of an evaluation to a PNG file."""
+    """Writes each figure of an evaluation to a PNG file; of several processes, the first one writes."""
+    if jax.process_index():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     prefix = f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', prefix)}_" if prefix else ""
     for name, figure in found.figures().items():

@@ -14,6 +14,8 @@ from lmjax.commands import facts
 from lmjax.errors import FlagError
 from lmjax.nearest import choose, nearest, nearest_fields
 
+# The flags of a command that several processes run together.
+PROCESSES = ("coordinator_address", "num_processes", "process_id")
 # Flags whose value may be left out, which absl itself does not support.
 _OPTIONAL = ("help_config",)
 
@@ -124,6 +126,18 @@ class _Step(flags.ArgumentParser):
     def flag_type(self) -> str:
         """Returns the name of the type, for absl's messages."""
         return "step"
+
+
+def define_processes(values: flags.FlagValues, what: str) -> None:
+    """Defines the flags of a command that several processes run together."""
+    text = f"HOST:PORT of process 0, to {what} in several processes"
+    flags.DEFINE_string("coordinator_address", None, text, flag_values=values)
+    numbers = {
+        "num_processes": f"number of processes that {what} together",
+        "process_id": "number of this process, from 0",
+    }
+    for name, text in numbers.items():
+        flags.DEFINE_integer(name, None, text, flag_values=values)
 
 
 def define_step(values: flags.FlagValues, what: str) -> None:

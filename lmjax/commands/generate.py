@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from lmjax.commands.conversation import Conversation
 from lmjax.commands.filtering import Filter, filter_of, filtered
 from lmjax.commands.generate_flags import BEAMS, FIELDS, LISTS
-from lmjax.commands.models import draft_of, named, opened, prepare, random_of
+from lmjax.commands.models import draft_of, in_processes, named, opened, prepare, random_of
 from lmjax.commands.prompts import Prompts, new_file, prompt_files, read_prompts, write_records
 from lmjax.commands.repl import Repl, history
 from lmjax.commands.steering import steered, steering_sides
@@ -43,6 +43,7 @@ _OF_MASKS = ("top_k",)
 _SHOWN = 60
 
 
+@in_processes
 def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Filling]]] | None:
     """Returns the texts for each prompt, or the fillings of its masks; None after a conversation."""
     settings = {name: values[name].value for name in (*FIELDS, *LISTS) if values[name].value not in (None, [])}
@@ -264,8 +265,7 @@ def _streamed(
     echo: bool = False,
 ) -> Generation:
     """Returns the text for a prompt, and prints it token by token; with `echo`, after the prompt itself."""
-    start = time.perf_counter()
-    first, found = None, None
+    start, first, found = time.perf_counter(), None, None
     with phase("compiling, and reading the prompt"):
         pieces = stream(loaded, prompt, config, draft=draft, name=name, files=files)
         opening = list(itertools.islice(pieces, 1))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from absl import flags
 
 from lmjax.commands import facts
-from lmjax.commands.flags import define_choice, define_help, define_model, define_path
+from lmjax.commands.flags import define_choice, define_help, define_model, define_path, define_processes
 
 DESCRIPTION = """
 lmjax generate: writes text with a trained model. A decoder continues a prompt, an encoder-decoder answers it, and an
@@ -71,6 +71,9 @@ def define() -> flags.FlagValues:
     define_generation(values, FIELDS)
     _define_filter(values)
     _define_steering(values)
+    split = "devices that split the positions of a decoder's prompt, and then its keys and values"
+    flags.DEFINE_integer("sequence", 1, split, 1, flag_values=values)
+    define_processes(values, "generate")
     define_help(values)
     return values
 

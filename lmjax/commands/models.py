@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import os
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import jax
 from absl import flags
 
+from lmjax.commands.flags import PROCESSES
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.sources import DataConfig
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.presets import PRESETS
+from lmjax.parallel import distributed
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import keep_freed_memory
-from lmjax.phases import phase
+from lmjax.phases import phase, tell
 from lmjax.runs.adapters import adapter_source, load_adapters
 from lmjax.runs.places import local_folder
 from lmjax.runs.trained import Pretrained, load_model, open_pretrained
@@ -58,6 +67,23 @@ def prepare() -> None:
     cache_compilations(DataConfig().cache_path)
 
 
+def in_processes(main: Callable[[flags.FlagValues], Any]) -> Callable[[flags.FlagValues], Any]:
+    """Returns a command that runs in the processes of its flags, or of a cluster; only the first one prints."""
+
+    @functools.wraps(main)
+    def start(values: flags.FlagValues) -> Any:
+        if not distributed.initialize(*(values[name].value for name in PROCESSES)):
+            return main(values)
+        with contextlib.ExitStack() as stack:
+            if jax.process_index():
+                tell(False)
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(distributed.together())
+            return main(values)
+
+    return start
+
+
 def described(values: flags.FlagValues, place: str) -> Pretrained:
     """Returns what is known of a model before its parameters are read: its config, its task and its heads."""
     found = open_pretrained(place, values["step"].value, values["accept_fields"].value)
@@ -74,13 +100,18 @@ def _is_adapted(values: flags.FlagValues, place: str) -> bool:
 
 def opened(values: flags.FlagValues, place: str) -> LoadedModel:
     """Returns the model in a folder or on the hub, loaded with the flags of `flags.define_model`."""
-    opening = {name: values[name].value for name in ("step", "dtype", "tensor", "accept_fields")}
+    names = ("step", "dtype", "tensor", "sequence", "accept_fields")
+    opening = {name: values[name].value for name in names if name in values}
     with phase(f"loading {place}"):
         if _is_adapted(values, place):
             if opening.pop("step") is not None:
                 raise FlagError(f"--step={values['step'].value}: with --adapter the newest checkpoint is read")
-            return load_adapters(place, {"given": values["adapter"].value}, **opening)["given"]
-        return load_model(place, **opening)
+            if opening.pop("sequence", 1) > 1:
+                raise FlagError(f"--sequence={values['sequence'].value}: is not for --adapter; merge it into the model")
+            loaded = load_adapters(place, {"given": values["adapter"].value}, **opening)["given"]
+        else:
+            loaded = load_model(place, **opening)
+    return dataclasses.replace(loaded, together=jax.process_count() > 1)
 
 
 def random_of(values: flags.FlagValues, preset: str, seed: int) -> LoadedModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from lmjax.commands.models import described, named, opened, prepare
+from lmjax.commands.models import described, in_processes, named, opened, prepare
 from lmjax.commands.prompts import new_file, write_records
 from lmjax.data.files import find_files
 from lmjax.errors import FlagError
@@ -15,6 +15,7 @@ from lmjax.evaluation.predicted import predict_documents, read_documents
 from lmjax.phases import phase
 
 
+@in_processes
 def main(values: flags.FlagValues) -> list[Mapping[str, Any]]:
     """Returns a record for each record of the data: what it holds, and what the model predicts."""
     place = values[named(values, "predict")].value

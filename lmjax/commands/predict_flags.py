@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from lmjax.commands.flags import define_column_names, define_help, define_model, define_path
+from lmjax.commands.flags import define_column_names, define_help, define_model, define_path, define_processes
 
 DESCRIPTION = """
 lmjax predict: what a fine-tuned model predicts for each record, such as the label of a text and its probability.
@@ -31,5 +31,6 @@ def define() -> flags.FlagValues:
     flags.DEFINE_integer("batch_size", 32, "rows that are computed together", 1, flag_values=values)
     define_column_names(values)
     define_model(values)
+    define_processes(values, "predict")
     define_help(values)
     return values

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+import jax
 from absl import flags
 
 from lmjax import strict_json
@@ -102,7 +103,9 @@ def new_file(path: str | None, flag: str = "output", kind: str = "file") -> path
 
 
 def write_records(output: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as JSON lines to a file that must not exist yet."""
+    """Writes records as JSON lines to a file that must not exist yet; of several processes, the first one writes."""
+    if jax.process_index():
+        return
     with output.open("x", encoding="utf-8") as file:
         for record in records:
             file.write(strict_json.dumps(record, ensure_ascii=False) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from lmjax.commands import facts, train_flags
-from lmjax.commands.flags import define_choice, define_path
+from lmjax.commands.flags import PROCESSES, define_choice, define_path
 
 DESCRIPTION = """
 lmjax sweep: trains many runs that differ in a few fields, and compares them.
@@ -27,7 +27,7 @@ belongs to another sweep.
 
 SAME = train_flags.SAME
 # Flags of `lmjax train` about where, how it is shown, and by which processes.
-_OTHERS = ("workdir", "print_config", "help_config", "progress", "coordinator_address", "num_processes", "process_id")
+_OTHERS = ("workdir", "print_config", "help_config", "progress", *PROCESSES)
 
 
 def define() -> flags.FlagValues:

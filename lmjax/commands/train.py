@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from lmjax.commands.config_help import explain
 from lmjax.commands.fits import check_run, sized_model
-from lmjax.commands.flags import data_fields, eval_sets
+from lmjax.commands.flags import PROCESSES, data_fields, eval_sets
 from lmjax.commands.naming import run_name
 from lmjax.commands.report import fill_report, final_report, opening_report
 from lmjax.commands.train_flags import FIELDS
@@ -122,7 +122,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if values["keep_memory"].value:
         keep_freed_memory()
     distributed.initialize(
-        *(values[n].value for n in ("coordinator_address", "num_processes", "process_id")),
+        *(values[n].value for n in PROCESSES),
         connect_timeout=config.parallel.connect_timeout,
         heartbeat_timeout=config.parallel.heartbeat_timeout,
     )

@@ -6,12 +6,14 @@ from absl import flags
 
 from lmjax.commands import facts
 from lmjax.commands.flags import (
+    PROCESSES,
     define_accept_fields,
     define_choice,
     define_data,
     define_help,
     define_objective,
     define_path,
+    define_processes,
 )
 
 DESCRIPTION = """
@@ -93,7 +95,6 @@ def define() -> flags.FlagValues:
         "config": "an experiment: FILE.py or FILE.py:variant. It is Python and runs: use files that you trust",
         "init_from": "a workdir, or a folder or name of a Hugging Face checkpoint: training starts from its parameters "
         "with its model and its tokenizer",
-        "coordinator_address": "HOST:PORT of process 0, to train in several processes",
         "help_config": "explain every field of the config, with its value under the other flags, its allowed values "
         "and what it does, and stop; =WORD: the fields that hold the word",
     }
@@ -107,8 +108,6 @@ def define() -> flags.FlagValues:
         "batch_size": "rows of a step, on all devices and in all microbatches together",
         "length": "tokens in a row; in an encoder-decoder, in a row of the encoder",
         "warmup_steps": "steps in which the learning rate rises to its peak",
-        "num_processes": "number of processes that train together",
-        "process_id": "number of this process, from 0",
     }
     for name, text in integers.items():
         flags.DEFINE_integer(name, None, text, flag_values=values)
@@ -127,6 +126,7 @@ def define() -> flags.FlagValues:
         "is not trained on)",
         flag_values=values,
     )
+    define_processes(values, "train")
     _define_switches(values)
     define_accept_fields(values)
     define_help(values)
@@ -148,10 +148,7 @@ def _define_switches(values: flags.FlagValues) -> None:
 
 
 # Flags of `lmjax train` about where, how it is shown, and by which processes.
-_OTHERS = (
-    "workdir", "print_config", "help_config", "progress", "keep_memory", "coordinator_address", "num_processes",
-    "process_id",
-)  # fmt: skip
+_OTHERS = ("workdir", "print_config", "help_config", "progress", "keep_memory", *PROCESSES)
 
 
 def define_trained() -> flags.FlagValues:

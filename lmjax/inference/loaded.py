@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import flax.linen as nn
@@ -26,6 +26,7 @@ from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import RecordTask
 from lmjax.objectives.registry import OBJECTIVES, unmasks
 from lmjax.objectives.rows import side
+from lmjax.parallel.gather import over_processes
 from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
@@ -54,6 +55,8 @@ class LoadedModel:
         tasks: settings of the objectives that it was fine-tuned on, by name; empty: none that is known.
         length: the most tokens in a row that it was trained on; None: not known.
         shown: names of labels in its Hugging Face config.json where its task has others: LABEL_0 for 0.
+        together: whether all processes have the model and call each function with the same arguments, so that each
+            computes a share of the texts or records, and all have all results; else each process is alone.
     """
 
     model: LanguageModel
@@ -65,6 +68,7 @@ class LoadedModel:
     tasks: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     length: int | None = None
     shown: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    together: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -96,6 +100,10 @@ class LoadedModel:
         """Activates the model's mesh and the sharding rules of its axes for what is traced inside the context."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
             yield
+
+    def each(self, items: Sequence[Any], compute: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+        """Returns `compute(items)`, JSON values, of which each process computes a share if they run together."""
+        return over_processes(items, compute) if self.together else list(compute(items))
 
     def check_vocabulary(self) -> None:
         """Raises FlagError if the model predicts no tokens."""

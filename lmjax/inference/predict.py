@@ -16,7 +16,7 @@ from lmjax.objectives.base import Batch, Features
 from lmjax.objectives.prompts import PromptFormat
 from lmjax.objectives.records import Prediction, RecordTask, TokenRecord
 from lmjax.objectives.sums import NO_PENALTIES
-from lmjax.parallel.mesh import batch_shards, to_device
+from lmjax.parallel.mesh import batch_shards, process_rows, to_device
 from lmjax.streams import prng_key
 from lmjax.training.forward import forward
 
@@ -38,9 +38,10 @@ def predict(loaded: LoadedModel, records: Sequence[TokenRecord], batch_size: int
         FlagError: the model was not fine-tuned for a task on records.
     """
     task = loaded.task
+    of = {"mesh": loaded.mesh, "batch_size": batch_size}
     with loaded.on_devices():
-        return predictions(
-            task, records, loaded.prompts, loaded.model, loaded.params, mesh=loaded.mesh, batch_size=batch_size
+        return loaded.each(
+            records, lambda own: predictions(task, own, loaded.prompts, loaded.model, loaded.params, **of)
         )
 
 
@@ -96,7 +97,8 @@ def row_outputs(
             part = numbers[start : start + size]
             padding = [{name: np.zeros_like(x) for name, x in short[part[0]].items()}] * (size - len(part))
             made = [*(short[i] for i in part), *padding]
-            batch = to_device({name: _local(np.stack([row[name] for row in made])) for name in made[0]}, mesh)
+            batch = {name: process_rows(np.stack([row[name] for row in made]), mesh) for name in made[0]}
+            batch = to_device(batch, mesh)
             for name, values in jax.device_get(_outputs(model, params, batch, task, mesh)).items():
                 for i, value in zip(part, values, strict=False):
                     found[i][name] = np.asarray(value, np.float64)
@@ -108,12 +110,6 @@ def shortened(row: Features, length: int) -> Features:
     longest = max(int(np.max(np.sum(x > 0, axis=-1))) for name, x in row.items() if name.endswith("segment_ids"))
     short = row_length(longest, length)
     return {name: x[..., :short] if x.ndim and x.shape[-1] == length else x for name, x in row.items()}
-
-
-def _local(x: np.ndarray) -> np.ndarray:
-    """Returns this process's part of the rows of a batch."""
-    share = len(x) // jax.process_count()
-    return x[jax.process_index() * share :][:share]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "task", "mesh"))

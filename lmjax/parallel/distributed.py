@@ -28,8 +28,10 @@ def initialize(
     *,
     connect_timeout: int = 300,
     heartbeat_timeout: int = 20,
-) -> None:
-    """Starts `jax.distributed` if an argument is given or a cluster is detected; call it before any use of a device.
+) -> bool:
+    """Returns whether it started `jax.distributed`: if an argument is given, or a cluster is detected.
+
+    Call it before any use of a device.
 
     Args:
         coordinator: HOST:PORT of process 0, or None to detect it.
@@ -48,7 +50,7 @@ def initialize(
             "--coordinator_address, --num_processes and --process_id go together, except on a cluster that jax detects"
         )
     if not any(given) and not _detected(dict(os.environ)):
-        return
+        return False
     _check(coordinator, num_processes, process_id)
     missing = (
         f"--coordinator_address={coordinator}: not all of --num_processes={num_processes} processes connected within "
@@ -70,6 +72,7 @@ def initialize(
         "another process of this run is lost, as jax reports above: it was killed, stopped, or does not answer. Run "
         "the same command again in every process; it resumes from the newest checkpoint"
     )
+    return True
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

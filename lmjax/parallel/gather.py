@@ -1,9 +1,9 @@
-"""What processes that train together give to each other on the host: parameters in parts, and texts."""
+"""What processes that run together give to each other on the host: parameters in parts, and results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,19 @@ def on_host(arrays: PyTree) -> PyTree:
     return multihost_utils.process_allgather(arrays, tiled=True)
 
 
-def joined_texts(share: Sequence[str]) -> list[str]:
-    """Returns the texts of all processes in order; process `i` of `n` has every `n`-th text from number `i` on."""
+def over_processes(items: Sequence[Any], compute: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+    """Returns `compute(items)`, of which each process computes a share; all call it with the same items.
+
+    Args:
+        items: what is computed.
+        compute: from some of the items to a JSON value for each. In one process tuples stay tuples.
+    """
+    count = jax.process_count()
+    return joined(compute(items[jax.process_index() :: count]))
+
+
+def joined(share: Sequence[Any]) -> list[Any]:
+    """Returns the JSON values of all processes in order; process `i` of `n` has every `n`-th one from number `i` on."""
     count = jax.process_count()
     if count == 1:
         return list(share)
@@ -31,7 +42,7 @@ def joined_texts(share: Sequence[str]) -> list[str]:
     padded = np.full(size, ord(" "), np.uint8)
     padded[: len(mine)] = mine
     parts = [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
-    found = [""] * sum(map(len, parts))
+    found: list[Any] = [None] * sum(map(len, parts))
     for number, part in enumerate(parts):
         found[number::count] = part
     return found

@@ -173,6 +173,13 @@ def batch_sharding(mesh: Mesh, shape: Sequence[int] = ()) -> NamedSharding:
     return nn.logical_to_mesh_sharding(jax.sharding.PartitionSpec(*names), mesh, RULES)
 
 
+def process_rows(x: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Returns the rows of a global batch that this process gives to `to_device`, of those that the mesh spans."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    share = len(x) // len(processes)
+    return x[processes.index(jax.process_index()) * share :][:share]
+
+
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global batch sharded on the mesh; `batch` holds the rows of this process."""
     return {name: jax.make_array_from_process_local_data(batch_sharding(mesh, x.shape), x) for name, x in batch.items()}

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import logging
 
 from lmjax.data.store import Store
@@ -20,7 +19,7 @@ from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.predict import predictions
 from lmjax.objectives.records import RecordTask, TokenRecord
-from lmjax.parallel.gather import joined_texts, on_host
+from lmjax.parallel.gather import on_host, over_processes
 from lmjax.runs.best import falling
 from lmjax.runs.build import Run
 from lmjax.runs.trained import trained_model
@@ -93,11 +92,11 @@ class GenerationMetrics:
         evaluation = self.run.config.evaluation
         loaded = trained_model(self.run, on_host(params))
         beams = {"beams": BeamConfig(beams=evaluation.beams)} if evaluation.beams > 1 else {}
-        prompts = [loaded.prompts.around(ids) for ids in self.sources[jax.process_index() :: jax.process_count()]]
+        prompts = [loaded.prompts.around(ids) for ids in self.sources]
         config = GenerateConfig(max_new_tokens=evaluation.max_new_tokens, **beams)
         # The model is on one device, and the run's mesh, which is active here, may have more.
         with loaded.on_devices():
-            found = joined_texts(targets(loaded, prompts, config) if prompts else [])
+            found = over_processes(prompts, lambda own: targets(loaded, own, config) if own else [])
         each_batch()
         values = text_metrics(self.references, found).values
         return {f"{self.name}/{metric}": value for metric, value in values.items()}

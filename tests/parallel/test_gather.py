@@ -1,4 +1,4 @@
-"""Texts that processes give to each other stand in the order of the whole, whatever their lengths."""
+"""Values that processes give to each other stand in the order of the whole, whatever their lengths."""
 
 import threading
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from lmjax.parallel.gather import joined_texts
+from lmjax.parallel.gather import joined
 
 TEXTS = ["a", "", "some längere Text", 'quotes " and \\', "\n", "six", "seven"]
 
@@ -33,7 +33,7 @@ class Processes:
 
         def work(number):
             self.own.number = number
-            found[number] = joined_texts(shares[number])
+            found[number] = joined(shares[number])
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(self.count)]
         for thread in threads:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +119,24 @@ def generate(
     loaded = answering(loaded, prompts)
     requests, constraint = check(loaded, prompts, config, seeds=seeds, draft=draft, names=names)
     check_files(loaded, config, len(prompts), files, drafted=draft is not None)
+
+    def write(own: Sequence[Request]) -> list[list[Mapping[str, Any]]]:
+        own = [dataclasses.replace(request, index=i) for i, request in enumerate(own)]
+        return [[vars(x) for x in texts] for texts in _written(loaded, own, config, constraint, draft, files)]
+
+    found = loaded.each(requests, write)
+    return [[Generation(**x | {"ids": tuple(x["ids"])}) for x in texts] for texts in found]
+
+
+def _written(
+    loaded: LoadedModel,
+    requests: Sequence[Request],
+    config: GenerateConfig,
+    constraint: Constraint | None,
+    draft: LoadedModel | None,
+    files: PromptFiles | None,
+) -> list[list[Generation]]:
+    """Returns the texts for each request, which this process generates; arguments as for `generate`, checked."""
     if loaded.unmasks:
         return _unmasked(loaded, requests, config)
     results: list[list[Generation]] = [[]] * len(requests)
@@ -198,7 +218,8 @@ def _beams(loaded: LoadedModel, batch: Sequence[Request], config: GenerateConfig
         kind=config.cache,
     )
     writing.advance(config.max_new_tokens)
-    found = zip(batch, *(np.asarray(x) for x in strategy.results(writing.decoding.state)), strict=True)
+    # The arrays have rows that fill up the batch.
+    found = zip(batch, *(np.asarray(x) for x in strategy.results(writing.decoding.state)), strict=False)
     return [beam_texts(loaded, request, stop, *results) for request, *results in found]
 
 

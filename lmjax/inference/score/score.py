@@ -17,6 +17,7 @@ on sources and targets), each is always tokenised by itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -245,19 +246,27 @@ def _scores(
         sizes: bytes of each text.
         config: settings.
     """
+    texts = list(zip(pieces, sizes, strict=True))
+    return [Score(*of) for of in loaded.each(texts, functools.partial(_sums, loaded, config))]
+
+
+def _sums(
+    loaded: LoadedModel, config: ScoreConfig, texts: Sequence[tuple[Iterable[Piece], int]]
+) -> list[tuple[float, int, bool, int]]:
+    """Returns the fields of `Score` for texts, given as their pieces and bytes."""
     owners: list[tuple[int, float]] = []
 
     def everything() -> Iterator[Piece]:
-        for i, own in enumerate(pieces):
+        for i, (own, _) in enumerate(texts):
             for piece in own:
                 owners.append((i, piece.factor))
                 yield piece
 
-    nats, tokens, greedy = [0.0] * len(sizes), [0.0] * len(sizes), [True] * len(sizes)
+    nats, tokens, greedy = [0.0] * len(texts), [0.0] * len(texts), [True] * len(texts)
     for k, (log_probs, best) in enumerate(token_scores(loaded, everything(), config)):
         i, factor = owners[k]
         nats[i] += factor * float(log_probs.sum(dtype="float64"))
         # Factors make up for tokens that are predicted several times.
         tokens[i] += factor * len(log_probs)
         greedy[i] &= bool(best.all())
-    return [Score(*of) for of in zip(nats, map(round, tokens), greedy, sizes, strict=True)]
+    return list(zip(nats, map(round, tokens), greedy, (size for _, size in texts), strict=True))
