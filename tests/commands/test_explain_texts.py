@@ -22,7 +22,7 @@ QUEENS = ["The old queen goes", "The young queen sees", "A queen sees the river"
 @pytest.fixture
 def files(tmp_path):
     """Returns the paths of texts with labels, of texts alone, and of the two kinds of texts."""
-    rows = [(text, "king") for text in KINGS] + [(text, "queen") for text in QUEENS]
+    rows = [row for king, queen in zip(KINGS, QUEENS, strict=True) for row in ((king, "king"), (queen, "queen"))]
     (tmp_path / "labels.tsv").write_text("text\tlabel\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
     (tmp_path / "texts.txt").write_text("\n".join([*KINGS, *QUEENS]) + "\n")
     (tmp_path / "kings.txt").write_text("\n".join(KINGS) + "\n")
