@@ -56,6 +56,7 @@ class Features(NamedTuple):
         losses: float64 `[steps]`, the share of the variance of a batch that is not restored.
         error: the same share of vectors that were not trained on.
         dead: features that are silent for all vectors.
+        tested: the groups of vectors that were not trained on.
     """
 
     weights: Weights
@@ -64,6 +65,7 @@ class Features(NamedTuple):
     losses: np.ndarray
     error: float
     dead: int
+    tested: np.ndarray
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the features of vectors `[vectors, embed]`: their numbers and sizes, `[vectors, active]` each."""
@@ -160,7 +162,8 @@ def train_features(
             "at least ten texts"
         )
     rng = random_stream(seed, "features")
-    held = np.isin(groups, rng.permutation(names)[: max(1, int(_TEST * len(names)))])
+    tested = rng.permutation(names)[: max(1, int(_TEST * len(names)))]
+    held = np.isin(groups, tested)
     own, centre = np.asarray(vectors[~held], np.float32), np.mean(vectors[~held], axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.square(own - centre.astype(np.float32)).mean(dtype=np.float64)))
     if not scale > 0:
@@ -179,7 +182,9 @@ def train_features(
         batch = own[rng.integers(len(own), size=batch_size)] / np.float32(scale)
         weights, state, silent, loss = step(weights, state, silent, batch)
         losses.append(loss)
-    found = Features(Weights(*map(np.asarray, weights)), active, scale, np.array(jax.device_get(losses)), 0.0, 0)
+    found = Features(
+        Weights(*map(np.asarray, weights)), active, scale, np.array(jax.device_get(losses)), 0.0, 0, tested
+    )
     alive, errors = np.zeros(features, bool), {}
     for side in (False, True):
         given = np.asarray(vectors[held == side], np.float32)

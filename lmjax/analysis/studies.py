@@ -17,11 +17,14 @@ from lmjax.analysis.features import Features, read_stream, top_contexts, train_f
 from lmjax.analysis.inside import cut_rows
 from lmjax.analysis.page import Part, coloured_text, curves, grid, ranges, table
 from lmjax.analysis.probes import layer_vectors, probe, similarities
+from lmjax.analysis.restored import downstream
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
 
 # Features that a page shows.
 _SHOWN = 40
+# Texts whose loss is measured with what features restore.
+_TESTED = 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,17 +150,28 @@ def dictionary(study: Study) -> Part:
         f"{study.features:,} features, {study.active} for each of {len(numbers):,} tokens, {study.steps:,} steps. "
         f"Shown: the {len(order)} features that write most, with the places where each is largest (bluer: larger)."
     )
-    return Part("features", note, table(_quality(found)) + body, tuple(f"{a}: {b}" for a, b in _quality(found)[1:]))
+    quality = _quality(study, found)
+    return Part("features", note, table(quality) + body, tuple(f"{a}: {b}" for a, b in quality[1:]))
 
 
-def _quality(found: Features) -> list[tuple[str, str]]:
+def _quality(study: Study, found: Features) -> list[tuple[str, str]]:
     """Returns the rows of a table that says how well a sparse autoencoder restores its vectors."""
-    count = len(found.weights.offset)
-    return [
-        ("", "value"),
-        ("variance that is not restored, of texts that were not trained on", f"{found.error:.1%}"),
-        ("dead features", f"{found.dead:,} of {count:,}"),
+    count, family = len(found.weights.offset), study.loaded.config.family
+    rows = [
+        ("of texts that were not trained on", "value"),
+        ("variance that is not restored", f"{found.error:.1%}"),
+        ("dead features, of all texts", f"{found.dead:,} of {count:,}"),
     ]
+    if family.continues and study.loaded.model.has_vocabulary:
+        texts = [study.some_texts[i] for i in found.tested[:_TESTED]]
+        loss = downstream(study.loaded, texts, study.layer, found)
+        rows += [
+            ("nats per token of the model", f"{loss.whole:.3f}"),
+            ("with what the features restore", f"{loss.restored:.3f}"),
+            ("with the mean of all tokens", f"{loss.centre:.3f}"),
+            ("loss that the features win back", f"{loss.recovered:.1%}"),
+        ]
+    return rows
 
 
 STUDIES: Mapping[str, Callable[[Study], Part]] = {"probe": probes, "cka": similarity, "features": dictionary}

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
-from lmjax.analysis.features import Stream, read_stream, top_contexts, train_features
+from lmjax.analysis.features import Features, Stream, Weights, read_stream, top_contexts, train_features
 from lmjax.analysis.inside import record
+from lmjax.analysis.restored import downstream
 from lmjax.errors import FlagError
 from tests.inference.scoring import tiny
 
@@ -61,6 +63,26 @@ def test_contexts_are_the_largest_places_and_one_of_each_text():
     found = top_contexts(features, stream, 3, around=1)
     assert [context.ids.tolist() for context in found] == [[0, 1, 2], [3, 4]]
     assert [context.sizes.tolist() for context in found] == [[1, 4, 0], [2, 3]]
+
+
+def test_what_a_decoder_loses_by_features_lies_between_nothing_and_the_mean():
+    loaded = tiny("decoder", num_layers=2)
+    texts = ["The young king goes under the old tree", "A queen sees the river", "kings and queens, singing and going"]
+    stream = read_stream(loaded, texts, 0)
+    # With a feature for each direction and its opposite nothing is lost, and with none active the mean is left.
+    both = Weights(np.concatenate([np.eye(16), -np.eye(16)], axis=1), np.zeros(32),
+                   np.concatenate([np.eye(16), -np.eye(16)]), stream.vectors.mean(axis=0))  # fmt: skip
+    exact = Features(both, 16, 1.0, np.zeros(0), 0.0, 0, np.zeros(0))
+    found = downstream(loaded, texts, 0, exact)
+    logits = [(row, record(loaded, [row], ["logits"])["logits"][0]) for row in loaded.encode(texts)]
+    nats = [log_softmax(x[i])[row[i + 1]] for row, x in logits for i in range(len(row) - 1)]
+    assert found.whole == pytest.approx(-np.mean(nats), abs=1e-4)
+    assert found.restored == pytest.approx(found.whole, abs=1e-4)
+    assert found.recovered == pytest.approx(1, abs=1e-3)
+    nothing = exact._replace(weights=both._replace(encoder=np.zeros((16, 32))))
+    found = downstream(loaded, texts, 0, nothing)
+    assert found.restored == pytest.approx(found.centre, abs=1e-4)
+    assert found.recovered == pytest.approx(0, abs=1e-3)
 
 
 def test_what_cannot_be_trained_is_refused():

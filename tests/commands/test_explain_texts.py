@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import cli
 from lmjax.analysis.inside import cut_rows
-from lmjax.analysis.probes import cka, layer_vectors
+from lmjax.analysis.probes import cka, layer_vectors, probe
 from lmjax.analysis.steering import direction, steer
 from lmjax.errors import DataError, FlagError
 from lmjax.inference.generate.generate import GenerateConfig, generate
@@ -42,11 +42,14 @@ def test_what_layers_know_is_told_without_a_text(folder, files, capsys):
                 "--features=20", "--active=2", "--train_steps=20", "--seeds=3", f"--output={path}")  # fmt: skip
     assert [part.title for part in parts] == ["probes", "similarity of layers", "features"]
     out = capsys.readouterr().out
-    # The two kinds of texts differ in one word, which the mean of the tokens has: a straight line tells them apart.
-    found = float(re.search(r"best layer: layer 0, accuracy ([\d.]+)", out)[1])
-    assert found > 0.7
+    rows = [line.split("\t") for line in (files / "labels.tsv").read_text().splitlines()[1:]]
+    loaded = load_model(folder)
+    (own,) = probe(layer_vectors(loaded, [text for text, _ in rows]), [label for _, label in rows], seeds=3)
+    assert float(re.search(r"best layer: layer 0, accuracy ([\d.]+)", out)[1]) == round(own.accuracy.value, 3)
+    assert float(re.search(r"selectivity there: ([+-][\d.]+)", out)[1]) == round(own.selectivity, 3)
     assert "most common label: 0.500" in out
-    assert re.search(r"dead features: \d+ of 20", out)
+    assert re.search(r"dead features, of all texts: \d+ of 20\n", out)
+    assert re.search(r"with what the features restore: \d", out)
     check(path.read_text())
 
 
