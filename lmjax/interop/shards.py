@@ -94,11 +94,16 @@ class Shards:
         """Returns a tensor.
 
         Raises:
-            DataError: it holds a number that is not finite.
+            DataError: it holds a number that is not finite, or the file has changed since its headers were read.
         """
         header = self.headers[name]
-        with _opened(header.file) as file:
-            tensor = file.get_tensor(header.name)
+        try:
+            with _opened(header.file) as file:
+                tensor = file.get_tensor(header.name)
+        except SafetensorError as e:
+            raise DataError(f"{header.file}: has changed while it was read, and lacks {header.name!r} now") from e
+        if tensor.shape != header.shape:
+            raise DataError(f"{header.file}: has changed while it was read: the shape of {name!r} is another one now")
         # If any number is not finite, the minimum or the maximum is not; `isfinite` of all would need more memory.
         if tensor.size and not (np.isfinite(tensor.min()) and np.isfinite(tensor.max())):
             count = tensor.size - np.count_nonzero(np.isfinite(tensor))
