@@ -14,6 +14,6 @@ from lmjax.sweep.space import Sweep, param, product, seeds
 def get_sweep() -> Sweep:
     """Returns the sweep."""
     return Sweep(
-        product(param("model.positions", ["learned", "sinusoidal", "rope", "alibi", "none"]), seeds(3)),
+        product(param("model.positions", ["learned", "sinusoidal", "rope", "alibi", "none", "relative"]), seeds(3)),
         base={"objective": "next_token", "length": 64, "model.max_length": 256, "steps": 1000},
     )

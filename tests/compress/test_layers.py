@@ -89,6 +89,18 @@ def test_awq_takes_the_factors_of_least_error(case, group):
     assert outputs_error(x, kernel, found) < 0.9 * outputs_error(x, kernel, nearest)
 
 
+@pytest.mark.parametrize(("form", "group"), [("int4", 4), ("nf4", 0), ("fp8", 8)])
+def test_awq_never_loses_to_rounding_on_the_texts_it_read(form, group):
+    """A strength of 0 is rounding: also where inputs are zero, alike, or fewer than the kernel has."""
+    rng = np.random.default_rng(2)
+    config = config_of(form, group, factors=True)
+    for spread in (np.ones(16), np.arange(16) % 7 > 2, 30.0 ** rng.normal(size=16)):
+        x, kernel = rng.normal(0.5, 1.0, size=(9, 16)) * spread, rng.standard_t(3, size=(16, 6))
+        found = awq(jnp.asarray(kernel, "float32"), (0,), inputs_of(x), config)
+        nearest = quantized(jnp.asarray(kernel, "float32"), (0,), config_of(form, group))
+        assert outputs_error(x, kernel, found) <= outputs_error(x, kernel, nearest) * (1 + 1e-4)
+
+
 def test_smoothquant_moves_outliers_from_the_inputs_to_the_kernel(case):
     x, kernel = case
     x = x * np.where(np.arange(16) == 2, 40.0, 1.0)
