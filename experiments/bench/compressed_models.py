@@ -4,12 +4,14 @@
         --column_names=text,label --to=runs/sst2-small --figure=sst2-small.svg
 
 Each method of GRID compresses the model as `lmjax compress` does, and a process of its own measures the result on the
-records of --data: accuracy for a classifier; nats per token of texts for another model, of which an encoder-decoder
-reads the first half and writes the second one. Prints a row for each: the bytes of its parameters in memory, the files
-of its checkpoint, the peak memory of its process beyond that of one that only imports lmjax, the quality, and the
-difference to the model with a 95 % interval of the paired bootstrap over records. --speed adds what a second pass
-reads in a second (records of a classifier, else tokens), for a machine where nothing else runs. Rows whose method does
-not fit the model say why. What is in --to already is measured again and not made again.
+records of --data: accuracy for a classifier; nats per token of texts for another model, or of the targets of pairs for
+an encoder-decoder, which without targets reads the first half of a text and writes the second one.
+
+Prints a row for each: the bytes of its parameters in memory, the files of its checkpoint, the peak memory of its
+process beyond that of one that only imports lmjax, the quality, and the difference to the model with a 95 % interval
+of the paired bootstrap over records. --speed adds what a second pass reads in a second (records of a classifier, else
+tokens), for a machine where nothing else runs. Rows whose method does not fit the model say why. What is in --to
+already is measured again and not made again.
 """
 
 import argparse
@@ -66,15 +68,18 @@ def quality(model: LoadedModel, options: argparse.Namespace) -> list[list[float]
         both = zip(found.truths, found.predictions, strict=True)
         return [[float(all(truth[n] == predicted[n] for n in names)), 1.0] for truth, predicted in both]
     read = read_unsplit(options.data, False, "error", "auto", USUAL_NAMES, header=options.columns)
-    texts = [each.text for each, _ in zip(read, range(options.records), strict=False)]
+    texts = [each.record for each, _ in zip(read, range(options.records), strict=False)]
     if model.config.family.paired:
-        halves = [
-            (text[: len(text) // 2], text[len(text) // 2 :]) for text in (text[: options.letters] for text in texts)
-        ]
-        found = score(model, halves)
+        found = score(model, [halves(*each, options.letters) for each in texts])
     else:
-        found = rolling(model, [text[: options.letters] for text in texts])
+        found = rolling(model, [each.source[: options.letters] for each in texts])
     return [[-s.log_likelihood, float(s.tokens)] for s in found]
+
+
+def halves(source: str, target: str | None, letters: int) -> tuple[str, str]:
+    """Returns a source and its target, or the halves of a text without one."""
+    middle = min(len(source), letters) // 2
+    return (source[:middle], source[middle : 2 * middle]) if target is None else (source, target)
 
 
 def memory(name: str) -> int:

@@ -3,6 +3,9 @@
 A folder has a program for each use (`prefill` and `step` of a model that writes, else `forward`), the weights in one
 safetensors file, `program.json` with names and shapes, and `portable.py`, which runs them. The sizes of batch, row and
 cache are symbolic, so one program serves all of them. The weights are arguments, so that both programs share them.
+
+There is no ONNX: the one kept converter from JAX, jax2onnx 0.17.1, requires orbax-checkpoint below 0.11.37, and lmjax
+0.12 (2026-11-29). It failed for symbolic lengths; for fixed ones an encoder's outputs were equal to 9e-8.
 """
 
 from __future__ import annotations

@@ -89,16 +89,15 @@ class Blocks:
         """Returns the positions of all keys: those of blocks in their middle, then those of tokens."""
         return self.before(self.numbers * self.size + self.size // 2, positions)
 
-    def shown(self, mask: Mask, positions: jax.Array) -> Mask:
+    def shown(self, mask: Mask) -> Mask:
         """Returns the mask of tokens with the keys of blocks before theirs, which each token of their segment sees."""
         batch, length = self.own.shape
         segments = jnp.ones((batch, length), jnp.int32) if mask.query_segments is None else mask.query_segments
-        flags = jnp.zeros((1, length), bool) if mask.global_keys is None else mask.global_keys
-        # Inside a segment, differences of positions are distances.
+        names = ("key_positions", "global_keys")
+        others = {name: x for name in names if (x := getattr(mask, name)) is not None}
         return mask.replace(
             query_segments=segments,
             key_segments=self.before(self.segments, segments),
-            query_positions=positions,
-            key_positions=self.before(jnp.zeros_like(self.numbers), positions),
-            global_keys=self.before(jnp.ones((1, self.numbers.shape[1]), bool), flags),
+            leading=self.numbers.shape[1],
+            **{name: self.before(jnp.zeros((1, self.numbers.shape[1]), x.dtype), x) for name, x in others.items()},
         )

@@ -115,10 +115,10 @@ def self_relations(
         blocks = None
         if window is not None and attention.global_block:
             blocks = Blocks.of(positions, segment_ids, attention.global_block, len(sequence.x))
-            mask, keys = blocks.shown(mask, positions), blocks.keys(positions)
+            mask, keys = blocks.shown(mask), blocks.keys(positions)
         turned = turns(positions)
         late = blocks is not None or (cache is not None and cache.late)
-        biased = bias(positions, None if blocks is not None else mask.cached_positions, blocks)
+        biased = bias(positions, mask.cached_positions, blocks)
         return Relation(mask, biased, turned, turns(keys) if late else turned, blocks)
 
     window, slots = attention.window, 0 if cache is None else cache.capacity

@@ -156,8 +156,8 @@ class Block(nn.Module):
             )
             relation = relation.replace(mask=relation.mask.replace(window=window), queries=turns, keys=turns)
         if config.scheme(self.causal).per_layer(config):
-            keys = None if relation.blocks is not None else relation.mask.cached_positions
-            bias = self_bias(config, self.causal)(inputs.positions, keys, relation.blocks)
+            keys, blocks = relation.mask.cached_positions, relation.blocks
+            bias = self_bias(config, self.causal)(inputs.positions, keys, blocks)
             relation = relation.replace(bias=bias)
         return relation
 

@@ -51,6 +51,7 @@ MODELS = {
     "bart": {"architecture": "encoder_decoder", "norm_position": "post", "embedding.norm": True},
     "cross_rope_window": T5 | ROPE | WINDOW | {"cross_positions": "rope"},
     "cross_relative_per_layer": T5 | {"cross_positions": "relative", "relative": {"per_layer": True}},
+    "local_encoder": T5 | WINDOW | {"attention.decoder_window": False, "attention.global_block": 2},
 }
 LENGTH = 12
 
@@ -125,8 +126,17 @@ def test_logits_are_those_of_reading_at_once(name):
     real = SEGMENTS > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(cache.segment_ids[:, :LENGTH], SEGMENTS)
-    if "attention.window" in MODELS[name] and "attention.sink_tokens" not in MODELS[name]:
+    if "attention.window" in MODELS[name] and not MODELS[name].keys() & {
+        "attention.sink_tokens",
+        "attention.decoder_window",
+    }:
         assert min(layer["attention"].slots for layer in cache.layers) == 3
+
+
+def test_a_decoder_without_the_window_of_its_encoder_keeps_all():
+    config = ModelConfig.model_validate(CONFIG.model_dump() | MODELS["local_encoder"])
+    cache = jax.eval_shape(lambda: init_cache(config, 1, 16, memory_length=4))
+    assert [layer["attention"].slots for layer in cache.layers] == [16, 16]
 
 
 def test_what_the_cache_holds_matters():

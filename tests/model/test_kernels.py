@@ -20,6 +20,7 @@ SAME = SEGMENTS[:, :, None] == SEGMENTS[:, None, :]
 NEAR = np.abs(ROWS - COLUMNS) < 6
 CAUSAL = ROWS >= COLUMNS
 CACHED = {"query_positions": np.arange(21, 26)[None], "key_positions": np.arange(LENGTH)[None]}
+LEADING = np.array([[1, 1, 3]] * 2)
 PACKED = {"query_segments": SEGMENTS, "key_segments": SEGMENTS}
 
 # By name: the mask, and the same as bool `[batch or 1, queries, keys]`.
@@ -39,6 +40,11 @@ MASKS = {
     "global": (
         Mask(window=6, global_keys=PREFIX, global_queries=PREFIX, **PACKED),
         SAME & (NEAR | PREFIX[:, None, :] | PREFIX[:, :, None]),
+    ),
+    # Three keys before those of the row: two of segment 1, and one of segment 3.
+    "leading": (
+        Mask(window=6, leading=3, query_segments=SEGMENTS, key_segments=np.hstack([LEADING, SEGMENTS])),
+        np.dstack([SEGMENTS[:, :, None] == LEADING[:, None], SAME & NEAR]),
     ),
     "prefix": (Mask(causal=True, prefix=PREFIX, **PACKED), SAME & (CAUSAL | PREFIX[:, None, :])),
     "prefix_window": (
@@ -172,6 +178,7 @@ def test_plain_has_every_feature_under_every_mask(name):
         ("traced_window", 16, 1),
         ("sink_tokens", 16, 1),
         ("global", 16, 1),
+        ("leading", 16, 8),
     ],
 )
 def test_blocks_have_every_feature_in_turn_and_in_a_loop(name, size, spans, blocks):
@@ -209,7 +216,7 @@ def test_masks_are_the_same_whole_and_in_parts_and_nothing_seen_is_cut_off(name)
     assert sighted is not None or seen.any(axis=2).all()
     for start, stop in ((0, 5), (queries - 5, queries)):
         first, end = mask.columns(start, stop, keys)
-        assert not seen[:, start:stop, :first].any()
+        assert not seen[:, start:stop, mask.leading : first].any()
         assert not seen[:, start:stop, end:].any()
         part = mask.part(start, stop - start, first, end - first)
         assert part is None or (np.asarray(part)[:, 0] == seen[:, start:stop, first:end]).all()
@@ -220,6 +227,7 @@ def test_static_masks_spare_blocks_their_hidden_keys():
     assert Mask(causal=True, window=6).columns(16, 32, 64) == (11, 32)
     assert Mask(window=6).columns(16, 32, 64) == (11, 37)
     assert Mask(causal=True, **CACHED).columns(16, 32, 64) == (0, 64)
+    assert Mask(window=6, leading=8).columns(16, 32, 72) == (19, 45)
 
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise"])

@@ -35,6 +35,7 @@ class Mask:
             row.
         query_positions: `[batch or 1, queries]`, needed if keys come from a cache; None: order is by index in the row,
             which kernels can use while tracing.
+        leading: number of first keys that stand before those of the row; only segments mask them.
         global_keys: bool `[batch or 1, keys]`, keys that the window does not mask (Beltagy et al. 2020, section 3.1);
             None: no such keys.
         global_queries: bool `[batch or 1, queries]`, queries for which the window masks no key; None: no such queries.
@@ -48,6 +49,7 @@ class Mask:
     prefix: jax.Array | None = None
     key_positions: jax.Array | None = None
     query_positions: jax.Array | None = None
+    leading: int = _static(0)
     global_keys: jax.Array | None = None
     global_queries: jax.Array | None = None
 
@@ -115,6 +117,8 @@ class Mask:
                 near |= along_keys(self.global_keys)
             if self.global_queries is not None:
                 near |= jax.lax.dynamic_slice_in_dim(self.global_queries, row, queries, axis=1)[:, None, :, None]
+            if self.leading:
+                near |= (column + jnp.arange(keys) < self.leading)[None, None, None]
             seen = near if seen is None else seen & near
         if self.segmented:
             of_queries, of_keys = self.segments(queries, column + keys)
@@ -127,7 +131,8 @@ class Mask:
     def _distance(self, row: int | jax.Array, queries: int, column: int | jax.Array, keys: int) -> jax.Array:
         """Returns int32 `[batch or 1, 1, queries, keys]`: index or position of each query minus that of each key."""
         if self.query_positions is None:
-            rows, columns = (start + jnp.arange(n, dtype=jnp.int32) for start, n in ((row, queries), (column, keys)))
+            starts = (row, queries), (column - self.leading, keys)
+            rows, columns = (start + jnp.arange(n, dtype=jnp.int32) for start, n in starts)
             return (rows[:, None] - columns[None])[None, None]
         rows = jax.lax.dynamic_slice_in_dim(self.query_positions, row, queries, axis=1)
         columns = jax.lax.slice_in_dim(self.key_positions, column, column + keys, axis=1)
@@ -140,16 +145,17 @@ class Mask:
         return jnp.any(self.dense(queries, keys), axis=(1, 3))
 
     def columns(self, start: int, stop: int, keys: int) -> tuple[int, int]:
-        """Returns the range (first, end) of keys to which the queries from `start` to `stop` may attend.
+        """Returns the range (first, end) of keys behind the leading ones to which some queries may attend.
 
-        It has at least one key. It is narrowed only by what is known while tracing: causal order, and a window that is
-        an int.
+        The queries are those from `start` to `stop`. The range has at least one key. It is narrowed only by what is
+        known while tracing: causal order, and a window that is an int.
         """
-        first, end = 0, keys
+        first, end, before = self.leading, keys, self.leading
         if self.query_positions is None:
             if self.causal and self.prefix is None:
-                end = min(end, stop)
+                end = min(end, before + stop)
             if self.banded:
-                first, end = max(first, start - self.window + 1), min(end, stop + self.window - 1)
+                first = max(first, before + start - self.window + 1)
+                end = min(end, before + stop + self.window - 1)
         first = min(first, keys - 1)
         return first, max(end, first + 1)

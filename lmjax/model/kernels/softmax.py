@@ -22,8 +22,9 @@ class _Span(NamedTuple):
         start: the first query.
         size: queries in a block.
         count: number of blocks.
-        first: the first key that a query of the span may attend to.
+        first: the first key, behind the leading ones, that a query of the span may attend to.
         end: the end of these keys.
+        leading: keys before all others that every query may attend to.
     """
 
     start: int
@@ -31,6 +32,36 @@ class _Span(NamedTuple):
     count: int
     first: int
     end: int
+    leading: int = 0
+
+    def keys_of(self, x: jax.Array, axis: int) -> jax.Array:
+        """Returns the part of `x` that belongs to the keys of the span."""
+        found = jax.lax.slice_in_dim(x, self.first, self.end, axis=axis)
+        if not self.leading:
+            return found
+        return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.leading, axis=axis), found], axis=axis)
+
+    def add_keys(self, x: jax.Array, part: jax.Array) -> jax.Array:
+        """Returns `x` `[batch, heads, keys, width]` with a part for the keys of the span added."""
+        if self.leading:
+            x = add_to(x, part[:, :, : self.leading], 0)
+        return add_to(x, part[:, :, self.leading :], self.first)
+
+    def add_scores(self, x: jax.Array, part: jax.Array, row: jax.Array) -> jax.Array:
+        """Returns `x` `[batch, heads, queries, keys]` with a part for a block and the keys of the span added."""
+        if self.leading:
+            x = add_to(x, part[..., : self.leading], row)
+        return add_to(x, part[..., self.leading :], row, self.first)
+
+    def seen(self, mask: Mask, row: jax.Array) -> jax.Array | None:
+        """Returns the mask of a block and the keys of the span; None: all are visible."""
+        found = mask.part(row, self.size, self.first, self.end - self.first)
+        if not self.leading or found is None:
+            return found
+        first = mask.part(row, self.size, 0, self.leading)
+        batch = max(len(first), len(found))
+        both = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (first, found))
+        return jnp.concatenate(list(both), axis=-1)
 
 
 class _Plan(NamedTuple):
@@ -116,7 +147,9 @@ def _spans(queries: int, keys: int, mask: Mask) -> tuple[_Span, ...]:
     each = max(1, -(-blocks // SPANS))
     found = [(i * BLOCK, BLOCK, min(each, blocks - i)) for i in range(0, blocks, each)]
     found += [(blocks * BLOCK, rest, 1)] if rest else []
-    return tuple(_Span(*span, *mask.columns(span[0], span[0] + span[1] * span[2], keys)) for span in found)
+    return tuple(
+        _Span(*span, *mask.columns(span[0], span[0] + span[1] * span[2], keys), mask.leading) for span in found
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -165,16 +198,10 @@ def _blocks_backward(plan: _Plan, residuals: tuple[Any, ...], g: jax.Array) -> t
         d_q, d_k, d_b = of_scores(weights * (d_weights - share))
         d_query, d_key, d_value, d_bias, d_sinks = grads
         if bias is not None:
-            d_bias = add_to(d_bias, d_b, row, span.first)
+            d_bias = span.add_scores(d_bias, d_b, row)
         if sink_logits is not None:
             d_sinks -= jnp.sum(jnp.exp(per_head(sink_logits, dtype) - total) * share, axis=(0, 2, 3))
-        return (
-            add_to(d_query, d_q, row),
-            add_to(d_key, d_k, span.first),
-            add_to(d_value, d_v, span.first),
-            d_bias,
-            d_sinks,
-        )
+        return add_to(d_query, d_q, row), span.add_keys(d_key, d_k), span.add_keys(d_value, d_v), d_bias, d_sinks
 
     arrays = (query, key, value, bias, sink_logits)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), arrays)
@@ -216,10 +243,10 @@ def _cut(
     span: _Span, row: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, mask: Mask
 ) -> tuple[Any, ...]:
     """Returns the parts of queries, keys, values, bias and mask that a block reads."""
-    keys = slice(span.first, span.end)
-    bias = None if bias is None else rows(bias[..., keys], row, span.size)
-    seen = mask.part(row, span.size, span.first, span.end - span.first)
-    return rows(query, row, span.size), key[:, :, keys], value[:, :, keys], bias, seen
+    if bias is not None:
+        bias = rows(span.keys_of(bias, 3), row, span.size)
+    key, value = (span.keys_of(x, 2) for x in (key, value))
+    return rows(query, row, span.size), key, value, bias, span.seen(mask, row)
 
 
 def _average(
