@@ -48,17 +48,25 @@ class Collective(NamedTuple):
 def collectives(program: Program, axes: Mapping[str, int]) -> list[Collective]:
     """Returns the collectives of a program that some device sends anything in.
 
+    A collective that a TPU runs beside other work stands in several computations, which begin it, go on with it and
+    end it; it counts once.
+
     Args:
         program: the compiled program.
         axes: the sizes of the mesh's axes by name, in their order.
     """
-    found = []
+    found, chains = [], set()
     for use in program.uses:
         scattered = use.computation.name.startswith(_SCATTERED)
         for instruction in use.computation.instructions.values():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            if "chain_id=" in instruction.attributes:
+                channel = instruction.attribute("channel_id")
+                if channel in chains:
+                    continue
+                chains.add(channel)
             groups = _groups(instruction, axes)
             devices = groups.shape[1]
             given = sum(shape.num_bytes for shape in use.computation.shapes(instruction))

@@ -260,3 +260,20 @@ ENTRY %main (x: f32[8,8]) -> f32[8,8] {{
 }}
 """
     assert cost.flops(Program.parse(text)) == expected * 2 * 8 * 8 * 8
+
+
+def test_a_gather_that_runs_beside_other_work_counts_once():
+    """A TPU's program has it in the computations that begin and end it, with one channel."""
+    gather = (
+        "  %all-gather.{0} = bf16[64,8]{{1,0}} all-gather(%p.{0}), channel_id=7, replica_groups=[2,4]<=[8], "
+        'dimensions={{0}}, frontend_attributes={{chain_id="6"}}'
+    )
+    lines = ["HloModule step", ""]
+    for i in (1, 2):
+        lines += [f"%part.{i} (p.{i}: bf16[16,8]) -> bf16[64,8] {{", f"  %p.{i} = bf16[16,8]{{1,0}} parameter(0)"]
+        lines += [f"{gather.format(i)}", f"  ROOT %end.{i} = bf16[64,8]{{1,0}} bitcast(%all-gather.{i})", "}", ""]
+    lines += ["ENTRY %main (x: bf16[16,8]) -> bf16[64,8] {", "  %x = bf16[16,8]{1,0} parameter(0)"]
+    lines += [f"  %f.{i} = bf16[64,8]{{1,0}} fusion(%x), kind=kCustom, calls=%part.{i}" for i in (1, 2)]
+    lines += ["  ROOT %y = bf16[64,8]{1,0} add(%f.1, %f.2)", "}"]
+    (found,) = collectives.collectives(Program.parse("\n".join(lines)), {"data": 2, "fsdp": 4})
+    assert (found.kind, found.axes, found.sent) == ("all-gather", ("fsdp",), 3 * 16 * 8 * 2)
