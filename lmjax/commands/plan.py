@@ -15,6 +15,7 @@ from lmjax.commands.table import aligned
 from lmjax.commands.train import resolve_flags
 from lmjax.config import Config, replace
 from lmjax.errors import FlagError
+from lmjax.model.parameters import count_parameters
 from lmjax.parallel.chips import Chip, chip_of
 from lmjax.parallel.collectives import sent_by_axes
 from lmjax.parallel.memory import readable
@@ -25,7 +26,7 @@ from lmjax.phases import phase
 from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
 from lmjax.runs.decode_ahead import Decode, compile_decode
-from lmjax.runs.meshes import Candidate, candidates
+from lmjax.runs.meshes import Candidate, candidates, least_sent
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
@@ -138,7 +139,7 @@ def report(config: Config, topology: str, ahead: Ahead, tokens: float | None) ->
         "",
         *_memory(ahead, chip),
         "",
-        *_times(ahead, chip),
+        *_times(config, ahead, chip),
     ]
     if chip is not None:
         lines += ["", *_budget(config, ahead, bound(ahead.load, chip, mesh), chip, tokens)]
@@ -185,7 +186,7 @@ def _memory(ahead: Ahead, chip: Chip | None) -> list[str]:
     return [line.rstrip() for line in [*aligned([head, *rows, row("total", ahead.total)]), off] if line.strip()]
 
 
-def _times(ahead: Ahead, chip: Chip | None) -> list[str]:
+def _times(config: Config, ahead: Ahead, chip: Chip | None) -> list[str]:
     """Returns the table of what a device computes, moves and sends in a step, and the time of each."""
     load, mesh = ahead.load, ahead.run.mesh
     times = bound(load, chip, mesh) if chip else None
@@ -203,7 +204,15 @@ def _times(ahead: Ahead, chip: Chip | None) -> list[str]:
         seconds = sent / link_speed(chip, mesh, axes) if chip else None
         rows.append(row(f"{name} over {'+'.join(axes)}", readable(int(sent)), seconds))
     share = f"products are {load.flops / needed:.3f} of the model's own {needed / 1e9:.4g} GFLOP"
-    return [*(line.rstrip() for line in aligned(rows)), share]
+    lines = [*(line.rstrip() for line in aligned(rows)), share]
+    least = sum(least_sent(config, mesh.shape, count_parameters(ahead.state.params)).values())
+    if least:
+        sent = sum(load.sent.values())
+        lines.append(f"what is sent is {sent / least:.3f} of the least, {readable(int(least))} by lmjax.runs.meshes")
+    over = [each for each in ahead.collectives if "fsdp" in each.axes]
+    if 2 * sum(each.sent for each in over if each.kind == "all-reduce") > sum(each.sent for each in over):
+        lines.append("fsdp gathers by sums, which send twice the bytes: give one side of the torus to data")
+    return lines
 
 
 def _budget(config: Config, ahead: Ahead, least: Bound, chip: Chip, tokens: float | None) -> list[str]:

@@ -57,10 +57,10 @@ def bound(load: Load, chip: Chip, mesh: jax.sharding.Mesh) -> Bound:
 
 def link_speed(chip: Chip, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> float:
     """Returns the bytes/s that a device sends to the others of its group along these axes."""
-    return chip.links * max(1, min(chip.dims, _extent(mesh, axes))) / chip.dims
+    return chip.links * max(1, min(chip.dims, torus_sides(mesh, axes))) / chip.dims
 
 
-def _extent(mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> int:
+def torus_sides(mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> int:
     """Returns the number of torus dimensions in which the devices of a group along these axes differ."""
     last = [mesh.axis_names.index(name) for name in axes]
     order = [i for i in range(mesh.devices.ndim) if i not in last] + last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,8 +16,11 @@ from lmjax.model.language_model import LanguageModel, abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.parallel.chips import Chip
 from lmjax.parallel.mesh import make_mesh
+from lmjax.parallel.roofline import torus_sides
 from lmjax.runs.build import check_mesh
 
+# Sides of a torus over which XLA has no gathers.
+_SUMMED = 3
 # The estimate of memory is no more exact than this, so larger ones are left out.
 _ROOM = 1.1
 # Numbers of embed_dim and of mlp_dim that a layer keeps for a token, and the products that it computes again.
@@ -67,7 +70,7 @@ def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Devic
     }
     flops = float(train_flops(model, rows))
     found = [
-        Candidate(each, *_estimate(each, count, flops, len(devices), chip)) for each in _layouts(config, list(devices))
+        Candidate(each, *_estimate(each, count, flops, mesh, chip)) for each, mesh in _layouts(config, list(devices))
     ]
     if not found:
         raise FlagError(
@@ -84,8 +87,8 @@ def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Devic
     return sorted(fitting, key=lambda each: each.seconds)
 
 
-def _layouts(config: Config, devices: list[jax.Device]) -> Iterator[Config]:
-    """Yields the config with every mesh, remat and number of microbatches that divide it."""
+def _layouts(config: Config, devices: list[jax.Device]) -> Iterator[tuple[Config, jax.sharding.Mesh]]:
+    """Yields the config with every mesh, remat and number of microbatches that divide it, and that mesh."""
     count = len(devices) // (config.parallel.expert * config.parallel.sequence)
     sizes = [size for size in range(1, count + 1) if count % size == 0]
     for fsdp, tensor in itertools.product(sizes, sizes):
@@ -97,17 +100,19 @@ def _layouts(config: Config, devices: list[jax.Device]) -> Iterator[Config]:
                 continue
             made = replace(config, fields | {"accumulation": accumulation})
             try:
-                check_mesh(made, make_mesh(made.parallel, devices))
+                mesh = make_mesh(made.parallel, devices)
+                check_mesh(made, mesh)
             except FlagError:
                 continue
-            yield from (replace(made, {"model.remat": remat}) for remat in _KEPT)
+            yield from ((replace(made, {"model.remat": remat}), mesh) for remat in _KEPT)
 
 
-def _estimate(config: Config, count: int, flops: float, devices: int, chip: Chip) -> tuple[float, float]:
+def _estimate(config: Config, count: int, flops: float, mesh: jax.sharding.Mesh, chip: Chip) -> tuple[float, float]:
     """Returns the seconds of a step and the bytes of a device, both estimated.
 
-    Products take their time at the peak; the links carry the gathered parameters and scattered gradients of fsdp, the
-    summed gradients of data, and four sums of the activations of each layer for tensor.
+    Products take their time at the peak, and the links carry what `least_sent` counts. XLA on a TPU gathers and
+    scatters by sums, which send twice the bytes, where a group extends over three sides of the torus (jax 0.10.2,
+    libtpu 0.0.42: 4x4x4, not 2x2x2).
     """
     model, parallel = config.model, config.parallel
     embed, mlp, again = _KEPT[model.remat]
@@ -122,12 +127,37 @@ def _estimate(config: Config, count: int, flops: float, devices: int, chip: Chip
     kept = part * layer * width * model.num_layers / (1 if model.remat == "full" else parallel.tensor)
     # Parameters, two moments and gradients in float32, and one layer's working set beside what the layers keep.
     memory = 16 * count / split + kept + logits + part * 14 * model.embed_dim * width
-    sent = 3 * config.accumulation * width * count / parallel.tensor * (1 - 1 / parallel.fsdp)
-    sent += 2 * 4 * count / split * (1 - 1 / parallel.data)
-    sent += 8 * tokens * model.embed_dim * width * model.num_layers * (1 - 1 / parallel.tensor)
-    # Keys and values go round once in the forward pass, and with their gradients, in float32, in the backward pass.
-    kept_heads = 2 * model.kv_heads * model.width_of_head / parallel.tensor
-    sent += tokens * (parallel.sequence - 1) * kept_heads * (2 * width + 4) * model.num_layers
-    products, links = flops * (1 + again) / devices / chip.flops, sent / chip.links
+    sent = least_sent(config, parallel.sizes(), count)
+    if torus_sides(mesh, ("fsdp",)) == _SUMMED and parallel.fsdp > 2**_SUMMED:
+        sent["fsdp"] *= 2
+    products, links = flops * (1 + again) / mesh.size / chip.flops, sum(sent.values()) / chip.links
     # Links and products work at the same time in part.
     return max(products, links) + 0.2 * min(products, links) + 1e-4 * config.accumulation, memory
+
+
+def least_sent(config: Config, sizes: Mapping[str, int], count: int) -> dict[str, float]:
+    """Returns the bytes that a device must send in a step, by axis of the mesh; rings of devices send them.
+
+    Along fsdp, each microbatch gathers the parameters in the forward and in the backward pass and scatters the sum of
+    their gradients, all in the compute dtype. Along data, the gradients are summed once, those of several microbatches
+    in float32. Along tensor, the activations of each layer are summed twice in both passes, and along sequence its keys
+    and values go round once in the forward pass, and with their gradients, in float32, in the backward pass. A layer
+    that is computed again in the backward pass sums the activations of its attention again.
+
+    Args:
+        config: of the run.
+        sizes: of the mesh's axes by name.
+        count: parameters of the model.
+    """
+    model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    tokens = config.batch_size * config.task.length / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+    sums = 5 if model.remat == "full" else 4
+    kept_heads = 2 * model.kv_heads * model.width_of_head / sizes["tensor"]
+    rounds = tokens * (sizes["sequence"] - 1) * kept_heads * (2 * width + 4) * model.num_layers
+    own = count / (sizes["fsdp"] * sizes["tensor"] * sizes["expert"])
+    return {
+        "fsdp": 3 * config.accumulation * width * own * (sizes["fsdp"] - 1),
+        "data": 2 * (width if config.accumulation == 1 else 4) * own * (1 - 1 / sizes["data"]),
+        "tensor": 2 * sums * tokens * model.embed_dim * width * model.num_layers * (1 - 1 / sizes["tensor"]),
+        "sequence": rounds,
+    }

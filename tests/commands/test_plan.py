@@ -3,15 +3,17 @@
 import dataclasses
 import importlib.util
 import re
+from collections import namedtuple
 
 import jax
 import numpy as np
 import pytest
 
 from lmjax import cli
+from lmjax.axes import MESH_AXES
 from lmjax.commands import plan
 from lmjax.commands.plan import report
-from lmjax.config import resolve
+from lmjax.config import replace, resolve
 from lmjax.errors import FlagError
 from lmjax.parallel.chips import CHIPS, chip_of
 from lmjax.parallel.mesh import make_mesh
@@ -44,6 +46,9 @@ def test_what_is_printed(planned, capsys):
     assert re.search(r"products are 1\.0\d\d of the model's own", text)
     assert {line.split("  ")[0] for line in lines} >= {"parameters", "optimizer", "total", "memory traffic"}
     assert any(line.startswith("all-reduce over data") for line in lines)
+    # XLA on a CPU sums gradients where it could scatter them, and so sends a third more.
+    (ratio,) = re.findall(r"what is sent is ([\d.]+) of the least", text)
+    assert 0.9 < float(ratio) < 1.6
 
 
 def test_times_follow_from_the_figures_of_the_chip(planned, monkeypatch):
@@ -130,6 +135,36 @@ def test_a_step_that_does_not_fit_says_by_how_much(planned, said):
     assert "--mesh" in str(error)
     other = RuntimeError("INTERNAL: something else")
     assert too_large(other, planned.run, planned.state) is other
+
+
+def test_the_least_that_is_sent():
+    config = resolve(
+        fields={
+            "batch_size": 32, "task.length": 16, "model.dtype": "bfloat16", "accumulation": 2, "model.remat": "full",
+            "model.embed_dim": 64, "model.num_layers": 3, "model.num_heads": 4,
+        }
+    )  # fmt: skip
+
+    def sent(**sizes):
+        found = meshes.least_sent(config, dict.fromkeys(MESH_AXES, 1) | sizes, 1000)
+        return {axis: number for axis, number in found.items() if number}
+
+    assert sent() == {}
+    # Two microbatches gather twice and scatter once in 2 bytes; the sums of data are those of a part, in 4 bytes then.
+    assert sent(fsdp=4, data=2) == {"fsdp": 2 * 3 * 2 * 1000 * 3 / 4, "data": 2 * 4 * 250 / 2}
+    assert sent(tensor=2) == {"tensor": 2 * (1 / 2) * 5 * 3 * (32 * 16) * 64 * 2}
+    assert sent(sequence=4) == {"sequence": 3 * (2 + 2 + 4) * 3 * (32 * 16 / 4) * 2 * 64}
+
+
+def test_gathers_over_three_sides_of_a_torus_count_twice(monkeypatch):
+    config = resolve(fields={"model.vocab_size": 512, "batch_size": 64})
+    mesh = namedtuple("Mesh", "shape size")({"fsdp": 64}, 64)
+    config = replace(config, {"parallel.data": 1, "parallel.fsdp": 64})
+    times = []
+    for sides in (2, 3):
+        monkeypatch.setattr(meshes, "torus_sides", lambda mesh, axes, sides=sides: sides)
+        times.append(meshes._estimate(config, 10**9, 1.0, mesh, CHIPS["TPU v5p"])[0])
+    assert times[1] == pytest.approx(2 * times[0], rel=0.1)
 
 
 def test_layouts_are_ranked_and_divide_the_run():
