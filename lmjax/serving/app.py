@@ -8,7 +8,6 @@ import dataclasses
 import hmac
 import json
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,7 +26,7 @@ from lmjax.errors import UserError
 from lmjax.objectives.classification import Classification
 from lmjax.serving import bodies, own, views, writes
 from lmjax.serving.engine import ClosedError, FullError
-from lmjax.serving.errors import ApiError, as_api_error
+from lmjax.serving.errors import ApiError, as_api_error, invalid
 from lmjax.serving.metrics import Metrics
 from lmjax.serving.openapi import openapi
 from lmjax.serving.served import Served
@@ -59,7 +58,6 @@ ENDPOINTS: dict[str, tuple[type[bodies.Body], Endpoint]] = {
 }
 # Without a token: the page, which asks for it, and what a supervisor looks at.
 _OPEN = {*PAGES, "/health", "/openapi.json"}
-_MEMBER = re.compile(r"(str|int|Pair)$|list\[|constrained-|function-")
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -108,7 +106,7 @@ def make_app(models: Mapping[str, Served], limits: Limits = Limits()) -> ASGIApp
     async def measured(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    document = openapi(ENDPOINTS, PAGES)
+    document = openapi(ENDPOINTS, PAGES, list(models))
 
     async def described(request: Request) -> Response:
         return JSONResponse(document)
@@ -182,22 +180,7 @@ async def _read(request: Request, body: type[bodies.Body], limits: Limits) -> An
     try:
         return body.model_validate_json(b"".join(parts))
     except pydantic.ValidationError as error:
-        raise _invalid(error) from error
-
-
-def _invalid(error: pydantic.ValidationError) -> ApiError:
-    """Returns the answer for a body with a wrong field; of several, the first one."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    # pydantic appends the member of a union that it tried.
-    place = ".".join(str(part) for part in first["loc"] if not _MEMBER.match(str(part)))
-    message = first["msg"].removeprefix("Value error, ")
-    code = {
-        "extra_forbidden": "unknown_parameter",
-        "missing": "missing_required_parameter",
-        "json_invalid": "invalid_json",
-    }
-    said = f"{place}: {message[:1].lower()}{message[1:]}" if place else message
-    return ApiError(400, said[:500], param=place or None, code=code.get(first["type"], "invalid_value"))
+        raise invalid(error) from error
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -237,7 +237,7 @@ class BeamsBody(Body):
 
     prompt: str | Ids | None = None
     messages: Annotated[list[MessageBody], Field(min_length=1, max_length=4096)] | None = None
-    beams: int = Field(4, ge=1, le=64)
+    beams: int | None = Field(None, ge=1, le=64, description="By default 4, or the most of the server.")
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Texts, the best first; by default all.")
     max_tokens: int = Field(32, ge=1, le=512)
     length_penalty: float | None = Field(None, ge=-8, le=8)
@@ -248,15 +248,15 @@ class BeamsBody(Body):
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt: give either prompt or messages")
-        if (self.n or 1) > self.beams:
-            raise ValueError(f"n: {self.n} is more than beams={self.beams} can give")
         return self
 
-    @property
-    def settings(self) -> Written:
-        """Returns the settings of the search."""
-        given = {name: getattr(self, name) for name in ("beams", "max_tokens", "length_penalty", "early_stopping")}
-        return Written(**given, n=self.n or min(self.beams, MOST_CHOICES), timeout=self.timeout, user=self.user)
+    def settings(self, most: int) -> Written:
+        """Returns the settings of the search on a server with at most so many beams; raises ValidationError."""
+        beams = self.beams or max(1, min(4, most))
+        given = {
+            name: getattr(self, name) for name in ("max_tokens", "length_penalty", "early_stopping", "timeout", "user")
+        }
+        return Written(**given, beams=beams, n=self.n or min(beams, MOST_CHOICES))
 
 
 class AttentionBody(Body):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import pydantic
 
 from lmjax.errors import DataError, FlagError, UserError
 from lmjax.serving.engine import ClosedError, FullError
 from lmjax.serving.ticket import OverdueError
+
+_MEMBER = re.compile(r"(str|int|Pair)$|list\[|constrained-|function-")
 
 
 class ApiError(Exception):
@@ -50,3 +55,18 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error))
     said = str(error) if isinstance(error, UserError) else "the server failed; its log says more"
     return ApiError(500, said, kind="server_error", code="internal_error")
+
+
+def invalid(error: pydantic.ValidationError) -> ApiError:
+    """Returns the answer for a body with a wrong field; of several, the first one."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # pydantic appends the member of a union that it tried.
+    place = ".".join(str(part) for part in first["loc"] if not _MEMBER.match(str(part)))
+    message = first["msg"].removeprefix("Value error, ")
+    code = {
+        "extra_forbidden": "unknown_parameter",
+        "missing": "missing_required_parameter",
+        "json_invalid": "invalid_json",
+    }
+    said = f"{place}: {message[:1].lower()}{message[1:]}" if place else message
+    return ApiError(400, said[:500], param=place or None, code=code.get(first["type"], "invalid_value"))

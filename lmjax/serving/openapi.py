@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -96,17 +96,27 @@ _ERRORS = {
 }
 
 
-def openapi(endpoints: Mapping[str, tuple[type[Body], Callable[..., Any]]], pages: Mapping[str, Any]) -> dict[str, Any]:
+def openapi(
+    endpoints: Mapping[str, tuple[type[Body], Callable[..., Any]]], pages: Mapping[str, Any], models: Sequence[str]
+) -> dict[str, Any]:
     """Returns the document of a server.
 
     Args:
         endpoints: the body and the function of each path that takes one.
         pages: file and media type of each path of the page.
+        models: the names of the models, of which each body has one; if there is only one, it may be left out.
     """
     bodies = sorted({body for body, _ in endpoints.values()}, key=lambda body: body.__name__)
     _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    schemas = found.get("$defs", {})
+    for body in bodies:
+        schema, names = schemas[body.__name__], {"enum": list(models)}
+        schema["properties"]["model"] |= names if len(models) > 1 else {"anyOf": [names, {"type": "null"}]}
+        if len(models) > 1:
+            schema["properties"]["model"].pop("anyOf", None)
+            schema["required"] = sorted({*schema.get("required", []), "model"})
     paths = {path: {"post": _posted(path, *of)} for path, of in endpoints.items()}
-    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": list(models)}}
     health = _object(status={"enum": ["ok", "sick"]}, models={"type": "object"})
     paths["/v1/models"] = _got("The models.", {"200": (_JSON, _object(object=_TEXT, data=_list(_MODEL)))})
     paths["/v1/models/{name}"] = _got("A model.", {"200": (_JSON, _MODEL)}, "404", parameters=[name])
@@ -120,7 +130,7 @@ def openapi(endpoints: Mapping[str, tuple[type[Body], Callable[..., Any]]], page
         "info": {"title": "lmjax serve", "version": lmjax.__version__},
         "paths": paths,
         "components": {
-            "schemas": found.get("$defs", {}) | {"Error": _ERROR},
+            "schemas": schemas | {"Error": _ERROR},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # The token is needed only if the server has one.

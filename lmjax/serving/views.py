@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -17,7 +18,7 @@ from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import ids_of
 from lmjax.serving import answers
 from lmjax.serving.bodies import AttentionBody, BeamsBody, Written
-from lmjax.serving.errors import ApiError
+from lmjax.serving.errors import ApiError, invalid
 from lmjax.serving.own import on_device
 from lmjax.serving.served import Served
 from lmjax.serving.ticket import Ended, Found, Ticket
@@ -30,20 +31,24 @@ _MOST_WEIGHTS = 2**20
 async def beams(request: Request, served: Served, body: BeamsBody, facts: dict[str, Any]) -> Response:
     """Answers /beams: the texts of a beam search, and all continuations that it has compared."""
     exchange = Exchange(facts)
+    try:
+        settings = body.settings(served.engine.config.beams)
+    except ValidationError as error:
+        raise invalid(error) from error
 
     def make() -> list[Ticket]:
         if body.messages is not None:
             prompt, loaded = served.conversation(body.messages)
         else:
             prompt, loaded = body.prompt, served.plain
-        return served.tickets([prompt], loaded, body.settings, exchange.send, client=facts["client"])
+        return served.tickets([prompt], loaded, settings, exchange.send, client=facts["client"])
 
     await exchange.begin(served, make)
 
     async def answered() -> Response:
         found = await exchange.found()
         used = answers.usage(exchange.prompt_tokens, found.generations)
-        return JSONResponse({"model": served.name, "beams": body.beams} | _tree(served, found) | {"usage": used})
+        return JSONResponse({"model": served.name, "beams": settings.beams} | _tree(served, found) | {"usage": used})
 
     return await while_connected(request, answered(), exchange) or Response(status_code=499)
 

@@ -18,6 +18,8 @@ PARTS = {
     "inputs": "commands with bad input",
     "deaths": "processes of a pair killed or stopped",
     "soak": "minutes of training, evaluating and saving beside a reader",
+    "served": "minutes of 32 clients of a server, some of whom go away or send hostile bodies",
+    "api": "minutes of schemathesis (which is installed apart) against a server",
     "fuzz": "minutes for each reader of files that others wrote, which are changed at random",
 }
 

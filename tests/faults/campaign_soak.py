@@ -20,14 +20,14 @@ _EVERY, _BEGINNING, _BLOCKS = 5.0, 0.25, 10
 _INTERVAL = 100
 
 
-def _measure(pid: int) -> tuple[float, int, int]:
+def measure(pid: int) -> tuple[float, int, int]:
     """Returns a process's resident bytes, open files and threads."""
     process = pathlib.Path(f"/proc/{pid}")
     resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
 
 
-def _slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+def slope_of(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """Returns the slope per hour, and half of its 95 % interval, by means of consecutive measurements.
 
     Means of blocks: consecutive measurements go up and down together, and are not that many independent ones.
@@ -56,7 +56,7 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     begin, measured = time.monotonic(), []
     try:
         while time.monotonic() - begin < 60 * number:
-            measured.append((time.monotonic() - begin, *_measure(pid)))
+            measured.append((time.monotonic() - begin, *measure(pid)))
             time.sleep(_EVERY)
             # A reader, every minute.
             trains = (workdir / "checkpoints").is_dir() and progress(workdir) > 2 * _INTERVAL
@@ -71,7 +71,7 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
         part = resident[(times >= 60 * minute) & (times < 60 * (minute + 5))]
         print(f"from minute {minute}: {part.mean() / 2**20:.1f} MiB", file=sys.stderr, flush=True)
     late = times > _BEGINNING * times[-1]
-    slope, error = _slope(times[late] / 3600, resident[late] / 2**20)
+    slope, error = slope_of(times[late] / 3600, resident[late] / 2**20)
     memory = f"{resident[late].mean() / 2**20:.0f} MiB, slope {slope:+.1f} ± {error:.1f} MiB an hour"
     yield (
         f"| {number} minutes of training, evaluating and saving beside a reader | {progress(workdir)} steps, "

@@ -10,21 +10,9 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from lmjax.data.chat import DEFAULT
 from lmjax.serving.app import Limits, make_app
-from lmjax.serving.config import EngineConfig
-from lmjax.serving.engine import Engine
-from lmjax.serving.served import Served
 from lmjax.serving.server import listen, run
-from tests.inference.scoring import tiny
-from tests.inference.writers import writer
-
-SMALL = EngineConfig(rows=3, chunk=16, max_length=64, queue=64, beams=3)
-
-
-def with_template(loaded):
-    """Returns a model whose tokenizer has a chat template."""
-    return dataclasses.replace(loaded, tokenizer=loaded.tokenizer.with_template(DEFAULT))
+from tests.serving.models import served_models
 
 
 @dataclasses.dataclass
@@ -37,22 +25,6 @@ class Running:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-
-def served_models() -> dict:
-    """A decoder that chats, one without a template, an encoder-decoder and an encoder."""
-    found = {}
-    loaded = {
-        "decoder": with_template(writer("rope")),
-        "plain": writer("rope", 1),
-        "both": writer("both"),
-        "encoder": tiny("encoder"),
-    }
-    for name, model in loaded.items():
-        engine = Engine(model, SMALL)
-        engine.start()
-        found[name] = Served(name, engine, model)
-    return found
 
 
 @pytest.fixture(scope="session")

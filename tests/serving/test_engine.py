@@ -13,6 +13,7 @@ from lmjax.adapters.config import AdapterConfig
 from lmjax.adapters.model import abstract_adapter, make_model
 from lmjax.adapters.several import together
 from lmjax.commands.serve import with_base
+from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
 from lmjax.inference.generate.processors import ProcessorConfig
@@ -179,10 +180,15 @@ def test_each_row_has_its_adapter_and_zeros_are_the_base():
         alone = dataclasses.replace(shared, params=several.one(base.params, name))
         wanted.append(generate(alone, [prompt], config, seeds=[0])[0][0].ids)
     assert len(set(wanted)) == 3, "each adapter changes the text"
-    with running(shared, several=several) as engine:
+    search = GenerateConfig(max_new_tokens=8, prefill_chunk=16, beams=BeamConfig(beams=2))
+    best = generate(alone, [prompt], search, seeds=[0])[0][0]
+    with running(shared, SMALL.with_fields({"beams": 2}), several) as engine:
         made = [ticket(shared, prompt, config, adapter=number) for number in (2, 0, 1, 0, 2, 1)]
         engine.submit([each for each, _ in made])
         found = [box.result().ids for _, box in made]
+        searched, box = ticket(shared, prompt, search, adapter=2)
+        engine.submit([searched])
+        assert box.next().generations[0].ids == best.ids
         assert engine.counts.compiled == 0
     assert found == [wanted[number] for number in (2, 0, 1, 0, 2, 1)]
 

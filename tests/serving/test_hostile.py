@@ -74,7 +74,7 @@ TALKS = {
 
 
 # A right body of each endpoint, and values that some fields take.
-_RIGHT = {
+RIGHT = {
     "/v1/completions": GOOD,
     "/v1/chat/completions": TALK,
     "/v1/embeddings": {"model": "encoder", "input": "a"},
@@ -225,9 +225,9 @@ def odd(rng, depth=0):
 def test_no_body_makes_the_server_fail(server, path):
     """Right bodies, in which one or two fields have any value."""
     fields, rng = list(ENDPOINTS[path][0].model_fields), random.Random(path)
-    assert ask(server, path, _RIGHT[path])[0] == (400 if path == "/classify" else 200)
+    assert ask(server, path, RIGHT[path])[0] == (400 if path == "/classify" else 200)
     for _ in range(20):
-        body = _RIGHT[path] | {rng.choice(fields): odd(rng) for _ in range(rng.randrange(1, 3))}
+        body = RIGHT[path] | {rng.choice(fields): odd(rng) for _ in range(rng.randrange(1, 3))}
         status, _, found = ask(server, path, body)
         assert status < 500, (body, found)
         if status >= 400:

@@ -146,6 +146,9 @@ def test_beams_are_those_of_generate_by_each_endpoint(server, name):
     assert [each["text"] for each in tree["texts"]] == [each.text for each in wanted]
     assert [each["score"] for each in tree["texts"]] == pytest.approx([each.score for each in wanted], abs=1e-4)
     assert tree["nodes"][tree["texts"][0]["node"]]["fate"] == "ended"
+    assert ask(server, "/beams", body | {"n": 4})[0] == 400, "more texts than beams"
+    usual = ask(server, "/beams", {"model": name, "prompt": PROMPT, "max_tokens": 6})[2]
+    assert (usual["beams"], len(usual["texts"])) == (3, 3), "as many as the server has"
     # A list of prompts is a search for each; a stream brings each text at its end.
     found = ask(server, "/v1/completions", body | {"prompt": ["a", PROMPT]})[2]["choices"]
     assert [(each["index"], each["text"]) for each in found[2:]] == [(2 + i, x.text) for i, x in enumerate(wanted)]

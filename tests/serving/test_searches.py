@@ -13,6 +13,7 @@ from lmjax.serving.engine import FullError
 from lmjax.serving.ticket import CancelledError, Found
 from tests.inference.writers import log_probs, some_prompts, writer
 from tests.serving.engines import SMALL, running, ticket
+from tests.thinned import thinned
 
 WITH_BEAMS = SMALL.with_fields({"beams": 3})
 CASES = (
@@ -59,10 +60,16 @@ def check_tree(loaded, prompt, found, beams):
         np.testing.assert_allclose([node.log_prob for node in path], wanted, atol=2e-4)
 
 
-@pytest.mark.parametrize(("name", "cases"), [("rope", CASES), ("both", CASES[:1] + CASES[2:3])])
+# The second prompt is that of the last search too, which then reads only its rest.
+PROMPTS = [*some_prompts(5, 20, 3), some_prompts(5, 20)[1]]
+FEW = CASES[:1] + CASES[2:3]
+MODELS = [("rope", CASES), ("window", FEW), ("prefix", FEW), ("learned", FEW)]
+
+
+@pytest.mark.parametrize(("name", "cases"), [*thinned(MODELS, 4), ("both", FEW)])
 def test_searches_find_the_texts_of_generate_and_change_no_other(name, cases):
     loaded = writer(name)
-    prompts = some_prompts(5, 11, 3, 9)[: len(cases)]
+    prompts = [prompt[:12] if name == "learned" else prompt for prompt in PROMPTS[: len(cases)]]
     configs = [
         GenerateConfig(max_new_tokens=7, beams=BeamConfig(beams=n, **more), prefill_chunk=16) for n, more in cases
     ]
@@ -77,6 +84,8 @@ def test_searches_find_the_texts_of_generate_and_change_no_other(name, cases):
         assert box.result().ids == alone.ids
         assert engine.counts.compiled == 0
         assert not any(engine.load)
+        if name == "rope":
+            assert engine.counts.known_tokens >= 19
     for prompt, config, found in zip(prompts, configs, results, strict=True):
         wanted = generate(loaded, [prompt], config, seeds=[0])[0]
         assert [(x.text, x.ids, x.finished) for x in found.generations] == [(x.text, x.ids, x.finished) for x in wanted]
