@@ -13,6 +13,7 @@ from lmjax.inference.generate import decode
 from lmjax.inference.generate.requests import SMALLEST, Request, columns
 from lmjax.model.cache import Cache
 from lmjax.serving.prefixes import Prefix
+from lmjax.serving.slots import resized
 
 if TYPE_CHECKING:
     from lmjax.serving.rows import Rows
@@ -47,12 +48,14 @@ class Reading:
             width = self._columns(rest)
             # The padding before the rest takes slots too.
             if first + width + limit <= rows.capacity:
-                self.known, self.cache, self._left = length, _rewound(prefix.cache, np.int32(first)), rest
+                self.known, self._left, self._size = length, rest, rows.capacity
+                self.cache = resized(rewound(prefix.cache, np.int32(first)), rows.loaded.model, self._size)
                 self._slots = np.append(prefix.slots[:length], first + width - np.arange(len(prompt) - length, 0, -1))
                 return
         self._left = rows.pieces(request)
         width = self._columns(self._left)
         self._slots = np.arange(width - len(prompt), width)
+        self._size = rows.capacity if rows.reads_whole else rows.slots.fitting(width + 1)
 
     @property
     def done(self) -> bool:
@@ -69,8 +72,9 @@ class Reading:
         rows, piece = self._rows, self._left.pop(0)
         params, model = rows.params(np.array([self.adapter], np.int32)), rows.loaded.model
         if self.cache is None:
-            kind = rows.config.cache
-            self.logits, self.cache = decode.prefill(params, piece, model=model, capacity=rows.capacity, kind=kind)
+            capacity = rows.capacity if rows.reads_whole else self._columns([piece])
+            self.logits, cache = decode.prefill(params, piece, model=model, capacity=capacity, kind=rows.config.cache)
+            self.cache = resized(cache, model, self._size)
         else:
             self.logits, self.cache = decode.extend(params, piece, self.cache, model=model)
         if self.done and rows.keeps_prefixes:
@@ -82,9 +86,9 @@ class Reading:
 
 
 def widths(chunk: int) -> list[int]:
-    """Returns the columns that a pass may have: powers of two, three quarters of `chunk`, and `chunk`, the most."""
-    below = [*(1 << i for i in range(chunk.bit_length())), 3 * chunk // 4]
-    return sorted({*(width for width in below if SMALLEST <= width < chunk), chunk})
+    """Returns the columns that a pass may have, ascending: quarters of `chunk`, which is the most."""
+    step = max(SMALLEST, chunk // 4)
+    return [*range(step, chunk, step), chunk]
 
 
 def narrow_pieces(prompt: Sequence[int], known: int, chunk: int, pad: int) -> list[dict[str, np.ndarray]]:
@@ -102,6 +106,6 @@ def narrow_pieces(prompt: Sequence[int], known: int, chunk: int, pad: int) -> li
 
 
 @jax.jit
-def _rewound(cache: Cache, filled: jax.Array) -> Cache:
+def rewound(cache: Cache, filled: jax.Array) -> Cache:
     """Returns a copy of a cache, of which only the first slots are filled."""
     return cache.rewind(filled)

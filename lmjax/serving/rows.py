@@ -23,7 +23,7 @@ from lmjax.inference.generate.by_row import Chosen, RowSampling, RowValues
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
-from lmjax.inference.generate.requests import SMALLEST, Request, bucket
+from lmjax.inference.generate.requests import Request, bucket
 from lmjax.inference.generate.writing import pieces, prompt_fields
 from lmjax.inference.loaded import LoadedModel, longest_row
 from lmjax.model.cache import Cache
@@ -32,7 +32,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.serving.config import EngineConfig
 from lmjax.serving.prefixes import Prefixes
-from lmjax.serving.reading import Reading, narrow_pieces, widths
+from lmjax.serving.reading import Reading, narrow_pieces, rewound, widths
 from lmjax.serving.slots import Slots, resized
 
 # The most tokens of a row of a model whose positions have no limit.
@@ -50,6 +50,7 @@ class Rows:
         prefixes: prompts that were read lately.
         keeps_prefixes: whether the model can go on from the middle of them.
         slots: of the batch.
+        reads_whole: whether a prompt is read in one pass.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, several: Several | None = None):
@@ -84,10 +85,10 @@ class Rows:
         model = loaded.config
         # A layer with a window has overwritten the tokens before it; a prefix or a source is read as a whole.
         local = any(not model.side_attention(True).is_global(layer) for layer in range(model.side_layers(True)))
-        self._reads_whole = form.bidirectional or model.family.paired
+        self.reads_whole = form.bidirectional or model.family.paired
         self._chunk = min(config.chunk, model.max_length) if model.scheme(True).table else config.chunk
         overwrites = local and not model.attention.sink_tokens
-        self.keeps_prefixes = config.prefixes > 0 and not self._reads_whole and not overwrites
+        self.keeps_prefixes = config.prefixes > 0 and not self.reads_whole and not overwrites
         self.prefixes = Prefixes(config.prefixes)
         self.slots = Slots(config.rows, self.capacity)
         self._check_memory()
@@ -112,7 +113,7 @@ class Rows:
 
     def pieces(self, request: Request, known: int = 0) -> list[dict[str, np.ndarray]]:
         """Returns the fields of the passes that read a prompt after its first `known` tokens."""
-        if self._reads_whole:
+        if self.reads_whole:
             return pieces(self.loaded, [request], self.config.chunk)
         return narrow_pieces(request.prompt, known, self._chunk, self.loaded.tokenizer.pad_id)
 
@@ -129,7 +130,9 @@ class Rows:
         fields = self.fields(request, limit)
         state = strategy.start([request.seed], self.capacity)
         mask = self._all_ids[:1] if allowed is None else allowed[None]
-        return decode.begin(reading.logits, reading.cache, state, fields, mask, strategy=self._strategy)
+        # The cache is not looked at here; its number of slots would make further programs.
+        text = decode.begin(reading.logits, None, state, fields, mask, strategy=self._strategy)
+        return text.replace(cache=reading.cache)
 
     @functools.cached_property
     def _all_ids(self) -> np.ndarray:
@@ -143,9 +146,9 @@ class Rows:
         return fields | {name: np.pad(fields[name], ((0, 0), (0, room))) for name in ("tokens", "written")}
 
     def widened(self, cache: Cache) -> Cache:
-        """Returns the cache of a prompt that was read, with as many slots for an encoder's output as the longest."""
+        """Returns the cache of a prompt that was read, with all slots, also those for an encoder's longest output."""
         if not self.sources:
-            return cache
+            return resized(cache, self.loaded.model, self.capacity)
         return _widened(
             cache,
             model=self.loaded.model,
@@ -215,7 +218,8 @@ class Rows:
             taken(text)
             # With an encoder, its output is as wide as the prompt; else all of them are alike.
             texts = [*texts, text] if self.loaded.config.family.paired else [text]
-        self._warm_prefixes()
+        if not self.reads_whole:
+            self._warm_reading()
         for size in self.slots.sizes:
             # The batch gets the widest encoder's output, that of the first text.
             for text in texts:
@@ -229,15 +233,20 @@ class Rows:
         self.end(range(self.config.rows))
         self._resize(self.slots.sizes[0])
 
-    def _warm_prefixes(self) -> None:
-        """Runs the programs that go on from a kept prompt, with rests of all widths."""
-        longest, token = self.max_length - 1, self.loaded.tokenizer.pad_id
-        begin = (token,) * min(longest - 1, SMALLEST)
+    def _warm_reading(self) -> None:
+        """Runs the programs that read a prompt in pieces, and that go on from a kept one, with all widths and sizes."""
+        model, params, sizes = self.loaded.model, self.params(np.zeros(1, np.int32)), self.slots.sizes
         for width in widths(self._chunk):
-            self.prefixes.clear()
-            for prompt in (begin, (*begin, *(token + 1,) * min(width, longest - len(begin)))):
-                self.read_now(Request(0, 0, prompt))
-        self.prefixes.clear()
+            (piece,) = self.pieces(Request(0, 0, (self.loaded.tokenizer.pad_id,) * width))
+            _, cache = decode.prefill(params, piece, model=model, capacity=width, kind=self.config.cache)
+            grown = {size: resized(cache, model, size) for size in sizes if size > width}
+            if self.keeps_prefixes:
+                decode.extend(params, piece, rewound(grown[self.capacity], np.int32(width)), model=model)
+        for cache in grown.values():
+            kept = rewound(cache, np.int32(width))
+            for size in sizes:
+                resized(kept, model, size)
+            decode.extend(params, piece, kept, model=model)
 
     def read_now(self, request: Request) -> Reading:
         """Returns a prompt, read as a whole."""
@@ -253,9 +262,7 @@ class Rows:
         if self.loaded.config.family.paired:
             prompt = (*self.loaded.prompts.start, *self.loaded.prompts.forced)
             return [Request(0, 0, prompt, (token,) * width) for width in sorted({*powers, self.max_length})]
-        if not self._reads_whole:
-            powers = [min(width, longest) for width in (*widths(self._chunk), 2 * self._chunk)]
-        return [Request(0, 0, (token,) * width) for width in powers]
+        return [Request(0, 0, (token,) * width) for width in (powers if self.reads_whole else [longest])]
 
     def _check_memory(self) -> None:
         """Raises FlagError if parameters, cache and logits do not fit."""

@@ -17,8 +17,8 @@ from lmjax.model.cache import Cache
 from lmjax.model.key_value import KeyValue
 from lmjax.model.language_model import LanguageModel
 
-# The smallest batch; the next ones have twice as many slots each.
-_SMALLEST = 256
+# The smallest batch. Each of the next ones has half as many slots more, in whole blocks.
+_SMALLEST, _BLOCK = 256, 64
 
 
 class Slots:
@@ -32,32 +32,33 @@ class Slots:
     def __init__(self, rows: int, capacity: int):
         """Begins with a batch of so many empty rows, of the smallest size; `capacity` is the largest."""
         self.sizes, size = [capacity], _SMALLEST
-        while size <= capacity * 3 // 4:
+        while size <= capacity * 4 // 5:
             self.sizes.insert(-1, size)
-            size *= 2
+            size = -(-(size + size // 2) // _BLOCK) * _BLOCK
         self.now = self.sizes[0]
         self._filled = np.zeros(rows, np.int64)
 
     def join(self, row: int, filled: int) -> int:
         """Returns the size for a batch in which a text with so many filled slots begins in a row.
 
-        The batch becomes smaller only if it has then a quarter of its slots left, so that it is not copied to and fro.
+        The batch becomes smaller only if it has then an eighth of its slots left, so that it is not copied to and fro.
         """
         self._filled[row] = filled
         used = int(self._filled.max())
-        smaller = self._size(used + 1 + used // 3)
-        return smaller if smaller < self.now else max(self.now, self._size(used + 1))
+        smaller = self.fitting(used + 1 + used // 7)
+        return smaller if smaller < self.now else max(self.now, self.fitting(used + 1))
 
     def step(self) -> int:
         """Counts a slot more in the row of each text, and returns the size that this step needs."""
         self._filled[self._filled > 0] += 1
-        return max(self.now, self._size(int(self._filled.max())))
+        return max(self.now, self.fitting(int(self._filled.max())))
 
     def end(self, ended: np.ndarray) -> None:
         """Counts the rows of texts that have ended as empty; bool `[rows]`."""
         self._filled[ended] = 0
 
-    def _size(self, needed: int) -> int:
+    def fitting(self, needed: int) -> int:
+        """Returns the smallest size with so many slots; if none has them, the largest."""
         return next((size for size in self.sizes if size >= needed), self.sizes[-1])
 
 

@@ -13,43 +13,44 @@ from lmjax.serving.slots import Slots, resized
 from tests.inference.writers import some_prompts, writer
 
 
-def test_sizes_double_up_to_the_capacity(monkeypatch):
+def test_sizes_grow_by_half_up_to_the_capacity(monkeypatch):
     monkeypatch.setattr(slots, "_SMALLEST", 256)
-    assert Slots(2, 1152).sizes == [256, 512, 1152]
-    assert Slots(2, 340).sizes == [340]
+    assert Slots(2, 1152).sizes == [256, 384, 576, 896, 1152]
+    assert Slots(2, 300).sizes == [300]
 
 
 def test_the_batch_grows_with_its_longest_text_and_shrinks_with_room_to_spare(monkeypatch):
     monkeypatch.setattr(slots, "_SMALLEST", 8)
+    monkeypatch.setattr(slots, "_BLOCK", 4)
     rows = Slots(3, 40)
-    assert rows.sizes == [8, 16, 40]
+    assert rows.sizes == [8, 12, 20, 32, 40]
 
     def at(size):
         rows.now = size
         return size
 
     assert at(rows.join(0, 6)) == 8
-    assert [at(rows.step()) for _ in range(4)] == [8, 8, 16, 16], "slots 7 and 8 are there, 9 and 10 need more"
-    assert at(rows.join(1, 16)) == 40, "its next token takes slot 17"
+    assert [at(rows.step()) for _ in range(4)] == [8, 8, 12, 12], "slots 7 and 8 are there, 9 and 10 need more"
+    assert at(rows.join(1, 16)) == 20, "its next token takes slot 17"
     rows.end(np.array([False, True, False]))
-    assert at(rows.step()) == 40, "a step never makes it smaller"
-    assert at(rows.join(2, 3)) == 16, "11 slots and a third"
+    assert at(rows.step()) == 20, "a step never makes it smaller"
+    assert at(rows.join(2, 3)) == 20, "12 slots and a seventh do not fit into 12"
     rows.end(np.array([True, False, False]))
-    assert at(rows.join(1, 6)) == 16, "7 and a third more would not fit into 8"
+    assert at(rows.join(1, 9)) == 12
     rows.end(np.array([False, True, True]))
     assert at(rows.join(0, 4)) == 8
     assert [at(rows.step()) for _ in range(60)][-1] == 40, "there is no larger size"
 
 
 def test_a_prompt_is_read_in_whole_chunks_after_a_narrow_piece():
-    assert widths(128) == [16, 32, 64, 96, 128]
+    assert widths(128) == [32, 64, 96, 128]
     assert widths(16) == [16]
-    assert widths(40) == [16, 30, 32, 40]
+    assert widths(40) == [16, 32, 40]
     for length, known, wanted in (
-        (1, 0, [16]),
+        (1, 0, [32]),
         (70, 0, [96]),
         (128, 0, [128]),
-        (129, 0, [16, 128]),
+        (129, 0, [32, 128]),
         (300, 20, [32, 128, 128]),
     ):
         prompt = list(range(100, 100 + length))
