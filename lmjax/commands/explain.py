@@ -157,7 +157,7 @@ def _facts(loaded: LoadedModel, case: Case | None, place: str) -> list[tuple[str
     if case is None:
         return found
     if len(case.subjects) > 1:
-        return [*found, ("explained", "".join(s.name for s in case.subjects).replace("▁", " ").strip())]
+        return [*found, ("explained", _said(case))]
     for subject in case.subjects:
         found.append(("explained", subject.name + (f" against {subject.against}" if subject.against else "")))
         if subject.probability is not None:
@@ -166,6 +166,11 @@ def _facts(loaded: LoadedModel, case: Case | None, place: str) -> list[tuple[str
     return found
 
 
+def _said(case: Case) -> str:
+    """Returns the token, label or text that is explained, as a reader sees it."""
+    return "".join(subject.name for subject in case.subjects).replace("▁", " ").strip()
+
+
 def _title(case: Case, text: str) -> str:
     short = text if len(text) <= 80 else f"{text[:77]}..."
-    return f"{case.subject.name.replace('▁', ' ').strip() if case.subjects else 'Inside'}: {short}"
+    return f"{_said(case) if case.subjects else 'Inside'}: {short}"
