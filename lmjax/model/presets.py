@@ -254,6 +254,9 @@ _ENCODER_DECODERS = {
         t5_v1_1_base=_size(768, 12, 12, 2048),
         t5_v1_1_large=_size(1024, 24, 16, 2816),
         t5_v1_1_xl=_size(2048, 24, 32, 5120),
+        # Guo et al. 2022, arXiv:2112.07916, sections 3.1.2 and 4.1.1: 127 tokens to each side.
+        long_t5_base=_size(768, 12, 12, 2048, max_length=4096)
+        | {"attention.window": 128, "attention.global_block": 16, "attention.decoder_window": False},
     ),
     **_family(  # Lewis et al. 2020, arXiv:1910.13461, section 2.1; RoBERTa's byte pairs
         {

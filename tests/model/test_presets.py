@@ -60,6 +60,7 @@ WITH_VOCABULARY = {  # ...ForCausalLM, ...ForConditionalGeneration
     "t5_v1_1_base": 247_577_856,
     "t5_v1_1_large": 783_150_080,
     "t5_v1_1_xl": 2_849_757_184,
+    "long_t5_base": 247_587_456,
     "bart_base": 139_420_416,
     "bart_large": 406_291_456,
     # Vaswani et al. 2017, table 3, say 65 and 213 million. One shared table of 37,000 rows, six layers a side, biases
