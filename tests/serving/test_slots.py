@@ -31,10 +31,10 @@ def test_the_batch_grows_with_its_longest_text_and_shrinks_with_room_to_spare(mo
 
     assert at(rows.join(0, 6)) == 8
     assert [at(rows.step()) for _ in range(4)] == [8, 8, 12, 12], "slots 7 and 8 are there, 9 and 10 need more"
-    assert at(rows.join(1, 16)) == 20, "its next token takes slot 17"
+    assert at(rows.join(1, 12)) == 20, "its next token takes slot 13"
     rows.end(np.array([False, True, False]))
     assert at(rows.step()) == 20, "a step never makes it smaller"
-    assert at(rows.join(2, 3)) == 20, "12 slots and a seventh do not fit into 12"
+    assert at(rows.join(2, 3)) == 20, "11 slots and a seventh do not fit into 12"
     rows.end(np.array([True, False, False]))
     assert at(rows.join(1, 9)) == 12
     rows.end(np.array([False, True, True]))
