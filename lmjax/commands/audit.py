@@ -171,14 +171,14 @@ def _written(
     if values["rater"].value:
         rates = {"classifier": _rater(values)} | rates
     written = _sampled(values, loaded, prompts)
+    against = None if other is None else _sampled(values, other, prompts)
     if rates:
         files = file_prints(*(values[name].value for name in ("prompts", "words", "patterns")))
-        against = None if other is None else _sampled(values, other, prompts)
         masked = [pattern for found in patterns.values() for pattern in found]
         with phase("rating texts"):
             yield continuations.section(written, rates, against, files=files, masked=masked, show=values["show"].value)
     if values["memorised"].value:
-        yield memorised(values, written)
+        yield memorised(values, written, against)
 
 
 def _rater(values: flags.FlagValues) -> Rating:

@@ -28,13 +28,16 @@ def main(values: flags.FlagValues) -> list[Section]:
         sections.append(repeats(documents, values["held_out"].value, near=near, threshold=threshold))
     with phase("looking for personal data"):
         sections.append(private(documents, values["show"].value))
+    drawn = {"Size": chart(*histogram(documents))}
     if values["languages"].value:
         with phase("looking for languages"):
             sections.append(spoken(documents))
+        shares = [(f.name.partition(":")[0], round(f.value)) for f in sections[-1].findings if "documents" in f.name]
+        drawn["Languages"] = chart([share for _, share in shares], [f"{name}, %" for name, _ in shares])
     if evaluation is not None:
         with phase("looking for the evaluation set"):
             sections.append(contaminated(documents, evaluation, values["ngram"].value))
-    tell("data", [("data", documents.spec)], sections, output, {"Size": chart(*histogram(documents))})
+    tell("data", [("data", documents.spec)], sections, output, drawn)
     return sections
 
 

@@ -21,6 +21,7 @@ from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.texts import ScoreConfig
 from lmjax.phases import phase
 from lmjax.runs.data import OpenData, open_data
+from lmjax.runs.identity import IDENTITY
 
 
 def check_leaks(values: flags.FlagValues) -> None:
@@ -39,13 +40,28 @@ def check_leaks(values: flags.FlagValues) -> None:
         files_of(evaluation, "evaluation")
 
 
-def memorised(values: flags.FlagValues, written: Sequence[Written]) -> Section:
-    """Returns how much of what a run writes stands in its training data."""
-    data, span = _own_data(values), values["span"].value
+def memorised(values: flags.FlagValues, written: Sequence[Written], against: Sequence[Written] | None) -> Section:
+    """Returns how much of what a run writes stands in its training data.
+
+    Args:
+        values: the flags.
+        written: what the run of --workdir wrote.
+        against: what the model of --against wrote after the same prompts; None: there is none. Only of a run the
+            training data is known, in which its texts are looked up.
+    """
+    span, place = values["span"].value, values["against"].value
+    found = _repeated(written, _data_of(values["workdir"].value), span)
+    other = None
+    if against is not None and (pathlib.Path(place) / IDENTITY).exists():
+        other = _repeated(against, _data_of(place), span)
+    return memory.section(written, found, span, other)
+
+
+def _repeated(written: Sequence[Written], data: OpenData, span: int) -> list[memory.Repeated]:
+    """Returns for each text how many of its spans stand in the training data of a run."""
     documents = (store.document(i) for store in data.train.values() for i in range(store.num_documents))
     with phase("looking up spans in the training data"):
-        found = memory.repeated([ids for each in written for ids in each.ids], documents, span)
-    return memory.section(written, found, span)
+        return memory.repeated([ids for each in written for ids in each.ids], documents, span)
 
 
 def contaminated(values: flags.FlagValues, loaded: LoadedModel, config: ScoreConfig) -> Section:
@@ -78,7 +94,7 @@ def _training(values: flags.FlagValues, names: FieldNames, header: Sequence[str]
         except DataError as e:
             raise DataError(str(e).replace("--data:", "--training_data:")) from e
         return
-    data = _own_data(values)
+    data = _data_of(values["workdir"].value)
     for store in data.train.values():
         for i in range(store.num_documents):
             # A pair or a record has several texts.
@@ -86,7 +102,7 @@ def _training(values: flags.FlagValues, names: FieldNames, header: Sequence[str]
             yield "\n".join(data.tokenizer.decode(ids.tolist()) for ids in segments)
 
 
-def _own_data(values: flags.FlagValues) -> OpenData:
-    """Returns the data of the run of --workdir."""
-    workdir = pathlib.Path(values["workdir"].value)
+def _data_of(place: str) -> OpenData:
+    """Returns the data of a run."""
+    workdir = pathlib.Path(place)
     return open_data(from_json(workdir / "config.json"), workdir)

@@ -80,7 +80,7 @@ def test_a_run_is_searched_for_what_it_was_trained_on(monkeypatch, folder, tmp_p
     store = types.SimpleNamespace(num_documents=2, document=lambda i: np.array(loaded.tokenizer.encode(texts[i])),
                                   segments=lambda i: np.array([0, len(loaded.tokenizer.encode(texts[i]))]))  # fmt: skip
     opened = types.SimpleNamespace(train={"train": store}, tokenizer=loaded.tokenizer)
-    monkeypatch.setattr("lmjax.commands.leaks._own_data", lambda values: opened)
+    monkeypatch.setattr("lmjax.commands.leaks._data_of", lambda place: opened)
     (tmp_path / "test.jsonl").write_text('{"text": "The king goes under the tree."}\n{"text": "A house"}\n')
     (tmp_path / "prompts.txt").write_text("The old\n")
     sections = cli.run(["audit", f"--workdir={folder}", f"--evaluation={tmp_path}/test.jsonl", "--ngram=5",
@@ -88,6 +88,12 @@ def test_a_run_is_searched_for_what_it_was_trained_on(monkeypatch, folder, tmp_p
                         "--span=2", "--output=-"])  # fmt: skip
     assert [s.title for s in sections] == ["Contamination", "Verbatim memorisation"]
     assert sections[0].findings[0].value == 50
+    # Of another model only a run has training data in which its texts can be looked up.
+    asked = ["audit", f"--workdir={folder}", f"--against={folder}", f"--prompts={tmp_path}/prompts.txt",
+             "--memorised", "--samples=1", "--max_new_tokens=3", "--output=-"]  # fmt: skip
+    assert cli.run(asked)[0].findings[0].difference is None
+    monkeypatch.setattr("lmjax.commands.leaks.IDENTITY", "config.json")
+    assert cli.run(asked)[0].findings[0].difference.value == 0
 
 
 def test_what_does_not_apply_is_told_beside_what_does(crows, tmp_path):
