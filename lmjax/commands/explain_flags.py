@@ -113,8 +113,8 @@ def _define_texts(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_string("text_field", "text", "the field of JSON, or column, of a text", flag_values=values)
     define_column_names(values)
-    whose = "whose residual stream stands for a text (default: of a direction last, else mean)"
-    define_choice(values, "tokens", ["mean", "first", "last"], whose)
+    which = "the tokens whose residual stream stands for a text (default: the last for steering, else the mean of all)"
+    define_choice(values, "tokens", ["mean", "first", "last"], which)
     flags.DEFINE_integer(
         "layer", None, "for features and steering, from 0 (default: in the middle)", 0, flag_values=values
     )
