@@ -58,6 +58,11 @@ def test_texts_do_not_depend_on_their_neighbours_and_nothing_is_compiled(name):
         found = [box.result() for _, box in made]
         assert engine.counts.compiled == 0
         assert engine.counts.steps < sum(len(each.ids) for each in found), "texts are written together"
+        each, box = ticket(loaded, prompts[2], GenerateConfig(max_new_tokens=4))
+        engine.submit([each])
+        box.result()
+        slots = engine._rows.slots
+        assert slots.now == slots.sizes[0], "the texts that have ended take no slots"
     for i, (each, alone) in enumerate(zip(found, [*wanted, *reversed(wanted)], strict=True)):
         assert (each.text, each.ids, each.finished) == (alone.text, alone.ids, alone.finished)
         # Repeated n-grams are banned by a mask, over whose ids the probabilities are normalised.
