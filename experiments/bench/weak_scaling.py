@@ -17,8 +17,8 @@ from lmjax.axes import MESH_AXES
 from lmjax.model.parameters import count_parameters
 from lmjax.runs.meshes import least_sent
 
-# Chips -> the slice, and the devices of data and of fsdp, which extends over two sides of the torus at most.
-SIZES = {8: ("2x2x2", 1, 8), 64: ("4x4x4", 4, 16), 512: ("8x8x8", 8, 64), 4096: ("16x16x16", 16, 256)}
+# Chips -> the slice, and the devices of data and of fsdp, which extends over one or two sides of the torus.
+SIZES = {8: ("2x2x2", 2, 4), 64: ("4x4x4", 4, 16), 512: ("8x8x8", 64, 8), 4096: ("16x16x16", 256, 16)}
 FLAGS = ("--preset=llama2_7b", "--length=4096", "--config.model.dtype=bfloat16", "--config.model.remat=full",
          "--config.model.scan_layers=true", "--config.model.vocab_size=32000", "--config.model.dropout.attention=0",
          "--config.model.dropout.residual=0")  # fmt: skip
