@@ -263,7 +263,9 @@ class AttentionBody(Body):
     """A body of /attention."""
 
     text: Annotated[str, Field(min_length=1)]
-    target: str | None = Field(None, description="What the decoder of an encoder-decoder reads; else what it writes.")
+    target: str | None = Field(
+        None, min_length=1, description="What the decoder of an encoder-decoder reads; else what it writes."
+    )
 
 
 class EmbeddingBody(Body):

@@ -183,6 +183,10 @@ def test_attention_is_that_of_a_forward_pass(server, name):
         wanted = np.stack([layer[0] for layer in weights])[..., : shown.shape[2], : shown.shape[3]]
         np.testing.assert_allclose(shown, wanted, atol=1e-4)
     if name == "both":
+        read = maps["decoder self-attention"]["queries"]
+        assert maps["cross-attention"]["queries"] == [*read[1:], "(next)"], (
+            "a row is named by the token that it predicts"
+        )
         # Without a target: what the model writes.
         written = ask(server, "/attention", {"model": name, "text": PROMPT})[2]["maps"][2]
         assert len(written["queries"]) > len(maps["cross-attention"]["queries"])
