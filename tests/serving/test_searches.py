@@ -1,5 +1,6 @@
 """Beam search in the engine: the texts of `generate`, the tree of what was compared, and nothing lost for others."""
 
+import dataclasses
 import time
 from collections import Counter
 
@@ -34,12 +35,10 @@ def result(box) -> Found:
 def check_tree(loaded, prompt, found, beams):
     """Nodes are consistent with the model, and the kept ones are the likeliest of each step."""
     nodes, forced = found.nodes, loaded.prompts.forced if loaded.config.family.paired else ()
-    depths = []
-    for node in nodes:
-        depths.append(0 if node.parent < 0 else depths[node.parent] + 1)
-        assert node.parent < 0 or nodes[node.parent].fate == "kept"
-    for depth in set(depths):
-        step = [node for node, at in zip(nodes, depths, strict=True) if at == depth]
+    assert all(node.parent < 0 or nodes[node.parent].fate == "kept" for node in nodes)
+    depths = with_depths(nodes)
+    for depth in {at for at, _ in depths}:
+        step = [node for at, node in depths if at == depth]
         fates = Counter(node.fate for node in step)
         assert fates["kept"] <= beams
         assert len(step) <= 2 * beams + beams
@@ -91,6 +90,42 @@ def test_searches_find_the_texts_of_generate_and_change_no_other(name, cases):
         assert [(x.text, x.ids, x.finished) for x in found.generations] == [(x.text, x.ids, x.finished) for x in wanted]
         np.testing.assert_allclose([x.score for x in found.generations], [x.score for x in wanted], atol=1e-4)
         check_tree(loaded, prompt, found, config.beams.beams)
+
+
+def test_texts_that_end_early_end_the_search_as_in_generate():
+    """With ids that often end a text, and fewer beams than there may be: the best and the last ones of many."""
+    loaded = writer("rope")
+    likely = {i for prompt in PROMPTS for i in generate(loaded, [prompt], GenerateConfig(max_new_tokens=6))[0][0].ids}
+    stop = (*loaded.prompts.stop, *sorted(likely)[::2])
+    loaded = dataclasses.replace(loaded, prompts=dataclasses.replace(loaded.prompts, stop=stop))
+    steps, ended = [], set()
+    with running(loaded, WITH_BEAMS) as engine:
+        for early in (True, False):
+            fields = {"beams": 2, "num_return": 2, "early_stopping": early}
+            config = GenerateConfig(max_new_tokens=12, beams=fields, prefill_chunk=16)
+            wanted = generate(loaded, PROMPTS[:3], config, seeds=[0] * 3)
+            for prompt, texts in zip(PROMPTS, wanted, strict=False):
+                each, box = ticket(loaded, prompt, config)
+                before = engine.counts.search_steps
+                engine.submit([each])
+                found = result(box)
+                assert [x.ids for x in found.generations] == [x.ids for x in texts]
+                check_tree(loaded, prompt, found, 2)
+                steps.append(engine.counts.search_steps - before)
+                ended |= {x.finished for x in texts}
+                if early:
+                    # It stops as soon as two texts have ended, and not when three have.
+                    ends = sorted(depth for depth, node in with_depths(found.nodes) if node.fate == "ended")
+                    assert steps[-1] == ends[1]
+    assert "stop" in ended
+    assert min(steps) < 11
+
+
+def with_depths(nodes):
+    depths = []
+    for node in nodes:
+        depths.append(0 if node.parent < 0 else depths[node.parent] + 1)
+    return list(zip(depths, nodes, strict=True))
 
 
 def test_texts_do_not_wait_for_searches_which_end_when_nobody_waits(monkeypatch):

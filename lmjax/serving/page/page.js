@@ -328,5 +328,5 @@ document.addEventListener("keydown", (event) => {
 load().then(() => {
   const given = new URLSearchParams(location.hash.slice(1));
   if (given.has("tab") && given.get("tab") in TABS) choose(given.get("tab"));
-  if (given.has("prompt")) $("prompt").value = given.get("prompt");
+  if (given.has("prompt")) for (const name of ["prompt", "beam-prompt", "looked"]) $(name).value = given.get("prompt");
 });
