@@ -55,7 +55,10 @@ def serving() -> Iterator[types.SimpleNamespace]:
             yield types.SimpleNamespace(port=port, process=process, failures=failures)
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
             reader.join(10)
 
 
@@ -140,6 +143,12 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
             thread.start()
         while any(thread.is_alive() for thread in threads) and time.monotonic() - begin < 60 * number + 180:
             measured.append((time.monotonic() - begin, *measure(server.process.pid)))
+            if len(measured) % 12 == 1:
+                # What is known so far, should the campaign be interrupted.
+                done = sum((client.counts.copy() for client in clients), Counter())
+                wrong = sum(len(client.wrong) for client in clients)
+                resident = f"{measured[-1][1] / 2**20:.1f} MiB after {measured[-1][0] / 60:.1f} minutes"
+                print(f"{resident}; {dict(done)}, {wrong} wrong", file=sys.stderr, flush=True)
             time.sleep(_EVERY)
         hung = sum(thread.is_alive() for thread in threads)
         deadline = time.monotonic() + 30
@@ -155,9 +164,6 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     wrong = [each for client in clients for each in client.wrong]
     print("\n".join(wrong[:20] + server.failures[:20]), file=sys.stderr)
     times, resident, files, workers = np.array(measured).T
-    for minute in range(0, number, 5):
-        part = resident[(times >= 60 * minute) & (times < 60 * (minute + 5))]
-        print(f"from minute {minute}: {part.mean() / 2**20:.1f} MiB", file=sys.stderr, flush=True)
     late = times > 0.25 * times[-1]
     slope, error = slope_of(times[late] / 3600, resident[late] / 2**20)
     mib = resident / 2**20
