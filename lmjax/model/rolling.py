@@ -180,6 +180,10 @@ class Twofold:
         return jnp.concatenate([near, far], axis=-1)
 
 
-def reads_many(config: ModelConfig) -> bool:
-    """Returns whether `RollingCache.relation` holds for a decoder: no layer has a window or a bias of its own."""
-    return config.attention.window is None and not config.scheme(True).per_layer(config)
+def reads_many(config: ModelConfig, capacity: int) -> bool:
+    """Returns whether `RollingCache.relation` holds for a decoder.
+
+    No layer may have a bias of its own, or a window that hides keys in the cache, where distances are below `capacity`.
+    """
+    window = config.attention.window
+    return (window is None or window >= capacity) and not config.scheme(True).per_layer(config)

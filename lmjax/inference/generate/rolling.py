@@ -96,7 +96,7 @@ def read(
 ) -> tuple[jax.Array, RollingCache]:
     """Returns float32 logits `[1, vocab]` after the first `count` of some tokens, and the cache with these.
 
-    The tokens are read at once, or one by one if layers have windows or biases of their own (`reads_many`).
+    The tokens are read at once, or one by one if layers have narrower windows or biases of their own (`reads_many`).
 
     Args:
         params: of the model.
@@ -105,7 +105,7 @@ def read(
         cache: updated in place.
         model: with unrolled layers.
     """
-    if reads_many(model.config):
+    if reads_many(model.config, cache.capacity):
         numbers = jnp.arange(len(tokens))
         positions, real = cache.positions_of(cache.filled + numbers), (numbers < count).astype(jnp.int32)
         fields = row_fields(model, tokens[None], positions[None], real[None])

@@ -21,8 +21,8 @@ MODELS["bare"] = ("decoder", {"positions": "none", "num_layers": 2}, {})
 MODELS["alibi"] = ("decoder", {"positions": "alibi", "num_layers": 2}, {})
 MODELS["by bucket"] = ("decoder", {"positions": "relative"}, {})
 MODELS["sine"] = ("decoder", {"positions": "sinusoidal"}, {})
-READ = thinned([("deep", "compute"), ("by bucket", "compute"), ("alibi", "compute"), ("sine", "compute"),
-                ("deep", "int8")], 2)  # fmt: skip
+READ = thinned([("deep", "compute"), ("by bucket", "compute"), ("alibi", "compute"), ("window", "compute"),
+                ("deep", "int8"), ("sine", "compute")], 2)  # fmt: skip
 
 
 def read_one_by_one(loaded, tokens):
@@ -59,10 +59,11 @@ def test_a_prompt_read_in_parts_is_one_read_token_by_token(name, kind):
         np.testing.assert_allclose(x, y, atol=1 if x.dtype == np.int8 else 1e-4)
 
 
-@pytest.mark.parametrize(("name", "loops"), [("deep", 0), ("window", 1)])
-def test_one_by_one_is_for_layers_that_cannot_otherwise(name, loops):
+@pytest.mark.parametrize(("name", "more", "loops"), [("deep", 0, 0), ("window", 0, 0), ("window", 1, 1)])
+def test_one_by_one_is_for_layers_that_cannot_otherwise(name, more, loops):
+    """The windows of layers hide a key of the cache if it has one slot more."""
     loaded = writer(name)
-    cache = rolling.empty_cache(loaded.config, SINKS, WINDOW)
+    cache = rolling.empty_cache(loaded.config, SINKS, WINDOW + more)
     traced = rolling.read.trace(loaded.params, np.zeros(4, np.int32), np.int32(4), cache, model=loaded.model)
     assert str(traced.jaxpr).count("while[") == loops
 
