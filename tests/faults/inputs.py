@@ -264,7 +264,7 @@ def _values(flag: flags.Flag) -> tuple[str, ...]:
     if getattr(flag.parser, "enum_values", None) or flag.flag_type() in ("objective",):
         return _NAMES
     places = (
-        "/no/such/file",
+        "{bad}/no/such/file",
         "{folder}",
         "{text}/below",
         "{bad}/empty",

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from lmjax.inference.score.texts import Encoded, Reader, ScoreConfig
 from lmjax.model.config import ModelConfig
 from lmjax.objectives.registry import OBJECTIVES
 from lmjax.objectives.task import TaskConfig, prompt_format
+from lmjax.parallel.mesh import ParallelConfig, make_mesh
 
 # What does not predict tokens, or writes labels that it learned, has other rows; those of chat are of a template.
 ASIDE = ("chat", *(name for name, o in OBJECTIVES.items() if o.learned or not o.shares_logits))
@@ -26,7 +28,7 @@ def loaded_model(name, architecture, tokenizer) -> LoadedModel:
     config = ModelConfig(architecture=architecture, max_length=LENGTH, **sizes)
     model = types.SimpleNamespace(config=config, has_vocabulary=True)
     form = prompt_format(TaskConfig(objective=(name,)), tokenizer, architecture)
-    return LoadedModel(model, None, tokenizer, form, None)
+    return LoadedModel(model, None, tokenizer, form, make_mesh(ParallelConfig(), jax.devices()[:1]))
 
 
 def trained_row(name, architecture, make_task, make_store, seed):
