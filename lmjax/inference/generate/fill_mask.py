@@ -120,13 +120,16 @@ def fill_mask(
             )
         pieces.append(Piece(row, at, [0] * len(at)))
     found: list[list[list[Filling]]] = [[] for _ in texts]
+    # Each count compiles a program, so there are only powers of two.
+    count = min(max(8, 1 << (top_k - 1).bit_length()), tokenizer.vocab_size)
     for batch in batches(loaded, pieces, config):
         given = jax.device_put((batch.fields, batch.at), batch_sharding(loaded.mesh))
         with loaded.on_devices():
-            shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, top_k, tokenizer.vocab_size))
+            shares, ids = jax.device_get(_likeliest(loaded.model, loaded.params, *given, count, tokenizer.vocab_size))
         for i, row, start, end in batch.owners:
             found[i] = [
-                _fillings(tokenizer, *of) for of in zip(ids[row, start:end], shares[row, start:end], strict=True)
+                _fillings(tokenizer, *of)
+                for of in zip(ids[row, start:end, :top_k], shares[row, start:end, :top_k], strict=True)
             ]
     return found
 

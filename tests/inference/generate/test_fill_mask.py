@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import FlagError
-from lmjax.inference.generate.fill_mask import encode_masked, fill_mask
+from lmjax.inference.generate.fill_mask import _likeliest, encode_masked, fill_mask
 from lmjax.inference.score.rows import RowConfig
 from lmjax.interop.tokenizer_export import export_tokenizer
 from tests.inference.scoring import log_probs, tiny, tokenizer
@@ -42,6 +42,16 @@ def test_every_token_can_be_listed_and_no_row_without_one():
     assert sum(f.probability for f in found) < 1
     with pytest.raises(FlagError, match=f"top_k={t.vocab_size + 1}: must be from 1 to {t.vocab_size}, "):
         fill_mask(loaded, ["[MASK]"], t.vocab_size + 1, SMALL)
+
+
+def test_other_counts_of_tokens_are_the_same_program():
+    """A server must not compile for each count that a request names."""
+    loaded = tiny("encoder")
+    ((eight,),) = fill_mask(loaded, TEXTS[:1], 8, SMALL)
+    before = _likeliest._cache_size()
+    for count in range(1, 8):
+        assert fill_mask(loaded, TEXTS[:1], count, SMALL) == [[eight[:count]]]
+    assert _likeliest._cache_size() == before
 
 
 def test_the_space_in_front_of_a_mask_is_the_masked_tokens():
