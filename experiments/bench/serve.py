@@ -4,9 +4,10 @@
 
 Both servers run on this machine, one at a time, in turns: A, B, A, B ... The load is the same streams of
 /v1/chat/completions with prompts of several lengths and 128 greedy tokens, `--at_once` of them at any time. FOLDER is a
-checkpoint of Hugging Face with a chat template. `transformers serve` needs `pip install 'transformers[serving]'`; where
-it does not start, only lmjax is measured, and the first line says so. Programs are compiled before the measured part:
-`lmjax serve` compiles them at its start, and each server answers `--at_once` requests first that do not count.
+checkpoint of Hugging Face with a chat template; where there is none yet, one of 110 M random parameters is written.
+`transformers serve` needs `pip install 'transformers[serving]'`; where it does not start, only lmjax is measured, and
+the first line says so. Programs are compiled before the measured part: `lmjax serve` compiles them at its start, and
+each server answers `--at_once` requests first that do not count.
 
 Give the machine nothing else to do, and pin nothing: both servers take the threads that they want.
 """
@@ -77,6 +78,41 @@ def bodies(model: str, count: int, tokens: int) -> list[bytes]:
     return found
 
 
+def make(folder: pathlib.Path) -> None:
+    """Writes a decoder of random parameters that never ends a text by itself, and a tokenizer of the Python library."""
+    import sysconfig
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = ["<s>", "</s>", "<|user|>", "<|assistant|>"], pre_tokenizers.ByteLevel.alphabet()
+    files = sorted(map(str, pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("*.py")))[:120]
+    tokenizer.train(files, trainers.BpeTrainer(vocab_size=16384, special_tokens=special, initial_alphabet=alphabet))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = LlamaConfig(vocab_size=len(fast), max_position_embeddings=2048, tie_word_embeddings=False, **sizes, **ids)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(2.0)
+        # Special tokens and single bytes are never the likeliest, so each token is text that can be sent.
+        model.lm_head.weight[: len(special) + len(alphabet)] = 0
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
 async def one(port: int, body: bytes) -> tuple[float, float, int]:
     """Returns the seconds to the first text of a stream and to its end, and its parts with text."""
     start = time.perf_counter()
@@ -120,6 +156,9 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=600, help="seconds for a server to start")
     parser.add_argument("--plot", help="a new picture of the latencies")
     args = parser.parse_args()
+    if not pathlib.Path(args.model).exists():
+        make(pathlib.Path(args.model))
+    args.model = str(pathlib.Path(args.model).resolve())
     rows: dict[str, list[tuple[float, list[tuple[float, float, int]]]]] = {"lmjax": [], "transformers": []}
     for _ in range(args.turns):
         for name, results in list(rows.items()):
