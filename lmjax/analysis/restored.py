@@ -31,8 +31,12 @@ class Downstream(NamedTuple):
 
     @property
     def recovered(self) -> float:
-        """Returns the share of the loss between mean and model that the features win back (Gao et al. 2024, 4.1)."""
-        return (self.centre - self.restored) / (self.centre - self.whole)
+        """Returns the share of the loss between mean and model that the features win back (Gao et al. 2024, 4.1).
+
+        It is NaN if the mean costs nothing, as in a layer that does nothing for these texts.
+        """
+        lost = self.centre - self.whole
+        return (self.centre - self.restored) / lost if lost > 0 else math.nan
 
 
 def downstream(loaded: LoadedModel, texts: Sequence[str], layer: int, found: Features) -> Downstream:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -165,11 +166,12 @@ def _quality(study: Study, found: Features) -> list[tuple[str, str]]:
     if family.continues and study.loaded.model.has_vocabulary:
         texts = [study.some_texts[i] for i in found.tested[:_TESTED]]
         loss = downstream(study.loaded, texts, study.layer, found)
+        won = "none is lost with the mean" if math.isnan(loss.recovered) else f"{loss.recovered:.1%}"
         rows += [
             ("nats per token of the model", f"{loss.whole:.3f}"),
             ("with what the features restore", f"{loss.restored:.3f}"),
             ("with the mean of all tokens", f"{loss.centre:.3f}"),
-            ("loss that the features win back", f"{loss.recovered:.1%}"),
+            ("loss that the features win back", won),
         ]
     return rows
 

@@ -6,7 +6,7 @@ from scipy.special import log_softmax
 
 from lmjax.analysis.features import Features, Stream, Weights, read_stream, top_contexts, train_features
 from lmjax.analysis.inside import record
-from lmjax.analysis.restored import downstream
+from lmjax.analysis.restored import Downstream, downstream
 from lmjax.errors import FlagError
 from tests.inference.scoring import tiny
 
@@ -83,6 +83,11 @@ def test_what_a_decoder_loses_by_features_lies_between_nothing_and_the_mean():
     found = downstream(loaded, texts, 0, nothing)
     assert found.restored == pytest.approx(found.centre, abs=1e-4)
     assert found.recovered == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("centre", [2.0, 1.5])
+def test_there_is_no_share_of_a_loss_that_the_mean_does_not_cost(centre):
+    assert np.isnan(Downstream(whole=2.0, restored=1.9, centre=centre).recovered)
 
 
 def test_what_cannot_be_trained_is_refused():
