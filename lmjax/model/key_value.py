@@ -71,8 +71,7 @@ class KeyValue:
                 returned.
             capacity: slots of a layer without a window; a layer with fewer overwrites its oldest slots.
         """
-        new = self._packed(key), self._packed(value)
-        new = KeyValue(new[0][0], new[1][0], new[0][1], new[1][1], self.shape)
+        new = self._of(key, value)
         length, dtype = key.shape[1], key.dtype
         ring = self.slots < capacity
         written = self._write(new, filled, ring)
@@ -92,8 +91,7 @@ class KeyValue:
             value: of the new tokens, the same shape.
             slots: int32 `[length]`, all different; a token whose slot is beyond the last one is not written.
         """
-        packed = self._packed(key), self._packed(value)
-        new = KeyValue(packed[0][0], packed[1][0], packed[0][1], packed[1][1], self.shape)
+        new = self._of(key, value)
         written = jax.tree.map(lambda x, y: x.at[..., slots, :].set(y, mode="drop"), self, new)
         pairs = zip(self.read(key.dtype), new.read(key.dtype), strict=True)
         return *(jnp.concatenate(pair, axis=1) for pair in pairs), written._constrained()
@@ -156,6 +154,11 @@ class KeyValue:
             return jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)).reshape(x.shape)
 
         return jax.tree.map(put, self, other.replace(shape=self.shape))._constrained()
+
+    def _of(self, key: jax.Array, value: jax.Array) -> KeyValue:
+        """Returns keys and values `[batch, length, kv_heads, head_dim]` of new tokens in the stored form."""
+        (key, key_scale), (value, value_scale) = self._packed(key), self._packed(value)
+        return KeyValue(key, value, key_scale, value_scale, self.shape)
 
     def _packed(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Returns keys or values `[batch, length, kv_heads, head_dim]` in the stored form, and their scales or None."""

@@ -129,15 +129,18 @@ class Rows:
         request, strategy = reading.request, RowSampling(values, self._processors)
         fields = self.fields(request, limit)
         state = strategy.start([request.seed], self.capacity)
-        mask = self._all_ids[:1] if allowed is None else allowed[None]
+        mask = np.ones((1, self.loaded.config.vocab_size), bool) if allowed is None else allowed[None]
         # The cache is not looked at here; its number of slots would make further programs.
         text = decode.begin(reading.logits, None, state, fields, mask, strategy=self._strategy)
         return text.replace(cache=reading.cache)
 
     @functools.cached_property
-    def _all_ids(self) -> np.ndarray:
-        """Returns bool `[rows, vocab]`, True; a step with other ids allowed is then the same program."""
-        return np.ones((self.config.rows, self.loaded.config.vocab_size), bool)
+    def _all_ids(self) -> jax.Array:
+        """Returns bool `[rows, vocab]`, True; a step with other ids allowed is then the same program.
+
+        It stays on the device, because a step would copy it there each time.
+        """
+        return jax.device_put(np.ones((self.config.rows, self.loaded.config.vocab_size), bool))
 
     def fields(self, request: Request, limit: int) -> dict[str, np.ndarray]:
         """Returns the fields of `Decoding` that a prompt has, for a text of at most `limit` tokens."""
