@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lmjax.analysis.inside import cut_rows, record
+from lmjax.analysis.inside import cut_rows, record, role_tokens
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel
 from lmjax.streams import random_stream
@@ -113,7 +113,7 @@ def read_stream(loaded: LoadedModel, texts: Sequence[str], layer: int, batch_siz
     side = "encoder_" if loaded.config.family.paired else ""
     name = f"{side.replace('_', '/')}layer_{layer}"
     rows = cut_rows(loaded, texts)
-    special = [i for role, i in loaded.tokenizer.role_ids.items() if role != "unk"]
+    special = list(role_tokens(loaded))
     # Rows of similar lengths are computed together.
     order = np.argsort([len(row) for row in rows], kind="stable")
     vectors: list[np.ndarray] = [np.zeros(0)] * len(rows)

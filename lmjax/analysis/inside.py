@@ -150,6 +150,11 @@ def cut_rows(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
     return [ids[:limit] for ids in loaded.encode(list(texts))]
 
 
+def role_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """Returns the ids that stand for no text, such as those of the beginning and of padding; an unknown token does."""
+    return frozenset(i for role, i in loaded.tokenizer.role_ids.items() if role != "unk")
+
+
 def matching(what: Sequence[str], names: Iterable[str]) -> list[str]:
     """Returns the names that match a list of names and patterns, each once.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.analysis.features import Features
-from lmjax.analysis.inside import cut_rows, fields_of, patch
+from lmjax.analysis.inside import cut_rows, fields_of, patch, role_tokens
 from lmjax.inference.loaded import LoadedModel
 
 # Texts that are computed together: their logits are large.
@@ -48,7 +48,7 @@ def downstream(loaded: LoadedModel, texts: Sequence[str], layer: int, found: Fea
         layer: of the features.
         found: the features.
     """
-    special = [i for role, i in loaded.tokenizer.role_ids.items() if role != "unk"]
+    special = list(role_tokens(loaded))
     centre = found.scale * np.asarray(found.weights.centre)
     rows, name = cut_rows(loaded, texts), f"layer_{layer}"
     losses, tokens = np.zeros(3), 0

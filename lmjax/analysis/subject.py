@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.analysis.attention import token_texts
+from lmjax.analysis.inside import role_tokens
 from lmjax.analysis.values import HIDDEN, VECTOR, Ask, Unit, value
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
@@ -77,7 +78,7 @@ class Subject:
         """Returns the tokens that can have a part in the number: those read before it, if the model is causal."""
         loaded, found = self.loaded, []
         family = loaded.config.family
-        special = frozenset(i for role, i in loaded.tokenizer.role_ids.items() if role != "unk")
+        special = role_tokens(loaded)
         for side in family.sides:
             ids = self.fields[f"{side.prefix}tokens"][0]
             real = self.fields[f"{side.prefix}segment_ids"][0] > 0
