@@ -119,6 +119,18 @@ def test_the_minimal_run_learns_in_few_lines(corpus, monkeypatch, capsys):
     assert max(last, held_out) < 0.9 * entropy, "it knows more than how often each letter occurs"
 
 
+def test_every_workload_of_the_benchmark_has_its_models_vocabulary(monkeypatch):
+    """A preset in a run's config has none of its own, and random tokens need it."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import ours
+    import workloads
+
+    published = {"gpt2": 50_257, "bert_base": 30_522, "t5_small": 32_128, "llama_1b_1024": 128_256, "tiny": 2048}
+    sizes = {name: ours.configured(each, "float32", {}).model.vocab_size for name, each in workloads.WORKLOADS.items()}
+    assert all(sizes.values())
+    assert published.items() <= sizes.items()
+
+
 def test_the_benchmark_of_the_training_step_trains_our_model(monkeypatch):
     """Its workers run in processes of their own, next to libraries that the tests do not have."""
     monkeypatch.syspath_prepend(ROOT / "bench")

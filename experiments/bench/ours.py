@@ -6,6 +6,8 @@ import types
 from worker import serve
 from workloads import WORKLOADS, Workload, random_tokens
 
+from lmjax.config import Config, resolve
+from lmjax.model.presets import PRESETS
 from lmjax.parallel.compilation_cache import cache_compilations
 from lmjax.parallel.malloc import in_turn, keep_freed_memory
 
@@ -40,13 +42,26 @@ def features(workload: Workload, vocab_size: int) -> dict:
     return batch | {"weights": np.ones(batch["targets"].shape, np.float32)}
 
 
+def configured(workload: Workload, dtype: str, fields: dict[str, str]) -> Config:
+    """Returns our config for a workload, without dropout; `fields` replace the workload's own."""
+    objective = "seq2seq" if workload.target_length else "mlm" if workload.mask_rate else "next_token"
+    off = ("residual", "attention", "mlp", "output")
+    overrides = {f"model.dropout.{name}": "0" for name in off} | {
+        "model.dtype": dtype,
+        "batch_size": str(workload.batch),
+    }
+    overrides |= {"task.length": str(workload.length), "task.target_length": str(workload.target_length or 8)}
+    # A run's config takes the size of its vocabulary from a tokenizer; here it is the published model's.
+    overrides["model.vocab_size"] = str(PRESETS[workload.preset].vocab_size)
+    return resolve(objective=(objective,), preset=workload.preset, overrides=overrides | dict(workload.fields) | fields)
+
+
 def build(workload: Workload, dtype: str, fields: dict[str, str]):
     """Returns a function that runs steps, and one that returns facts for the first line of the benchmark."""
     import flax.linen as nn
     import jax
 
     from lmjax.axes import RULES
-    from lmjax.config import resolve
     from lmjax.model.flops import train_flops
     from lmjax.model.language_model import LanguageModel
     from lmjax.model.parameters import count_parameters
@@ -57,16 +72,7 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     from lmjax.training.state import state_maker
     from lmjax.training.step import make_train_step
 
-    objective = "seq2seq" if workload.target_length else "mlm" if workload.mask_rate else "next_token"
-    off = ("residual", "attention", "mlp", "output")
-    overrides = {f"model.dropout.{name}": "0" for name in off} | {
-        "model.dtype": dtype,
-        "batch_size": str(workload.batch),
-    }
-    overrides |= {"task.length": str(workload.length), "task.target_length": str(workload.target_length or 8)}
-    config = resolve(
-        objective=(objective,), preset=workload.preset, overrides=overrides | dict(workload.fields) | fields
-    )
+    config = configured(workload, dtype, fields)
     cache_compilations(config.data.cache_path)
     # The losses ask a tokenizer only for the number of its ids.
     task = Task.build(config.task, types.SimpleNamespace(vocab_size=config.model.vocab_size), config.model.architecture)

@@ -95,7 +95,7 @@ WORKLOADS = {
     "gpt2_1024": Workload("gpt2", "gpt2", 16, 1024),
     "llama_1b_1024": Workload("llama3_2_1b", "llama", 8, 1024, peer=LLAMA_1B),
     "bert_large_512": Workload("bert_large", "bert", 32, 512, mask_rate=0.15, peer=_BERT_LARGE),
-    "t5_large_1024": Workload("t5_large", "t5", 8, 1024, 256, peer=_T5_LARGE),
+    "t5_large_1024": Workload("t5_large", "t5", 8, 1024, 256, peer=_T5_LARGE, fields=(("model.max_length", "1024"),)),
     # For the tests of the benchmark itself.
     "tiny": Workload(
         "nano_decoder",
