@@ -7,6 +7,8 @@ layer, and fit any structure of a block.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,15 +37,18 @@ def awq(kernel: jax.Array, axes: tuple[int, ...], inputs: Inputs, config: Quanti
         config: the form.
     """
     sizes = np.maximum(inputs.sizes / inputs.count, 1e-8)
-    products, whole = jnp.asarray(inputs.products / inputs.count, jnp.float32), as_matrices(kernel, axes)
-
-    @jax.jit
-    def made(factors: jax.Array) -> tuple[Quantized, jax.Array]:
-        found = quantized(kernel, axes, config, factors)
-        return found, error(products, as_matrices(found.astype(jnp.float32), axes) - whole)
-
-    tried = [made(_balanced(sizes**-strength)) for strength in _STRENGTHS]
+    products = jnp.asarray(inputs.products / inputs.count, jnp.float32)
+    tried = [_tried(_balanced(sizes**-strength), kernel, products, axes, config) for strength in _STRENGTHS]
     return min(tried, key=lambda each: float(each[1]))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _tried(
+    factors: jax.Array, kernel: jax.Array, products: jax.Array, axes: tuple[int, ...], config: QuantizationConfig
+) -> tuple[Quantized, jax.Array]:
+    """Returns a kernel in few bits with given factors, and the error of its outputs; kernels alike share a program."""
+    found = quantized(kernel, axes, config, factors)
+    return found, error(products, as_matrices(found.astype(jnp.float32), axes) - as_matrices(kernel, axes))
 
 
 def smooth(

@@ -89,6 +89,22 @@ def test_awq_takes_the_factors_of_least_error(case, group):
     assert outputs_error(x, kernel, found) < 0.9 * outputs_error(x, kernel, nearest)
 
 
+def test_awq_of_inputs_in_another_order(case):
+    """With one scale for an output the order of the inputs is nothing; with groups it says which share a scale."""
+    x, kernel = case
+    order = np.random.default_rng(3).permutation(16)
+
+    def found(config, order=slice(None)):
+        made = awq(jnp.asarray(kernel[order], "float32"), (0,), inputs_of(x[:, order]), config)
+        return np.asarray(made.astype("float32"), np.float64)
+
+    alone = config_of("int4", 0, factors=True)
+    np.testing.assert_allclose(found(alone, order), found(alone)[order], atol=1e-5)
+    grouped = config_of("int4", 4, factors=True)
+    assert np.abs(found(grouped, order) - found(grouped)[order]).max() > 0.05
+    np.testing.assert_allclose(found(grouped, order), reference_awq(kernel[order], x[:, order], 4), atol=1e-4)
+
+
 @pytest.mark.parametrize(("form", "group"), [("int4", 4), ("nf4", 0), ("fp8", 8)])
 def test_awq_never_loses_to_rounding_on_the_texts_it_read(form, group):
     """A strength of 0 is rounding: also where inputs are zero, alike, or fewer than the kernel has."""
