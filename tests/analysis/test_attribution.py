@@ -16,6 +16,7 @@ from lmjax.analysis.values import Ask
 from lmjax.errors import FlagError
 from lmjax.interop.checkpoint import Checkpoint
 from lmjax.model.language_model import LanguageModel, init_params
+from lmjax.model.quantized import QuantizationConfig, quantize_layers
 from lmjax.objectives.question_answering import QuestionAnsweringConfig
 from tests.analysis import captum_numbers
 from tests.analysis.test_inside import classifier
@@ -90,6 +91,18 @@ def test_integrated_gradients_are_complete_for_each_kind_of_output(subject):
     kept = [token.kept for token in subject.tokens]
     np.testing.assert_allclose(found.scores[kept], 0, atol=1e-6)
     assert np.abs(found.scores).max() > 1e-3
+
+
+def test_points_are_not_doubled_to_no_purpose_where_activations_are_rounded():
+    """Their gradient sums to the change only up to the rounding; a judged attribution is computed for each stage."""
+    base = tiny("decoder")
+    form = QuantizationConfig(weights="int8", activations="int8", stored=True)
+    model = base.model.clone(config=base.config.with_fields({"quantization": form}))
+    rounded = dataclasses.replace(base, model=model, params=quantize_layers(base.params, form))
+    both = [attribute(next_token(loaded, TEXT, " king"), "integrated") for loaded in (rounded, base)]
+    assert 1e-3 < both[0].gap < 0.2 * abs(both[0].value - both[0].baseline)
+    assert both[0].passes == 2 + 16 + 32 + 64
+    np.testing.assert_allclose(both[0].scores, both[1].scores, atol=0.1 * np.abs(both[1].scores).max())
 
 
 def test_an_occlusion_is_the_change_when_a_token_becomes_a_mask(subject):
