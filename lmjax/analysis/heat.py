@@ -52,7 +52,9 @@ def text_map(subject: Subject, found: Attribution) -> Figure:
     return figure
 
 
-def grid_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "") -> Figure:
+def grid_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str = "", most: float | None = None
+) -> Figure:
     """Returns a figure of a grid, such as the effects of `causal.patching` or `causal.ablation`.
 
     Args:
@@ -60,8 +62,9 @@ def grid_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], ti
         rows: their names, such as layers.
         columns: their names, such as tokens or heads.
         title: of the figure.
+        most: the number with the full colour, such as 1 for shares, so that figures can be compared; None: the largest.
     """
-    most = max(float(np.nanmax(np.abs(values))), 1e-12)
+    most = max(float(np.nanmax(np.abs(values))), 1e-12) if most is None else most
     figure, axes = new_axes(max(3.0, 1.6 + 0.3 * len(columns)), max(2.0, 1.2 + 0.3 * len(rows)))
     image = axes.imshow(values, cmap=_colours(), vmin=-most, vmax=most, aspect="auto")
     upright = max(map(len, columns), default=0) > 3

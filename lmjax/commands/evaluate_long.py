@@ -74,5 +74,5 @@ def _draw(grids: Mapping, config: LongConfig, depths: list[str], folder: pathlib
     from lmjax.analysis.heat import grid_map
 
     for task, grid in grids.items():
-        figure = grid_map(grid.T, depths, [str(length) for length in config.lengths], f"{name} {task}".strip())
+        figure = grid_map(grid.T, depths, [str(length) for length in config.lengths], f"{name} {task}".strip(), 1.0)
         figure.savefig(folder / f"{name}{'_' if name else ''}{task}.png", dpi=120)

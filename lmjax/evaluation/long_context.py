@@ -27,6 +27,8 @@ _NAMES = tuple(
     "amber birch cedar dune ember fjord grove heron iris jade kelp lotus maple nettle onyx pearl quartz reed".split(" ")  # noqa: SIM905
 )
 _HOPS, _NEEDLES, _MOST = 3, 4, 9
+# The most words of a piece of the text around what is asked.
+_WORDS = 12
 # Parts of a row for which the likelihood is measured apart.
 _PARTS = 8
 
@@ -134,7 +136,7 @@ def examples(config: LongConfig, texts: Sequence[str], count: Callable[[str], in
     Raises:
         FlagError: a length has no room for what is asked, or there is no text.
     """
-    hay = [f"{part.strip()}." for text in texts for part in " ".join(text.split()).split(". ") if part.strip()]
+    hay = [piece for text in texts for piece in _pieces(text)]
     if not hay:
         raise FlagError("--data: has no text to put between what is asked; give one")
     sizes = [count(f" {sentence}") for sentence in hay]
@@ -149,6 +151,13 @@ def examples(config: LongConfig, texts: Sequence[str], count: Callable[[str], in
                     prompt = _prompt(asked, share, length, hay, sizes, count, rng)
                     found.append(Example(task, i, depth, prompt, asked.answers))
     return found
+
+
+def _pieces(text: str) -> list[str]:
+    """Returns the sentences of a text; long ones, as in code, are cut, because a prompt has whole pieces alone."""
+    sentences = (part.strip() for part in " ".join(text.split()).split(". "))
+    words = (f"{sentence}.".split(" ") for sentence in sentences if sentence)
+    return [" ".join(each[i : i + _WORDS]) for each in words for i in range(0, len(each), _WORDS)]
 
 
 def _prompt(
@@ -194,9 +203,13 @@ def shares(config: LongConfig, found: Sequence[Example], texts: Sequence[str]) -
     shape = len(config.lengths), config.depths
     sums = {task: np.zeros(shape) for task in TASKS}
     for example, text in zip(found, texts, strict=True):
-        right = sum(answer in text for answer in example.answers) / len(example.answers)
-        sums[example.task][example.length, example.depth] += right / config.examples
+        sums[example.task][example.length, example.depth] += answered(example.answers, text) / config.examples
     return sums
+
+
+def answered(answers: Sequence[str], text: str) -> float:
+    """Returns the share of answers that a continuation contains."""
+    return sum(answer in text for answer in answers) / len(answers)
 
 
 def check_lengths(loaded: LoadedModel, config: LongConfig) -> None:

@@ -54,6 +54,13 @@ def test_who_guesses_is_not(found):
     assert max(grid.mean() for task, grid in grids.items() if task != "counting") < 0.05
 
 
+def test_texts_without_sentences_fill_a_prompt_too():
+    """Code has no full stop for thousands of words; whole, it would be left out, and the prompt nearly empty."""
+    code = " ".join(f"x{i} = f(x{i - 1});" for i in range(2000))
+    for each in examples(CONFIG, [code], words):
+        assert CONFIG.lengths[each.length] - 30 < words(each.prompt) <= CONFIG.lengths[each.length]
+
+
 def test_prompts_have_their_length_and_what_is_asked_its_depth(found):
     for each in found:
         length = CONFIG.lengths[each.length]
