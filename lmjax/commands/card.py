@@ -16,7 +16,7 @@ from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
 from lmjax.runs.cleaning import REMOVED, told
 from lmjax.runs.identity import IDENTITY
-from lmjax.runs.trained import Pretrained, open_pretrained
+from lmjax.runs.pretrained import Pretrained, open_pretrained
 from lmjax.training.metrics import read_lines
 
 _TO_WRITE = "*To be written by those who publish it: no file of the run says it.*"

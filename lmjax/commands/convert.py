@@ -30,7 +30,7 @@ from lmjax.paths import new_folder, shell_quoted
 from lmjax.phases import phase
 from lmjax.runs.made import write_model
 from lmjax.runs.places import local_folder
-from lmjax.runs.trained import Pretrained, open_pretrained, storage_mesh
+from lmjax.runs.pretrained import Pretrained, open_pretrained, storage_mesh
 from lmjax.runs.workdir import is_unused
 from lmjax.training.metrics import peak_host_memory
 

@@ -13,7 +13,8 @@ from lmjax.errors import FlagError
 from lmjax.interop import gguf_model, stablehlo
 from lmjax.interop.export import check_free, choose_family, exported_heads
 from lmjax.interop.gguf_vocabulary import check_vocabulary
-from lmjax.runs.trained import Pretrained, loaded_model, storage_mesh
+from lmjax.runs.pretrained import Pretrained, storage_mesh
+from lmjax.runs.trained import loaded_model
 
 # Flags of checkpoints of Hugging Face, which have no meaning in other formats.
 _OF_CHECKPOINTS = ("family", "shard_gb")

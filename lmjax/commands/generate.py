@@ -33,7 +33,7 @@ from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.paths import expanded, read_regular
 from lmjax.phases import phase
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.pretrained import open_pretrained
 
 # Configs nested in GenerateConfig.
 _PARTS = ("sampling", "processors", "beams")

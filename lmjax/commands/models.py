@@ -26,7 +26,8 @@ from lmjax.parallel.malloc import keep_freed_memory
 from lmjax.phases import phase, tell
 from lmjax.runs.adapters import adapter_source, load_adapters
 from lmjax.runs.places import local_folder
-from lmjax.runs.trained import Pretrained, load_model, open_pretrained
+from lmjax.runs.pretrained import Pretrained, open_pretrained
+from lmjax.runs.trained import load_model
 from lmjax.runs.untrained import random_model
 
 _WHERE = {"model": "PLACE", "workdir": "DIR", "preset": "NAME"}

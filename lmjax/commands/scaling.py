@@ -16,7 +16,7 @@ from lmjax.model.parameters import count_parameters
 from lmjax.paths import write_durably
 from lmjax.phases import phase
 from lmjax.runs.places import local_folder
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.sweep.arms import RunResult, arms_of, sweep_runs, with_bits
 from lmjax.sweep.charts import Curve, Dot, curves
 from lmjax.sweep.ledger import Ledger

@@ -19,7 +19,8 @@ from lmjax.errors import FlagError
 from lmjax.paths import expanded
 from lmjax.phases import phase
 from lmjax.runs.adapters import load_adapters
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 from lmjax.serving.config import EngineConfig
 from lmjax.serving.engine import Engine
 

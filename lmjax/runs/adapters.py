@@ -22,7 +22,8 @@ from lmjax.model.parameters import unflat
 from lmjax.model.quantized import quantize_layers
 from lmjax.paths import expanded
 from lmjax.runs.base import base_of
-from lmjax.runs.trained import Pretrained, assemble, inference_config, inference_mesh, open_pretrained
+from lmjax.runs.pretrained import Pretrained, open_pretrained
+from lmjax.runs.trained import assemble, inference_config, inference_mesh
 
 PyTree = Any
 

@@ -28,8 +28,8 @@ from lmjax.model.transformer import stack_layers
 from lmjax.runs.base import known_base
 from lmjax.runs.build import Run
 from lmjax.runs.learned import learned
+from lmjax.runs.pretrained import Pretrained, open_pretrained
 from lmjax.runs.teacher import open_teacher
-from lmjax.runs.trained import Pretrained, open_pretrained
 from lmjax.training.fixed import Fixed
 
 PyTree = Any

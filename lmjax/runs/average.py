@@ -25,7 +25,7 @@ from lmjax.runs.best import BEST
 from lmjax.runs.build import build
 from lmjax.runs.fit import evaluator, layout
 from lmjax.runs.made import config_of, write_model
-from lmjax.runs.trained import Pretrained, open_pretrained, storage_mesh
+from lmjax.runs.pretrained import Pretrained, open_pretrained, storage_mesh
 from lmjax.runs.workdir import is_unused
 from lmjax.training.checkpoint import saved_steps
 from lmjax.training.fixed import NOTHING_FIXED

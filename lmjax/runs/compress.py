@@ -34,7 +34,8 @@ from lmjax.model.rules import kernel_widths
 from lmjax.model.transformer import stack_layers, unstack_layers
 from lmjax.runs.best import Step
 from lmjax.runs.made import write_model
-from lmjax.runs.trained import Pretrained, loaded_model, open_pretrained, storage_mesh
+from lmjax.runs.pretrained import Pretrained, open_pretrained, storage_mesh
+from lmjax.runs.trained import loaded_model
 from lmjax.runs.workdir import is_unused
 from lmjax.training.checkpoint import saved_steps
 

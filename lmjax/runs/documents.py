@@ -21,8 +21,8 @@ from lmjax.paths import expanded
 from lmjax.runs.build import Run, build
 from lmjax.runs.fit import layout
 from lmjax.runs.identity import IDENTITY
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.runs.references import referenced
-from lmjax.runs.trained import open_pretrained
 from lmjax.training.checkpoint import saved_steps
 from lmjax.training.evaluate import EvalSet
 

@@ -15,7 +15,7 @@ from lmjax.interop.shards import read_json
 from lmjax.objectives.embedding import Embedding
 from lmjax.runs.identity import IDENTITY, environment
 from lmjax.runs.learned import recall
-from lmjax.runs.trained import HEADS_FIELD, MADE_OF, ORIGIN, Pretrained
+from lmjax.runs.pretrained import HEADS_FIELD, MADE_OF, ORIGIN, Pretrained
 from lmjax.runs.workdir import CONFIG, claim_workdir
 from lmjax.training.checkpoint import Checkpoints
 

@@ -19,7 +19,7 @@ from lmjax.model.language_model import abstract_params
 from lmjax.model.padding import padded
 from lmjax.objectives.registry import OBJECTIVES, heads, objective_types, usual_objective
 from lmjax.runs.data import VOCAB_MULTIPLE
-from lmjax.runs.trained import Pretrained, open_pretrained
+from lmjax.runs.pretrained import Pretrained, open_pretrained
 
 # Fields of which each says when a run ends.
 ENDS = ("steps", "minutes", "epochs")

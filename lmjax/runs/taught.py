@@ -18,8 +18,8 @@ from lmjax.objectives.token_prediction import TokenPrediction
 from lmjax.parallel.mesh import to_device
 from lmjax.runs.build import Run
 from lmjax.runs.fit import layout
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.runs.teacher import check_teacher
-from lmjax.runs.trained import open_pretrained
 from lmjax.streams import random_stream
 from lmjax.training.forward import evaluation_forward
 

@@ -17,7 +17,7 @@ from lmjax.model.language_model import LanguageModel
 from lmjax.model.parameters import fingerprint, flat
 from lmjax.parallel.gather import on_host
 from lmjax.runs.build import Run
-from lmjax.runs.trained import Pretrained, open_pretrained
+from lmjax.runs.pretrained import Pretrained, open_pretrained
 from lmjax.training.teacher import Recorded, Teacher
 
 # The file in a workdir that identifies the teacher of the run.

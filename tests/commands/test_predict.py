@@ -12,7 +12,8 @@ from lmjax.evaluation.classes import single_label
 from lmjax.evaluation.predicted import as_documents, encoded, evaluate_models, read_documents
 from lmjax.evaluation.tasks import evaluate
 from lmjax.inference.predict import predict
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 from tests.thinned import thinned
 
 pytestmark = pytest.mark.long

@@ -9,7 +9,8 @@ from lmjax.cli import run
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.predict import predict
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,8 @@ from lmjax.data.documents import spaced
 from lmjax.errors import DataError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.predict import predict
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
 

@@ -33,7 +33,7 @@ from lmjax.interop.export import choose_family, export
 from lmjax.interop.shards import INDEX, SINGLE, Shards, write_shards
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.runs.doctor import examine
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.training import manifest
 from lmjax.training.budget import Budget
 from lmjax.training.metrics import Timers, peak_host_memory, read_lines

@@ -23,7 +23,8 @@ from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.errors import UserError
 from lmjax.interop.export import choose_family, export
 from lmjax.interop.tokenizer_export import export_tokenizer
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 from lmjax.training import manifest
 from tests.faults.campaign_flips import flip
 from tests.inference.scoring import tiny, tokenizer

@@ -11,7 +11,8 @@ from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, predict_documents
 from lmjax.inference.embed import embed
 from lmjax.interop.sentence import MODULES
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 
 pytestmark = pytest.mark.long
 

@@ -11,7 +11,7 @@ from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.families import FAMILIES
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.pretrained import open_pretrained
 from tests.interop.published import PUBLISHED
 from tests.interop.test_checkpoint import change_config, folder  # noqa: F401
 

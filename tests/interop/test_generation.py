@@ -14,7 +14,8 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.generate.generate import GenerateConfig, generate, resolved
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.generation import GENERATION, read_defaults, said
-from lmjax.runs.trained import load_model, open_pretrained
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.trained import load_model
 from tests.inference.generate.defaults import FOLDER, SETTINGS, prompts, settings
 
 

@@ -36,7 +36,7 @@ LOAD = """
 import pathlib, sys
 import jax
 from lmjax.interop.checkpoint import Checkpoint
-from lmjax.runs.trained import storage_mesh
+from lmjax.runs.pretrained import storage_mesh
 from lmjax.training.metrics import peak_host_memory
 
 folder = pathlib.Path(sys.argv[1])

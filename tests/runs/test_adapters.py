@@ -20,7 +20,7 @@ from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.adapters import load_adapters
 from lmjax.runs.adopt import beginning
 from lmjax.runs.build import build
-from lmjax.runs.trained import open_pretrained, storage_mesh
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
 from lmjax.training.state import state_maker
 from lmjax.training.step import loss_and_gradients
 from tests.workdirs import bits, losses, resumed_from

@@ -17,8 +17,8 @@ from lmjax.model.parameters import flat, unboxed
 from lmjax.model.transformer import unstack_layers
 from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import build
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
 from lmjax.runs.start import resolve
-from lmjax.runs.trained import open_pretrained, storage_mesh
 from lmjax.streams import prng_key
 from tests.thinned import thinned
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 import lmjax
-from lmjax.runs.trained import open_pretrained, storage_mesh
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
 
 
 def test_a_classifier_begins_with_the_pooler(tiny, tmp_path, capsys):

@@ -10,7 +10,7 @@ import lmjax
 from lmjax.cli import run
 from lmjax.errors import FlagError
 from lmjax.model.parameters import flat
-from lmjax.runs.trained import open_pretrained, storage_mesh
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
 
 
 @pytest.fixture(scope="module")

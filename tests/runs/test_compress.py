@@ -15,8 +15,9 @@ from lmjax.errors import FlagError, UserError
 from lmjax.model.parameter_paths import input_axes, is_hidden_matrix
 from lmjax.model.parameters import count_parameters, flat
 from lmjax.model.quantized import Quantized, as_matrices, in_full, is_quantized, quantize_layers
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
 from lmjax.runs.start import start_from
-from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
+from lmjax.runs.trained import load_model
 from lmjax.training.checkpoint import SavedCheckpoints, checkpoint_folder
 from tests.thinned import thinned
 

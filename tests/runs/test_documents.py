@@ -16,7 +16,7 @@ from lmjax.model.language_model import init_params
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from lmjax.runs.build import build
 from lmjax.runs.documents import document_files, read_documents, score_documents, scored
-from lmjax.runs.trained import open_pretrained
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.metrics import read_lines
 from lmjax.training.step import make_eval_step

@@ -21,8 +21,8 @@ from lmjax.model.parameters import axis_names, flat
 from lmjax.objectives.losses import vocab_loss
 from lmjax.objectives.sums import Penalties
 from lmjax.parallel.mesh import ParallelConfig, check_divisible, make_mesh, on_mesh
+from lmjax.runs.pretrained import open_pretrained
 from lmjax.runs.start import resolve
-from lmjax.runs.trained import open_pretrained
 
 pytestmark = pytest.mark.usefixtures("all_devices")
 

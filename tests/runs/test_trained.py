@@ -15,7 +15,8 @@ from lmjax.errors import CheckpointError, DataError, FlagError
 from lmjax.inference.loaded import PromptFormat
 from lmjax.interop.export import choose_family, tensors_of
 from lmjax.objectives.task import TaskConfig, prompt_format
-from lmjax.runs.trained import load_model, open_pretrained, storage_mesh
+from lmjax.runs.pretrained import open_pretrained, storage_mesh
+from lmjax.runs.trained import load_model
 from tests.inference.scoring import tokenizer
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("all_devices")]
