@@ -9,6 +9,10 @@ from lmjax.commands.flags import define_accept_fields, define_choice, define_hel
 
 FORMATS = facts.names("lmjax.commands.convert_formats", "FORMATS")
 FAMILIES = facts.names("lmjax.interop.families", "FAMILIES")
+_INSTEAD = {
+    "onnx": "lmjax itself writes no ONNX; leave out --format, and give the checkpoint of Hugging Face to torch.onnx,"
+    " as experiments/bench/onnx_encoder.py does for encoders"
+}
 
 DESCRIPTION = f"""
 lmjax convert: imports a Hugging Face checkpoint into a workdir, and exports a trained model to a folder that
@@ -33,7 +37,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("from", None, "a folder of Hugging Face, or a name on its hub", flag_values=values)
     define_path(values, "workdir", "with --from, the workdir to make; else the run to write out")
     define_path(values, "to", "the new folder for a checkpoint of Hugging Face, or for what --format says")
-    define_choice(values, "format", FORMATS, "with --to, what to write (default: a checkpoint of Hugging Face)")
+    text = "with --to, what to write (default: a checkpoint of Hugging Face)"
+    define_choice(values, "format", FORMATS, text, instead=_INSTEAD)
     define_choice(
         values,
         "family",

@@ -23,10 +23,12 @@ _OPTIONAL = ("help_config",)
 class _Choice(flags.ArgumentParser):
     """A parser of one name out of a list, or of several names joined by commas."""
 
-    def __init__(self, kind: str, known: Collection[str], *, several: bool = False):
+    def __init__(
+        self, kind: str, known: Collection[str], *, several: bool = False, instead: Mapping[str, str] | None = None
+    ):
         # --help lists these names after the flag; the text of a flag that takes several names lists them itself.
         self.enum_values = [] if several else list(known)
-        self._kind, self._known, self._several = kind, list(known), several
+        self._kind, self._known, self._several, self._instead = kind, list(known), several, instead or {}
         self.syntactic_help = f"{'one or several' if several else 'one'} of {', '.join(known)}"
 
     def parse(self, argument: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -34,7 +36,7 @@ class _Choice(flags.ArgumentParser):
         given = argument if isinstance(argument, tuple) else tuple(argument.split(",") if self._several else [argument])
         for name in given:
             if name not in self._known:
-                raise ValueError(choose(self._kind, name, self._known))
+                raise ValueError(self._instead.get(name) or choose(self._kind, name, self._known))
         return given if self._several else given[0]
 
     def flag_type(self) -> str:
@@ -43,10 +45,24 @@ class _Choice(flags.ArgumentParser):
 
 
 def define_choice(
-    values: flags.FlagValues, name: str, known: Collection[str], text: str, default: str | None = None
+    values: flags.FlagValues,
+    name: str,
+    known: Collection[str],
+    text: str,
+    default: str | None = None,
+    instead: Mapping[str, str] | None = None,
 ) -> None:
-    """Defines a flag that takes one of several names; the error for an unknown name suggests the nearest one."""
-    flags.DEFINE(_Choice(name, known), name, default, text, values)
+    """Defines a flag that takes one of several names; the error for an unknown name suggests the nearest one.
+
+    Args:
+        values: to which it is added.
+        name: of the flag.
+        known: the names that it takes.
+        text: for --help.
+        default: one of the names.
+        instead: what to do in place of names that users may expect, as the text of the error.
+    """
+    flags.DEFINE(_Choice(name, known, instead=instead), name, default, text, values)
 
 
 def define_choices(values: flags.FlagValues, name: str, known: Collection[str], text: str) -> None:

@@ -4,8 +4,11 @@ A folder has a program for each use (`prefill` and `step` of a model that writes
 safetensors file, `program.json` with names and shapes, and `portable.py`, which runs them. The sizes of batch, row and
 cache are symbolic, so one program serves all of them. The weights are arguments, so that both programs share them.
 
-There is no ONNX: the one kept converter from JAX, jax2onnx 0.17.1, requires orbax-checkpoint below 0.11.37, and lmjax
-0.12 (2026-11-29). It failed for symbolic lengths; for fixed ones an encoder's outputs were equal to 9e-8.
+There is no ONNX here. Tried on 2026-11-29: jax2onnx 0.17.1, the one kept converter from JAX, requires orbax-checkpoint
+below 0.11.37, and lmjax 0.12, so that pip installs them together only without their requirements. Then an encoder's
+outputs were equal to 7e-7 with a symbolic batch and a fixed length (onnx 1.23.2, onnxruntime 1.32.0), and a symbolic
+length failed inside it. It reads functions of JAX alone, no StableHLO. What works is torch.onnx from the exported
+checkpoint of Hugging Face, with both symbolic: `experiments/bench/onnx_encoder.py`.
 """
 
 from __future__ import annotations

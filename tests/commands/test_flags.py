@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from absl import flags
 
 from lmjax import cli
-from lmjax.commands import facts, train_flags
+from lmjax.commands import convert_flags, facts, train_flags
 from lmjax.commands.flags import data_fields
 from lmjax.errors import FlagError
 
@@ -114,3 +115,11 @@ def test_short_flags_are_fields_of_the_config(capsys):
     assert (config["optimizer"]["learning_rate"], config["optimizer"]["warmup_steps"]) == (0.5, 7)
     assert (config["batch_size"], config["task"]["length"]) == (3, 24)
     assert set(train_flags.SAME.values()) <= set(facts.fields(*facts.CONFIG))
+
+
+def test_a_format_that_others_write_is_named_with_what_to_do():
+    values = convert_flags.define()
+    with pytest.raises(flags.IllegalFlagValueError, match="--format=onnx: lmjax itself writes no ONNX; leave out"):
+        values(["lmjax", "--format=onnx"])
+    with pytest.raises(flags.IllegalFlagValueError, match="choose one of stablehlo, gguf"):
+        values(["lmjax", "--format=onyx"])
