@@ -231,8 +231,10 @@ class Engine:
             future.set_result(work())
         except Exception as e:
             future.set_exception(e)
-        # Programs of other work are compiled for the shapes that they meet, and do not count.
-        self._compiled += compilations() - before
+        # Programs of other work are compiled for the shapes that they meet, and are counted apart.
+        new = compilations() - before
+        self._compiled += new
+        self.counts.work_compiled += new
 
     def _abandon(self, error: BaseException) -> None:
         """Fails everything, at the engine's end."""

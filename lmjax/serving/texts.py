@@ -37,7 +37,8 @@ class Counts:
         steps: of the batch.
         search_steps: of beam searches.
         step_seconds: the time of all steps.
-        compiled: programs that were compiled after the warm-up.
+        compiled: programs that were compiled after the warm-up, for texts.
+        work_compiled: programs that were compiled for the shapes of other work, such as scores; each stays in memory.
     """
 
     prompt_tokens: int = 0
@@ -52,6 +53,7 @@ class Counts:
     search_steps: int = 0
     step_seconds: float = 0.0
     compiled: int = 0
+    work_compiled: int = 0
 
 
 @dataclasses.dataclass

@@ -132,6 +132,12 @@ class _Client:
             self.wrong.append(f"status {answer[0]}: {str(answer[2])[:200]}")
 
 
+def _counted(server: types.SimpleNamespace, name: str) -> float:
+    """Returns one of the server's counts, of all its models together."""
+    metrics = ask(server, "/metrics")[2].decode().splitlines()
+    return sum(float(x.rpartition(" ")[2]) for x in metrics if x.startswith(f"lmjax_{name}_total"))
+
+
 def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     """Yields the rows of the table of the campaign; `number`: minutes."""
     wanted, measured = _wanted(), []
@@ -142,7 +148,7 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and time.monotonic() - begin < 60 * number + 180:
-            measured.append((time.monotonic() - begin, *measure(server.process.pid)))
+            measured.append((time.monotonic() - begin, *measure(server.process.pid), _counted(server, "work_compiled")))
             if len(measured) % 12 == 1:
                 # What is known so far, should the campaign be interrupted.
                 done = sum((client.counts.copy() for client in clients), Counter())
@@ -156,15 +162,14 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
             if not any(sum(load.values()) for load in health["models"].values()):
                 break
             time.sleep(0.2)
-        metrics = ask(server, "/metrics")[2].decode()
-        compiled = sum(
-            float(x.rpartition(" ")[2]) for x in metrics.splitlines() if x.startswith("lmjax_compiled_total")
-        )
+        compiled = _counted(server, "compiled")
     counts = sum((client.counts for client in clients), Counter())
     wrong = [each for client in clients for each in client.wrong]
     print("\n".join(wrong[:20] + server.failures[:20]), file=sys.stderr)
-    times, resident, files, workers = np.array(measured).T
-    late = times > 0.25 * times[-1]
+    times, resident, files, workers, programs = np.array(measured).T
+    # A program that other work needs for a shape stays in memory, and all shapes are met only after some time.
+    settled = times[programs == programs[-1]][0]
+    late = times > max(0.25 * times[-1], min(settled, 0.5 * times[-1]))
     slope, error = slope_of(times[late] / 3600, resident[late] / 2**20)
     mib = resident / 2**20
     sent = sum(counts[kind] for kind in set(_KINDS))
@@ -177,7 +182,8 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     found = f"{len(wrong)} wrong, {len(server.failures)} of status 5xx, {hung} hung, {compiled:.0f} programs compiled, "
     found += f"{sum(sum(x.values()) for x in health['models'].values())} texts left over"
     memory = f"{mib[0]:.0f} MiB at the start, {mib[-1]:.0f} at the end, {mib.max():.0f} at most, slope {slope:+.1f} ± "
-    memory += f"{error:.1f} MiB an hour after the first quarter"
+    memory += f"{error:.1f} MiB an hour after minute {times[late][0] / 60:.0f}; {programs[-1]:.0f} programs for scores"
+    memory += f" and the like, the last one compiled by minute {settled / 60:.0f}"
     yield (
         f"| {number} minutes of {_CLIENTS} clients of a server of four tiny models | {sent} requests: {kinds} | {found}"
         f"; resident memory {memory}; open files {files.min():.0f} to {files.max():.0f}, threads {workers.min():.0f} "

@@ -32,7 +32,7 @@ def slope_of(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
     Means of blocks: consecutive measurements go up and down together, and are not that many independent ones.
     """
-    x, y = (np.array([part.mean() for part in np.array_split(v, _BLOCKS)]) for v in (hours, values))
+    x, y = (np.array([part.mean() for part in np.array_split(v, min(_BLOCKS, len(v)))]) for v in (hours, values))
     (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
     return float(slope), 1.96 * float(covariance[0, 0]) ** 0.5
 

@@ -224,6 +224,28 @@ def test_lists_health_and_metrics(server):
     assert 'lmjax_requests_total{path="/v1/completions",status="200"}' in text
 
 
+def test_other_work_compiles_for_few_shapes_and_says_so(server):
+    """A program stays in memory, so that one for each length would be a leak that any client can make larger."""
+    words = ("the king of the river sees an old house under a young tree " * 2).split()
+
+    def compiled():
+        lines = ask(server, "/metrics")[2].decode().splitlines()
+        return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith("lmjax_work_compiled_total"))
+
+    def send(counts):
+        for count in counts:
+            texts = [" ".join(words[:count])] * (1 + count % 3)
+            assert ask(server, "/v1/embeddings", {"model": "encoder", "input": texts})[0] == 200
+            assert ask(server, "/attention", {"model": "plain", "text": texts[0]})[0] == 200
+
+    before = compiled()
+    send(range(1, len(words), 2))
+    first = compiled()
+    assert 0 < first - before < 8
+    send(range(2, len(words), 2))
+    assert compiled() == first
+
+
 def test_health_tells_of_a_step_that_does_not_end(server, monkeypatch):
     engine = server.models["plain"].engine
     monkeypatch.setattr(engine, "config", engine.config.with_fields({"stuck_after": 0.05}))
