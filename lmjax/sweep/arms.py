@@ -214,9 +214,7 @@ def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
         groups.setdefault(arm_key(run.fields), []).append(run)
-    names = list(dict.fromkeys(n for group in groups.values() for n in group[0].fields if n not in SEED_FIELDS))
-    last = [name.rpartition(".")[2] for name in names]
-    short = {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+    short = short_names([n for group in groups.values() for n in group[0].fields if n not in SEED_FIELDS])
     arms = []
     for group in groups.values():
         fields = {name: value for name, value in group[0].fields.items() if name not in SEED_FIELDS}
@@ -224,6 +222,13 @@ def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
         kept, others = (tuple(run for run in group if run.counts is good) for good in (True, False))
         arms.append(Arm(label, fields, kept, others))
     return arms
+
+
+def short_names(fields: Iterable[str]) -> dict[str, str]:
+    """Returns the last part of each path of a field, or the path where others end alike."""
+    names = list(dict.fromkeys(fields))
+    last = [name.rpartition(".")[2] for name in names]
+    return {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
 
 
 def is_falling(metric: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # Colours that people with colour blindness can tell apart (Okabe and Ito 2008), darker on light and lighter on dark.
@@ -64,8 +64,21 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Dot] = ()) -> str:
-    """Returns a chart of curves, and of points beside them; the highest values of long curves are cut off."""
+def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Dot] = (), *, log: bool = False) -> str:
+    """Returns a chart of curves, and of points beside them; the highest values of long curves are cut off.
+
+    Args:
+        given: the curves.
+        x_label: below the axis.
+        y_label: above the axis.
+        dots: the points.
+        log: whether the axis is logarithmic, with a mark at each step of the curves; all steps must be positive.
+    """
+    marks = None
+    if log:
+        marks = {math.log2(x): f"{x:.3g}" for x in sorted({x for curve in given for x in curve.steps})}
+        given = [curve._replace(steps=[math.log2(x) for x in curve.steps]) for curve in given]
+        dots = [dot._replace(x=math.log2(dot.x)) for dot in dots]
     points = [(x, y) for curve in given for x, y in zip(curve.steps, curve.means, strict=True) if math.isfinite(y)]
     points += [(dot.x, dot.y) for dot in dots]
     if not points:
@@ -77,7 +90,7 @@ def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Do
     bottom, top = _wider(bottom, top)
     left, right = rights[0], rights[-1] if rights[-1] > rights[0] else rights[0] + 1
     place = _Places((left, right), (bottom, top), _HEIGHT)
-    parts = [*_axes(place, x_label, y_label)]
+    parts = [*_axes(place, x_label, y_label, marks)]
     for i, curve in enumerate(given):
         kept = [k for k, y in enumerate(curve.means) if math.isfinite(y)]
         banded = [k for k in kept if math.isfinite(curve.lows[k])]
@@ -110,7 +123,7 @@ def bars(given: Sequence[Bar], x_label: str, zero: bool = False) -> str:
         return ""
     height = _TOP + 44 + 40 * len(given)
     place = _Places(_wider(min(ends), max(ends)), (0.0, 1.0), height)
-    parts = [*_axes(place, x_label, "", rows=True)]
+    parts = [*_axes(place, x_label, None)]
     if zero:
         x = place.x(0.0)
         parts.append(f'<line class="grey" x1="{x}" x2="{x}" y1="{_TOP}" y2="{height - 44}"/>')
@@ -145,14 +158,16 @@ class _Places(NamedTuple):
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
 
 
-def _axes(place: _Places, x_label: str, y_label: str, rows: bool = False) -> list[str]:
+def _axes(place: _Places, x_label: str, y_label: str | None, marks: Mapping[float, str] | None = None) -> list[str]:
+    """Returns the axes; `y_label` None: there are rows in place of a second axis; `marks` None: round numbers."""
     bottom = place.height - 44
+    marks = {value: f"{value:g}" for value in ticks(*place.x_range)} if marks is None else marks
     parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{bottom}" y2="{bottom}"/>']
-    for value in ticks(*place.x_range):
+    for value, text in marks.items():
         x = place.x(value)
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 5}"/>')
-        parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>')
-    if not rows:
+        parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
+    if y_label is not None:
         for value in ticks(*place.y_range):
             y = place.y(value)
             parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{y}" y2="{y}" opacity=".4"/>')

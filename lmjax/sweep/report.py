@@ -15,6 +15,7 @@ from lmjax.evaluation.seeds import DRAWS, LEVEL, Interval, mean_interval
 from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
+from lmjax.sweep.along import along_fields
 from lmjax.sweep.arms import SEED_FIELDS, Arm, arms_of, sweep_runs, with_bits
 from lmjax.sweep.charts import Bar, Curve, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
@@ -111,6 +112,7 @@ def sections(found: Analysis) -> list[Section]:
     return [
         _results(found),
         _differences(found),
+        *along_fields(found),
         _curves(found),
         _noise(found),
         *_metrics(found),

@@ -221,6 +221,38 @@ def test_curves_have_bands_and_round_ticks():
     assert curves([Curve("a", [0], [math.nan], [math.nan], [math.nan])], "step", "loss") == ""
 
 
+def test_a_field_with_numbers_has_a_line_for_each_setting_of_the_others():
+    """Losses are parabolas over the logarithm of the learning rate, whose lowest points are known."""
+    lowest = {64: 2.0**-6, 128: 2.0**-7}
+    rates = [2.0**power for power in range(-9, -3)]
+    given = [
+        each
+        for width, at in lowest.items()
+        for rate in rates
+        for each in arm(rate, math.log2(rate / at) ** 2, width=width, deep=3 * width, act=f"w{width}")
+    ]
+    found = analyse(arms_of(with_bits(r) for r in given))
+    parts = [part for part in sections(found) if part.title.startswith("Along")]
+    assert [part.title for part in parts] == ["Along learning_rate"], "widths differ together with other fields"
+    rows = {label: (at, value) for label, at, value in parts[0].table[1:]}
+    assert {label.split("=")[1].split(",")[0]: float(at) for label, (at, _) in rows.items()} == {
+        str(width): at for width, at in lowest.items()
+    }
+    assert all("±" in value for _, value in rows.values())
+    assert "0.0156</text>" in parts[0].chart, "each rate is a mark of the axis"
+    marks = ElementTree.fromstring(parts[0].chart).findall("line[@class='axis']")
+    places = sorted({float(mark.get("x1")) for mark in marks if mark.get("x1") == mark.get("x2")})
+    assert np.allclose(np.diff(places), np.diff(places)[0], atol=0.3), "the axis is logarithmic"
+
+
+def test_the_best_value_at_the_edge_is_called_so():
+    found = analyse(arms_of(with_bits(r) for rate in (1, 2, 3) for r in arm(rate, rate / 10)))
+    (part,) = (part for part in sections(found) if part.title.startswith("Along"))
+    assert part.table[1][:2] == ("all arms", "1 (at the edge)")
+    two = analyse(arms_of(with_bits(r) for rate in (1, 2) for r in arm(rate, rate / 10)))
+    assert not [part for part in sections(two) if part.title.startswith("Along")]
+
+
 def test_a_notebook_shows_the_written_report_in_a_frame_of_its_own(tmp_path):
     with pytest.raises(FlagError, match="there is no such file; lmjax sweep writes it"):
         report_page(tmp_path)
