@@ -18,6 +18,8 @@ from lmjax.errors import FlagError
 from lmjax.model.parameters import count_parameters
 from lmjax.parallel.chips import Chip, chip_of
 from lmjax.parallel.collectives import sent_by_axes
+from lmjax.parallel.cost import moved_by_source
+from lmjax.parallel.hlo import Program
 from lmjax.parallel.memory import readable
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.roofline import Bound, bound, link_speed
@@ -27,6 +29,9 @@ from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
 from lmjax.runs.decode_ahead import Decode, compile_decode
 from lmjax.runs.meshes import Candidate, candidates, least_sent
+
+# The end of an operation's name that is printed, in characters.
+_NAME = 90
 
 
 def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
@@ -50,6 +55,8 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
         check_mesh(config, _mesh(config, devices, mesh))
         ahead = _compiled(config, devices)
     print("\n".join(report(config, topology, ahead, tokens)))
+    if values["sources"].value:
+        print("\n" + "\n".join(sources(ahead, values["sources"].value)))
     if values["decode"].value:
         with phase("compiling the step that generates a token"):
             found = compile_decode(config, model.heads, values["decode"].value, devices)
@@ -146,6 +153,13 @@ def report(config: Config, topology: str, ahead: Ahead, tokens: float | None) ->
     return lines
 
 
+def sources(ahead: Ahead, most: int) -> list[str]:
+    """Returns the lines about the parts of a step with the most memory traffic."""
+    found = list(moved_by_source(Program.parse(ahead.text)).items())[:most]
+    rows = [(name[-_NAME:], readable(int(size)), f"{size / ahead.load.moved:.1%}") for name, size in found]
+    return aligned([("memory traffic by operation", "bytes", "share"), *rows])
+
+
 def decode_report(found: Decode) -> list[str]:
     """Returns the lines about the step that generates a token."""
     chip = chip_of(found.mesh.devices.flat[0].device_kind)
@@ -203,8 +217,14 @@ def _times(config: Config, ahead: Ahead, chip: Chip | None) -> list[str]:
     for (name, axes), sent in sent_by_axes(ahead.collectives).items():
         seconds = sent / link_speed(chip, mesh, axes) if chip else None
         rows.append(row(f"{name} over {'+'.join(axes)}", readable(int(sent)), seconds))
-    share = f"products are {load.flops / needed:.3f} of the model's own {needed / 1e9:.4g} GFLOP"
-    lines = [*(line.rstrip() for line in aligned(rows)), share]
+    computed = ahead.needed_flops / mesh.size
+    lines = [
+        *(line.rstrip() for line in aligned(rows)),
+        f"products are {load.flops / needed:.3f} of the model's own {needed / 1e9:.4g} GFLOP, and "
+        f"{load.flops / computed:.3f} of them with half of the pairs in causal order and with remat",
+        f"memory traffic is {load.moved / ahead.least_moved:.3f} of the least, {readable(int(ahead.least_moved))}: "
+        "operands and results of products, and the update",
+    ]
     least = sum(least_sent(config, mesh.shape, count_parameters(ahead.state.params)).values())
     if least:
         sent = sum(load.sent.values())

@@ -16,6 +16,7 @@ is trained. For TPUs it needs libtpu (pip install 'lmjax[tpu]') and no TPU.
   lmjax plan --config=experiments/gpt2_small.py --topology=v5p:4x4x4 --mesh=data=8,fsdp=8
   lmjax plan --config=experiments/gpt2_small.py --topology=v5p:4x4x4 --mesh=auto       searches meshes and ranks them
   lmjax plan --preset=llama3_2_1b --topology=v5e:2x2 --mesh=tensor=4 --decode=8        also a step of generation
+  lmjax plan --preset=bert_large --topology=v5e:1x1 --sources=20                       where memory traffic goes
   lmjax plan --objective=mlm --topology=cpu:8 --mesh=fsdp=8                            CPU devices: no times
 
 A run that does not fit is an error, which says by how much and what to change. Exit codes: 0 it fits, 64 it does not,
@@ -37,6 +38,8 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string("mesh", None, text, flag_values=values)
     text = "tokens to train on, padding included, such as 300e9 (default: the steps of the config)"
     flags.DEFINE_float("tokens", None, text, 1.0, flag_values=values)
+    text = "also name the parts of the step with the most memory traffic, so many of them"
+    flags.DEFINE_integer("sources", None, text, 1, 10_000, flag_values=values)
     text = "also compile the step that generates a token, for so many texts of --length slots"
     flags.DEFINE_integer("decode", None, text, 1, 2**20, flag_values=values)
     flags.DEFINE_integer("candidates", 3, "with --mesh=auto, how many meshes are compiled", 1, 1000, flag_values=values)

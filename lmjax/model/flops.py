@@ -51,6 +51,31 @@ def train_flops(
     return 3 * forward_flops(model, batch, predictions, causal=causal)
 
 
+def again_flops(model: LanguageModel, batch: Mapping[str, Any], *, causal: bool = False) -> int:
+    """Returns the FLOPs that `remat=full` computes again in a step: those of the layers; 0 without it.
+
+    The last product of a layer is not needed again, unless a norm follows it. `remat=dots` computes only attention
+    again, and its kernels do so in any case; this is not counted.
+    """
+    config = model.config
+    if config.remat != "full":
+        return 0
+    total = forward_flops(model, batch, 0, causal=causal)
+    if config.norm_position not in ("pre", "none"):
+        return total
+    sides = ((False, "encoder_tokens"), (True, "decoder_tokens"))
+    if not config.family.paired:
+        sides = ((config.family.causal, "tokens"),)
+    for decoder, name in sides:
+        rows, length = batch[name].shape
+        for layer in range(config.side_layers(decoder)):
+            moe = config.moe
+            width = moe.top_k * (moe.mlp_dim or config.mlp_dim) if moe.has_experts(layer) else config.mlp_dim
+            width += config.num_heads * config.width_of_head if config.block != "sequential" else 0
+            total -= 2 * rows * length * width * config.embed_dim
+    return total
+
+
 def _stack(config: ModelConfig, layers: int, length: int, *, decoder: bool = False, half: bool = False) -> int:
     """Returns the FLOPs of input embeddings and layers for one row, without cross-attention."""
     heads = 2 * (config.num_heads + config.kv_heads) * config.width_of_head

@@ -6,7 +6,9 @@ layers would count as one layer. Here each computation counts as often as it run
 
 from __future__ import annotations
 
+import collections
 import functools
+import json
 import math
 import re
 
@@ -20,27 +22,34 @@ _NOTHING = frozenset({
     "copy-done", "slice-done", "async-start", "async-update", "async-done", "all-gather-done", "all-reduce-done",
     "collective-permute-done", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 })  # fmt: skip
-# Products of a matrix of queries and keys in each of splash attention's kernels, by the beginning of its name.
-_PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3}
+# By the beginning of the name of each of splash attention's kernels: its products of a matrix of queries and keys, and
+# the end of the names of its block sizes. The kernel for keys and values may compute the queries' gradient too.
+_KERNELS = {"splash_mha_fwd": (2, ""), "splash_mha_dkv": (4, "_dkv"), "splash_mha_dq": (3, "_dq")}
+_BLOCKS = re.compile(r'"xprof_metadata":("(?:[^"\\]|\\.)*")')
+# A custom call that reserves memory and moves nothing.
+_RESERVES = 'custom_call_target="AllocateBuffer"'
 _SLICES = frozenset({"dynamic-slice", "slice", "gather", "slice-start"})
 
 
-def flops(program: Program, pairs: float = 1.0) -> float:
+def flops(program: Program, *, causal: bool = False) -> float:
     """Returns the FLOPs of the products of one execution on one device; a multiplication with an addition is two.
+
+    The compiler does not count those of attention kernels. Here they follow from the shapes of a kernel's arrays and
+    from its block sizes, which stand in the program.
 
     Args:
         program: the compiled program.
-        pairs: the share of pairs of a query and a key that attention kernels compute; 0.5 for causal order, because
-            they skip the others, and the text of a program does not say which ones.
+        causal: whether attention kernels skip the blocks that causal order masks, which the text of a program does not
+            say. A block on the diagonal is computed whole. Blocks that only a window masks count as computed.
     """
     return sum(
-        use.times * _flops(use.computation, instruction, pairs)
+        use.times * _flops(use.computation, instruction, causal)
         for use in program.uses
         for instruction in use.computation.instructions.values()
     )
 
 
-def _flops(computation: Computation, instruction: Instruction, pairs: float) -> float:
+def _flops(computation: Computation, instruction: Instruction, causal: bool) -> float:
     if instruction.opcode == "dot":
         left = computation.instructions[instruction.operands[0]].shapes[0]
         contracted = instruction.attribute("lhs_contracting_dims")
@@ -49,18 +58,31 @@ def _flops(computation: Computation, instruction: Instruction, pairs: float) -> 
     if instruction.opcode == "convolution":
         return _convolution(computation, instruction)
     if instruction.opcode == "custom-call":
-        return pairs * _kernel(computation, instruction)
+        return _kernel(computation, instruction, causal)
     return 0.0
 
 
-def _kernel(computation: Computation, instruction: Instruction) -> float:
-    """Returns the FLOPs of a splash attention kernel over all pairs; 0 for other calls."""
-    products = next((n for name, n in _PRODUCTS.items() if instruction.name.startswith(name)), 0)
+def _kernel(computation: Computation, instruction: Instruction, causal: bool) -> float:
+    """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
+    known = next((found for name, found in _KERNELS.items() if instruction.name.startswith(name)), None)
     large = [shape.dims for shape in computation.shapes(instruction) if len(shape.dims) == 4]
-    if not products or len(large) < 2:
+    if known is None or len(large) < 2:
         return 0.0
     (batch, heads, queries, width), keys = large[0], large[1][2]
-    return 2.0 * products * batch * heads * queries * keys * width
+    products, end = known
+    said = _BLOCKS.search(instruction.attributes)
+    sizes = json.loads(json.loads(said.group(1))) if said else {}
+    products += end == "_dkv" and sizes.get("use_fused_bwd_kernel", False)
+    share = _visited(queries, keys, sizes[f"block_q{end}"], sizes[f"block_kv{end}"]) if causal else 1.0
+    return 2.0 * share * products * batch * heads * queries * keys * width
+
+
+def _visited(queries: int, keys: int, block_q: int, block_kv: int) -> float:
+    """Returns the share of blocks that have a key which causal order shows to one of their queries."""
+    blocks = -(-keys // block_kv)
+    last = range(min(block_q, queries), queries + block_q, block_q)
+    visited = [min(blocks, -(-min(end, queries) // block_kv)) for end in last]
+    return sum(visited) / (len(visited) * blocks)
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> float:
@@ -99,26 +121,60 @@ def _inside(inputs: int, outputs: int, low: int, size: int, stride: int, lhs_dil
     return total
 
 
+def least_bytes(program: Program, width: int) -> float:
+    """Returns the bytes that the products and attention kernels of one execution read and write at least on a device.
+
+    Each reads its operands and writes its result once, and all else is done on the way.
+
+    Args:
+        program: the compiled program.
+        width: bytes of a number in the compute dtype.
+    """
+    total = 0.0
+    for use in program.uses:
+        for instruction in use.computation.instructions.values():
+            given = use.computation.shapes(instruction)
+            if instruction.opcode in ("dot", "convolution"):
+                total += use.times * sum(shape.size for shape in (*given[:2], *instruction.shapes))
+            elif instruction.opcode == "custom-call" and instruction.name.startswith(tuple(_KERNELS)):
+                head_dim = next(shape.dims[-1] for shape in given if len(shape.dims) == 4)
+                arrays = (x for x in (*given, *instruction.shapes) if len(x.dims) >= 4 and x.dims[-1] == head_dim)
+                total += use.times * sum(shape.size for shape in arrays)
+    return width * total
+
+
 def moved_bytes(program: Program) -> float:
     """Returns the bytes that one execution reads from and writes to the main memory of one device.
 
     A fusion reads its operands and writes its results once; what stays inside it, or in the memory on the chip, is not
     counted. Of an array of which a part is read or updated in place, this part counts.
     """
-    total = 0.0
+    return sum(moved_by_source(program).values())
+
+
+def moved_by_source(program: Program) -> dict[str, float]:
+    """Returns `moved_bytes` by the operation that they are for, the largest first; layers of a stack count together.
+
+    The name of an operation is its place in the model and what it computes; backward passes have "transpose" in it,
+    and what is computed again "rematted_computation". Copies that XLA adds have the name of their kind.
+    """
+    found: collections.Counter[str] = collections.Counter()
     for use in program.uses:
         if not use.fused:
             for instruction in use.computation.instructions.values():
                 if instruction.opcode not in _NOTHING:
-                    total += use.times * _moved(program, use.computation, instruction)
-    return total
+                    name = re.search(r'op_name="([^"]*)"', instruction.attributes)
+                    source = re.sub(r"_\d+\b", "_N", name.group(1)) if name else instruction.opcode
+                    found[source] += use.times * _moved(program, use.computation, instruction)
+    return {source: size for source, size in found.most_common() if size}
 
 
 def _moved(program: Program, computation: Computation, instruction: Instruction) -> int:
     known = computation.instructions
+    if instruction.opcode == "custom-call" and _RESERVES in instruction.attributes:
+        return 0
     if instruction.opcode == "fusion":
-        called = program.computations[re.search(r"calls=%?([\w.\-]+)", instruction.attributes).group(1)]
-        return _fusion(computation, instruction, called)
+        return _fusion(program, computation, instruction)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _far(known[instruction.operands[1]].shapes)
     if instruction.opcode in _SLICES:
@@ -130,40 +186,59 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
     return _far(computation.shapes(instruction)) + _far(instruction.shapes)
 
 
-def _fusion(computation: Computation, instruction: Instruction, called: Computation) -> int:
+def _fusion(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Returns what a fusion reads and writes."""
+    called = _called(program, instruction)
     inside, total = called.instructions, 0
-    users: dict[str, list[Instruction]] = {}
-    for each in inside.values():
-        for name in each.operands if each.opcode not in ("parameter", "constant") else ():
-            users.setdefault(name, []).append(each)
-    for each in inside.values():
-        if each.opcode != "parameter":
-            continue
-        given = computation.instructions.get(instruction.operands[int(each.operands[0])])
-        if given is None or not _far(given.shapes):
-            continue
-        readers = users.get(each.name, [])
-        if readers and all(_partly(reader, each.name) for reader in readers):
-            parts = [x.shapes[0].num_bytes for x in readers if x.opcode in _SLICES]
-            total += min(sum(parts), _far(given.shapes))
-        else:
-            total += _far(given.shapes)
+    for number, name in enumerate(instruction.operands):
+        given = computation.instructions.get(name)
+        if given is not None and (whole := _far(given.shapes)):
+            total += min(_read(program, called, called.parameter(number), whole), whole)
     root = inside[called.root]
     results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for shape, result in zip(instruction.shapes, results, strict=False):
-        while result.opcode in ("bitcast", "copy") and result.operands[0] in inside:
-            result = inside[result.operands[0]]
-        if result.opcode == "dynamic-update-slice" and not shape.near:
-            total += inside[result.operands[1]].shapes[0].num_bytes
-        else:
-            total += _far((shape,))
+        updated = None if shape.near else _updated(program, called, result)
+        total += _far((shape,)) if updated is None else updated
     return total
 
 
-def _partly(reader: Instruction, name: str) -> bool:
-    """Returns whether an instruction reads a part of an operand alone, or updates a part of it in place."""
-    return reader.opcode in _SLICES | {"dynamic-update-slice"} and reader.operands[0] == name
+def _called(program: Program, fusion: Instruction) -> Computation:
+    return program.computations[re.search(r"calls=%?([\w.\-]+)", fusion.attributes).group(1)]
+
+
+def _read(program: Program, computation: Computation, name: str, whole: int) -> int:
+    """Returns the bytes that a fused computation reads of an array of `whole` bytes, by the array's name there.
+
+    Of an array of which all readers take a slice, the slices count; an update in place reads nothing. Scanned layers
+    are read so, by fusions inside fusions.
+    """
+    total = 0
+    for reader in computation.readers.get(name, ()):
+        if reader.opcode in _SLICES and reader.operands[0] == name:
+            total += reader.shapes[0].num_bytes
+        elif reader.opcode == "bitcast":
+            total += _read(program, computation, reader.name, whole)
+        elif reader.opcode == "fusion":
+            called = _called(program, reader)
+            numbers = (number for number, operand in enumerate(reader.operands) if operand == name)
+            total += sum(_read(program, called, called.parameter(number), whole) for number in numbers)
+        elif reader.opcode != "dynamic-update-slice" or reader.operands[0] != name:
+            return whole
+    # A parameter that is returned as it is, is read whole.
+    return total if name in computation.readers else whole
+
+
+def _updated(program: Program, computation: Computation, result: Instruction) -> int | None:
+    """Returns the bytes of the part that a result of a fusion updates in place, or None if it is written whole."""
+    inside = computation.instructions
+    while result.opcode in ("bitcast", "copy") and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return inside[result.operands[1]].shapes[0].num_bytes
+    if result.opcode == "fusion":
+        called = _called(program, result)
+        return _updated(program, called, called.instructions[called.root])
+    return None
 
 
 def _far(shapes: list[Shape] | tuple[Shape, ...]) -> int:

@@ -70,12 +70,31 @@ class Instruction(NamedTuple):
         return found.group(1).strip("{}") if found else ""
 
 
-class Computation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Computation:
     """A computation: its instructions by name, and the name of the one that it returns."""
 
     name: str
     instructions: dict[str, Instruction]
     root: str
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Instruction]]:
+        """Returns the instructions that read each one, by its name."""
+        found: dict[str, list[Instruction]] = {}
+        for each in self.instructions.values():
+            for name in dict.fromkeys(each.operands) if each.opcode not in ("parameter", "constant") else ():
+                found.setdefault(name, []).append(each)
+        return found
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, str]:
+        """Returns the names of the parameters by their numbers."""
+        return {int(x.operands[0]): x.name for x in self.instructions.values() if x.opcode == "parameter"}
+
+    def parameter(self, number: int) -> str:
+        """Returns the name of a parameter."""
+        return self.parameters[number]
 
     def shapes(self, instruction: Instruction) -> list[Shape]:
         """Returns the shapes of the operands of one of its instructions."""

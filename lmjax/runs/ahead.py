@@ -48,6 +48,9 @@ class Ahead(NamedTuple):
         load: what a step computes, moves and sends.
         collectives: what it sends, one by one.
         model_flops: model FLOPs of one step on all devices, those of attention for all pairs.
+        needed_flops: those that a step must compute: half of the pairs in causal order, and layers that are computed
+            again.
+        least_moved: bytes that one device must read and write at least, as `cost.least_bytes` and `_updated` say.
         tokens: positions of a batch, padding included.
         state: shapes, dtypes and shardings of the state.
     """
@@ -61,6 +64,8 @@ class Ahead(NamedTuple):
     load: Load
     collectives: list[Collective]
     model_flops: float
+    needed_flops: float
+    least_moved: float
     tokens: int
     state: TrainState
 
@@ -100,7 +105,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         run = build(stand_in(config, pathlib.Path(folder)), pathlib.Path(folder) / "run", mesh)
         stage = run.stages[-1]
         batch = {name: _placed(x, batch_sharding(mesh, np.shape(x))) for name, x in stage.local_batch().items()}
-        model_flops = run.flops_per_step(stage)
+        flops = [run.flops_per_step(stage, computed=computed) for computed in (False, True)]
     # Numbers are made before the mesh is in use, because its devices cannot hold any.
     hparams = hyperparameters(run.config)
     _, abstract = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)
@@ -116,7 +121,8 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     text, analysis = compiled.as_text(), compiled.memory_analysis()
     causal = run.config.model.family.causal and not run.config.model.family.paired
-    load, sent = load_of(text, mesh, 0.5 if causal else 1.0)
+    load, sent = load_of(text, mesh, causal=causal)
+    width = 2 if run.config.model.dtype == "bfloat16" else 4
     return Ahead(
         run=run,
         text=text,
@@ -126,24 +132,38 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         peak=analysis.peak_memory_in_bytes,
         load=load,
         collectives=sent,
-        model_flops=model_flops,
+        model_flops=flops[0],
+        needed_flops=flops[1],
+        least_moved=cost.least_bytes(Program.parse(text), width) + _updated(abstract, width),
         tokens=sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("segment_ids")),
         state=abstract,
     )
 
 
-def load_of(text: str, mesh: jax.sharding.Mesh, pairs: float = 1.0) -> tuple[Load, list[Collective]]:
+def load_of(text: str, mesh: jax.sharding.Mesh, *, causal: bool = False) -> tuple[Load, list[Collective]]:
     """Returns what a compiled program asks of each device, and its collectives one by one.
 
     Args:
         text: the program.
         mesh: its devices.
-        pairs: the share of pairs of a query and a key that attention kernels compute.
+        causal: whether attention kernels skip blocks that causal order masks.
     """
     program = Program.parse(text)
     sent = collectives.collectives(program, mesh.shape)
     by_axes = {axes: sum(x.sent for x in sent if x.axes == axes) for axes in {x.axes for x in sent}}
-    return Load(cost.flops(program, pairs), cost.moved_bytes(program), by_axes), sent
+    return Load(cost.flops(program, causal=causal), cost.moved_bytes(program), by_axes), sent
+
+
+def _updated(state: TrainState, width: int) -> float:
+    """Returns the bytes of the state that an update reads and writes, and of the gradients that it reads.
+
+    Args:
+        state: of the run.
+        width: bytes of a number of a gradient.
+    """
+    kept = held((state.params, state.opt_state, state.average), ONE_DEVICE)
+    gradients = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
+    return 2 * kept + width * gradients
 
 
 def stand_in(config: Config, folder: pathlib.Path, words: int = 4) -> Config:

@@ -19,7 +19,7 @@ from lmjax.data.taught import Taught
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.interop.shards import read_json
-from lmjax.model.flops import train_flops
+from lmjax.model.flops import again_flops, train_flops
 from lmjax.model.kernels.sequence import check_split
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.registry import objective_types
@@ -84,17 +84,23 @@ class Run:
         padding = self.config.model.vocab_size - self.tokenizer.vocab_size
         return np.pad(self.tokenizer.token_bytes, (0, padding))
 
-    def flops_per_step(self, stage: Stage) -> float:
+    def flops_per_step(self, stage: Stage, *, computed: bool = False) -> float:
         """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions.
 
         Where the layers read packed rows, these are the rows that most batches have.
+
+        Args:
+            stage: of the run.
+            computed: count what a step must compute: attention in causal order at half, and the layers that `remat`
+                computes again.
         """
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         if stage.usual_size:
             rows["tokens"] = (stage.usual_size * stage.layout.microbatches, stage.layout.length)
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
         passes = 2 if self.config.task.r_drop else 1
-        return float(passes * train_flops(self.model, shapes, math.prod(rows.get("targets", (0,)))))
+        flops = train_flops(self.model, shapes, math.prod(rows.get("targets", (0,))), causal=computed)
+        return float(passes * (flops + (again_flops(self.model, shapes, causal=True) if computed else 0)))
 
 
 def hyperparameters(config: Config) -> Hyperparameters:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.model.flops import forward_flops, train_flops
+from lmjax.model.flops import again_flops, forward_flops, train_flops
 from lmjax.model.groups import MoEConfig
 from lmjax.model.heads import heads_of
 
@@ -40,14 +40,29 @@ def test_forward_flops_are_the_compilers(build, architecture, fields, shapes):
     assert train_flops(model, batch) == 3 * expected
 
 
-def test_an_expert_costs_what_it_computes_not_what_it_could(build):
-    def flops(**moe):
-        return forward_flops(build("decoder", **SIZES, moe=MoEConfig(**moe))[0], {"tokens": np.zeros((4, 64))})
+@pytest.mark.parametrize(
+    ("architecture", "fields", "shapes"),
+    [
+        ("decoder", {"mlp": "swiglu"}, {"tokens": (4, 64)}),
+        ("decoder", {"block": "parallel"}, {"tokens": (4, 64)}),
+        ("decoder", {"norm_position": "sandwich"}, {"tokens": (4, 64)}),
+        ("encoder_decoder", {"num_decoder_layers": 1}, {"encoder_tokens": (4, 64), "decoder_tokens": (4, 24)}),
+    ],
+)
+def test_flops_of_layers_that_are_computed_again(build, architecture, fields, shapes):
+    """All of a layer but the product that only its output needs; the head is not computed again."""
+    batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
+    counted = {}
+    for remat in ("none", "full"):
+        model, params = build(architecture, **(SIZES | fields | {"remat": remat}))
 
-    routers = 2 * 2 * 4 * 64 * 128 * 8
-    assert flops(num_experts=8, top_k=2, mlp_dim=256) == flops() + routers, (
-        "two of half the width, whatever their number"
-    )
+        def loss(params, batch, model=model):
+            return model.apply({"params": params}, batch, method="outputs")["logits"].sum()
+
+        step = jax.jit(jax.grad(loss)).lower(params, batch)
+        counted[remat] = step.cost_analysis()["flops"], again_flops(model, batch)
+    assert counted["none"][1] == 0
+    assert 0.98 < (counted["full"][0] - counted["none"][0]) / counted["full"][1] < 1.15
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_a_step_does_not_work_more(ahead, name):
     assert ahead(name).load.moved <= 1.1 * moved
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_least_is_less_than_what_a_step_moves(ahead, name):
+    """It has at least the parameters and moments, read and written, and the gradients, read."""
+    made = ahead(name)
+    params = held(made.state.params, Memory(0, "", False))
+    assert 2 * 3 * params + params < made.least_moved < made.load.moved
+
+
 def test_shardings_stay(ahead):
     """The optimizer's moments are beside the parameters."""
     state = ahead("encoder, fsdp and tensor").state

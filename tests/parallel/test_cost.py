@@ -1,0 +1,103 @@
+"""FLOPs and memory traffic of programs, given as text in the form of those that XLA makes for a TPU."""
+
+import pytest
+
+from lmjax.parallel import cost
+from lmjax.parallel.hlo import Program
+
+# Scanned layers: a product reads its part of the stacked kernels in a fusion inside a fusion.
+LAYERS = """HloModule m
+
+%cut (a: bf16[6,64,32], i: s32[]) -> bf16[64,32] {
+  %a = bf16[6,64,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %s = bf16[1,64,32]{2,1,0} dynamic-slice(%a, %i, %i, %i), dynamic_slice_sizes={1,64,32}
+  ROOT %b = bf16[64,32]{1,0} bitcast(%s)
+}
+
+%put (c: bf16[6,16,32], d: bf16[1,16,32], j: s32[]) -> bf16[6,16,32] {
+  %c = bf16[6,16,32]{2,1,0} parameter(0)
+  %d = bf16[1,16,32]{2,1,0} parameter(1)
+  %j = s32[] parameter(2)
+  ROOT %u = bf16[6,16,32]{2,1,0} dynamic-update-slice(%c, %d, %j, %j, %j)
+}
+
+%layer (k: bf16[6,64,32], n: s32[], x: bf16[16,64], y: bf16[6,16,32]) -> bf16[6,16,32] {
+  %k = bf16[6,64,32]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %x = bf16[16,64]{1,0} parameter(2)
+  %y = bf16[6,16,32]{2,1,0} parameter(3)
+  %w = bf16[64,32]{1,0} fusion(%k, %n), kind=kLoop, calls=%cut
+  %p = bf16[16,32]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %q = bf16[1,16,32]{2,1,0} bitcast(%p)
+  ROOT %z = bf16[6,16,32]{2,1,0} fusion(%y, %q, %n), kind=kLoop, calls=%put
+}
+
+ENTRY %main (kernels: bf16[6,64,32], number: s32[], rows: bf16[16,64]) -> bf16[6,16,32] {
+  %kernels = bf16[6,64,32]{2,1,0} parameter(0)
+  %number = s32[] parameter(1)
+  %rows = bf16[16,64]{1,0} parameter(2)
+  %room = bf16[6,16,32]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %all = bf16[6,16,32]{2,1,0} fusion(%kernels, %number, %rows, %room), kind=kOutput, calls=%layer, \
+metadata={op_name="step/layer_3/mlp/dot"}
+}
+""".replace("\\\n", "")
+
+KERNEL = """HloModule m
+
+ENTRY %main (q: bf16[2,4,SIZE,64], k: bf16[2,1,SIZE,64]) -> bf16[2,4,SIZE,64] {
+  %q = bf16[2,4,SIZE,64]{3,2,1,0} parameter(0)
+  %k = bf16[2,1,SIZE,64]{3,2,1,0} parameter(1)
+  ROOT %NAME.1 = bf16[2,4,SIZE,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512, \\"block_q_dkv\\": 512, \\"block_kv_dkv\\": BLOCK, \
+\\"block_q_dq\\": 256, \\"block_kv_dq\\": 128, \\"use_fused_bwd_kernel\\": FUSED}"
+}}, metadata={op_name="a"}
+}
+""".replace("\\\n", "")
+
+
+def test_a_slice_in_a_fusion_inside_a_fusion_counts_as_its_part():
+    """Otherwise each scanned layer counts the kernels of all; memory that is reserved for the results counts never."""
+    program = Program.parse(LAYERS)
+    inputs, part, result = 2 * 16 * 64, 2 * 64 * 32, 2 * 16 * 32
+    number = 4
+    assert cost.moved_bytes(program) == inputs + part + result + number
+    assert cost.least_bytes(program, 2) == inputs + part + result
+    assert cost.least_bytes(program, 4) == 2 * (inputs + part + result)
+
+
+def test_an_array_that_is_also_read_whole_counts_whole():
+    text = LAYERS.replace("ROOT %b = bf16[64,32]{1,0} bitcast(%s)", "%e = bf16[6,64,32]{2,1,0} negate(%a)\n"
+                          "  %f = bf16[64,32]{1,0} bitcast(%s)\n  ROOT %b = bf16[64,32]{1,0} add(%f, %f)")  # fmt: skip
+    inputs, whole, result, number = 2 * 16 * 64, 2 * 6 * 64 * 32, 2 * 16 * 32, 4
+    assert cost.moved_bytes(Program.parse(text)) == inputs + whole + result + number
+
+
+def test_traffic_by_operation_counts_layers_together():
+    program = Program.parse(LAYERS)
+    assert cost.moved_by_source(program) == {"step/layer_N/mlp/dot": cost.moved_bytes(program)}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "block", "fused", "causal", "products"),
+    [
+        ("splash_mha_fwd_segmented_residuals", 2048, 512, "false", False, 2),
+        # 1 + 2 + 3 + 4 of 16 blocks
+        ("splash_mha_fwd_segmented_residuals", 2048, 512, "false", True, 2 * 10 / 16),
+        ("splash_mha_dkv_no_residuals", 1024, 512, "false", True, 4 * 3 / 4),
+        ("splash_mha_dkv_no_residuals", 1024, 1024, "true", True, 5),
+        ("splash_mha_dkv_no_residuals", 1024, 1024, "true", False, 5),
+        # Four rows of 8 blocks, of which 2, 4, 6 and 8 are computed.
+        ("splash_mha_dq_no_residuals", 1024, 512, "false", True, 3 * 20 / 32),
+        ("another_kernel", 1024, 512, "false", False, 0),
+    ],
+)
+def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, fused, causal, products):
+    text = KERNEL
+    for key, value in (("SIZE", size), ("NAME", name), ("BLOCK", block), ("FUSED", fused)):
+        text = text.replace(key, str(value))
+    program = Program.parse(text)
+    assert cost.flops(program, causal=causal) == products * 2 * 2 * 4 * size * size * 64
+    if products:
+        assert cost.least_bytes(program, 2) == 2 * 2 * size * 64 * (4 + 1 + 1 + 4)
