@@ -44,6 +44,11 @@ def test_what_is_printed(planned, capsys):
     assert "mesh         data 4 x fsdp 2" in text
     assert "least time" not in text
     assert re.search(r"products are 1\.0\d\d of the model's own", text)
+    (traffic,) = re.findall(r"memory traffic is ([\d.]+) of the least", text)
+    assert float(traffic) == pytest.approx(planned.load.moved / planned.least_moved, abs=1e-3)
+    named = plan.sources(planned, 3)
+    assert len(named) == 4
+    assert "dot_general" in "\n".join(plan.sources(planned, 1000))
     assert {line.split("  ")[0] for line in lines} >= {"parameters", "optimizer", "total", "memory traffic"}
     assert any(line.startswith("all-reduce over data") for line in lines)
     # XLA on a CPU sums gradients where it could scatter them, and so sends a third more.
@@ -222,12 +227,14 @@ def test_every_chip_has_figures_and_a_source():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install lmjax[tpu]")
 def test_a_step_for_tpus_has_none_of_the_special_forms_for_a_cpu(capsys):
-    """Splash attention is a kernel of TPUs alone; a program names the files that it comes from."""
+    """Nor a step for a CPU those for TPUs, as splash attention is; a program names the files that it comes from."""
     flags = [flag for flag in TINY if "length" not in flag]
     flags += ["--length=128", "--config.model.max_length=128", "--config.model.dtype=bfloat16"]
+    flags += ["--config.model.positions=rope"]
     for topology, special in (("cpu:2", True), ("v5e:2x2", False)):
         text = cli.run(["plan", "--objective=next_token", f"--topology={topology}", *flags]).text
         assert "model/transformer.py" in text
         assert ("model/cpu.py" in text) == special
+        assert ("model/tpu.py" in text) != special
         assert ("splash_mha" in text) != special
     assert "MFU" in capsys.readouterr().out

@@ -320,9 +320,15 @@ SPLASH = {
 }
 
 
-@pytest.mark.parametrize(("name", "split"), [*((name, False) for name in SPLASH), ("causal_packed", True)])
-def test_splash_interpreted(name, split):
-    """The TPU kernel with our arguments, on one device and split over four."""
+@pytest.mark.parametrize(
+    ("name", "split", "two"), [*((name, False, False) for name in SPLASH), ("causal_packed", True, False),
+                               ("window_capped", False, True)]
+)  # fmt: skip
+def test_splash_interpreted(name, split, two, monkeypatch):
+    """The TPU kernel with our arguments, on one device and split over four; its backward pass by one kernel or two."""
+    monkeypatch.setattr(vendor, "_SPLASH_BLOCKS", (128,))
+    if two:
+        monkeypatch.setattr(vendor, "_ONE_PASS_ORDERED", 0)
     fields, packed, queries, keys, softcap = SPLASH[name]
     rng = np.random.default_rng(0)
     segments = [np.sort(rng.integers(1, 4, (2, n))) if packed else None for n in (queries, keys)]
@@ -344,6 +350,22 @@ def test_splash_interpreted(name, split):
             _check(f, arrays, seen, softcap)
     else:
         _check(f, arrays, seen, softcap)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "ordered", "one"),
+    [(512, 512, True, True), (1024, 1024, True, True), (2048, 2048, True, False), (128, 2048, False, True),
+     (4096, 4096, False, False)],
+)  # fmt: skip
+def test_one_kernel_computes_the_backward_pass_where_it_rounds_once(queries, keys, ordered, one):
+    """It rounds the gradients of queries for each block of keys, so that all keys are one block."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
+
+    sizes = vendor._block_sizes(splash_kernels, queries, keys, ordered)
+    assert sizes.use_fused_bwd_kernel == one
+    assert sizes.block_kv_dkv == (keys if one else 512)
+    assert sizes.block_kv_dkv_compute <= 512
+    assert sizes.has_backward_blocks
 
 
 def test_cudnn_is_told_of_order_and_window_by_flags_and_of_the_rest_by_a_mask(monkeypatch):

@@ -11,9 +11,11 @@ import pydantic
 import pytest
 
 from lmjax.interop.fields import Fields, rope_fields, rope_json
+from lmjax.model import tpu
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import RelativeConfig, RopeConfig
 from lmjax.model.positions import SCHEMES
+from lmjax.model.positions import rope as rope_module
 from lmjax.model.positions.alibi import alibi, alibi_slopes
 from lmjax.model.positions.relative import RelativeBias, relative_bucket
 from lmjax.model.positions.rope import Rotation, rope, rope_frequencies
@@ -135,6 +137,32 @@ def test_a_fraction_of_the_head_rotates_and_the_rest_stays():
     expected = _turned(x[..., :4], positions, _config(4, theta=100.0))
     np.testing.assert_array_equal(turned[..., :4], expected, "wavelengths are those of the rotated width")
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize(("width", "fraction"), [(8, 1.0), (12, 0.5)])
+def test_the_rotation_for_a_tpu_is_the_same(width, fraction):
+    """Also its gradient, and with columns that do not rotate; the product that exchanges the halves is exact."""
+    config = _config(width, fraction=fraction, theta=100.0)
+    keys = jax.random.split(jax.random.key(0))
+    x, g = (jax.random.normal(key, (2, 5, 3, width)).astype(jnp.bfloat16) for key in keys)
+    places = jnp.array([[0, 3, 1, 9, 2], [4, 0, 7, 7, 1]])
+    rotation = Rotation.build(config, places)
+    turns = (lambda x: rope(x, rotation)), (lambda x: tpu.rotate(x, rotation.sin, rotation.cos))
+    (first, first_gradient), (second, second_gradient) = (jax.vjp(turn, x) for turn in turns)
+    for one, other in ((first, second), (first_gradient(g)[0], second_gradient(g)[0])):
+        assert other.dtype == one.dtype == jnp.bfloat16
+        # A fused multiplication and addition may round the last of 8 bits differently.
+        np.testing.assert_allclose(np.float32(other), np.float32(one), rtol=2**-7, atol=1e-6)
+        assert (one == other).mean() > 0.95
+
+
+def test_only_bfloat16_for_a_tpu_rotates_by_a_product(monkeypatch):
+    """A TPU multiplies float32 numbers in bfloat16, so that exchanging halves by a product would round them."""
+    monkeypatch.setattr(rope_module, "platform", lambda: "tpu")
+    rotation = Rotation.build(_config(8), jnp.arange(4)[None])
+    for dtype, products in ((jnp.bfloat16, 1), (jnp.float32, 0)):
+        made = str(jax.make_jaxpr(lambda x: rope(x, rotation))(jnp.ones((1, 4, 2, 8), dtype)))
+        assert made.count("dot_general[") == products
 
 
 _SHORT, _LONG = (1.0, 1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 8.0)

@@ -11,6 +11,8 @@ from lmjax.model.kernels.masks import Mask
 
 # Sizes of a block; the largest that divides the length is used. 128 is the width of a TPU's registers.
 _SPLASH_BLOCKS = (512, 256, 128)
+# The most keys for which one kernel computes the whole backward pass, without and with causal order or a window.
+_ONE_PASS, _ONE_PASS_ORDERED = 2048, 1024
 
 
 def xla(
@@ -116,21 +118,35 @@ def _splash_kernel(
         shown = splash_kernels.LocalMask(shape, (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
     else:
         shown = splash_kernels.CausalMask(shape) if mask.causal else splash_kernels.FullMask(shape)
-    block_q, block_kv = (next(size for size in _SPLASH_BLOCKS if length % size == 0) for length in shape)
-    sizes = splash_kernels.BlockSizes(
-        block_q=block_q,
-        block_kv=block_kv,
-        block_q_dkv=block_q,
-        block_kv_dkv=block_kv,
-        block_q_dq=block_q,
-        block_kv_dq=block_kv,
-    )
     return splash_kernels.make_splash_mha_single_device(
         splash_kernels.MultiHeadMask([shown] * heads),
-        block_sizes=sizes,
+        block_sizes=_block_sizes(splash_kernels, queries, keys, mask.causal or mask.window is not None),
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
+
+
+def _block_sizes(splash_kernels: Any, queries: int, keys: int, ordered: bool) -> Any:
+    """Returns the sizes of blocks, and whether one kernel or two compute the backward pass.
+
+    Two kernels, one for the queries and one for keys and values, both compute the scores and the gradients of the
+    probabilities: 7 products of a matrix of queries and keys in place of 5, and they read all arrays twice. One kernel
+    rounds the gradients of the queries for each block of keys, so it is used where all keys are one block. Then it
+    cannot skip blocks that causal order masks: with 1,024 keys it still computes less than the two kernels, which
+    compute 3 of 4 blocks, and with 2,048 more.
+
+    Args:
+        splash_kernels: the module of JAX.
+        queries: number of queries.
+        keys: number of keys.
+        ordered: whether causal order or a window masks blocks.
+    """
+    block_q, block_kv = (next(size for size in _SPLASH_BLOCKS if length % size == 0) for length in (queries, keys))
+    if keys <= (_ONE_PASS_ORDERED if ordered else _ONE_PASS):
+        backward = {"block_kv_dkv": keys, "block_kv_dkv_compute": block_kv, "use_fused_bwd_kernel": True}
+    else:
+        backward = {"block_kv_dkv": block_kv, "block_q_dq": block_q, "block_kv_dq": block_kv}
+    return splash_kernels.BlockSizes(block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, **backward)
 
 
 def _hide_blind(y: jax.Array, mask: Mask, queries: int, keys: int) -> jax.Array:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.model import tpu
+from lmjax.model.platform import platform
 from lmjax.model.positions.angles import angles
 from lmjax.model.positions.scheme import Scheme
 
@@ -115,6 +117,8 @@ def rope(x: jax.Array, rotation: Rotation) -> jax.Array:
         x: queries or keys `[batch, length, heads, head_dim]`.
         rotation: the rotations at their positions.
     """
+    if platform() == "tpu" and x.dtype == jnp.bfloat16:
+        return tpu.rotate(x, rotation.sin, rotation.cos)
     half = rotation.sin.shape[-1]
     sin, cos = rotation.sin[:, :, None, :], rotation.cos[:, :, None, :]
     first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
