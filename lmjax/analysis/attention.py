@@ -14,7 +14,8 @@ import numpy as np
 from lmjax.analysis.figures import new_figure, plain
 from lmjax.analysis.inside import matching, record
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

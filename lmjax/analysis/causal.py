@@ -25,7 +25,8 @@ from lmjax.analysis.inside import record, shapes
 from lmjax.analysis.subject import Subject
 from lmjax.analysis.values import Ask, value
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text
 from lmjax.model import intercept
 from lmjax.model.language_model import LanguageModel
 from lmjax.nearest import choose

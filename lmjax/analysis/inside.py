@@ -23,7 +23,9 @@ import numpy as np
 
 from lmjax.axes import RULES
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Texts, longest_row
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row
+from lmjax.inference.texts import Texts
 from lmjax.model import intercept
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding, batch_shards

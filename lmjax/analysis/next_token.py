@@ -12,8 +12,9 @@ from lmjax.analysis.figures import BLUE, GREY, RED, new_axes, new_figure, plain
 from lmjax.errors import FlagError
 from lmjax.inference.generate.sampling import FilterValues, SamplingConfig, probabilities
 from lmjax.inference.generate.text import Generation
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.score import Item, score
+from lmjax.inference.texts import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

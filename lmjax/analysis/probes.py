@@ -11,7 +11,8 @@ from lmjax.analysis.inside import record
 from lmjax.errors import FlagError
 from lmjax.evaluation.intervals import required
 from lmjax.evaluation.seeds import Interval, mean_interval
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text
 from lmjax.streams import random_stream
 
 # The share of the texts that a probe is tested on.

@@ -22,7 +22,8 @@ import numpy as np
 
 from lmjax.analysis.inside import record
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text
 from lmjax.model import intercept
 from lmjax.model.language_model import LanguageModel
 

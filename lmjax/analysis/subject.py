@@ -27,8 +27,9 @@ from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.fill_mask import encode_masked, mask_text
 from lmjax.inference.generate.generate import generate
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.predict import shortened
+from lmjax.inference.texts import Text
 from lmjax.model.language_model import LanguageModel
 from lmjax.nearest import choose
 from lmjax.objectives.classification import Classification

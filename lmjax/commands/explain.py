@@ -19,7 +19,8 @@ from lmjax.commands.models import named, opened, prepare
 from lmjax.commands.prompts import new_file, unspeakable
 from lmjax.errors import FlagError
 from lmjax.inference.generate.fill_mask import ids_of, mask_text
-from lmjax.inference.loaded import LoadedModel, check_length
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import check_length
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.question_answering import QuestionAnswering
 from lmjax.objectives.regression import Regression

@@ -28,7 +28,8 @@ from lmjax.inference.generate.fill_mask import Filling, fill_mask, mask_text
 from lmjax.inference.generate.generate import GenerateConfig, Generation, stream
 from lmjax.inference.generate.prompt_cache import PromptFiles
 from lmjax.inference.generate.requests import chatting
-from lmjax.inference.loaded import LoadedModel, Text, is_conversation
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text, is_conversation
 from lmjax.model.presets import PRESETS
 from lmjax.nearest import nearest
 from lmjax.paths import expanded, read_regular

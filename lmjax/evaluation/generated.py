@@ -8,7 +8,8 @@ from lmjax.evaluation.intervals import Measurement, joined
 from lmjax.evaluation.texts import References, bleu, chrf, exact_match, rouge
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
-from lmjax.inference.loaded import LoadedModel, Text
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.texts import Text
 
 # Modules of the extra `evaluate` that the metrics need.
 NEEDS = ("sacrebleu", "rouge_score")

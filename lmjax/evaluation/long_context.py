@@ -17,7 +17,8 @@ from pydantic import Field
 from lmjax.errors import FlagError
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.generate import generate
-from lmjax.inference.loaded import LoadedModel, longest_row
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row
 from lmjax.inference.score.rows import Piece, RowConfig, token_scores
 from lmjax.schema import Schema
 from lmjax.streams import random_stream

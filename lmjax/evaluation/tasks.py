@@ -18,9 +18,10 @@ from lmjax.evaluation.predicted import read_documents as read_own
 from lmjax.evaluation.records import minimal_pair, question, read_task, source_target
 from lmjax.evaluation.texts import likelihood
 from lmjax.inference.generate.config import GenerateConfig
-from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
+from lmjax.inference.loaded import LoadedModel, check_arguments
 from lmjax.inference.score.score import DEFAULT, Question, Score, choices_right, pairs_right, rolling, score
 from lmjax.inference.score.texts import Item, ScoreConfig
+from lmjax.inference.texts import check_list
 from lmjax.nearest import nearest
 from lmjax.objectives.records import RecordTask
 

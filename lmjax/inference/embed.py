@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, check_arguments, check_list
+from lmjax.inference.loaded import LoadedModel, check_arguments
 from lmjax.inference.predict import row_outputs
+from lmjax.inference.texts import check_list
 from lmjax.model.heads import HEADS
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.embedding import Embedding, EmbeddingConfig

@@ -19,6 +19,8 @@ from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.forward import ModelOutput, forward
+from lmjax.inference.row_lengths import check_length, longest_row, row_length
+from lmjax.inference.texts import Text, Texts, as_list, is_conversation
 from lmjax.model.config import ModelConfig
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import ObjectiveConfig
@@ -31,12 +33,6 @@ from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.schema import Schema
 
 PyTree = Any
-# A text, its token ids, or a conversation: messages with a role and a content.
-Text = str | Sequence[int] | Sequence[Mapping[str, str]]
-Texts = Text | Sequence[Text]
-
-# The least length of the rows of a forward pass: all shorter texts share one compiled program.
-_SHORTEST = 16
 # The longest row of a task whose model has positions without a limit and does not say what it was trained on.
 _LONGEST = 512
 
@@ -265,22 +261,6 @@ class LoadedModel:
         return tuple(int(i) for i in ids)
 
 
-def is_conversation(text: object) -> bool:
-    """Returns whether a prompt is a list of messages."""
-    return isinstance(text, Sequence) and len(text) > 0 and isinstance(text[0], Mapping)
-
-
-def row_length(tokens: int, limit: int | None = None) -> int:
-    """Returns the length of a row for so many tokens: few different lengths, so that programs are compiled once.
-
-    Args:
-        tokens: the most tokens of a text in the row.
-        limit: the longest row; None: there is no limit.
-    """
-    length = max(_SHORTEST, 1 << max(0, tokens - 1).bit_length())
-    return length if limit is None else min(length, limit)
-
-
 def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:
     """Raises FlagError if `loaded` is not a loaded model (such as its folder), or `config` has the wrong type.
 
@@ -295,39 +275,6 @@ def check_arguments(loaded: object, config: object, kind: type[Schema]) -> None:
         )
     if config is not None and not isinstance(config, kind):
         raise FlagError(f"config is {str(config)[:80]!r}, a {type(config).__name__}; give a {kind.__name__}(...)")
-
-
-def check_list(values: object, name: str, what: str) -> None:
-    """Raises FlagError if `values` is not a list, such as a single text.
-
-    Args:
-        values: should be a list.
-        name: the name of the argument in error messages.
-        what: what the list should hold, for the error message.
-    """
-    if isinstance(values, str):
-        raise FlagError(f"{name}={values[:40]!r} is one text; give a list of {what}")
-    if not isinstance(values, Sequence):
-        raise FlagError(f"{name}={str(values)[:40]!r} is a {type(values).__name__}; give a list of {what}")
-
-
-def as_list(texts: Texts, name: str) -> list[Text]:
-    """Returns texts as a list: a single text, or the ids of one, becomes a list of one item.
-
-    Args:
-        texts: one or several.
-        name: the name of the argument in error messages.
-
-    Raises:
-        FlagError: `texts` is empty or neither a text, nor ids, nor a list of them.
-    """
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, Sequence | np.ndarray):
-        raise FlagError(f"{name} is {str(texts)[:80]!r}; give a text, or a list of texts or of lists of ids")
-    if not len(texts):
-        raise FlagError(f"{name}: is empty; give at least one text")
-    return [texts] if isinstance(texts[0], int | np.integer | Mapping) else list(texts)
 
 
 def has_record_task(tasks: Mapping[str, ObjectiveConfig]) -> bool:
@@ -359,38 +306,6 @@ def record_task(
         f"this {config.family.label} was not fine-tuned to predict something for each record; train one with one of "
         f"--objective={known}"
     )
-
-
-def longest_row(config: ModelConfig, *, decoder: bool) -> int | None:
-    """Returns the most tokens of a row that the model's position scheme allows; None: no limit.
-
-    Args:
-        config: of the model.
-        decoder: whether a decoder reads the row (also that of an encoder-decoder), not an encoder.
-    """
-    return config.scheme(decoder).limit(config)
-
-
-def check_length(
-    config: ModelConfig, prompt: int, new: int, place: str, *, decoder: bool = True, whose: str = "the model's"
-) -> None:
-    """Raises FlagError if a row would be longer than the model allows.
-
-    Args:
-        config: of the model.
-        prompt: the number of tokens of the prompt.
-        new: the most tokens that are generated after it.
-        place: the name of the prompt in the error message.
-        decoder: as for `longest_row`.
-        whose: the name of the model in the error message.
-    """
-    limit = longest_row(config, decoder=decoder)
-    # The model never reads the last generated token, so it needs no position.
-    if limit is not None and prompt + max(new - 1, 0) > limit:
-        room = limit - prompt + 1
-        remedy = f"shorten it, or set --max_new_tokens to at most {room}" if new and room > 0 else "shorten it"
-        and_new = f" and --max_new_tokens={new}" if new else ""
-        raise FlagError(f"{place} has {prompt} tokens{and_new}, and {whose} rows have {limit}; {remedy}")
 
 
 def _is_id(token: object, size: int) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.inference.loaded import LoadedModel, row_length
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import row_length
 from lmjax.model.groups import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import Batch, Features

@@ -19,7 +19,8 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.generate.beam import BeamConfig
 from lmjax.inference.generate.processors import ProcessorConfig
 from lmjax.inference.generate.sampling import SamplingConfig
-from lmjax.inference.loaded import PromptFormat, longest_row
+from lmjax.inference.loaded import PromptFormat
+from lmjax.inference.row_lengths import longest_row
 from lmjax.interop.families import FAMILIES
 from lmjax.interop.shards import read_json
 from lmjax.model.config import ModelConfig

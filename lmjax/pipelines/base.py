@@ -11,8 +11,9 @@ import numpy as np
 from lmjax.errors import FlagError
 from lmjax.evaluation.predicted import as_documents, encoded
 from lmjax.inference.forward import ModelOutput
-from lmjax.inference.loaded import LoadedModel, row_length
+from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.predict import predict
+from lmjax.inference.row_lengths import row_length
 from lmjax.objectives.records import Prediction
 
 

@@ -25,7 +25,8 @@ from lmjax.inference.generate.decode import Decoding
 from lmjax.inference.generate.processors import ProcessorConfig, Processors
 from lmjax.inference.generate.requests import Request, bucket
 from lmjax.inference.generate.writing import pieces, prompt_fields
-from lmjax.inference.loaded import LoadedModel, longest_row
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row
 from lmjax.model.cache import Cache
 from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel

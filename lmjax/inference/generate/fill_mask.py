@@ -14,8 +14,9 @@ from lmjax.data.fast_tokenizer import FastTokenizer
 from lmjax.data.tokenizer import MASK
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, PyTree, check_arguments, check_list
+from lmjax.inference.loaded import LoadedModel, PyTree, check_arguments
 from lmjax.inference.score.rows import Piece, RowConfig, batches, replicated, states
+from lmjax.inference.texts import check_list
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import batch_sharding
 

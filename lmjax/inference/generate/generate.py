@@ -23,7 +23,9 @@ from lmjax.inference.generate.speculative import SpeculativeWriting, check_draft
 from lmjax.inference.generate.text import Generation
 from lmjax.inference.generate.unmask import Masked, masked_requests, refuse, unmask
 from lmjax.inference.generate.writing import Writing, read_alone
-from lmjax.inference.loaded import LoadedModel, Text, check_arguments, check_length, check_list
+from lmjax.inference.loaded import LoadedModel, check_arguments
+from lmjax.inference.row_lengths import check_length
+from lmjax.inference.texts import Text, check_list
 from lmjax.streams import SEEDS
 
 

@@ -10,14 +10,9 @@ import numpy as np
 
 from lmjax.data.chat import ChatTemplate
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import (
-    LoadedModel,
-    PromptFormat,
-    Text,
-    check_length,
-    is_conversation,
-    longest_row,
-)
+from lmjax.inference.loaded import LoadedModel, PromptFormat
+from lmjax.inference.row_lengths import check_length, longest_row
+from lmjax.inference.texts import Text, is_conversation
 from lmjax.model.cache import CacheType
 from lmjax.model.config import ModelConfig
 from lmjax.parallel.memory import check_fits, device_memory, held

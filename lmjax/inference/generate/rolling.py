@@ -21,7 +21,8 @@ from lmjax.inference.generate.decode import row_fields
 from lmjax.inference.generate.prompt_cache import PromptFiles, load, save
 from lmjax.inference.generate.requests import Request
 from lmjax.inference.generate.strategy import ChoiceInput, Strategy
-from lmjax.inference.loaded import LoadedModel, longest_row
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row
 from lmjax.model.config import ModelConfig
 from lmjax.model.key_value import CacheType
 from lmjax.model.language_model import LanguageModel

@@ -23,7 +23,9 @@ from lmjax.inference.generate.fill_mask import encode_masked
 from lmjax.inference.generate.requests import Request, batches
 from lmjax.inference.generate.sampling import FilterValues, SamplingConfig, draw, weights
 from lmjax.inference.generate.text import Generation, TextStream
-from lmjax.inference.loaded import LoadedModel, Text, is_conversation, longest_row, row_length
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row, row_length
+from lmjax.inference.texts import Text, is_conversation
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.memory import check_fits, device_memory, held
 from lmjax.schema import Schema

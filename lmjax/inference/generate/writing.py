@@ -13,7 +13,8 @@ from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.generate.prompt_cache import PromptFiles, load, save
 from lmjax.inference.generate.requests import Request, bucket, columns
 from lmjax.inference.generate.strategy import Strategy
-from lmjax.inference.loaded import LoadedModel, longest_row
+from lmjax.inference.loaded import LoadedModel
+from lmjax.inference.row_lengths import longest_row
 from lmjax.model.cache import Cache
 from lmjax.model.key_value import CacheType
 

@@ -23,9 +23,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, check_list
+from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.rows import Piece, token_scores
 from lmjax.inference.score.texts import Item, Reader, ScoreConfig, Text, as_items
+from lmjax.inference.texts import check_list
 
 DEFAULT = ScoreConfig()
 

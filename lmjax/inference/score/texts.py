@@ -10,10 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from lmjax.errors import FlagError
-from lmjax.inference.loaded import LoadedModel, Text, check_arguments
+from lmjax.inference.loaded import LoadedModel, check_arguments
 from lmjax.inference.score.join import join
 from lmjax.inference.score.masks import mask_sets
 from lmjax.inference.score.rows import Piece, RowConfig
+from lmjax.inference.texts import Text
 
 
 class ScoreConfig(RowConfig):

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.inference.loaded import LoadedModel, Text, check_list
+from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.score.rows import Piece, token_scores
 from lmjax.inference.score.texts import Item, Reader, ScoreConfig
+from lmjax.inference.texts import Text, check_list
 
 
 class TokenScores(NamedTuple):
