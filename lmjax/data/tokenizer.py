@@ -21,34 +21,41 @@ before a text and removes no white space. U+2581 is an exception: SentencePiece 
 decoded as a space. Without byte fallback unknown characters are lost, and a loaded `.model` may normalise the text.
 """
 
-import collections
 import hashlib
 import heapq
 import io
-import math
 import pathlib
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pydantic
 import sentencepiece
 
 from lmjax.data.long_texts import Located
+from lmjax.data.sentencepiece_model import (
+    BOS,
+    CLS,
+    EOS,
+    MASK,
+    PAD,
+    SENTINELS,
+    SEP,
+    UNK,
+    parsed,
+    piece_bytes,
+    splits_lines,
+    try_in_other_process,
+    with_special_pieces,
+)
 from lmjax.data.vocabulary import TEMPLATE, Vocabulary, write_whole
 from lmjax.errors import DataError, FlagError
 from lmjax.paths import expanded, read_regular
 from lmjax.schema import Schema
 from lmjax.streams import random_stream
 
-NUM_SENTINELS = 100
-PAD, UNK, BOS, EOS, CLS, SEP, MASK = "[PAD]", "[UNK]", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"
-SENTINELS = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
-
-_SPACE = "\u2581"
 _TRAINING_THREADS = 4  # constant, because the sums of the EM steps, and so the model, depend on it
 _CHUNK_CHARS = 16_384  # the training sample consists of chunks of this size
 _LINE_CHARS = 1_000  # SentencePiece leaves out training lines of more than 4192 bytes
@@ -87,7 +94,7 @@ class Tokenizer(Vocabulary):
         roles |= {role: model.piece_to_id(piece) for role, piece in (("cls", CLS), ("sep", SEP), ("mask", MASK))}
         ids = range(model.get_piece_size())
         super().__init__(
-            [_piece_bytes(model, i) for i in ids],
+            [piece_bytes(model, i) for i in ids],
             [i for i in ids if model.is_control(i) or model.is_unknown(i) or model.is_unused(i)],
             roles,
             [model.piece_to_id(piece) for piece in SENTINELS],
@@ -115,8 +122,8 @@ class Tokenizer(Vocabulary):
                 "it empty to train one"
             ) from error
         try:
-            proto = _with_special_pieces(proto)
-            _try_in_other_process(proto)
+            proto = with_special_pieces(proto)
+            try_in_other_process(proto)
             return cls(proto)
         except (ValueError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             said = f" ({str(error)[:200]})" if isinstance(error, ValueError) else ""
@@ -303,82 +310,3 @@ def _chunks(text: str, size: int) -> Iterator[str]:
 def _training_lines(text: str) -> Iterator[str]:
     # Lines without their line feeds, because a line feed is always a separate token and need not be learned.
     return (part for line in text.split("\n") for part in _chunks(line, _LINE_CHARS))
-
-
-def parsed(proto: bytes) -> Any:
-    """Returns the parsed protocol buffer of a SentencePiece model.
-
-    Raises:
-        ValueError: the bytes are not a complete model.
-    """
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(proto)
-    except DecodeError as error:
-        raise ValueError("not a SentencePiece model") from error
-    # The settings follow the pieces in the file, so a file that is truncated between two pieces lacks them.
-    if not model.pieces or not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
-        raise ValueError("not a whole SentencePiece model")
-    names = [piece.piece for piece in model.pieces]
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in collections.Counter(names).items() if count > 1)
-        raise ValueError(f"two of its ids have one piece, {twice!r}")
-    if odd := next((piece for piece in model.pieces if not math.isfinite(piece.score)), None):
-        raise ValueError(f"the score of its piece {odd.piece!r} is {odd.score}")
-    return model
-
-
-def splits_lines(model: Any) -> bool:
-    """Returns whether a line feed is always a separate token of a parsed model, and text is not normalised."""
-    spec = model.normalizer_spec
-    if spec.precompiled_charsmap or spec.add_dummy_prefix or spec.remove_extra_whitespaces:
-        return False
-    with_one = [(p.piece, p.type) for p in model.pieces if "\n" in p.piece]
-    return with_one == [("\n", model.SentencePiece.USER_DEFINED)]
-
-
-def _piece_bytes(model: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
-    """Returns the bytes that the token represents; empty for one that is not text."""
-    piece = model.id_to_piece(token)
-    if model.is_byte(token):
-        return bytes([int(piece[1:-1], 16)])
-    if model.is_control(token) or model.is_unknown(token) or model.is_unused(token):
-        return b""
-    return piece.replace(_SPACE, " ").encode()
-
-
-def _with_special_pieces(proto: bytes) -> bytes:
-    """Returns the model with all special tokens, as control symbols.
-
-    Raises:
-        ValueError: the bytes are not a complete model.
-    """
-    model = parsed(proto)
-    known = {piece.piece: piece for piece in model.pieces}
-    control = model.SentencePiece.CONTROL
-    spec = model.trainer_spec
-    wanted = [CLS, SEP, MASK, *SENTINELS]
-    for field, symbol in (("pad_piece", PAD), ("bos_piece", BOS), ("eos_piece", EOS)):
-        if getattr(spec, field) not in known:
-            setattr(spec, field, symbol)
-        wanted.append(getattr(spec, field))
-    for symbol in wanted:
-        if symbol in known:
-            known[symbol].type = control  # otherwise text with the same characters would be encoded as this token
-        else:
-            model.pieces.add(piece=symbol, score=0.0, type=control)
-    return model.SerializeToString(deterministic=True)
-
-
-_TRIAL = (
-    "import sys, sentencepiece; m = sentencepiece.SentencePieceProcessor(model_proto=sys.stdin.buffer.read()); "
-    "m.decode(m.encode('a b')); m.decode(list(range(m.get_piece_size())))"
-)
-
-
-def _try_in_other_process(proto: bytes) -> None:
-    # With -P, Python does not import modules with these names from the current folder.
-    subprocess.run([sys.executable, "-P", "-c", _TRIAL], input=proto, check=True, capture_output=True, timeout=60)

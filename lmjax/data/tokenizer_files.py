@@ -7,14 +7,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from lmjax.data.sentencepiece_model import SPACE, parsed
 from lmjax.data.special_tokens import content_of, parse_object, read_bounded
-from lmjax.data.tokenizer import parsed
 from lmjax.data.vocabulary import ROLES
 from lmjax.errors import FlagError
 
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
-_SPACE = "\u2581"
 _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -163,9 +162,9 @@ def _metaspace(tokenizer: Tokenizer, charsmap: bytes, before: Sequence[Any] = ()
     own = [normalizers.Precompiled(charsmap)] if charsmap else []
     if before or own:
         tokenizer.normalizer = normalizers.Sequence([*before, *own])
-    spaces = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    spaces = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
-    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
     return tokenizer
 
 
@@ -194,8 +193,8 @@ def _llama(model: Any, settings: Mapping[str, Any]) -> Tokenizer:
     vocab = {p.piece: i for i, p in enumerate(model.pieces)}
     tokenizer = Tokenizer(models.BPE(vocab, byte_pair_merges(model), fuse_unk=True, byte_fallback=True))
     scheme = "never" if settings.get("add_prefix_space") is False else "always" if settings.get("legacy") else "first"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(steps if scheme == "never" else [*steps, decoders.Strip(content=" ", left=1)])
     return tokenizer
 

@@ -6,7 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 from lmjax.data.fast_tokenizer import TOKENIZER, FastTokenizer
-from lmjax.data.tokenizer import Tokenizer, parsed
+from lmjax.data.sentencepiece_model import parsed
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.objectives.prompts import PromptFormat

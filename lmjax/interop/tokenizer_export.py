@@ -8,8 +8,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from lmjax.data.fast_tokenizer import TOKENIZER, FastTokenizer
+from lmjax.data.sentencepiece_model import parsed, splits_lines
 from lmjax.data.special_tokens import CLASS_OF_MODEL
-from lmjax.data.tokenizer import Tokenizer, parsed, splits_lines
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizer_files import byte_pair_merges
 from lmjax.data.vocabulary import ROLES, TEMPLATE, write_whole
 from lmjax.errors import FlagError

@@ -12,8 +12,10 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lmjax.data import sentencepiece_model as model_file
 from lmjax.data import tokenizer as module
-from lmjax.data.tokenizer import NUM_SENTINELS, Tokenizer, TokenizerConfig, train_tokenizer
+from lmjax.data.sentencepiece_model import NUM_SENTINELS
+from lmjax.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from lmjax.errors import DataError, FlagError
 from tests.texts import sentencepiece_model
 
@@ -148,7 +150,7 @@ def test_a_loaded_model_gets_the_symbols_that_it_lacks_after_its_own(tmp_path):
 def test_equally_good_ways_to_cut_a_line_stay_so_wherever_the_line_stands(text):
     """Sums of scores must be exact, otherwise the same spaces could be encoded differently in different lines."""
     tokenizer = train_tokenizer([inspect.getsource(textwrap)], TokenizerConfig(kind="unigram", vocab_size=600))
-    assert all(piece.score * 512 == int(piece.score * 512) for piece in module.parsed(tokenizer.proto).pieces)
+    assert all(piece.score * 512 == int(piece.score * 512) for piece in model_file.parsed(tokenizer.proto).pieces)
     lines = [f"{'x' * n}{' ' * m}y" for n in (0, 100, 1000) for m in range(40)]
     alone = [tokenizer.encode(line) for line in lines]
     together = tokenizer.encode("\n".join([text, *lines]))
@@ -179,7 +181,7 @@ def test_a_truncated_model_is_refused(tokenizer, tmp_path, share):
 def test_a_model_that_crashes_the_library_is_refused(tokenizer, tmp_path, monkeypatch):
     path = str(tmp_path / "hostile.model")
     tokenizer.save(path)
-    monkeypatch.setattr(module, "_TRIAL", "import os; os.abort()")
+    monkeypatch.setattr(model_file, "_TRIAL", "import os; os.abort()")
     with pytest.raises(FlagError, match=r"hostile\.model"):
         Tokenizer.load(path)
 
@@ -193,7 +195,7 @@ def test_a_model_that_crashes_the_library_is_refused(tokenizer, tmp_path, monkey
     ],
 )
 def test_a_model_whose_ids_are_in_doubt_is_refused(tokenizer, tmp_path, change, said):
-    model = module.parsed(tokenizer.proto)
+    model = model_file.parsed(tokenizer.proto)
     change(model.pieces)
     (tmp_path / "odd.model").write_bytes(model.SerializeToString())
     with pytest.raises(FlagError, match=rf"odd\.model.*{said}"):

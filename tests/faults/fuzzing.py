@@ -14,7 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from lmjax.data.tokenizer import parsed
+from lmjax.data.sentencepiece_model import parsed
 
 # Values that a field of JSON may not have expected.
 _VALUES = (

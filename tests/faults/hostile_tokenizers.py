@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from lmjax.data.fast_tokenizer import FastTokenizer, load_tokenizer
-from lmjax.data.tokenizer import parsed
+from lmjax.data.sentencepiece_model import parsed
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.interop.tokenizer_export import export_tokenizer
 from tests.faults.fuzzing import changed_bytes, changed_json, changed_sentencepiece

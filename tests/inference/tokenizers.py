@@ -6,8 +6,9 @@ import json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmjax.data.fast_tokenizer import TOKENIZER, FastTokenizer
+from lmjax.data.sentencepiece_model import with_special_pieces
 from lmjax.data.tokenizer import Tokenizer as SentencePieceTokenizer
-from lmjax.data.tokenizer import TokenizerConfig, _with_special_pieces, train_tokenizer
+from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 from lmjax.data.vocabulary import Vocabulary
 from tests.texts import SAMPLES, library_lines, sentencepiece_model
 
@@ -72,7 +73,7 @@ MAKERS = {
     "bpe_without_bytes": lambda: _lmjax("bpe", False),
     "char": lambda: _lmjax("char", False),
     "foreign": lambda: SentencePieceTokenizer(
-        _with_special_pieces(sentencepiece_model(model_type="bpe", vocab_size=700, byte_fallback=True))
+        with_special_pieces(sentencepiece_model(model_type="bpe", vocab_size=700, byte_fallback=True))
     ),
     "byte_level": _byte_level,
     "llama": _llama,

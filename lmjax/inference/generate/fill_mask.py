@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.fast_tokenizer import FastTokenizer
-from lmjax.data.tokenizer import MASK
+from lmjax.data.sentencepiece_model import MASK
 from lmjax.data.vocabulary import Vocabulary
 from lmjax.errors import FlagError
 from lmjax.inference.loaded import LoadedModel, PyTree, check_arguments
