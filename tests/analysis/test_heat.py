@@ -32,5 +32,5 @@ def test_a_grid_names_its_rows_and_is_even_around_zero():
     np.testing.assert_array_equal(axes.images[0].get_array(), values)
     assert axes.images[0].get_clim() == (-3.0, 3.0)
     assert [label.get_text() for label in axes.get_xticklabels()] == [r"\$a\$", "b"]
-    compared = grid_map(values / 3, ["layer 0", "layer 1"], ["a", "b"], most=1.0).axes[0]
+    compared = grid_map(values / 6, ["layer 0", "layer 1"], ["a", "b"], most=1.0).axes[0]
     assert compared.images[0].get_clim() == (-1.0, 1.0)

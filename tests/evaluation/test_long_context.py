@@ -57,8 +57,10 @@ def test_who_guesses_is_not(found):
 def test_texts_without_sentences_fill_a_prompt_too():
     """Code has no full stop for thousands of words; whole, it would be left out, and the prompt nearly empty."""
     code = " ".join(f"x{i} = f(x{i - 1});" for i in range(2000))
-    for each in examples(CONFIG, [code], words):
+    found = examples(CONFIG, [code], words)
+    for each in found:
         assert CONFIG.lengths[each.length] - 30 < words(each.prompt) <= CONFIG.lengths[each.length]
+    assert len({word for each in found for word in each.prompt.split() if word[0] == "x"}) > 1000
 
 
 def test_prompts_have_their_length_and_what_is_asked_its_depth(found):
