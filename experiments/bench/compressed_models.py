@@ -174,7 +174,8 @@ def row(name: str, found: dict, whole: dict, place: pathlib.Path, speed: str) ->
     folder = checkpoint_folder(place, saved_steps(place)[-1])
     disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     sizes = f"{found['memory'] / 1e6:.3g} | {disk / 1e6:.3g} | {found['peak'] / 1e6:.0f} | {speed}"
-    line = f"| {name} | {sizes} | {rates[0]:.4f} | {rates[0] - rates[1]:+.4f} ({low:+.4f} to {high:+.4f}) |"
+    change = "" if found is whole else f"{rates[0] - rates[1]:+.4f} ({low:+.4f} to {high:+.4f})"
+    line = f"| {name} | {sizes} | {rates[0]:.4f} | {change} |"
     ends = (rates[0], rates[0]) if found is whole else (rates[1] + low, rates[1] + high)
     return line, Point(found["memory"] / 1e6, rates[0], *ends)
 
