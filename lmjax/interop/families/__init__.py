@@ -7,7 +7,22 @@ that read and write config.json, the table of tensors, the classes with their he
 from collections.abc import Mapping
 
 from lmjax.data.special_tokens import CLASS_OF_MODEL
-from lmjax.interop.families import bart, bert, gemma, gpt2, llama, mistral, modernbert, neox, olmo, opt, phi, qwen, t5
+from lmjax.interop.families import (
+    bart,
+    bert,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    mistral,
+    modernbert,
+    neox,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    t5,
+)
 from lmjax.interop.table import Family
 
 # A dict literal, because `commands/facts.py` reads the names for --help from this source file.
@@ -24,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     **neox.FAMILIES,
     **opt.FAMILIES,
     **bert.FAMILIES,
+    **distilbert.FAMILIES,
     **modernbert.FAMILIES,
 }
 

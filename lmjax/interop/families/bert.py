@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805) and related encoders.
 
 RoBERTa (Liu et al. 2019, arXiv:1907.11692), XLM-R (Conneau et al. 2020, arXiv:1911.02116), ELECTRA (Clark et al. 2020,
-arXiv:2003.10555), ALBERT (Lan et al. 2020, arXiv:1909.11942), DistilBERT (Sanh et al. 2019, arXiv:1910.01108).
+arXiv:2003.10555), ALBERT (Lan et al. 2020, arXiv:1909.11942).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lmjax.model.config import ModelConfig
 from lmjax.model.parameter_paths import BACKBONE, INPUTS, LAYER, SHARED_LAYER
 
 
-def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
+def shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
     """Returns the fields that all these families have in common."""
     # transformers also implements relative positions, decoders and untied outputs; no published checkpoint has them.
     fields.expect(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
@@ -34,8 +34,8 @@ def _shared_fields(fields: Fields, vocab_size: int = 30_522) -> dict[str, Any]:
     }
 
 
-def _shared_json(config: ModelConfig) -> dict[str, Any]:
-    """Returns fields of config.json; the inverse of `_shared_fields`."""
+def shared_json(config: ModelConfig) -> dict[str, Any]:
+    """Returns fields of config.json; the inverse of `shared_fields`."""
     return {
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length + config.position_offset,
@@ -51,7 +51,7 @@ def read(fields: Fields, **sizes: Any) -> dict[str, Any]:
         fields: of config.json.
         **sizes: defaults of the family that differ from BERT's.
     """
-    shared = _shared_fields(fields, sizes.pop("vocab_size", 30_522))
+    shared = shared_fields(fields, sizes.pop("vocab_size", 30_522))
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "dropout": 0.1, **sizes}
     # Google's first files describe the pooler, which is the same in all of them.
     fields.skip("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers")
@@ -71,7 +71,7 @@ def read(fields: Fields, **sizes: Any) -> dict[str, Any]:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     """Returns config.json."""
-    return _shared_json(config) | {
+    return shared_json(config) | {
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -135,42 +135,11 @@ def _write_albert(config: ModelConfig) -> dict[str, Any]:
     return _write_factorised(config) | {"num_hidden_groups": 1, "inner_group_num": 1}
 
 
-def _read_distilbert(fields: Fields) -> dict[str, Any]:
-    """Returns the fields of a ModelConfig."""
-    # Sines only initialise the position table; dropout in heads is an option of fine-tuning.
-    fields.skip("sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
-    fields.expect(tie_weights_=True)
-    return _shared_fields(fields) | {
-        "embed_dim": fields.integer("dim", 768),
-        "num_layers": fields.integer("n_layers", 6),
-        "num_heads": fields.integer("n_heads", 12),
-        "mlp_dim": fields.integer("hidden_dim", 3072),
-        "norm_epsilon": 1e-12,
-        "mlp": fields.choose("activation", ACTIVATIONS, "gelu"),
-        "head.classifier": "relu",
-        "dropout.residual": fields.number("dropout", 0.1),
-        "dropout.attention": fields.number("attention_dropout", 0.1),
-    }
-
-
-def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
-    """Returns config.json."""
-    return _shared_json(config) | {
-        "dim": config.embed_dim,
-        "n_layers": config.num_layers,
-        "n_heads": config.num_heads,
-        "hidden_dim": config.mlp_dim,
-        "activation": config.mlp,
-        "dropout": config.dropout.residual,
-        "attention_dropout": config.dropout.attention,
-    }
-
-
 # The only activation implemented for RoBERTa and ELECTRA: their masked-LM layer always has gelu.
 _GELU = {"gelu": "gelu", "gelu_python": "gelu"}
 
 
-def _inputs(base: str) -> tuple[Row, ...]:
+def inputs(base: str) -> tuple[Row, ...]:
     """Returns the rows of the embeddings."""
     return (
         *tensor("embedding/table", f"{base}.embeddings.word_embeddings.weight"),
@@ -184,7 +153,7 @@ def _stack(base: str) -> tuple[Row, ...]:
     """Returns the rows of the embeddings and the layers, with BERT's names."""
     layer = f"{base}.encoder.layer.{{i}}"
     return (
-        *_inputs(base),
+        *inputs(base),
         *attention(f"{LAYER}/attention", f"{layer}.attention.", _BERT_ATTENTION),
         *norm(f"{LAYER}/attention_norm", f"{layer}.attention.output.LayerNorm"),
         *norm(f"{LAYER}/mlp_norm", f"{layer}.output.LayerNorm"),
@@ -193,7 +162,7 @@ def _stack(base: str) -> tuple[Row, ...]:
     )
 
 
-def _masked_lm(dense: str, ended: str, bias: str) -> tuple[Row, ...]:
+def masked_lm(dense: str, ended: str, bias: str) -> tuple[Row, ...]:
     """Returns the rows of the masked-LM layer, its norm and the vocabulary bias."""
     return (*linear("transform/dense", dense), *norm("transform/norm", ended), *tensor("output_bias", bias))
 
@@ -205,26 +174,26 @@ def _pooled(pooler: str) -> tuple[Row, ...]:
         *linear("next_sentence_head/pooler", pooler),
         *linear("classifier_head/dense", pooler),
         *linear("classifier_head/classifier", "classifier"),
-        *_choice(pooler),
-        *_TOKENS,
+        *choice(pooler),
+        *TOKENS,
     )
 
 
-def _choice(dense: str) -> tuple[Row, ...]:
+def choice(dense: str) -> tuple[Row, ...]:
     """Returns the rows of the head that scores choices; `dense` is its hidden layer."""
     return (*linear("choice_head/dense", dense), *linear("choice_head/classifier", "classifier"))
 
 
-def _heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
+def heads(name: str, *, pooler: bool = True) -> dict[str, tuple[str, ...]]:
     """Returns the heads of the classes that nearly all these families have."""
-    heads = {
+    found = {
         f"{name}ForMaskedLM": ("masked_lm",),
         f"{name}ForSequenceClassification": ("classifier",),
         f"{name}ForTokenClassification": ("tagger",),
         f"{name}ForQuestionAnswering": ("span",),
         f"{name}ForMultipleChoice": ("choice",),
     }
-    return heads | ({f"{name}Model": ("pooler",)} if pooler else {})
+    return found | ({f"{name}Model": ("pooler",)} if pooler else {})
 
 
 _BERT_ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
@@ -233,10 +202,10 @@ _TWO_LAYERS = (
     *linear("classifier_head/dense", "classifier.dense"),
     *linear("classifier_head/classifier", "classifier.out_proj"),
 )
-_TOKENS = (*linear("tagger_head/classifier", "classifier"), *linear("span_head/classifier", "qa_outputs"))
+TOKENS = (*linear("tagger_head/classifier", "classifier"), *linear("span_head/classifier", "qa_outputs"))
 # Position ids, and parameters that the class does not use: most published masked LMs still contain the pooler and the
 # next-sentence layer of their pre-training.
-_IGNORED = ("*embeddings.position_ids", "*embeddings.token_type_ids", "*pooler.*")
+IGNORED = ("*embeddings.position_ids", "*embeddings.token_type_ids", "*pooler.*")
 
 
 def _roberta(name: str, vocab_size: int) -> Family:
@@ -246,26 +215,25 @@ def _roberta(name: str, vocab_size: int) -> Family:
         write=_write_roberta,
         table=(
             *_stack("roberta"),
-            *_masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+            *masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
             *linear("pooler_head/pooler", "roberta.pooler.dense"),
             *_TWO_LAYERS,
-            *_choice("roberta.pooler.dense"),
-            *_TOKENS,
+            *choice("roberta.pooler.dense"),
+            *TOKENS,
         ),
-        heads=_heads(name),
+        heads=heads(name),
         base="roberta.",
         bare=(f"{name}Model",),
         copies={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",
         },
-        ignored=_IGNORED,
+        ignored=IGNORED,
         tokenizer=ENCODER,
     )
 
 
 _ALBERT_GROUP = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-_DISTIL_LAYER = "distilbert.transformer.layer.{i}"
 
 _WITH_TYPES = dataclasses.replace(ENCODER, types=True)
 
@@ -275,13 +243,13 @@ FAMILIES = {
         write=write,
         table=(
             *_stack("bert"),
-            *_masked_lm(
+            *masked_lm(
                 "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"
             ),
             *_pooled("bert.pooler.dense"),
             *linear("next_sentence_head/classifier", "cls.seq_relationship"),
         ),
-        heads=_heads("Bert")
+        heads=heads("Bert")
         | {
             "BertForPreTraining": ("masked_lm", "next_sentence"),
             "BertForNextSentencePrediction": ("next_sentence",),
@@ -292,7 +260,7 @@ FAMILIES = {
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
-        ignored=(*_IGNORED, "cls.seq_relationship.*"),
+        ignored=(*IGNORED, "cls.seq_relationship.*"),
         tokenizer=_WITH_TYPES,
     ),
     "roberta": _roberta("Roberta", 50_265),
@@ -303,66 +271,43 @@ FAMILIES = {
         table=(
             *_stack("electra"),
             *linear(f"{BACKBONE}/project_in", "electra.embeddings_project"),
-            *_masked_lm("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+            *masked_lm("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
             *linear("replaced_token_head/dense", "discriminator_predictions.dense"),
             *linear("replaced_token_head/classifier", "discriminator_predictions.dense_prediction"),
             *_TWO_LAYERS,
-            *_choice("electra.sequence_summary.summary"),
-            *_TOKENS,
+            *choice("electra.sequence_summary.summary"),
+            *TOKENS,
         ),
-        heads=_heads("Electra", pooler=False) | {"ElectraForPreTraining": ("replaced_token",)},
+        heads=heads("Electra", pooler=False) | {"ElectraForPreTraining": ("replaced_token",)},
         base="electra.",
         bare=("ElectraModel",),
         tokenizer=_WITH_TYPES,
         copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-        ignored=_IGNORED,
+        ignored=IGNORED,
     ),
     "albert": Family(
         read=_read_albert,
         write=_write_albert,
         table=(
-            *_inputs("albert"),
+            *inputs("albert"),
             *linear(f"{BACKBONE}/project_in", "albert.encoder.embedding_hidden_mapping_in"),
             *attention(f"{SHARED_LAYER}/attention", f"{_ALBERT_GROUP}.attention.", ("query", "key", "value", "dense")),
             *norm(f"{SHARED_LAYER}/attention_norm", f"{_ALBERT_GROUP}.attention.LayerNorm"),
             *norm(f"{SHARED_LAYER}/mlp_norm", f"{_ALBERT_GROUP}.full_layer_layer_norm"),
             *linear(f"{SHARED_LAYER}/mlp/up", f"{_ALBERT_GROUP}.ffn"),
             *linear(f"{SHARED_LAYER}/mlp/down", f"{_ALBERT_GROUP}.ffn_output"),
-            *_masked_lm("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
+            *masked_lm("predictions.dense", "predictions.LayerNorm", "predictions.bias"),
             *_pooled("albert.pooler"),
             *linear("next_sentence_head/classifier", "sop_classifier.classifier"),
         ),
-        heads=_heads("Albert") | {"AlbertForPreTraining": ("masked_lm", "next_sentence")},
+        heads=heads("Albert") | {"AlbertForPreTraining": ("masked_lm", "next_sentence")},
         base="albert.",
         bare=("AlbertModel",),
         copies={
             "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
             "predictions.decoder.bias": "predictions.bias",
         },
-        ignored=(*_IGNORED, "sop_classifier.*"),
+        ignored=(*IGNORED, "sop_classifier.*"),
         tokenizer=_WITH_TYPES,
-    ),
-    "distilbert": Family(
-        read=_read_distilbert,
-        write=_write_distilbert,
-        table=(
-            *_inputs("distilbert"),
-            *attention(f"{LAYER}/attention", f"{_DISTIL_LAYER}.attention.", ("q_lin", "k_lin", "v_lin", "out_lin")),
-            *norm(f"{LAYER}/attention_norm", f"{_DISTIL_LAYER}.sa_layer_norm"),
-            *norm(f"{LAYER}/mlp_norm", f"{_DISTIL_LAYER}.output_layer_norm"),
-            *linear(f"{LAYER}/mlp/up", f"{_DISTIL_LAYER}.ffn.lin1"),
-            *linear(f"{LAYER}/mlp/down", f"{_DISTIL_LAYER}.ffn.lin2"),
-            *_masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-            *linear("classifier_head/dense", "pre_classifier"),
-            *linear("classifier_head/classifier", "classifier"),
-            *_choice("pre_classifier"),
-            *_TOKENS,
-        ),
-        heads=_heads("DistilBert", pooler=False),
-        base="distilbert.",
-        bare=("DistilBertModel",),
-        tokenizer=ENCODER,
-        copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-        ignored=_IGNORED,
     ),
 }
