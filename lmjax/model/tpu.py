@@ -35,11 +35,18 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _rotated(x: jax.Array, sin: jax.Array, cos: jax.Array, half: int) -> jax.Array:
-    """Returns `x` times `cos` plus `x` with its halves exchanged times `sin`, both `[batch, 1, length, head_dim]`."""
+    """Returns `x` times `cos` plus `x` with its halves exchanged times `sin`, both `[batch, 1, length, head_dim]`.
+
+    The barrier makes the product before write `x` with heads first. Without it XLA copies it to this order.
+    """
+    return _turned(jax.lax.optimization_barrier(x.swapaxes(1, 2)), sin, cos, half)
+
+
+def _turned(x: jax.Array, sin: jax.Array, cos: jax.Array, half: int) -> jax.Array:
+    """Returns `_rotated` for `x` `[batch, heads, length, head_dim]`."""
     width, ahead = x.shape[-1], np.arange(half)
     swap = np.zeros((width, width), np.float32)
     swap[ahead, ahead + half] = swap[ahead + half, ahead] = 1.0
-    x = x.swapaxes(1, 2)
     swapped = jnp.einsum("bhld,de->bhle", x, jnp.asarray(swap, x.dtype), preferred_element_type=jnp.float32)
     return (x.astype(jnp.float32) * cos + swapped * sin).astype(x.dtype).swapaxes(1, 2)
 
@@ -50,8 +57,9 @@ def _forward(x: jax.Array, sin: jax.Array, cos: jax.Array, half: int) -> tuple[j
 
 def _backward(half: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
     sin, cos = saved
-    # Angles follow from positions alone, so that they have no gradient.
-    return _rotated(g, -sin, cos, half), None, None
+    # Angles follow from positions alone, so that they have no gradient. A barrier here would cut the gradient off from
+    # the scale of the scores.
+    return _turned(g.swapaxes(1, 2), -sin, cos, half), None, None
 
 
 _rotated.defvjp(_forward, _backward)
