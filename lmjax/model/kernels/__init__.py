@@ -170,10 +170,7 @@ def choose(kernel: str, platform: str, needed: frozenset[str], queries: int, nar
     if kernel == "auto":
         if platform == "cpu" and queries < (_LONG_NARROWED if narrowed else _LONG):
             return "plain"
-        name = next(name for name in _PREFERRED.get(platform, ("xla", "blockwise")) if not needed & LACKS[name])
-        # Both have all scores in memory. The gradients of T5-large's encoder by `plain`, which are products of 16-bit
-        # numbers, move 7.42 GB a layer in place of 8.70 GB (32 rows of 512, v5p, libtpu 0.0.42).
-        return "plain" if (platform, name) == ("tpu", "xla") else name
+        return next(name for name in _PREFERRED.get(platform, ("xla", "blockwise")) if not needed & LACKS[name])
     if platform not in _PLATFORMS.get(kernel, (platform,)):
         needs = {"cudnn": "an NVIDIA GPU", "splash": "a TPU"}[kernel]
         raise FlagError(
