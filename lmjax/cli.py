@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> object:
     command, arguments = argv[0], argv[1:]
     from absl import flags
 
-    from lmjax.commands.flags import help_text, parse
+    from lmjax.commands.parsing import help_text, parse
 
     # A command's flags are in a module of their own that does not import jax, so that --help and a wrong flag are fast.
     told = importlib.import_module(f"lmjax.commands.{command}_flags")

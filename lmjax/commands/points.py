@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from lmjax.commands import train_flags
-from lmjax.commands.flags import parse
+from lmjax.commands.parsing import parse
 from lmjax.commands.train import resolve_flags
 from lmjax.config import Config
 from lmjax.errors import FlagError

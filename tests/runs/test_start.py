@@ -6,7 +6,7 @@ import pytest
 
 import lmjax
 from lmjax.commands import train_flags
-from lmjax.commands.flags import parse
+from lmjax.commands.parsing import parse
 from lmjax.commands.train import resolve_flags
 from lmjax.errors import FlagError
 from lmjax.objectives.registry import OBJECTIVES

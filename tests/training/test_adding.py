@@ -44,7 +44,7 @@ from lmjax.model.groups import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.update import make_optimizer
 from lmjax.commands import train_flags
-from lmjax.commands.flags import parse
+from lmjax.commands.parsing import parse
 
 flags = train_flags.define()
 argv = ["--optimizer=toy", "--schedule=stairs", "--config.optimizer.toy.size=5"]

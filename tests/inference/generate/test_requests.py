@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.data.tokenizer import TokenizerConfig, train_tokenizer
 from lmjax.errors import FlagError
-from lmjax.inference.generate import decode, speculative
+from lmjax.inference.generate import decode, speculative_rounds
 from lmjax.inference.generate.generate import GenerateConfig, check, generate, stream
 from lmjax.inference.generate.requests import Request, batches, bucket, columns
 from tests.inference.scoring import TEXT, tiny, tokenizer
@@ -76,7 +76,7 @@ def test_what_cannot_be_written_is_said_before_anything_compiles(name):
     make, prompts, values, arguments, message = WRONG[name]
     if "regex" in values:
         pytest.importorskip("llguidance")
-    loaded, programs = make(), (decode.prefill, decode.begin, speculative.rounds)
+    loaded, programs = make(), (decode.prefill, decode.begin, speculative_rounds.rounds)
     config, before = GenerateConfig.model_validate({"max_new_tokens": 8} | values), [p._cache_size() for p in programs]
     with pytest.raises(FlagError, match=message):
         generate(loaded, prompts, config, **arguments)

@@ -10,7 +10,8 @@ import pytest
 from lmjax.inference.generate.generate import GenerateConfig, generate, stream
 from lmjax.inference.generate.requests import Request
 from lmjax.inference.generate.sampling import FilterValues, Sampling, SamplingConfig
-from lmjax.inference.generate.speculative import SpeculativeWriting, rounds
+from lmjax.inference.generate.speculative import SpeculativeWriting
+from lmjax.inference.generate.speculative_rounds import rounds
 from tests.inference.generate.test_sampling import improbable, reference
 from tests.inference.scoring import tokenizer
 from tests.inference.writers import check_greedy, log_probs, some_prompts, writer
