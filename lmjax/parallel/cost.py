@@ -23,7 +23,7 @@ _NOTHING = frozenset({
     "collective-permute-done", "partition-id", "replica-id", "opt-barrier", "add-dependency", "domain",
 })  # fmt: skip
 # By the beginning of the name of each of splash attention's kernels: its products of a matrix of queries and keys, and
-# the end of the names of its block sizes. The kernel for keys and values may compute the queries' gradient too.
+# the end of the names of its block sizes.
 _KERNELS = {"splash_mha_fwd": (2, ""), "splash_mha_dkv": (4, "_dkv"), "splash_mha_dq": (3, "_dq")}
 _BLOCKS = re.compile(r'"xprof_metadata":("(?:[^"\\]|\\.)*")')
 # A custom call that reserves memory and moves nothing.
@@ -72,7 +72,9 @@ def _kernel(computation: Computation, instruction: Instruction, causal: bool) ->
     products, end = known
     said = _BLOCKS.search(instruction.attributes)
     sizes = json.loads(json.loads(said.group(1))) if said else {}
-    products += end == "_dkv" and sizes.get("use_fused_bwd_kernel", False)
+    results = [shape for shape in instruction.shapes if len(shape.dims) >= 4 and shape.dims[-1] == width]
+    # With those of keys and values, the gradients of the queries.
+    products += end == "_dkv" and len(results) == 3
     share = _visited(queries, keys, sizes[f"block_q{end}"], sizes[f"block_kv{end}"]) if causal else 1.0
     return 2.0 * share * products * batch * heads * queries * keys * width
 

@@ -45,16 +45,23 @@ metadata={op_name="step/layer_3/mlp/dot"}
 
 KERNEL = """HloModule m
 
-ENTRY %main (q: bf16[2,4,SIZE,64], k: bf16[2,1,SIZE,64]) -> bf16[2,4,SIZE,64] {
+ENTRY %main (q: bf16[2,4,SIZE,64], k: bf16[2,1,SIZE,64]) -> RESULTS {
   %q = bf16[2,4,SIZE,64]{3,2,1,0} parameter(0)
   %k = bf16[2,1,SIZE,64]{3,2,1,0} parameter(1)
-  ROOT %NAME.1 = bf16[2,4,SIZE,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", \
+  ROOT %NAME.1 = RESULTS custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", \
 frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512, \\"block_q_dkv\\": 512, \\"block_kv_dkv\\": BLOCK, \
-\\"block_q_dq\\": 256, \\"block_kv_dq\\": 128, \\"use_fused_bwd_kernel\\": FUSED}"
+\\"block_q_dq\\": 256, \\"block_kv_dq\\": 128}"
 }}, metadata={op_name="a"}
 }
 """.replace("\\\n", "")
+_QUERIES, _KEYS = "bf16[2,4,SIZE,64]{3,2,1,0}", "bf16[2,1,SIZE,64]{3,2,1,0}"
+_LANES = "f32[2,4,SIZE,128]{3,2,1,0}"
+# By the results of a kernel, beside working memory: how many rows of a head they have together.
+FORWARD = f"(f32[2,512,64]{{2,1,0}}, {_QUERIES}, {_LANES})", 4
+KEYS = f"(f32[2,512,64]{{2,1,0}}, {_KEYS}, {_KEYS})", 2
+ALL = f"(bf16[2,1,4,SIZE,64]{{4,3,2,1,0}}, {_KEYS}, {_KEYS})", 6
+QUERIES = f"(f32[2,512,64]{{2,1,0}}, {_QUERIES})", 4
 
 
 def test_a_slice_in_a_fusion_inside_a_fusion_counts_as_its_part():
@@ -80,24 +87,25 @@ def test_traffic_by_operation_counts_layers_together():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "block", "fused", "causal", "products"),
+    ("name", "size", "block", "results", "causal", "products"),
     [
-        ("splash_mha_fwd_segmented_residuals", 2048, 512, "false", False, 2),
+        ("splash_mha_fwd_segmented_residuals", 2048, 512, FORWARD, False, 2),
         # 1 + 2 + 3 + 4 of 16 blocks
-        ("splash_mha_fwd_segmented_residuals", 2048, 512, "false", True, 2 * 10 / 16),
-        ("splash_mha_dkv_no_residuals", 1024, 512, "false", True, 4 * 3 / 4),
-        ("splash_mha_dkv_no_residuals", 1024, 1024, "true", True, 5),
-        ("splash_mha_dkv_no_residuals", 1024, 1024, "true", False, 5),
+        ("splash_mha_fwd_segmented_residuals", 2048, 512, FORWARD, True, 2 * 10 / 16),
+        ("splash_mha_dkv_no_residuals", 1024, 512, KEYS, True, 4 * 3 / 4),
+        ("splash_mha_dkv_no_residuals", 1024, 1024, ALL, True, 5),
+        ("splash_mha_dkv_no_residuals", 1024, 1024, ALL, False, 5),
         # Four rows of 8 blocks, of which 2, 4, 6 and 8 are computed.
-        ("splash_mha_dq_no_residuals", 1024, 512, "false", True, 3 * 20 / 32),
-        ("another_kernel", 1024, 512, "false", False, 0),
+        ("splash_mha_dq_no_residuals", 1024, 512, QUERIES, True, 3 * 20 / 32),
+        ("another_kernel", 1024, 512, FORWARD, False, 0),
     ],
 )
-def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, fused, causal, products):
-    text = KERNEL
-    for key, value in (("SIZE", size), ("NAME", name), ("BLOCK", block), ("FUSED", fused)):
+def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, results, causal, products):
+    """Results in float32 with 64 or 128 columns are working memory, or one number of each query."""
+    text, rows = KERNEL.replace("RESULTS", results[0]), results[1]
+    for key, value in (("SIZE", size), ("NAME", name), ("BLOCK", block)):
         text = text.replace(key, str(value))
     program = Program.parse(text)
     assert cost.flops(program, causal=causal) == products * 2 * 2 * 4 * size * size * 64
     if products:
-        assert cost.least_bytes(program, 2) == 2 * 2 * size * 64 * (4 + 1 + 1 + 4)
+        assert cost.least_bytes(program, 2) == 2 * 2 * size * 64 * (4 + 1 + 1 + rows)
