@@ -18,7 +18,6 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, model_validator
 
-from lmjax import strict_json
 from lmjax.adapters.config import AdapterConfig
 from lmjax.data.control import check_control
 from lmjax.data.sources import DataConfig
@@ -32,7 +31,7 @@ from lmjax.objectives.registry import DEFAULT, OBJECTIVES, architectures, check_
 from lmjax.objectives.sums import Penalties
 from lmjax.objectives.task import TaskConfig
 from lmjax.parallel.mesh import ParallelConfig
-from lmjax.paths import read_regular, write_durably
+from lmjax.paths import read_regular
 from lmjax.python_file import run_file
 from lmjax.schema import Schema, flat
 from lmjax.streams import SEEDS, SeedsConfig
@@ -347,8 +346,3 @@ def _explain(error: pydantic.ValidationError) -> str:
         value = "" if isinstance(given, Mapping | pydantic.BaseModel) else f"={given}"
         lines.append(f"--config.{path}{value}: {message[0].lower()}{message[1:]}" if path else message)
     return "\n".join(lines)
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values as JSON; if it is interrupted, the old file stays complete."""
-    write_durably(path, values if isinstance(values, str) else strict_json.dumps(values, indent=2) + "\n")

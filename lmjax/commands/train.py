@@ -19,7 +19,7 @@ from lmjax.commands.flags import PROCESSES, data_fields, eval_sets
 from lmjax.commands.naming import run_name
 from lmjax.commands.report import fill_report, final_report, opening_report
 from lmjax.commands.train_flags import FIELDS
-from lmjax.config import Config, resolve, write_json
+from lmjax.config import Config, resolve
 from lmjax.errors import FlagError
 from lmjax.model.language_model import init_params
 from lmjax.model.parameters import parameter_table
@@ -33,6 +33,7 @@ from lmjax.runs.identity import environment
 from lmjax.runs.start import ENDS, is_fresh, start_from
 from lmjax.runs.workdir import claim_workdir
 from lmjax.streams import prng_key
+from lmjax.strict_json import write_json
 from lmjax.training.groups import check_groups
 from lmjax.training.state import TrainState
 

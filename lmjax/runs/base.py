@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import jax
 
-from lmjax.config import Config, write_json
+from lmjax.config import Config
 from lmjax.errors import CheckpointError, DataError, FlagError
 from lmjax.interop.shards import read_json
 from lmjax.paths import expanded
+from lmjax.strict_json import write_json
 from lmjax.training.checkpoint import checkpoint_folder, saved_steps
 from lmjax.training.manifest import fingerprint
 

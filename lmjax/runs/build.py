@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lmjax.adapters.model import make_model
-from lmjax.config import Config, changed, replace, write_json
+from lmjax.config import Config, changed, replace
 from lmjax.data.mixing import set_rates
 from lmjax.data.taught import Taught
 from lmjax.data.vocabulary import Vocabulary
@@ -31,6 +31,7 @@ from lmjax.runs.data import VOCAB_MULTIPLE, open_data
 from lmjax.runs.identity import IDENTITY, check_identity
 from lmjax.runs.learned import keep
 from lmjax.streams import subseed
+from lmjax.strict_json import write_json
 from lmjax.training.evaluate import EvalSet
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.stages import Stage, Unpadded

@@ -18,7 +18,6 @@ import numpy as np
 from lmjax.audit.duplicates import NearIndex, Sketch, digest, loose
 from lmjax.audit.filters import Rule, file_rule, language_rule, model_rule, reasons
 from lmjax.audit.findings import fingerprint
-from lmjax.config import write_json
 from lmjax.data.cleaning import Dedup, FilterConfig
 from lmjax.data.documents import Document
 from lmjax.data.sources import DataConfig
@@ -26,6 +25,7 @@ from lmjax.data.splits import Splits
 from lmjax.errors import ConfigMismatchError, DataError
 from lmjax.interop.shards import read_json
 from lmjax.phases import phase
+from lmjax.strict_json import write_json
 
 # The file in a workdir with what was left out of its training data.
 REMOVED = "removed.json"

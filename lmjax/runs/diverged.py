@@ -10,9 +10,9 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from lmjax.config import write_json
 from lmjax.errors import DivergedError
 from lmjax.runs.build import Run
+from lmjax.strict_json import write_json
 from lmjax.training.checkpoint import remove_steps
 from lmjax.training.metrics import METRICS, keep_lines
 from lmjax.training.rollback import MOST, Rollback, Rollbacks

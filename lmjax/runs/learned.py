@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lmjax.config import Config, write_json
+from lmjax.config import Config
 from lmjax.data.store import Store
 from lmjax.errors import DataError
 from lmjax.interop.shards import read_json
 from lmjax.objectives.base import Objective
 from lmjax.objectives.registry import OBJECTIVES
+from lmjax.strict_json import write_json
 
 
 def learn(config: Config, stores: Sequence[Store]) -> Config:

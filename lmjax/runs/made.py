@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmjax.adapters.config import AdapterConfig
-from lmjax.config import Config, default_config, from_json, replace, write_json
+from lmjax.config import Config, default_config, from_json, replace
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.interop.generation import GENERATION
 from lmjax.interop.sentence import write_sentence
@@ -17,6 +17,7 @@ from lmjax.runs.identity import IDENTITY, environment
 from lmjax.runs.learned import recall
 from lmjax.runs.pretrained import HEADS_FIELD, MADE_OF, ORIGIN, Pretrained
 from lmjax.runs.workdir import CONFIG, claim_workdir
+from lmjax.strict_json import write_json
 from lmjax.training.checkpoint import Checkpoints
 
 

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lmjax.config import write_json
 from lmjax.errors import ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.interop.shards import read_json
 from lmjax.model.language_model import abstract_params
@@ -35,6 +34,7 @@ from lmjax.phases import phase
 from lmjax.runs.adopt import initial_parameters
 from lmjax.runs.build import Run
 from lmjax.streams import random_stream
+from lmjax.strict_json import write_json
 from lmjax.training.checkpoint import saved_steps
 from lmjax.training.forward import evaluation_forward
 

@@ -6,7 +6,6 @@ import json
 
 import jax
 
-from lmjax.config import write_json
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.taught import Taught
 from lmjax.errors import ConfigMismatchError, FlagError
@@ -18,6 +17,7 @@ from lmjax.model.parameters import fingerprint, flat
 from lmjax.parallel.gather import on_host
 from lmjax.runs.build import Run
 from lmjax.runs.pretrained import Pretrained, open_pretrained
+from lmjax.strict_json import write_json
 from lmjax.training.teacher import Recorded, Teacher
 
 # The file in a workdir that identifies the teacher of the run.

@@ -23,9 +23,10 @@ from typing import Literal, NamedTuple, TextIO
 from absl import logging
 
 from lmjax import __version__
-from lmjax.config import Config, changed, from_json, write_json
+from lmjax.config import Config, changed, from_json
 from lmjax.errors import BusyError, CheckpointError, ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.paths import is_free, is_litter, make_folders, read_regular, remove_folders
+from lmjax.strict_json import write_json
 
 # The file that every workdir has.
 CONFIG = "config.json"

@@ -25,11 +25,12 @@ from typing import Any
 import pydantic
 
 from lmjax import __version__, strict_json
-from lmjax.config import Config, write_json
+from lmjax.config import Config
 from lmjax.errors import BusyError, ConfigMismatchError, DataError, FlagError, SaveError
 from lmjax.paths import is_free, read_regular
 from lmjax.runs.workdir import lock_workdir
 from lmjax.schema import shown
+from lmjax.strict_json import write_json
 from lmjax.sweep.outcome import Outcome
 from lmjax.sweep.space import Point
 from lmjax.sweep.targets import Target, differences

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.axes import POPULATION
-from lmjax.config import Config, write_json
+from lmjax.config import Config
 from lmjax.errors import FlagError
 from lmjax.model.parameters import unboxed
 from lmjax.parallel.compilation_cache import cache_compilations
@@ -30,6 +30,7 @@ from lmjax.runs.identity import environment
 from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
 from lmjax.runs.workdir import CONFIG, claim_workdir
+from lmjax.strict_json import write_json
 from lmjax.sweep.loop import Population, Rung
 from lmjax.sweep.member import Member, finished
 from lmjax.sweep.outcome import Outcome, outcome

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from lmjax.cli import run
 from lmjax.commands.prompts import read_prompts
-from lmjax.config import from_json, replace, write_json
+from lmjax.config import from_json, replace
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.files import Faults
 from lmjax.data.records import read_records
@@ -34,6 +34,7 @@ from lmjax.interop.shards import INDEX, SINGLE, Shards, write_shards
 from lmjax.interop.tokenizer_export import export_tokenizer
 from lmjax.runs.doctor import examine
 from lmjax.runs.pretrained import open_pretrained
+from lmjax.strict_json import write_json
 from lmjax.training import manifest
 from lmjax.training.budget import Budget
 from lmjax.training.metrics import Timers, peak_host_memory, read_lines
