@@ -71,7 +71,9 @@ def grid_map(
     axes.set_xticks(range(len(columns)), plain(columns), rotation=90 * upright, fontsize=8)
     axes.set_yticks(range(len(rows)), plain(rows), fontsize=8)
     axes.set_title(plain([title])[0], fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.05)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05)
+    if not np.nanmin(values) < 0:
+        bar.ax.set_ylim(0.0, most)
     return figure
 
 

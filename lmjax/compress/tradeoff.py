@@ -62,20 +62,23 @@ def figure(points: Mapping[str, Point], *, quality: str, higher: bool, title: st
     for name, point in points.items():
         ends = [[point.quality - point.low], [point.high - point.quality]]
         colour = BLUE if name in best else GREY
-        axes.errorbar(point.size, point.quality, yerr=ends, fmt="o", color=colour, ecolor=colour, alpha=0.9, capsize=2)
+        style = {"color": colour, "ecolor": colour, "alpha": 0.9, "capsize": 2, "zorder": 3 + (name in best)}
+        axes.errorbar(point.size, point.quality, yerr=ends, fmt="o", **style)
     line = [points[name] for name in best]
     axes.step([p.size for p in line], [p.quality for p in line], where="post", color=BLUE, linewidth=1)
     # Names stand beside the axes, so that they do not cover each other where sizes or qualities are almost equal.
+    margin = 0.03 * np.ptp(axes.get_ylim())
     low, high = axes.get_ylim()
     heights = spread([points[name].quality for name in names], (high - low) / max(len(names), 12), low, high)
     right = max(p.size for p in points.values())
     width = right - min(p.size for p in points.values()) or right
     for name, shown, height in zip(names, plain(names), heights, strict=True):
         style = {"color": "black" if name in best else "dimgrey", "fontsize": 8, "va": "center"}
-        arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5}
+        # From the beginning of a name, so that no line crosses the other names.
+        arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0.0, 0.5)}
         at = points[name].size, points[name].quality
         axes.annotate(shown, at, (right + 0.12 * width, height), arrowprops=arrow, **style)
-    axes.set(xlabel="MB of parameters in memory", ylabel=quality, ylim=(low, high), title=title)
+    axes.set(xlabel="MB of parameters in memory", ylabel=quality, ylim=(low - margin, high + margin), title=title)
     axes.set_xlim(min(p.size for p in points.values()) - 0.05 * width, right + 0.45 * width)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)

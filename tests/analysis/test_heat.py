@@ -34,3 +34,6 @@ def test_a_grid_names_its_rows_and_is_even_around_zero():
     assert [label.get_text() for label in axes.get_xticklabels()] == [r"\$a\$", "b"]
     compared = grid_map(values / 6, ["layer 0", "layer 1"], ["a", "b"], most=1.0).axes[0]
     assert compared.images[0].get_clim() == (-1.0, 1.0)
+    shares = grid_map(np.abs(values) / 6, ["layer 0", "layer 1"], ["a", "b"], most=1.0)
+    assert shares.axes[0].images[0].get_clim() == (-1.0, 1.0), "a share has the blue of the same number elsewhere"
+    assert [axes.get_ylim() for axes in shares.axes[1:]] == [(0.0, 1.0)]
