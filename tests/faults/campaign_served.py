@@ -169,7 +169,7 @@ def rows(folder: pathlib.Path, number: int) -> Iterator[str]:
     times, resident, files, workers, programs = np.array(measured).T
     # A program that other work needs for a shape stays in memory, and all shapes are met only after some time.
     settled = times[programs == programs[-1]][0]
-    late = times > max(0.25 * times[-1], min(settled, 0.5 * times[-1]))
+    late = times > max(0.25 * times[-1], min(settled, 0.75 * times[-1]))
     slope, error = slope_of(times[late] / 3600, resident[late] / 2**20)
     mib = resident / 2**20
     sent = sum(counts[kind] for kind in set(_KINDS))
