@@ -43,8 +43,7 @@ def test_forward_flops_are_the_compilers(build, architecture, fields, shapes):
 @pytest.mark.parametrize(
     ("architecture", "fields", "shapes"),
     [
-        ("decoder", {"mlp": "swiglu"}, {"tokens": (4, 64)}),
-        ("decoder", {"block": "parallel"}, {"tokens": (4, 64)}),
+        ("decoder", {"block": "parallel", "mlp": "swiglu"}, {"tokens": (4, 64)}),
         ("decoder", {"norm_position": "sandwich"}, {"tokens": (4, 64)}),
         ("encoder_decoder", {"num_decoder_layers": 1}, {"encoder_tokens": (4, 64), "decoder_tokens": (4, 24)}),
     ],
@@ -54,7 +53,7 @@ def test_flops_of_layers_that_are_computed_again(build, architecture, fields, sh
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
     counted = {}
     for remat in ("none", "full"):
-        model, params = build(architecture, **(SIZES | fields | {"remat": remat}))
+        model, params = build(architecture, **(SIZES | {"num_layers": 1} | fields | {"remat": remat}))
 
         def loss(params, batch, model=model):
             return model.apply({"params": params}, batch, method="outputs")["logits"].sum()
