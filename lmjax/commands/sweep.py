@@ -90,16 +90,16 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         return None
     tell(False)
     if searcher:
-        table = searcher.run(settings, functools.partial(_launch, values, ledger))
+        table = searcher.run(settings, functools.partial(_launch, values, ledger, costs))
         print(f"\n{table}\n\nlmjax sweep --workdir={ledger.directory} --run writes the report of all runs")
         return ledger.directory
     ledger.write(base, settings, targets)
-    _launch(values, ledger, sweep, targets)
+    _launch(values, ledger, costs, sweep, targets)
     tell()
     return _ended(ledger, targets, sweep.metric)
 
 
-def _launch(values: flags.FlagValues, ledger: Ledger, sweep: Sweep, targets: Sequence[Target]) -> None:
+def _launch(values: flags.FlagValues, ledger: Ledger, costs: Costs, sweep: Sweep, targets: Sequence[Target]) -> None:
     """Trains the runs, by this process or by those that the flags name, and shows their progress."""
     processes, most, since = values["processes"].value, values["members"].value, now()
     cluster = values["launcher"].value == "slurm"
@@ -107,7 +107,9 @@ def _launch(values: flags.FlagValues, ledger: Ledger, sweep: Sweep, targets: Seq
         largest = max(map(len, groups(targets, program).values()))
         # Runs that a rung compares stay together.
         most = most or (None if sweep.rungs else -(-largest // processes))
-    with View(ledger, targets, sweep.metric, values["progress"].value):
+    # Without epochs, the config has the number.
+    steps = {x.name: costs(x.config).steps if x.config.epochs else x.config.steps for x in targets}
+    with View(ledger, targets, steps, sweep.metric, values["progress"].value):
         if cluster:
             job = slurm.submit(ledger, processes, values["slurm"].value, since, most)
             slurm.follow(job, lambda: ledger.ended(targets, since))

@@ -145,8 +145,10 @@ def _announce(run: Run, state: TrainState, step: int, *, progress: bool) -> None
     full, little = fill_report(run.stages)
     if progress:
         print(opening_report(run, state, step, full), file=sys.stderr)
-    if little:
-        logging.warning("%s", little)
+    new = not step and not run.config.init_from
+    for remark in (little, *(run.config.model.remarks if new else ())):
+        if remark:
+            logging.warning("%s", remark)
 
 
 def train(config: Config, workdir: str | pathlib.Path, *, progress: bool = True) -> pathlib.Path:

@@ -310,6 +310,11 @@ class ModelConfig(Schema):
         """The position schemes of encoder, decoder and cross-attention."""
         return (self.scheme(False), self.scheme(True), self.cross_scheme)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What speaks against the config when a model begins to learn, each once."""
+        return tuple(dict.fromkeys(remark for scheme in self.schemes if (remark := scheme.remark(self))))
+
     def residual_init_scale(self, layer: int | jax.Array) -> float | jax.Array:
         """Returns the factor on the initial kernels of a layer whose outputs are added to the residual stream.
 

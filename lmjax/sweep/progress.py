@@ -24,16 +24,25 @@ _TERMINAL, _LOG, _TAIL = 1.0, 30.0, 1 << 16
 class View:
     """Writes to stderr a line for each run that ends, and a line about all of them. A context manager."""
 
-    def __init__(self, ledger: Ledger, targets: Sequence[Target], metric: str | None, on: bool = True):
+    def __init__(
+        self,
+        ledger: Ledger,
+        targets: Sequence[Target],
+        steps: Mapping[str, int],
+        metric: str | None,
+        on: bool = True,
+    ):
         """Makes a view; with `on` false it shows nothing.
 
         Args:
             ledger: the record of the sweep.
             targets: its runs.
+            steps: of each run, by name.
             metric: what is shown of a run that has ended; None: the loss of its first evaluation set.
             on: whether to show anything.
         """
         self._ledger, self._targets, self._metric, self._on = ledger, targets, metric, on
+        self._steps = steps
         self._told = dict(ledger.results())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -88,10 +97,11 @@ class View:
                 total += 1
                 continue
             if line := last_line(self._ledger.workdir(target) / METRICS):
-                total += min(1.0, line["step"] / target.config.steps)
+                steps = self._steps[target.name]
+                total += min(1.0, line["step"] / steps)
                 if self._ledger.is_busy(target):
                     loss = f", loss {line['train/loss']:.3f}" if line.get("train/loss") is not None else ""
-                    running.append(f"{target.name}: step {line['step']} of {target.config.steps}{loss}")
+                    running.append(f"{target.name}: step {line['step']} of {steps}{loss}")
         return total / len(self._targets), running
 
     def line(self) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -14,12 +15,14 @@ from lmjax.interop.fields import Fields, rope_fields, rope_json
 from lmjax.model import tpu
 from lmjax.model.config import ModelConfig
 from lmjax.model.groups import RelativeConfig, RopeConfig
+from lmjax.model.layers import Embed
 from lmjax.model.positions import SCHEMES
 from lmjax.model.positions import rope as rope_module
 from lmjax.model.positions.alibi import alibi, alibi_slopes
 from lmjax.model.positions.relative import RelativeBias, relative_bucket
 from lmjax.model.positions.rope import Rotation, rope, rope_frequencies
 from lmjax.model.positions.sinusoidal import sinusoidal
+from lmjax.model.presets import PRESETS
 
 CONFIG = ModelConfig(
     architecture="encoder",
@@ -347,3 +350,22 @@ def test_local_layers_have_wavelengths_of_their_own_unscaled():
     np.testing.assert_allclose(rope_frequencies(config, 8)[0], 1e6 ** -(np.arange(4) / 4) / 8)
     same = _config(8, theta=1e6, scaling="linear", factor=8.0)
     np.testing.assert_array_equal(rope_frequencies(same, 8, local=True)[0], rope_frequencies(same, 8)[0])
+
+
+def test_small_embeddings_beside_sines_are_remarked_with_a_remedy_that_works():
+    """The remark says how large the embeddings are when they are added to the sines, which is measured here."""
+
+    def size(config):
+        embed = Embed(config, config.vocab_size, "vocab")
+        vectors, _ = embed.init_with_output(jax.random.key(0), jnp.arange(config.vocab_size))
+        return float(jnp.std(vectors)) * (config.table_dim**0.5 if config.embedding.scale else 1.0)
+
+    drowned = PRESETS["nano_decoder"].with_fields({"vocab_size": 512, "positions": "sinusoidal"})
+    (remark,) = drowned.remarks
+    assert f"about {size(drowned):.1g}," in remark
+    assert size(drowned) < 0.3
+    remedy = dict(re.findall(r"--config\.model\.([a-z.]+)=(\w+)", remark))
+    mended = drowned.with_fields({name: {"true": True}.get(value, value) for name, value in remedy.items()})
+    assert not mended.remarks
+    assert size(mended) > 0.3
+    assert not [name for name, preset in PRESETS.items() if preset.remarks]

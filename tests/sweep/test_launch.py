@@ -12,7 +12,9 @@ from lmjax.runs.workdir import lock_workdir
 from lmjax.sweep.launch import Launcher
 from lmjax.sweep.ledger import RESULTS, Ledger, now
 from lmjax.sweep.outcome import Outcome
+from lmjax.sweep.progress import View
 from lmjax.sweep.targets import name_targets
+from lmjax.training.metrics import METRICS
 
 
 def targets(count=4, **fields):
@@ -50,6 +52,17 @@ def test_a_group_is_trained_at_once_and_each_run_has_a_line(tmp_path):
     assert (line["name"], line["workdir"], line["fields"]) == ("seed=1", "runs/seed=1", {"seed": 1})
     assert line["metrics"] == {"eval/a/loss": None}, "JSON has no NaN"
     assert {"steps", "tokens", "flops", "seconds", "commit", "group", "time"} <= line.keys()
+
+
+def test_the_view_counts_the_steps_that_a_run_really_makes(tmp_path):
+    """With epochs, they are others than those of its config."""
+    ledger, runs = Ledger(tmp_path), targets(2)
+    ledger.write({}, {}, runs)
+    folder = ledger.workdir(runs[0])
+    folder.mkdir(parents=True)
+    (folder / METRICS).write_text(json.dumps({"step": 900, "train/loss": 1.0}) + "\n")
+    steps = {run.name: 1200 for run in runs}
+    assert "0 of 2 runs done; 38% of the steps" in View(ledger, runs, steps, None).line()
 
 
 def test_runs_that_share_no_program_are_trained_apart_and_a_group_may_be_divided(tmp_path):

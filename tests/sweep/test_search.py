@@ -141,11 +141,11 @@ def test_a_search_trains_runs_like_any_other(tmp_path, capsys, monkeypatch):
 
     launched, launch = [], sweep._launch
 
-    def stopped(values, ledger, asked, targets):
+    def stopped(values, ledger, costs, asked, targets):
         launched.append([target.name for target in targets])
         if len(launched) == 1:
             raise PreemptedError("stopped")
-        launch(values, ledger, asked, targets)
+        launch(values, ledger, costs, asked, targets)
 
     monkeypatch.setattr(sweep, "_launch", stopped)
     with pytest.raises(PreemptedError):

@@ -48,6 +48,11 @@ class Scheme:
         del config, used
         return ()
 
+    def remark(self, config: ModelConfig) -> str:
+        """Returns what speaks against the config when a model begins to learn, with a remedy; empty: nothing."""
+        del config
+        return ""
+
     def limit(self, config: ModelConfig) -> int | None:
         """Returns the most tokens of a row in generation; None: any number."""
         del config
