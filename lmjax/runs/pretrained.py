@@ -283,7 +283,7 @@ def _trained(
     """Returns the parameters that a run evaluates: the averaged ones, if it averages them."""
     model = make_model(config.model, present, config.adapted)
     _, abstract = state_maker(model, config.optimizer, hyperparameters(config), config.seed, mesh)
-    return checkpoints.restore(abstract, step).evaluation_params()
+    return checkpoints.restore(abstract.to_evaluate(), step).evaluation_params()
 
 
 def adapted_parameters(
