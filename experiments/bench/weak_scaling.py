@@ -45,15 +45,18 @@ def draw(rows: list[dict[str, float]], path: str) -> None:
     left, right = figure.subplots(1, 2)
     chips = [row["chips"] for row in rows]
     left.plot(chips, [row["flops"] / 1e12 for row in rows], "o-")
-    left.set(title="products of a chip", ylabel="TFLOP in a step", ylim=(0, None))
+    left.set(title="products of a chip", ylabel="TFLOP in a step")
     right.plot(chips, [row["sent"] / 1e9 for row in rows], "o-", label="compiled")
     right.plot(chips, [row["least"] / 1e9 for row in rows], "--", label="formula")
-    right.set(title="sent by a chip", ylabel="GB in a step", ylim=(0, None))
+    right.set(title="sent by a chip", ylabel="GB in a step")
     right.legend()
     for each in (left, right):
         each.set_xscale("log", base=2)
         each.set_xticks(chips, map(str, chips))
         each.set_xlabel("chips")
+        # From zero, with room above the lines.
+        each.margins(y=0.15)
+        each.set_ylim(bottom=0)
     figure.tight_layout()
     figure.savefig(path)
 
