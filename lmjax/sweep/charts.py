@@ -54,6 +54,15 @@ class Bar(NamedTuple):
     colour: int
 
 
+def alone(chart: str) -> str:
+    """Returns a chart as the text of a file, for a paper or slides; its colours follow the scheme of the viewer."""
+    colours = "svg{--ink:#1b1f24;--rule:#8c959f;background:#fff}"
+    dark = "@media(prefers-color-scheme:dark){svg{--ink:#e6e8eb;--rule:#6b747e;background:#15181c}}"
+    start = '<svg xmlns="http://www.w3.org/2000/svg" '
+    head, end, rest = chart.replace("<svg ", start, 1).partition(">")
+    return f"{head}{end}<style>{colours}{dark}{STYLE}</style>{rest}\n"
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Returns about `count` round numbers from `low` to `high`."""
     if not high > low:

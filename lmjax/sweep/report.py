@@ -1,9 +1,10 @@
-"""The report of a sweep: `report.md`, `report.html` and `report.csv`; the same results give the same bytes."""
+"""The report of a sweep as Markdown, HTML, CSV and SVG files; the same results give the same bytes."""
 
 from __future__ import annotations
 
 import math
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
 from lmjax.sweep.along import along_fields
 from lmjax.sweep.arms import SEED_FIELDS, Arm, arms_of, sweep_runs, with_bits
-from lmjax.sweep.charts import Bar, Curve, bars, curves
+from lmjax.sweep.charts import Bar, Curve, alone, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.render import Framed, Section, markdown, page
@@ -70,6 +71,8 @@ def report_page(directory: str | pathlib.Path) -> Framed:
 def write_files(directory: pathlib.Path, found: Analysis, title: str = "A sweep") -> pathlib.Path:
     """Returns the path of `report.md` after writing the files of a report; raises SaveError if one cannot be written.
 
+    Each chart of the page is a file too, such as `report-learning-curves.svg`.
+
     Args:
         directory: where they are written; it is made if it does not exist.
         found: what they say.
@@ -81,6 +84,7 @@ def write_files(directory: pathlib.Path, found: Analysis, title: str = "A sweep"
         "report.html": page(title, parts),
         "report.csv": table_csv(found),
     }
+    files |= {f"report-{_slug(part.title)}.svg": alone(part.chart) for part in parts if part.chart}
     for name, text in files.items():
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,10 @@ def write_files(directory: pathlib.Path, found: Analysis, title: str = "A sweep"
         except OSError as e:
             raise SaveError(f"{directory / name}: cannot be written ({e.strerror}); make room") from e
     return directory / "report.md"
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"\W+", "-", title.lower())
 
 
 def summary(path: pathlib.Path) -> str:

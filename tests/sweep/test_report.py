@@ -16,7 +16,7 @@ from lmjax.sweep.arms import RunResult, arms_of, with_bits
 from lmjax.sweep.charts import Curve, curves, ticks
 from lmjax.sweep.csv_table import table_csv
 from lmjax.sweep.render import markdown, page
-from lmjax.sweep.report import report_page, sections
+from lmjax.sweep.report import report_page, sections, write_files
 from lmjax.sweep.statistics import analyse, design
 
 RNG = np.random.default_rng(0)
@@ -192,6 +192,22 @@ def test_the_same_results_give_the_same_bytes_and_the_page_loads_nothing(runs):
         ElementTree.fromstring(f"<svg{chart.split('</svg>')[0]}</svg>")
     assert "A &amp; B" in body
     assert "nan" not in one.replace("noNan", "")
+
+
+def test_each_chart_is_a_file_that_stands_alone(runs, tmp_path):
+    """It holds the colours that the page has for all of its charts."""
+    parts = sections(found := analyse(arms_of(with_bits(r) for r in runs)))
+    write_files(tmp_path, found)
+    files = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
+    assert len(files) == len([part for part in parts if part.chart])
+    assert {"report-results.svg", "report-learning-curves.svg", "report-along-learning_rate.svg"} <= files.keys()
+    for text in files.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        style = root.find("{http://www.w3.org/2000/svg}style").text
+        used = {name for each in root.iter() for name in each.get("class", "").split()}
+        assert all(f".{name}" in style for name in used)
+        assert text.count("http") == 1
 
 
 def test_the_table_has_every_run_and_every_pair(found, runs):
