@@ -54,7 +54,7 @@ def _along(found: Analysis, name: str) -> Section | None:
     wide = min(ends) > 0 and max(ends) / min(ends) >= _WIDE
     text = (
         f"{found.metric} along {name}, a line for each setting of the other fields: means over seeds, with 95 %"
-        " intervals as bands. A best value at the edge may lie beyond it.",
+        " intervals as bands where they fit. A best value at the edge may lie beyond it.",
     )
     header = ("line", f"best {short[name]}", found.metric.removeprefix("eval/"))
     return Section(f"Along {short[name]}", text, (header, *rows), curves(drawn[:_LINES], name, found.metric, log=wide))

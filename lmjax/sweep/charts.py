@@ -22,7 +22,7 @@ STYLE = (
     ".dot{fill:var(--c)}.whisker{stroke:var(--c);stroke-width:2}svg .grey{stroke:var(--rule);stroke-dasharray:4 3}"
     "@media(prefers-color-scheme:dark){" + "".join(f".c{i}{{--c:{colour}}}" for i, colour in enumerate(_DARK)) + "}"
 )
-_WIDTH, _HEIGHT, _LEFT, _TOP = 720, 320, 64, 24
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT = 720, 320, 64, 24, 28
 _LONGEST = 60
 
 
@@ -76,6 +76,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Dot] = (), *, log: bool = False) -> str:
     """Returns a chart of curves, and of points beside them; the highest values of long curves are cut off.
 
+    Intervals wider than the chart are left out.
+
     Args:
         given: the curves.
         x_label: below the axis.
@@ -102,7 +104,8 @@ def curves(given: Sequence[Curve], x_label: str, y_label: str, dots: Sequence[Do
     parts = [*_axes(place, x_label, y_label, marks)]
     for i, curve in enumerate(given):
         kept = [k for k, y in enumerate(curve.means) if math.isfinite(y)]
-        banded = [k for k in kept if math.isfinite(curve.lows[k])]
+        # An interval that is wider than the chart, as two runs often give, would cover all others.
+        banded = [k for k in kept if math.isfinite(curve.lows[k]) and curve.highs[k] - curve.lows[k] <= top - bottom]
         around = [(curve.steps[k], curve.highs[k]) for k in banded] + [
             (curve.steps[k], curve.lows[k]) for k in reversed(banded)
         ]
@@ -155,13 +158,13 @@ class _Places(NamedTuple):
 
     def x(self, value: float) -> float:
         low, high = self.x_range
-        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - 16), 1)
+        return round(_LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
 
     def y(self, value: float) -> float:
         low, high = self.y_range
         bottom, top = self.height - 44, _TOP
-        # What lies above the chart is drawn at its edge.
-        return round(max(top, bottom - (value - low) / (high - low) * (bottom - top)), 1)
+        # What lies above or below the chart is drawn at its edge.
+        return round(min(bottom, max(top, bottom - (value - low) / (high - low) * (bottom - top))), 1)
 
     def path(self, points: Sequence[tuple[float, float]]) -> str:
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in points)
@@ -171,7 +174,7 @@ def _axes(place: _Places, x_label: str, y_label: str | None, marks: Mapping[floa
     """Returns the axes; `y_label` None: there are rows in place of a second axis; `marks` None: round numbers."""
     bottom = place.height - 44
     marks = {value: f"{value:g}" for value in ticks(*place.x_range)} if marks is None else marks
-    parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{bottom}" y2="{bottom}"/>']
+    parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
     for value, text in marks.items():
         x = place.x(value)
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 5}"/>')
@@ -179,7 +182,7 @@ def _axes(place: _Places, x_label: str, y_label: str | None, marks: Mapping[floa
     if y_label is not None:
         for value in ticks(*place.y_range):
             y = place.y(value)
-            parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{y}" y2="{y}" opacity=".4"/>')
+            parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" opacity=".4"/>')
             parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{value:g}</text>')
         parts.append(f'<text x="4" y="14">{html.escape(y_label)}</text>')
     middle = (_LEFT + _WIDTH) // 2

@@ -237,6 +237,22 @@ def test_curves_have_bands_and_round_ticks():
     assert curves([Curve("a", [0], [math.nan], [math.nan], [math.nan])], "step", "loss") == ""
 
 
+def test_bands_stay_inside_the_chart_and_those_wider_than_it_are_left_out():
+    """Two runs give intervals many times as wide as all differences."""
+    means, slim, wide = [3.0, 2.0, 1.0], [0.6, 0.6, 0.6], [9.0, 9.0, 9.0]
+    given = [
+        Curve(name, [0, 1, 2], means, [m - x for m, x in zip(means, half, strict=True)],
+              [m + x for m, x in zip(means, half, strict=True)])
+        for name, half in (("slim", slim), ("wide", wide))
+    ]  # fmt: skip
+    root = ElementTree.fromstring(curves(given, "step", "loss"))
+    (band,) = root.findall("polygon")
+    axis = max(
+        float(line.get("y1")) for line in root.findall("line[@class='axis']") if line.get("y1") == line.get("y2")
+    )
+    assert all(float(point.split(",")[1]) <= axis for point in band.get("points").split())
+
+
 def test_a_field_with_numbers_has_a_line_for_each_setting_of_the_others():
     """Losses are parabolas over the logarithm of the learning rate, whose lowest points are known."""
     lowest = {64: 2.0**-6, 128: 2.0**-7}
