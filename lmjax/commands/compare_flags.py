@@ -29,7 +29,11 @@ def define() -> flags.FlagValues:
     flags.DEFINE_string(
         "metric", None, "what is compared (default: the loss, or bits per byte where losses differ)", flag_values=values
     )
-    define_path(values, "report", "a folder for report.html with the curves, report.md and report.csv")
+    define_path(
+        values,
+        "report",
+        "a folder for report.html with the curves, each of which is an SVG file too, report.md and report.csv",
+    )
     flags.DEFINE_boolean("documents", True, "score documents that are not scored yet", flag_values=values)
     define_help(values)
     return values

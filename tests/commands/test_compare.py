@@ -32,7 +32,9 @@ def test_runs_are_compared_on_their_documents(runs, tmp_path, capsys):
     assert "learning_rate=0.0001 less learning_rate=0.05" in said
     assert "of these runs" in said, "a single seed of each is no evidence for the learning rate"
     pages = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert sorted(pages) == ["report.csv", "report.html", "report.md"]
+    charts = {name for name in pages if name.endswith(".svg")}
+    assert pages.keys() - charts == {"report.csv", "report.html", "report.md"}
+    assert "report-learning-curves.svg" in charts
     assert pages["report.html"].count("<polyline") == 2
 
 
