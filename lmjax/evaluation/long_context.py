@@ -28,7 +28,7 @@ _NAMES = tuple(
     "amber birch cedar dune ember fjord grove heron iris jade kelp lotus maple nettle onyx pearl quartz reed".split(" ")  # noqa: SIM905
 )
 _HOPS, _NEEDLES, _MOST = 3, 4, 9
-# The most words of a piece of the text around what is asked.
+# The texts that fill a prompt are cut into pieces of at most so many words.
 _WORDS = 12
 # Parts of a row for which the likelihood is measured apart.
 _PARTS = 8

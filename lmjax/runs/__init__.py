@@ -4,8 +4,8 @@
   the training loop.
 - `workdir.py`: a run's folder: its lock, its config and its state; `doctor.py`: verifies and repairs it;
   `diverged.py`: rolls a diverged run back.
-- `trained.py`: opens the model of a run or of a Hugging Face folder; `untrained.py`: makes one with random weights;
-  `documents.py`: the held-out losses of each document of a finished run.
+- `pretrained.py`: opens the model of a run or of a Hugging Face folder; `trained.py`: loads it onto devices;
+  `untrained.py`: makes one with random weights; `documents.py`: the held-out losses of each document of a finished run.
 
 May import everything below it: config, training, parallel, inference, interop, objectives, data, model. Only
 commands, sweep, serve, experiments and the public API import it.

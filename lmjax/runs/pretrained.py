@@ -22,7 +22,7 @@ from lmjax.inference.defaults import GenerationDefaults
 from lmjax.inference.loaded import PromptFormat, has_record_task, record_task
 from lmjax.interop.checkpoint import Checkpoint, describe
 from lmjax.interop.generation import read_defaults, read_prompts
-from lmjax.interop.sentence import read_sentence
+from lmjax.interop.sentence import Sentence, read_sentence
 from lmjax.interop.shards import read_json
 from lmjax.interop.tasks import read_length, read_tasks, shown_labels
 from lmjax.model.config import ModelConfig
@@ -194,11 +194,17 @@ def _from_hugging_face(folder: pathlib.Path, accept_fields: Sequence[str]) -> Pr
         in_form(checkpoint.params, config),
         largest_file=checkpoint.shards.largest_file,
         ignored=tuple(checkpoint.ignored),
-        **_said_by(folder / "config.json", values, present, found.config),
+        **_said_by(folder / "config.json", values, present, found.config, sentence),
     )
 
 
-def _said_by(path: pathlib.Path, values: Mapping[str, Any], present: tuple[str, ...], config: ModelConfig) -> Fields:
+def _said_by(
+    path: pathlib.Path,
+    values: Mapping[str, Any],
+    present: tuple[str, ...],
+    config: ModelConfig,
+    sentence: Sentence | None,
+) -> Fields:
     """Returns the fields of `Pretrained` that a config.json of Hugging Face and the files beside it say.
 
     Args:
@@ -206,8 +212,8 @@ def _said_by(path: pathlib.Path, values: Mapping[str, Any], present: tuple[str, 
         values: in it.
         present: the heads of the model.
         config: of the model.
+        sentence: how vectors of texts are made, if a file beside it says so.
     """
-    sentence = read_sentence(path.parent)
     return {
         "origin": values,
         "prompts": functools.partial(read_prompts, path.parent, values, config.family),
@@ -265,7 +271,10 @@ def _from_workdir(folder: pathlib.Path, config: Config, step: Step) -> Pretraine
         return unboxed(unstack_layers(_trained(SavedCheckpoints(folder), config, present, mesh, at)))
 
     adapted = config.adapter.kind != "none" and Adapted(config.adapted, known_base(config, folder), own)
-    said = _said_by(folder / ORIGIN, origin, present, config.model) if origin else _said_by_run(config)
+    if origin:
+        said = _said_by(folder / ORIGIN, origin, present, config.model, read_sentence(folder))
+    else:
+        said = _said_by_run(config)
     return Pretrained(
         folder,
         model,

@@ -15,6 +15,9 @@ from typing import NamedTuple
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56a0d3", "#7a4a2a", "#555555")
 _DARK = ("#56b4e9", "#ff9b4a", "#2fd0a0", "#e08ac8", "#f0e442", "#8fc7ff", "#c9a27e", "#bbbbbb")
 COLOURS = len(_LIGHT)
+# The colours of texts, background, rules and headers, in a light and in a dark scheme.
+LIGHT_SCHEME = "--ink:#1b1f24;--paper:#fff;--rule:#8c959f;--soft:#f3f5f7"
+DARK_SCHEME = "--ink:#e6e8eb;--paper:#15181c;--rule:#6b747e;--soft:#20252b"
 STYLE = (
     "".join(f".c{i}{{--c:{colour}}}" for i, colour in enumerate(_LIGHT))
     + "svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .axis{stroke:var(--rule);stroke-width:1}"
@@ -56,11 +59,11 @@ class Bar(NamedTuple):
 
 def alone(chart: str) -> str:
     """Returns a chart as the text of a file, for a paper or slides; its colours follow the scheme of the viewer."""
-    colours = "svg{--ink:#1b1f24;--rule:#8c959f;background:#fff}"
-    dark = "@media(prefers-color-scheme:dark){svg{--ink:#e6e8eb;--rule:#6b747e;background:#15181c}}"
+    light = f"svg{{{LIGHT_SCHEME};background:var(--paper)}}"
+    dark = f"@media(prefers-color-scheme:dark){{svg{{{DARK_SCHEME}}}}}"
     start = '<svg xmlns="http://www.w3.org/2000/svg" '
     head, end, rest = chart.replace("<svg ", start, 1).partition(">")
-    return f"{head}{end}<style>{colours}{dark}{STYLE}</style>{rest}\n"
+    return f"{head}{end}<style>{light}{dark}{STYLE}</style>{rest}\n"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

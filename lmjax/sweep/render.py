@@ -6,13 +6,13 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lmjax.sweep.charts import STYLE
+from lmjax.sweep.charts import DARK_SCHEME, LIGHT_SCHEME, STYLE
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-:root{{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--rule:#8c959f;--soft:#f3f5f7}}
-@media(prefers-color-scheme:dark){{:root{{--ink:#e6e8eb;--paper:#15181c;--rule:#6b747e;--soft:#20252b}}}}
+:root{{color-scheme:light dark;{light}}}
+@media(prefers-color-scheme:dark){{:root{{{dark}}}}}
 body{{background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;
 padding:0 1rem}}h1{{font-size:1.5rem}}h2{{font-size:1.15rem;margin-top:2rem}}.wide{{overflow-x:auto}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
@@ -85,4 +85,6 @@ def page(title: str, parts: Sequence[Section]) -> str:
             head = "".join(f"<th>{cell}</th>" for cell in cells[0])
             rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells[1:])
             body.append(f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>')
-    return _PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(body))
+    return _PAGE.format(
+        title=html.escape(title), light=LIGHT_SCHEME, dark=DARK_SCHEME, style=STYLE, body="\n".join(body)
+    )
