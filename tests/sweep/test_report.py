@@ -275,6 +275,9 @@ def test_a_field_with_numbers_has_a_line_for_each_setting_of_the_others():
     marks = ElementTree.fromstring(parts[0].chart).findall("line[@class='axis']")
     places = sorted({float(mark.get("x1")) for mark in marks if mark.get("x1") == mark.get("x2")})
     assert np.allclose(np.diff(places), np.diff(places)[0], atol=0.3), "the axis is logarithmic"
+    for line in ElementTree.fromstring(parts[0].chart).findall("polyline"):
+        drawn = [float(point.split(",")[0]) for point in line.get("points").split()]
+        np.testing.assert_allclose(drawn, places, atol=0.3, err_msg="each point stands above the mark of its rate")
 
 
 def test_the_best_value_at_the_edge_is_called_so():
