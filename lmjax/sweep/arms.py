@@ -224,6 +224,13 @@ def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
     return arms
 
 
+def task_fields(arms: Sequence[Arm]) -> list[str]:
+    """Returns the fields that differ between arms and decide what is predicted: the objective and its own settings."""
+    names = dict.fromkeys(name for arm in arms for name in arm.fields)
+    decide = (name for name in names if name == "objective" or (name.startswith("task.") and name.count(".") > 1))
+    return [name for name in decide if len({shown(arm.fields.get(name)) for arm in arms}) > 1]
+
+
 def short_names(fields: Iterable[str]) -> dict[str, str]:
     """Returns the last part of each path of a field, or the path where others end alike."""
     names = list(dict.fromkeys(fields))

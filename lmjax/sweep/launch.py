@@ -11,7 +11,8 @@ from absl import logging
 from lmjax.config import Config
 from lmjax.errors import BusyError, PreemptedError, SaveError, UserError
 from lmjax.runs.identity import environment
-from lmjax.sweep.ledger import Ledger, has_ended, now
+from lmjax.sweep.claims import claimed
+from lmjax.sweep.ledger import Ledger, now
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.targets import Target
 
@@ -24,7 +25,7 @@ TrainGroup = Callable[[Sequence[Config], Sequence[pathlib.Path]], Sequence[Outco
 class Launcher:
     """Trains the runs of a sweep in this process.
 
-    A run is claimed by the lock of its workdir. One that has ended is not repeated, by whichever process; one that was
+    A run is claimed, as of `claimed`. One that has ended is not repeated, by whichever process; one that was
     killed is resumed. A run that crashes or diverges is recorded, and the others go on.
     """
 
@@ -60,23 +61,20 @@ class Launcher:
         Raises:
             PreemptedError: this process was asked to stop; the run is saved, and the same command goes on.
         """
-        while left := {name: group for name, group in self._left().items() if group}:
-            name, free = next(((name, free) for name, group in left.items() if (free := self._free(group))), ("", []))
-            if free:
-                self._train(name, free[: self._most])
-            else:
+        while self._left():
+            if not any(self._train_free(name, group) for name, group in self._groups.items()):
                 time.sleep(_PATIENCE)
 
-    def _left(self) -> dict[str, list[Target]]:
-        """Returns the runs of each group that have not ended, nor crashed since the sweep was launched."""
-        results = self._ledger.results()
-        return {
-            name: [target for target in group if not has_ended(results.get(target.name), self._since)]
-            for name, group in self._groups.items()
-        }
+    def _left(self) -> bool:
+        """Returns whether a run has not ended, nor crashed since the sweep was launched."""
+        return not all(self._ledger.ended(group, self._since) for group in self._groups.values())
 
-    def _free(self, group: Sequence[Target]) -> list[Target]:
-        return [target for target in group if not self._ledger.is_busy(target)]
+    def _train_free(self, name: str, group: Sequence[Target]) -> bool:
+        """Returns whether a group had runs that were free, after training them."""
+        with claimed(self._ledger, group, self._since, self._most) as members:
+            if members:
+                self._train(name, members)
+        return bool(members)
 
     def _train(self, name: str, members: Sequence[Target]) -> None:
         """Trains runs of one group and records their outcomes; if they crash together, each half is tried alone."""

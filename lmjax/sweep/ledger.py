@@ -6,8 +6,9 @@
 | `results.jsonl` | a line for each run that has ended; of several lines of one run the last counts |
 | `runs/NAME/` | the workdir of a run, as `lmjax train` leaves it |
 | `workers/`, `logs/` | which runs each process is training, and what the processes of `--processes` print |
+| `claims/` | a file for each run, locked by the process that trains it until its result is recorded |
 
-Several processes may work on one folder: they claim runs by the locks of the workdirs, and `.lock` guards the files.
+Several processes may work on one folder, and `.lock` guards the files.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
 from lmjax.sweep.along import along_fields
-from lmjax.sweep.arms import SEED_FIELDS, Arm, arms_of, sweep_runs, with_bits
+from lmjax.sweep.arms import Arm, arms_of, sweep_runs, with_bits
+from lmjax.sweep.cautions import other_tasks, shared_seeds, single_runs, unpaired_documents
 from lmjax.sweep.charts import Bar, Curve, alone, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
 from lmjax.sweep.ledger import Ledger
@@ -159,7 +160,8 @@ def _results(found: Analysis) -> Section:
     text = (
         f"Means over seeds with 95 % intervals (Student's t), the best first; {better} is better. The last column has "
         "the best evaluation of each run, which is optimistic.",
-        *_shared_seeds(found),
+        *shared_seeds(found),
+        *other_tasks(found),
     )
     marks = [
         Bar(found.arms[i].label, interval.value, interval.low, interval.high, i)
@@ -167,21 +169,6 @@ def _results(found: Analysis) -> Section:
         if (interval := found.interval(i))
     ]
     return Section("Results", text, (header, *rows), bars(marks, found.metric))
-
-
-def _shared_seeds(found: Analysis) -> list[str]:
-    """Returns a warning if the runs of arms differ in some of their seeds alone, so that they are not independent."""
-    varied = [
-        field
-        for field in SEED_FIELDS
-        if any(len({shown(run.fields.get(field)) for run in arm.runs}) > 1 for arm in found.arms)
-    ]
-    if not varied or "seed" in varied:
-        return []
-    return [
-        f"The runs of an arm differ in {' and '.join(varied)} alone, and share what is random otherwise: intervals of "
-        "means and differences are narrower than those of independent runs, which seed=0:3 gives."
-    ]
 
 
 def _rank(found: Analysis, arm: int) -> tuple[bool, float]:
@@ -211,18 +198,12 @@ def _differences(found: Analysis) -> Section:
         for pair in pairs
     ]
     over = f"{found.documents:,} held-out documents, resampled in pairs, and seeds" if found.documents else "seeds"
-    single = any(len(found.arms[i].runs) == 1 for pair in found.pairs for i in (pair.first, pair.second))
     text = [
         f"Intervals are over {over} ({DRAWS:,} draws). Effect: in standard deviations of a single run (Hedges' g). "
         f"p: of no difference; after Holm, that of any of {len(found.pairs)} pair(s). Detectable: the smallest true "
         "difference that this pair would have shown in 80 % of such sweeps.",
     ]
-    if found.unpaired:
-        text.append(f"Documents are not paired: {found.unpaired}.")
-    if single:
-        text.append(
-            "An arm with a single run says nothing of the noise of its seed: a difference may be that of seeds."
-        )
+    text += [*unpaired_documents(found), *single_runs(found)]
     marks = [Bar(pair_label(found, pair), pair.value, pair.low, pair.high, pair.first) for pair in pairs]
     return Section("Differences", tuple(text), (header, *rows), bars(marks, f"difference of {found.metric}", zero=True))
 

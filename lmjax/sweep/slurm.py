@@ -33,10 +33,10 @@ class Job:
     def __call__(self) -> int:
         """Returns the exit code of the worker; submitit keeps it."""
         # Slurm sends submitit's signal to every process of the job, and it would end the worker before it saves. A
-        # process ignores what the one that starts it ignores at that time.
-        before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        # process blocks what the one that starts it blocks at that time; here the signal waits, and none is lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
         self._process = subprocess.Popen(self._command)
-        signal.signal(signal.SIGUSR2, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._ended()
 
     def _ended(self) -> int:

@@ -4,12 +4,26 @@
 #     tests/sweep/slurm.sh FOLDER
 #
 # It needs root. In CI (CI=true) it installs Debian's slurm-wlm and munge if they are missing and apt has them. It exits
-# with 77, and says why, where Slurm cannot be installed or started. `kill $(cat FOLDER/*.pid)` stops the cluster.
+# with 77, and says why, where Slurm cannot be installed or started. `slurm.sh FOLDER stop` stops the cluster.
 set -u
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
+runs() { ps -e -o stat= -o comm= | grep -v '^Z' | grep -Eq "$1"; }
+gone() { for _ in $(seq 150); do runs "$1" || break; sleep 0.2; done; }
+stop() {
+    # A step that outlives its controller would report to the next one, which then takes the node out of use; and one
+    # that is cancelled while it ends waits for a minute.
+    export SLURM_CONF=$folder/slurm.conf
+    for _ in $(seq 50); do [ "$(timeout 5 squeue -h 2> /dev/null)" ] || break; sleep 0.2; done
+    timeout 20 scancel --full --me 2> /dev/null
+    gone slurmstepd
+    cat "$folder"/*.pid 2> /dev/null | xargs -r kill 2> /dev/null
+    gone 'slurmctld|slurmd$'
+}
 cannot() { echo "no Slurm here: $1" >&2; exit 77; }
 
-! pgrep -x slurmctld > /dev/null || cannot "another cluster runs on this machine"
+[ "${2:-}" != stop ] || { stop; exit; }
+
+! runs slurmctld || cannot "another cluster runs on this machine"
 [ "$(id -u)" = 0 ] || cannot "it is started as root only"
 if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v sbatch; } > /dev/null; then
     [ "${CI:-}" = true ] || cannot "slurm-wlm and munge are not installed"
@@ -53,7 +67,7 @@ CONF
 mkdir -p "$folder/state" "$folder/spool"
 export SLURM_CONF=$folder/slurm.conf
 slurmctld > "$folder/out.log" 2>&1 || cannot "slurmctld does not start"
-slurmd >> "$folder/out.log" 2>&1 || cannot "slurmd does not start"
+slurmd >> "$folder/out.log" 2>&1 || { stop; cannot "slurmd does not start"; }
 for _ in $(seq 40); do
     if sinfo -h -o %t 2> /dev/null | grep -q '^\(idle\|mix\)'; then
         echo "$folder/slurm.conf"
@@ -61,4 +75,5 @@ for _ in $(seq 40); do
     fi
     sleep 0.5
 done
+stop
 cannot "its node does not become ready"

@@ -1,5 +1,6 @@
 """Launching: which runs are trained, what is recorded, and what other processes and earlier commands change."""
 
+import contextlib
 import json
 import threading
 import time
@@ -109,6 +110,34 @@ def test_a_request_to_stop_ends_the_command_and_records_nothing(tmp_path):
         launched(tmp_path, targets(), trainer)
     assert len(trainer.calls) == 1
     assert Ledger(tmp_path).results() == {}
+
+
+def test_of_several_launchers_one_trains_each_run_though_its_result_is_recorded_after_its_workdir_is_free(
+    tmp_path, monkeypatch
+):
+    # Its notes are files of a process, and here threads stand for processes.
+    monkeypatch.setattr(Ledger, "training", lambda self, members: contextlib.nullcontext())
+    ledger, runs, trained = Ledger(tmp_path), targets(8), []
+    ledger.write({}, {}, runs)
+
+    def train(configs, workdirs):
+        for workdir in workdirs:
+            workdir.mkdir(exist_ok=True)
+        locks = [lock_workdir(workdir) for workdir in workdirs]
+        trained.extend(config.seed for config in configs)
+        for lock in locks:
+            lock.close()
+        time.sleep(0.05)
+        return [Outcome(w, "done", 5, {}, 9, 8.0, 7.0) for w in workdirs]
+
+    launchers = [Launcher(ledger, runs, lambda config: config.seed // 2, train, most=most) for most in (1, 2, None)]
+    threads = [threading.Thread(target=launcher.run) for launcher in launchers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(trained) == list(range(8))
+    assert len((tmp_path / RESULTS).read_text().splitlines()) == 8
 
 
 def test_runs_that_another_process_trains_are_left_to_it(tmp_path):

@@ -153,6 +153,23 @@ def test_noise_is_taken_apart_by_source():
     assert "differ in seeds.init and seeds.order alone" in text, "runs that share a seed are not independent"
 
 
+@pytest.mark.parametrize(
+    ("changes", "metric", "warned"),
+    [
+        ([{"objective": "mlm"}, {"objective": "next_token"}], None, "Arms differ in objective"),
+        ([{"task.mlm.mask_rate": 0.15}, {"task.mlm.mask_rate": 0.4}], None, "Arms differ in task.mlm.mask_rate"),
+        ([{"task.mlm.mask_rate": 0.15}, {"task.mlm.mask_rate": 0.15}], None, ""),
+        ([{"task.length": 64}, {"task.length": 128}], None, ""),
+        ([{"objective": "mlm"}, {"objective": "next_token"}], "heldout/accuracy", ""),
+    ],
+)
+def test_losses_of_different_tasks_are_not_taken_for_better_and_worse_models(changes, metric, warned):
+    arms = [arm(0.1 * (i + 1), 0.0, 2, **change) for i, change in enumerate(changes)]
+    given = [dataclasses.replace(r, metrics=r.metrics | {"eval/heldout/accuracy": 0.5}) for a in arms for r in a]
+    text = markdown("A sweep", sections(analyse(arms_of(with_bits(r) for r in given), metric)))
+    assert (warned in text) if warned else ("Arms differ" not in text)
+
+
 def test_runs_that_ended_badly_are_counted_and_left_out(runs):
     bad = [run("bad", 9.0, status="diverged", **{"optimizer.learning_rate": 0.1, "seed": 3})]
     alone = [run("lost", 9.0, status="crashed", **{"optimizer.learning_rate": 0.9, "seed": 0})]

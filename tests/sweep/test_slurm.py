@@ -29,10 +29,8 @@ def cluster(tmp_path_factory):
         pytest.skip(started.stderr.strip() or "no Slurm here")
     os.environ["SLURM_CONF"] = started.stdout.strip().splitlines()[-1]
     yield folder
-    subprocess.run(["scancel", "--full", "--me"], check=False)
     del os.environ["SLURM_CONF"]
-    for path in folder.glob("*.pid"):
-        subprocess.run(["kill", path.read_text().strip()], check=False)
+    subprocess.run(["bash", str(ROOT / "tests/sweep/slurm.sh"), str(folder), "stop"], check=False)
 
 
 @pytest.fixture
@@ -53,6 +51,24 @@ def submitted(tmp_path, monkeypatch, cluster):
 def finished(ledger, runs, job, since):
     slurm.follow(job, lambda: ledger.ended(runs, since))
     return {name: result["status"] for name, result in ledger.results().items()}
+
+
+def command(*arguments):
+    return subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
+
+
+def written(path):
+    return pathlib.Path(path).read_text() if os.path.exists(path) else ""
+
+
+def waits(ready, seconds=120, act=lambda: None):
+    """Calls `act` at once and every `seconds` until something is ready, at most two minutes."""
+    end, again = time.monotonic() + 120, 0.0
+    while not ready() and time.monotonic() < end:
+        if time.monotonic() >= again:
+            act()
+            again = time.monotonic() + seconds
+        time.sleep(0.2)
 
 
 def test_an_array_of_jobs_trains_each_run_once(submitted, tmp_path):
@@ -79,19 +95,14 @@ def test_a_job_that_slurm_preempts_saves_and_goes_on_when_it_is_started_again(su
     ledger, runs, job, since = submitted(behaviour, 1)
 
     def preempt():
-        while not os.path.exists(mark):
-            time.sleep(0.2)
-        time.sleep(0.5)
-        subprocess.run(["scancel", "--signal=USR2", job], check=True)
-        # Slurm starts a job that was put back into the queue only after two minutes, unless it is told to.
-        for _ in range(240):
-            time.sleep(0.5)
-            if (
-                "PENDING"
-                in subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout
-            ):
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
-                return
+        waits(lambda: "trains" in written(mark))
+        # Slurm drops a signal to a job that it is still starting.
+        waits(lambda: "saved" in written(mark), 10, lambda: command("scancel", "--signal=USR2", job))
+        waits(lambda: "PENDING" in command("squeue", "-h", "-j", job, "-o", "%T"))
+        # Slurm starts a job that was put back into the queue only after two minutes, unless it is told to; within the
+        # second of the requeue its node takes the new start for the revoked one.
+        time.sleep(3)
+        command("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     thread = threading.Thread(target=preempt)
     thread.start()
