@@ -2,11 +2,8 @@
 
     lmjax sweep --sweep=experiments/ablations/objectives.py --workdir=sweeps/objectives --run
 
-The losses of different objectives cannot be compared with each other: what they are worth is seen when each run is
-fine-tuned on the same task, with the runs of this sweep as the points of `init_from`:
-
-    lmjax sweep --grid="init_from=$(ls -d sweeps/objectives/runs/*/ | paste -sd'|')" --objective=classification \
-        --data=train.tsv --eval_data=dev=dev.tsv --config.data.column_names=text,label --workdir=sweeps/tuned --run
+The losses of different objectives cannot be compared with each other: what the models are worth is seen when each is
+fine-tuned on the same task, as experiments/ablations/objectives_tuned.py does.
 
 Raffel et al. 2020, arXiv:1910.10683, table 2, orders such arms for models of 220 M parameters: encoder-decoders with
 denoising first, then decoders with a prefix, then language models.

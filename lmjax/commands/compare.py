@@ -14,6 +14,7 @@ from lmjax.phases import phase
 from lmjax.runs.places import local_folder
 from lmjax.sweep.arms import arms_of, with_bits, workdir_runs
 from lmjax.sweep.ledger import Ledger
+from lmjax.sweep.origins import with_origins
 from lmjax.sweep.render import Section
 from lmjax.sweep.report import score, sections, write_files
 from lmjax.sweep.statistics import Analysis, analyse
@@ -34,7 +35,7 @@ def main(values: flags.FlagValues) -> Analysis:
         with phase(f"scoring the documents of {len(unscored)} run(s)"):
             if score(unscored):
                 runs = workdir_runs(workdirs)
-    found = analyse(arms_of(with_bits(run) for run in runs), values["metric"].value)
+    found = analyse(arms_of(with_bits(run) for run in with_origins(runs)), values["metric"].value)
     parts = sections(found)
     print("\n\n".join(_text(part) for part in parts if part.title in _PRINTED))
     if values["report"].value:

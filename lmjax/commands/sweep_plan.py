@@ -16,6 +16,7 @@ from lmjax.errors import FlagError, UserError
 from lmjax.parallel.peak import product_flops
 from lmjax.sweep.cost import Cost, Costs, Unit
 from lmjax.sweep.launch import groups
+from lmjax.sweep.origins import origin_fields
 from lmjax.sweep.progress import duration
 from lmjax.sweep.statistics import design
 from lmjax.sweep.targets import Target
@@ -77,7 +78,7 @@ def plan(
     for name, members in found.items():
         lines += [f"{name:<5}  {member.name}" for member in members[:_LISTED]]
         lines += [f"{name:<5}  ... and {len(members) - _LISTED} more"] * (len(members) > _LISTED)
-    told = design([target.fields for target in targets])
+    told = design(origin_fields([target.fields for target in targets]))
     return "\n".join([*lines, "", *_time(targets, costs, results), *([told] if told else [])])
 
 

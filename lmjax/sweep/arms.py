@@ -25,7 +25,9 @@ from lmjax.sweep.outcome import outcome
 from lmjax.training.evaluate import FALLING
 from lmjax.training.metrics import METRICS, read_lines
 
-SEED_FIELDS = ("seed", *(f"seeds.{name}" for name in SeedsConfig.model_fields))
+_SEEDS = frozenset({"seed", *(f"seeds.{name}" for name in SeedsConfig.model_fields)})
+# Before the fields of the run that a run begins from.
+ORIGIN = "init_from."
 CONTROL = "data.control"
 # Fields that change no result, by the beginning of their paths.
 _NO_RESULT = (*INERT, "logging.", "checkpoint.")
@@ -196,9 +198,14 @@ def differing(configs: Sequence[Config]) -> list[dict[str, Any]]:
     return [{name: flat.get(name) for name in names} for flat in flats]
 
 
+def is_seed(name: str) -> bool:
+    """Returns whether a field is a seed, of the run or of the one that it begins from."""
+    return name.removeprefix(ORIGIN) in _SEEDS
+
+
 def arm_key(fields: Mapping[str, Any]) -> str:
     """Returns what is equal for runs that differ in their seeds alone."""
-    return json.dumps({name: shown(value) for name, value in fields.items() if name not in SEED_FIELDS}, sort_keys=True)
+    return json.dumps({name: shown(value) for name, value in fields.items() if not is_seed(name)}, sort_keys=True)
 
 
 def is_control(fields: Mapping[str, Any]) -> bool:
@@ -214,10 +221,10 @@ def arms_of(runs: Iterable[RunResult]) -> list[Arm]:
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
         groups.setdefault(arm_key(run.fields), []).append(run)
-    short = short_names([n for group in groups.values() for n in group[0].fields if n not in SEED_FIELDS])
+    short = short_names([n for group in groups.values() for n in group[0].fields if not is_seed(n)])
     arms = []
     for group in groups.values():
-        fields = {name: value for name, value in group[0].fields.items() if name not in SEED_FIELDS}
+        fields = {name: value for name, value in group[0].fields.items() if not is_seed(name)}
         label = ", ".join(f"{short[name]}={shown(value)}" for name, value in fields.items()) or "all runs"
         kept, others = (tuple(run for run in group if run.counts is good) for good in (True, False))
         arms.append(Arm(label, fields, kept, others))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from lmjax.schema import shown
-from lmjax.sweep.arms import SEED_FIELDS, task_fields
+from lmjax.sweep.arms import is_seed, task_fields
 from lmjax.sweep.statistics import Analysis
 from lmjax.training.evaluate import FALLING
 
 
 def shared_seeds(found: Analysis) -> list[str]:
     """Returns a warning if the runs of arms differ in some of their seeds alone, so that they are not independent."""
+    seeds = dict.fromkeys(name for arm in found.arms for run in arm.runs for name in run.fields if is_seed(name))
     varied = [
         field
-        for field in SEED_FIELDS
+        for field in seeds
         if any(len({shown(run.fields.get(field)) for run in arm.runs}) > 1 for arm in found.arms)
     ]
     if not varied or "seed" in varied:

@@ -22,6 +22,7 @@ from lmjax.sweep.cautions import other_tasks, shared_seeds, single_runs, unpaire
 from lmjax.sweep.charts import Bar, Curve, alone, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
 from lmjax.sweep.ledger import Ledger
+from lmjax.sweep.origins import with_origins
 from lmjax.sweep.render import Framed, Section, markdown, page
 from lmjax.sweep.statistics import Analysis, Pair, analyse
 
@@ -53,7 +54,7 @@ def write_report(directory: str | pathlib.Path, metric: str | None = None) -> pa
     unscored = [run.name for run in runs if run.counts and not run.documents]
     if score([ledger.directory / "runs" / name for name in unscored]):
         runs = sweep_runs(ledger)
-    found = analyse(arms_of(with_bits(run) for run in runs), metric or settings.get("metric"))
+    found = analyse(arms_of(with_bits(run) for run in with_origins(runs)), metric or settings.get("metric"))
     return write_files(ledger.directory, found)
 
 

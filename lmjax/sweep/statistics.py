@@ -28,7 +28,6 @@ from lmjax.evaluation.seeds import (
 from lmjax.schema import shown
 from lmjax.sweep.arms import (
     CONTROL,
-    SEED_FIELDS,
     Arm,
     RunResult,
     arm_key,
@@ -36,6 +35,7 @@ from lmjax.sweep.arms import (
     headline,
     is_control,
     is_falling,
+    is_seed,
 )
 
 # Measures that are known for each document, by the last part of a metric's name.
@@ -262,13 +262,12 @@ def _row(arms: Sequence[Arm], metric: str) -> tuple[float, Deviation | None, tup
 def _noise(runs: Sequence[RunResult], metric: str, samples: dict[int, np.ndarray]) -> tuple[Noise, ...]:
     """Returns the noise of each seed that was varied, between runs that are equal in all other fields."""
     found = []
-    for field in SEED_FIELDS:
+    for field in dict.fromkeys(name for run in runs for name in run.fields if is_seed(name)):
         groups: dict[str, list[float]] = {}
         for run in runs:
             others = {name: shown(value) for name, value in run.fields.items() if name != field}
             groups.setdefault(json.dumps(others, sort_keys=True), []).append(run.metrics[metric])
-        varied = any(field in run.fields for run in runs)
-        if varied and (deviation := pooled_deviation(groups.values())) is not None:
+        if (deviation := pooled_deviation(groups.values())) is not None:
             found.append(Noise(field, deviation))
     if samples and (count := next(iter(samples.values())).shape[1]) > 1:
         variances = np.concatenate([x.var(1, ddof=1) for x in samples.values()]) / count

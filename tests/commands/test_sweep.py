@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -95,11 +96,20 @@ ABLATIONS = sorted((pathlib.Path(__file__).parents[2] / "experiments" / "ablatio
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
 def test_every_ablation_resolves_and_says_its_command(path, tiny, tmp_path, monkeypatch):
-    """The run that an ablation begins with is there, if it names one."""
+    """The runs that an ablation begins with are there, if it names some."""
     sweep = load_sweep(str(path))
     monkeypatch.chdir(tmp_path)
-    for place in {point["init_from"] for point in sweep.space if "init_from" in point}:
-        train_run(tiny(steps=1, model__max_length=256), pathlib.Path(place), progress=False)
+    # An encoder may begin from a decoder, an encoder-decoder from another alone.
+    objectives = {"encoder_decoder": "span_corruption"}
+    begins = {
+        point["init_from"]: objectives.get(point.get("architecture"), "next_token")
+        for point in sweep.space
+        if "init_from" in point
+    }
+    for objective in set(begins.values()):
+        train_run(tiny(objective, steps=1, model__max_length=256), tmp_path / objective, progress=False)
+    for place, objective in begins.items():
+        shutil.copytree(tmp_path / objective, place)
     configs, _ = resolve_points([canonical(point, "") for point in sweep.space], canonical(sweep.base, ""))
     assert len(set(configs)) == len(sweep.space)
     command = f"lmjax sweep --sweep=experiments/ablations/{path.name} --workdir=sweeps/{path.stem} --run"
