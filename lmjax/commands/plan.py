@@ -28,7 +28,7 @@ from lmjax.phases import phase
 from lmjax.runs.ahead import Ahead, check_planned, compile_ahead
 from lmjax.runs.build import check_mesh
 from lmjax.runs.decode_ahead import Decode, compile_decode
-from lmjax.runs.meshes import Candidate, candidates, least_sent
+from lmjax.runs.meshes import Candidate, candidates, counts_of, least_sent
 
 # The end of an operation's name that is printed, in characters.
 _NAME = 90
@@ -39,6 +39,8 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
     topology = values["topology"].value
     if not topology:
         raise FlagError("--topology: name the devices, such as v5e:4x4 or cpu:8; --help has examples")
+    # Before anything else uses the backend, because virtual devices of the CPU must be asked for before it starts.
+    devices = topology_devices(topology)
     config = resolve_flags(values, overrides).config
     check_planned(config)
     mesh, tokens = values["mesh"].value, values["tokens"].value
@@ -46,7 +48,6 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
         raise FlagError(f"--tokens={tokens}: give a number of tokens, such as 300e9")
     if mesh is not None and mesh != "auto":
         config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(mesh).items()})
-    devices = topology_devices(topology)
     model = sized_model(config)
     config = replace(config, {"model.vocab_size": model.config.vocab_size})
     if mesh == "auto":
@@ -225,7 +226,9 @@ def _times(config: Config, ahead: Ahead, chip: Chip | None) -> list[str]:
         f"memory traffic is {load.moved / ahead.least_moved:.3f} of the least, {readable(int(ahead.least_moved))}: "
         "operands and results of products, and the update",
     ]
-    least = sum(least_sent(config, mesh.shape, count_parameters(ahead.state.params)).values())
+    teacher = ahead.fixed.teacher and count_parameters(ahead.fixed.teacher.params)
+    counts = counts_of(ahead.run.config, ahead.run.model.heads)._replace(teacher=teacher or 0)
+    least = sum(least_sent(config, mesh.shape, counts).values())
     if least:
         sent = sum(load.sent.values())
         lines.append(f"what is sent is {sent / least:.3f} of the least, {readable(int(least))} by lmjax.runs.meshes")

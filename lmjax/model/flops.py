@@ -45,10 +45,19 @@ def forward_flops(
 
 
 def train_flops(
-    model: LanguageModel, batch: Mapping[str, Any], predictions: int | None = None, *, causal: bool = False
+    model: LanguageModel,
+    batch: Mapping[str, Any],
+    predictions: int | None = None,
+    *,
+    causal: bool = False,
+    frozen: bool = False,
 ) -> int:
-    """Returns the FLOPs of a training step: those of three forward passes; recomputation is not counted."""
-    return 3 * forward_flops(model, batch, predictions, causal=causal)
+    """Returns the FLOPs of a training step; recomputation is not counted.
+
+    They are those of three forward passes: one, and two products for each in the backward pass. With `frozen` kernels,
+    to which nothing but a small adapter is trained, the gradients of the kernels fall away, and it is two.
+    """
+    return (2 if frozen else 3) * forward_flops(model, batch, predictions, causal=causal)
 
 
 def again_flops(model: LanguageModel, batch: Mapping[str, Any], *, causal: bool = False) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from lmjax.config import Config, replace
 from lmjax.errors import FlagError
+from lmjax.model.flops import forward_flops
 from lmjax.objectives.registry import objective_types
 from lmjax.parallel import collectives, cost
 from lmjax.parallel.collectives import Collective
@@ -23,7 +24,8 @@ from lmjax.parallel.mesh import batch_sharding, batch_shards
 from lmjax.parallel.roofline import Load
 from lmjax.runs.build import Run, build, hyperparameters
 from lmjax.runs.fit import jitted_step, layout
-from lmjax.training.fixed import NOTHING_FIXED
+from lmjax.runs.fixed_ahead import abstract_fixed, with_references
+from lmjax.training.fixed import Fixed
 from lmjax.training.state import TrainState, state_maker
 
 # Documents of the text that stands in for a run's data.
@@ -53,6 +55,7 @@ class Ahead(NamedTuple):
         least_moved: bytes that one device must read and write at least, as `cost.least_bytes` and `_updated` say.
         tokens: positions of a batch, padding included.
         state: shapes, dtypes and shardings of the state.
+        fixed: those of an adapter's base and of a teacher.
     """
 
     run: Run
@@ -68,6 +71,7 @@ class Ahead(NamedTuple):
     least_moved: float
     tokens: int
     state: TrainState
+    fixed: Fixed
 
     @property
     def total(self) -> int:
@@ -77,15 +81,11 @@ class Ahead(NamedTuple):
 
 def check_planned(config: Config) -> None:
     """Raises FlagError for a run whose step needs more than its config says."""
-    types = objective_types(config.task.objective)
-    for refused, flag, reason in (
-        (config.parallel.kind == "pmap", "--parallel=pmap", "a plan is of a mesh; give --parallel=mesh"),
-        (config.adapter.kind != "none", f"--config.adapter.kind={config.adapter.kind}", "a plan is of a whole model"),
-        (bool(config.teacher.place), f"--config.teacher.place={config.teacher.place}", "a plan has no teacher"),
-        (any(o.refers for o in types), f"--objective={types[0].name}", "a plan has no reference model"),
-    ):
-        if refused:
-            raise FlagError(f"{flag}: {reason}; lmjax train can train this, and lmjax plan cannot plan it yet")
+    if config.teacher.recorded:
+        raise FlagError(
+            f"--config.teacher.place={config.teacher.place}: a plan does not read recorded predictions; name the "
+            "teacher itself, or plan without one: the predictions are a few numbers beside each token"
+        )
 
 
 def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
@@ -102,10 +102,16 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         FlagError: the step does not fit the memory of the devices.
     """
     with tempfile.TemporaryDirectory(prefix="lmjax-plan-") as folder:
-        run = build(stand_in(config, pathlib.Path(folder)), pathlib.Path(folder) / "run", mesh)
-        stage = run.stages[-1]
+        # Replicas of pmap compute and hold what those of a mesh do that splits the batch alone.
+        planned = replace(stand_in(config, pathlib.Path(folder)), {"parallel.kind": "mesh"})
+        run = build(planned, pathlib.Path(folder) / "run", mesh)
+        stage = with_references(run.stages[-1])
         batch = {name: _placed(x, batch_sharding(mesh, np.shape(x))) for name, x in stage.local_batch().items()}
         flops = [run.flops_per_step(stage, computed=computed) for computed in (False, True)]
+        fixed = abstract_fixed(run, config.tokenizer.path)
+        if fixed.teacher is not None:
+            shapes, predictions = run.shapes(stage)
+            flops[1] += forward_flops(fixed.teacher.model, shapes, predictions, causal=True)
     # Numbers are made before the mesh is in use, because its devices cannot hold any.
     hparams = hyperparameters(run.config)
     _, abstract = state_maker(run.model, run.config.optimizer, hparams, 0, mesh)
@@ -113,7 +119,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
     numbers = jax.tree.map(lambda x: _placed(x, replicated), hparams)
     began, worked = time.perf_counter(), time.process_time()
     with layout(run):
-        lowered = jitted_step(run, stage, abstract).trace(abstract, batch, numbers, NOTHING_FIXED).lower()
+        lowered = jitted_step(run, stage, abstract).trace(abstract, batch, numbers, fixed).lower()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as e:
@@ -128,7 +134,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         text=text,
         seconds=seconds,
         cpu=cpu,
-        memory=_memory(abstract, analysis),
+        memory=_memory(abstract, fixed, analysis),
         peak=analysis.peak_memory_in_bytes,
         load=load,
         collectives=sent,
@@ -137,6 +143,7 @@ def compile_ahead(config: Config, mesh: jax.sharding.Mesh) -> Ahead:
         least_moved=cost.least_bytes(Program.parse(text), width) + _updated(abstract, width),
         tokens=sum(math.prod(x.shape) for name, x in batch.items() if name.endswith("segment_ids")),
         state=abstract,
+        fixed=fixed,
     )
 
 
@@ -175,7 +182,9 @@ def stand_in(config: Config, folder: pathlib.Path, words: int = 4) -> Config:
         words: of each document, beside a few others.
     """
     types = objective_types(config.task.objective)
-    fields: dict[str, Any] = {"data.cache_dir": str(folder / "cache"), "data.unpad": False, "init_from": ""}
+    fields: dict[str, Any] = {"data.cache_dir": str(folder / "cache"), "data.unpad": False}
+    # An adapter without a base is no config; where only shapes are read, the base is not.
+    fields |= {} if config.adapter.kind != "none" else {"init_from": ""}
     if any(o.columns for o in types):
         return replace(config, {"data.unpad": False})
     path = folder / ("text.tsv" if types[0].wants_pairs else "text.txt")
@@ -222,7 +231,7 @@ def _placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
 
 
-def _memory(state: TrainState, analysis: Any) -> dict[str, int]:
+def _memory(state: TrainState, fixed: Fixed, analysis: Any) -> dict[str, int]:
     """Returns the bytes of a step on one device, by what they are for.
 
     The gradients exist at the same time as the activations only in part, so what the compiler reserves for both is
@@ -230,13 +239,16 @@ def _memory(state: TrainState, analysis: Any) -> dict[str, int]:
     """
     params = held(state.params, ONE_DEVICE)
     optimizer = held((state.opt_state, state.average), ONE_DEVICE)
+    base, teacher = held(fixed.base, ONE_DEVICE), held(fixed.teacher, ONE_DEVICE)
     reserved = analysis.temp_size_in_bytes
     gradients = min(reserved, sum(held(jax.ShapeDtypeStruct(x.shape, np.float32, sharding=x.sharding), ONE_DEVICE)
                                   for x in jax.tree.leaves(state.params)))  # fmt: skip
     return {
         "parameters": params,
         "optimizer": optimizer,
-        "batch, counters and padding": analysis.argument_size_in_bytes - params - optimizer,
+        "the adapter's base": base,
+        "teacher": teacher,
+        "batch, counters and padding": analysis.argument_size_in_bytes - params - optimizer - base - teacher,
         "gradients": gradients,
         "activations and temporaries": reserved - gradients,
         "results that replace no argument": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,

@@ -88,20 +88,27 @@ class Run:
     def flops_per_step(self, stage: Stage, *, computed: bool = False) -> float:
         """Returns the model FLOPs of one step, with the vocabulary projection only at the predicted positions.
 
-        Where the layers read packed rows, these are the rows that most batches have.
+        Where the layers read packed rows, these are the rows that most batches have. The few FLOPs of an adapter are
+        not counted.
 
         Args:
             stage: of the run.
             computed: count what a step must compute: attention in causal order at half, and the layers that `remat`
                 computes again.
         """
+        shapes, predictions = self.shapes(stage)
+        frozen = self.config.adapter.kind != "none"
+        flops = train_flops(self.model, shapes, predictions, causal=computed, frozen=frozen)
+        passes = 2 if self.config.task.r_drop else 1
+        return float(passes * (flops + (again_flops(self.model, shapes, causal=True) if computed else 0)))
+
+    def shapes(self, stage: Stage) -> tuple[dict[str, jax.ShapeDtypeStruct], int]:
+        """Returns the shapes of the rows that a step of a stage computes, and how many positions it predicts."""
         rows = {name: (stage.batch_size, *x.shape[1:]) for name, x in stage.local_batch().items()}
         if stage.usual_size:
             rows["tokens"] = (stage.usual_size * stage.layout.microbatches, stage.layout.length)
         shapes = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in rows.items()}
-        passes = 2 if self.config.task.r_drop else 1
-        flops = train_flops(self.model, shapes, math.prod(rows.get("targets", (0,))), causal=computed)
-        return float(passes * (flops + (again_flops(self.model, shapes, causal=True) if computed else 0)))
+        return shapes, math.prod(rows.get("targets", (0,)))
 
 
 def hyperparameters(config: Config) -> Hyperparameters:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from lmjax.adapters.model import AdaptedModel, abstract_adapter, make_model
 from lmjax.config import Config, replace
 from lmjax.errors import FlagError
 from lmjax.model.flops import train_flops
@@ -25,6 +26,22 @@ _SUMMED = 3
 _ROOM = 1.1
 # Numbers of embed_dim and of mlp_dim that a layer keeps for a token, and the products that it computes again.
 _KEPT = {"none": (14, 3, 0.0), "dots": (7, 1, 0.0), "full": (1, 0, 1 / 3)}
+
+
+class Counts(NamedTuple):
+    """Numbers of parameters.
+
+    Attributes:
+        trained: those with gradients and moments.
+        frozen: those of an adapter's base.
+        width: bytes of one of the base.
+        teacher: those of a teacher.
+    """
+
+    trained: int
+    frozen: int = 0
+    width: int = 4
+    teacher: int = 0
 
 
 class Candidate(NamedTuple):
@@ -48,10 +65,22 @@ class Candidate(NamedTuple):
         return f"--mesh={axes} remat={self.config.model.remat} accumulation={self.config.accumulation}"
 
 
+def counts_of(config: Config, heads: Sequence[str]) -> Counts:
+    """Returns how many parameters a run has, given its heads; without those of a teacher."""
+    model = make_model(config.model, tuple(heads), config.adapted)
+    whole = abstract_params(config.model, tuple(heads))
+    if not isinstance(model, AdaptedModel):
+        return Counts(count_parameters(whole))
+    base = {part: x for part, x in whole.items() if part not in config.adapted.whole}
+    in_codes = config.adapter.base_dtype == "int8" or config.model.quantization.stored
+    width = 1 if in_codes else np.dtype(config.model.param_dtype).itemsize
+    return Counts(count_parameters(abstract_adapter(model)), count_parameters(base), width)
+
+
 def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Device], chip: Chip) -> list[Candidate]:
     """Returns the layouts that may fit, the fastest first by the estimate.
 
-    The axes expert and sequence stay those of the config.
+    The axes expert and sequence stay those of the config. A teacher is not in the estimates.
 
     Args:
         config: the config, with the size of the vocabulary.
@@ -63,14 +92,14 @@ def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Devic
         FlagError: no layout can fit; the message says by how much the smallest one does not.
     """
     model = LanguageModel(config.model, tuple(heads))
-    count = count_parameters(abstract_params(config.model, tuple(heads)))
+    counts = counts_of(config, heads)
     rows = {
         name: jax.ShapeDtypeStruct((config.batch_size, config.task.length), np.int32)
         for name in ("tokens", "encoder_tokens", "decoder_tokens")
     }
-    flops = float(train_flops(model, rows))
+    flops = float(train_flops(model, rows, frozen=counts.frozen > 0))
     found = [
-        Candidate(each, *_estimate(each, count, flops, mesh, chip)) for each, mesh in _layouts(config, list(devices))
+        Candidate(each, *_estimate(each, counts, flops, mesh, chip)) for each, mesh in _layouts(config, list(devices))
     ]
     if not found:
         raise FlagError(
@@ -107,7 +136,7 @@ def _layouts(config: Config, devices: list[jax.Device]) -> Iterator[tuple[Config
             yield from ((replace(made, {"model.remat": remat}), mesh) for remat in _KEPT)
 
 
-def _estimate(config: Config, count: int, flops: float, mesh: jax.sharding.Mesh, chip: Chip) -> tuple[float, float]:
+def _estimate(config: Config, counts: Counts, flops: float, mesh: jax.sharding.Mesh, chip: Chip) -> tuple[float, float]:
     """Returns the seconds of a step and the bytes of a device, both estimated.
 
     Products take their time at the peak, and the links carry what `least_sent` counts. XLA on a TPU gathers and
@@ -126,8 +155,13 @@ def _estimate(config: Config, count: int, flops: float, mesh: jax.sharding.Mesh,
         logits *= min(1.0, config.task.vocab_chunk / config.task.length)
     kept = part * layer * width * model.num_layers / (1 if model.remat == "full" else parallel.tensor)
     # Parameters, two moments and gradients in float32, and one layer's working set beside what the layers keep.
-    memory = 16 * count / split + kept + logits + part * 14 * model.embed_dim * width
-    sent = least_sent(config, parallel.sizes(), count)
+    memory = (
+        (16 * counts.trained + counts.width * counts.frozen) / split
+        + kept
+        + logits
+        + part * 14 * model.embed_dim * width
+    )
+    sent = least_sent(config, parallel.sizes(), counts)
     if torus_sides(mesh, ("fsdp",)) == _SUMMED and parallel.fsdp > 2**_SUMMED:
         sent["fsdp"] *= 2
     products, links = flops * (1 + again) / mesh.size / chip.flops, sum(sent.values()) / chip.links
@@ -135,28 +169,31 @@ def _estimate(config: Config, count: int, flops: float, mesh: jax.sharding.Mesh,
     return max(products, links) + 0.2 * min(products, links) + 1e-4 * config.accumulation, memory
 
 
-def least_sent(config: Config, sizes: Mapping[str, int], count: int) -> dict[str, float]:
+def least_sent(config: Config, sizes: Mapping[str, int], counts: Counts) -> dict[str, float]:
     """Returns the bytes that a device must send in a step, by axis of the mesh; rings of devices send them.
 
     Along fsdp, each microbatch gathers the parameters in the forward and in the backward pass and scatters the sum of
-    their gradients, all in the compute dtype. Along data, the gradients are summed once, those of several microbatches
-    in float32. Along tensor, the activations of each layer are summed twice in both passes, and along sequence its keys
-    and values go round once in the forward pass, and with their gradients, in float32, in the backward pass. A layer
-    that is computed again in the backward pass sums the activations of its attention again.
+    their gradients, all in the compute dtype; an adapter's base has no gradients, and a teacher no backward pass. Codes
+    of a base are gathered as such. Along data, the gradients are summed once, those of several microbatches in float32.
+    Along tensor, the activations of each layer are summed twice in both passes, and along sequence its keys and values
+    go round once in the forward pass, and with their gradients, in float32, in the backward pass. A layer that is
+    computed again in the backward pass sums the activations of its attention again.
 
     Args:
         config: of the run.
         sizes: of the mesh's axes by name.
-        count: parameters of the model.
+        counts: the parameters.
     """
     model, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
     tokens = config.batch_size * config.task.length / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
     sums = 5 if model.remat == "full" else 4
     kept_heads = 2 * model.kv_heads * model.width_of_head / sizes["tensor"]
     rounds = tokens * (sizes["sequence"] - 1) * kept_heads * (2 * width + 4) * model.num_layers
-    own = count / (sizes["fsdp"] * sizes["tensor"] * sizes["expert"])
+    split = sizes["fsdp"] * sizes["tensor"] * sizes["expert"]
+    own = counts.trained / split
+    gathered = 3 * width * own + (2 * min(width, counts.width) * counts.frozen + width * counts.teacher) / split
     return {
-        "fsdp": 3 * config.accumulation * width * own * (sizes["fsdp"] - 1),
+        "fsdp": config.accumulation * gathered * (sizes["fsdp"] - 1),
         "data": 2 * (width if config.accumulation == 1 else 4) * own * (1 - 1 / sizes["data"]),
         "tensor": 2 * sums * tokens * model.embed_dim * width * model.num_layers * (1 - 1 / sizes["tensor"]),
         "sequence": rounds,

@@ -40,12 +40,17 @@ def open_teacher(run: Run) -> Teacher | Recorded | None:
         return Recorded(config, taught.metadata["rows"])
     source = open_pretrained(config.place)
     check_teacher(run, source)
-    dtype = run.config.model.dtype
-    unrolled = {"scan_layers": False} if config.matches else {}
-    wanted = source.config.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"} | unrolled)
+    wanted = teacher_model(run, source.config)
     params = source.params(wanted, run.mesh)
     _identify(run, fingerprint(flat(on_host(params))))
     return Teacher(params, config, LanguageModel(wanted, source.heads))
+
+
+def teacher_model(run: Run, theirs: ModelConfig) -> ModelConfig:
+    """Returns the config in which a run computes its teacher; layers that are matched are not scanned."""
+    dtype = run.config.model.dtype
+    unrolled = {"scan_layers": False} if run.config.teacher.matches else {}
+    return theirs.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"} | unrolled)
 
 
 def check_teacher(run: Run, source: Pretrained) -> None:

@@ -107,7 +107,6 @@ def test_links_of_all_dimensions_of_a_group_count():
         (("--topology=cpu:8", "--tokens=inf"), "--tokens=inf"),
         (("--topology=cpu:8", "--mesh=tensor=8"), "--config.parallel.tensor=8"),
         (("--topology=cpu:8", "--mesh=auto"), "--topology=cpu:8"),
-        (("--topology=cpu:8", "--parallel=pmap"), "--parallel=pmap"),
         (("--topology=cpu:8", "--tokens=0"), "--tokens"),
     ],
 )
@@ -150,13 +149,21 @@ def test_the_least_that_is_sent():
         }
     )  # fmt: skip
 
-    def sent(**sizes):
-        found = meshes.least_sent(config, dict.fromkeys(MESH_AXES, 1) | sizes, 1000)
+    whole = meshes.Counts(1000)
+
+    def sent(counts=whole, **sizes):
+        found = meshes.least_sent(config, dict.fromkeys(MESH_AXES, 1) | sizes, counts)
         return {axis: number for axis, number in found.items() if number}
 
     assert sent() == {}
     # Two microbatches gather twice and scatter once in 2 bytes; the sums of data are those of a part, in 4 bytes then.
     assert sent(fsdp=4, data=2) == {"fsdp": 2 * 3 * 2 * 1000 * 3 / 4, "data": 2 * 4 * 250 / 2}
+    # A base is gathered twice, codes as such, and a teacher once; neither has gradients.
+    adapted = meshes.Counts(1000, frozen=8000, width=1, teacher=400)
+    assert sent(adapted, fsdp=4, data=2) == {
+        "fsdp": 2 * 3 * (3 * 2 * 250 + 2 * 1 * 2000 + 2 * 100),
+        "data": 2 * 4 * 250 / 2,
+    }
     assert sent(tensor=2) == {"tensor": 2 * (1 / 2) * 5 * 3 * (32 * 16) * 64 * 2}
     assert sent(sequence=4) == {"sequence": 3 * (2 + 2 + 4) * 3 * (32 * 16 / 4) * 2 * 64}
 
@@ -168,7 +175,7 @@ def test_gathers_over_three_sides_of_a_torus_count_twice(monkeypatch):
     times = []
     for sides in (2, 3):
         monkeypatch.setattr(meshes, "torus_sides", lambda mesh, axes, sides=sides: sides)
-        times.append(meshes._estimate(config, 10**9, 1.0, mesh, CHIPS["TPU v5p"])[0])
+        times.append(meshes._estimate(config, meshes.Counts(10**9), 1.0, mesh, CHIPS["TPU v5p"])[0])
     assert times[1] == pytest.approx(2 * times[0], rel=0.1)
 
 

@@ -1,16 +1,22 @@
 """The collectives, shardings and costs of the compiled steps of small runs on 8 CPU devices."""
 
 import collections
+import json
 
 import jax
 import pytest
 
 from lmjax import config as configs
+from lmjax.commands.train import train_run
 from lmjax.errors import FlagError
+from lmjax.model.language_model import abstract_params
+from lmjax.model.parameters import count_parameters, unboxed
+from lmjax.model.quantized import quantize_layers
 from lmjax.parallel.collectives import counted
 from lmjax.parallel.memory import Memory, held
 from lmjax.parallel.mesh import make_mesh
 from lmjax.runs.ahead import check_planned, compile_ahead
+from lmjax.runs.pretrained import open_pretrained
 
 pytestmark = [pytest.mark.usefixtures("all_devices"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -187,15 +193,65 @@ def test_gradients_of_data_parallel_rows_are_summed_once(ahead):
     assert sent == pytest.approx(2 * 7 / 8 * (whole + table), rel=0.001)
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"parallel.kind": "pmap"}, "--parallel=pmap"),
-        ({"teacher.place": "x"}, "--config.teacher.place=x"),
-        ({"adapter.kind": "lora", "init_from": "x"}, "--config.adapter.kind=lora"),
-        ({"task.objective": ("dpo",)}, "--objective=dpo"),
-    ],
-)
-def test_what_cannot_be_planned_is_refused(fields, named):
-    with pytest.raises(FlagError, match=named):
-        check_planned(configs.resolve(fields=fields))
+@pytest.fixture(scope="module")
+def planned():
+    """A function from fields to the compiled step of the small decoder."""
+
+    def compiled(objective="next_token", **fields):
+        given = MODEL | {name.replace("__", "."): value for name, value in fields.items()}
+        config = configs.resolve(objective=(objective,), fields=given)
+        return compile_ahead(config, make_mesh(config.parallel))
+
+    return compiled
+
+
+def test_replicas_of_pmap_are_planned_as_a_mesh_that_splits_the_batch(ahead, planned):
+    found, mesh = planned(parallel__kind="pmap"), ahead("decoder, data")
+    assert (found.load, found.memory) == (mesh.load, mesh.memory)
+
+
+@pytest.mark.parametrize("base_dtype", ["param", "int8"])
+def test_an_adapter_has_a_base_without_gradients_and_moments(ahead, planned, base_dtype):
+    whole = ahead("decoder, fsdp")
+    found = planned(
+        adapter__kind="lora", adapter__base_dtype=base_dtype, adapter__rank=2, init_from="base", parallel__fsdp=8
+    )
+    base = unboxed(abstract_params(whole.run.model.config, whole.run.model.heads))
+    kept = jax.eval_shape(quantize_layers, base) if base_dtype == "int8" else base
+    sizes = sorted((x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)), reverse=True)
+    # Scales and norms are small, and not all are divided.
+    assert sum(sizes) / 8 <= found.memory["the adapter's base"] <= sum(sizes) / 8 + sum(x for x in sizes if x < 1000)
+    # Rank 2 on query and value of three layers: 2 x (64 + 64) numbers each.
+    trained = 3 * 2 * 2 * (64 + 64)
+    assert count_parameters(found.state.params) == trained
+    assert found.memory["optimizer"] <= whole.memory["optimizer"] * trained / count_parameters(whole.state.params) * 8
+    assert found.model_flops == pytest.approx(whole.model_flops * 2 / 3)
+    assert found.model_flops / 8 <= found.load.flops < whole.load.flops
+
+
+def test_a_teacher_is_computed_and_held_beside_the_run(planned, tiny, tmp_path):
+    train_run(tiny("next_token", steps=1), tmp_path / "teacher", progress=False)
+    place = str(tmp_path / "teacher")
+    source = open_pretrained(place)
+    small = {"model.vocab_size": source.config.vocab_size}
+    found = planned(teacher__place=place, tokenizer__path=place, **small)
+    assert found.memory["teacher"] == 4 * count_parameters(abstract_params(source.config, source.heads))
+    assert found.load.flops * 8 >= found.needed_flops > found.run.flops_per_step(found.run.stages[-1], computed=True)
+    with pytest.raises(FlagError, match=r"--config\.tokenizer\.path"):
+        planned(teacher__place=place, **small)
+
+
+def test_what_a_reference_predicts_is_a_part_of_the_batch(planned, tmp_path):
+    records = tmp_path / "pairs.jsonl"
+    lines = [{"prompt": f"p{i}", "chosen": "good " * (1 + i % 3), "rejected": f"bad {i}"} for i in range(32)]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"data.train": str(records), "data.held_out": 0.2, "data.cache_dir": str(tmp_path / "cache")}
+    tokens = {"tokenizer.kind": "char", "tokenizer.byte_fallback": False}
+    found = planned("dpo", init_from="base", **data, **tokens)
+    assert found.load.flops > 0
+    assert found.memory["the adapter's base"] == found.memory["teacher"] == 0
+
+
+def test_recorded_predictions_are_not_planned():
+    with pytest.raises(FlagError, match=r"--config\.teacher\.place=taught"):
+        check_planned(configs.resolve(fields={"teacher.place": "taught.safetensors"}))
