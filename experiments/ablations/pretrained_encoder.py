@@ -9,6 +9,7 @@ turn by masked language modelling; the labels of the sentences are not.
     lmjax sweep --sweep=experiments/ablations/pretrained_encoder.py --workdir=sweeps/pretrained_encoder --run
 """
 
+from lmjax.objectives.registry import OBJECTIVES
 from lmjax.sweep.space import Sweep, chain, param, product, seeds
 
 ENCODER = "runs/encoder"
@@ -18,20 +19,23 @@ def get_sweep() -> Sweep:
     """Returns the sweep."""
     pretrained = param("init_from", [ENCODER])
     from_nothing = product(param("preset", ["nano_encoder"]), param("tokenizer.path", [ENCODER]))
+    rates = param("optimizer.learning_rate", [3e-4, 1e-3])
     return Sweep(
-        product(chain(pretrained, from_nothing), seeds(3)),
+        product(chain(pretrained, from_nothing), rates, seeds(3)),
+        # The recipe of fine-tuning, with its schedule, is said for both arms: a new model has another one.
         base={
+            **{k: v for k, v in OBJECTIVES["classification"].recipe.items() if k != "optimizer.learning_rate"},
             "objective": "classification",
             "architecture": "encoder",
             "data": "train.tsv",
             "eval_data": "dev=dev.tsv",
             "data.column_names": "text,label",
             "length": 48,
-            # Said for both arms: the default of fine-tuning is another than that of a new model.
             "batch_size": 16,
-            "epochs": 3,
-            "learning_rate": 1e-3,
-            "evaluation.every": 400,
+            # Masked words do not train the vector of [CLS].
+            "model.head.pooling": "mean",
+            "evaluation.every": 0,
             "evaluation.batches": 55,
         },
+        metric="dev/accuracy",
     )
