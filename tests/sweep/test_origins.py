@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from lmjax.config import resolve
+from lmjax.config import from_json, resolve
 from lmjax.runs.workdir import CONFIG
 from lmjax.strict_json import write_json
 from lmjax.sweep.arms import arms_of, with_bits
@@ -90,10 +90,16 @@ def test_a_folder_that_is_no_run_keeps_its_place(origins, tmp_path):
     ]
 
 
-def test_origins_of_two_sweeps_are_not_taken_for_one_though_their_points_are_the_same(origins, tmp_path):
+def test_origins_of_two_sweeps_are_told_by_their_configs_though_their_points_are_the_same(origins, tmp_path):
     other = shutil.copytree(tmp_path / "first", tmp_path / "second")
     second = {key: other / "runs" / place.name for key, place in origins.items()}
-    assert {count for _, count in labels([*begun(origins), *begun(second)])} == {1}
+    both = [*begun(origins), *begun(second)]
+    assert {count for _, count in labels(both)} == {1}, "copies cannot be told apart"
+    for place in second.values():
+        config = from_json(place / CONFIG)
+        write_json(place / CONFIG, config.with_fields({"batch_size": 2 * config.batch_size}).to_json())
+    assert {count for _, count in labels(both)} == {3}
+    assert all("batch_size=" in label for label, _ in labels(both))
 
 
 def test_origins_that_cannot_be_read_keep_their_places(origins):
