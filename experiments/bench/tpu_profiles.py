@@ -32,22 +32,33 @@ SLICES = {
     "v5e": (("--topology=v5e:1x1",), 1), "v5p": (("--topology=v5p:1x1x1",), 1), "v6e": (("--topology=v6e:1x1",), 1),
     "4x4": (("--topology=v5e:4x4", "--mesh=data=4,fsdp=4"), 16),
 }  # fmt: skip
+# Rows of a chip where those of the model do not fit, or where XLA computes layers again to make them fit.
+FEWER = {("gpt2_xl", "v6e"): 8, ("gpt2_xl", "4x4"): 4}
 # How much of the traffic is named.
 NAMED = 12
 
 
-def compiled(model: str, chips: str) -> dict[str, object]:
-    """Returns what a step computes and moves on a chip, and the least of both, or why it does not fit."""
+def compiled(model: str, chips: str, texts: pathlib.Path | None) -> dict[str, object]:
+    """Returns what a step computes and moves on a chip, and the least of both, or why it does not fit.
+
+    Args:
+        model: a name in `MODELS`.
+        chips: a name in `SLICES`.
+        texts: a folder for the text of the program; None: it is not kept.
+    """
     rows, flags = MODELS[model]
+    rows = FEWER.get((model, chips), rows)
     slice_flags, count = SLICES[chips]
     try:
         given = ["plan", f"--preset={model}", f"--batch_size={rows * count}", *slice_flags, *flags, *FLAGS]
         ahead = cli.run(given)
     except FlagError as e:
-        return {"model": model, "chips": chips, "refused": str(e)}
+        return {"model": model, "chips": chips, "rows": rows, "refused": str(e)}
+    if texts:
+        (texts / f"{model}-{chips}.hlo").write_text(ahead.text)
     largest = list(moved_by_source(Program.parse(ahead.text)).items())[:NAMED]
     return {
-        "model": model, "chips": chips, "flops": ahead.load.flops, "needed": ahead.needed_flops / count,
+        "model": model, "chips": chips, "rows": rows, "flops": ahead.load.flops, "needed": ahead.needed_flops / count,
         "own": ahead.model_flops / count, "moved": ahead.load.moved, "least": ahead.least_moved,
         "sent": sum(ahead.load.sent.values()), "memory": ahead.peak, "processor": ahead.cpu, "largest": largest,
     }  # fmt: skip
@@ -71,6 +82,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--chips", default=",".join(SLICES))
     parser.add_argument("--out", default="profiles.jsonl")
+    parser.add_argument("--texts", type=pathlib.Path, help="a folder for the texts of the programs")
     given = parser.parse_args()
     path = pathlib.Path(given.out)
     known = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
@@ -78,7 +90,7 @@ def main() -> None:
     for chips in given.chips.split(","):
         for model in given.models.split(","):
             if (model, chips) not in rows:
-                rows[model, chips] = compiled(model, chips)
+                rows[model, chips] = compiled(model, chips, given.texts)
                 with path.open("a") as file:
                     file.write(json.dumps(rows[model, chips]) + "\n")
     print("\n".join(line(row) for row in rows.values()))

@@ -178,9 +178,14 @@ def _moved(program: Program, computation: Computation, instruction: Instruction)
     if instruction.opcode == "fusion":
         return _fusion(program, computation, instruction)
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * _far(known[instruction.operands[1]].shapes)
+        whole, part = (known[name].shapes[0] for name in instruction.operands[:2])
+        return _copied(part, part, whole)
+    if instruction.opcode == "slice-start":
+        # Its results are the whole array, which is not read, the slice, and a counter.
+        return _copied(instruction.shapes[1], *instruction.shapes[:2])
     if instruction.opcode in _SLICES:
-        return 2 * _far(instruction.shapes[:1]) if instruction.opcode != "slice-start" else _far(instruction.shapes)
+        part = instruction.shapes[0]
+        return _copied(part, known[instruction.operands[0]].shapes[0], part)
     if instruction.opcode == "copy-start":
         return _far(instruction.shapes[:2])
     if instruction.opcode.endswith("-start"):
@@ -241,6 +246,11 @@ def _updated(program: Program, computation: Computation, result: Instruction) ->
         called = _called(program, result)
         return _updated(program, called, called.instructions[called.root])
     return None
+
+
+def _copied(part: Shape, source: Shape, target: Shape) -> int:
+    """Returns the bytes that a copy of a part of an array moves to or from main memory, given where both are."""
+    return part.num_bytes * ((not source.near) + (not target.near))
 
 
 def _far(shapes: list[Shape] | tuple[Shape, ...]) -> int:

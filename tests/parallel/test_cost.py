@@ -109,3 +109,31 @@ def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, 
     assert cost.flops(program, causal=causal) == products * 2 * 2 * 4 * size * size * 64
     if products:
         assert cost.least_bytes(program, 2) == 2 * 2 * size * 64 * (4 + 1 + 1 + rows)
+
+
+SLICES = """HloModule m
+
+ENTRY %main (a: bf16[8,64], b: bf16[64]) -> bf16[64] {{
+  %a = bf16[8,64]{{1,0{near}}} parameter(0)
+  %b = bf16[64]{{0}} parameter(1)
+  ROOT %r = {line}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "reads_of_a", "others"),
+    [
+        ("((bf16[8,64]{1,0NEAR}), bf16[2,64]{1,0}, s32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:64]}", 256, 256),
+        ("((bf16[8,64]{1,0NEAR}), bf16[2,64]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:64]}", 256, 0),
+        ("bf16[2,64]{1,0} slice(%a), slice={[0:2], [0:64]}", 256, 256),
+        ("bf16[2,64]{1,0:S(1)} slice(%a), slice={[0:2], [0:64]}", 256, 0),
+        ("bf16[8,64]{1,0} dynamic-update-slice(%a, %b, %i, %i)", 128, 128),
+    ],
+)
+@pytest.mark.parametrize("near", [False, True])
+def test_of_a_slice_the_part_alone_is_moved_from_where_it_is_to_where_it_goes(line, reads_of_a, others, near):
+    """What is in the memory on the chip is not moved to or from main memory, and the rest of the array is not read."""
+    place = ":S(1)" if near else ""
+    program = Program.parse(SLICES.format(near=place, line=line.replace("NEAR", place)))
+    assert cost.moved_bytes(program) == (0 if near else reads_of_a) + others
