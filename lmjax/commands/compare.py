@@ -12,7 +12,7 @@ from lmjax.errors import FlagError
 from lmjax.paths import expanded
 from lmjax.phases import phase
 from lmjax.runs.places import local_folder
-from lmjax.sweep.arms import arms_of, with_bits, workdir_runs
+from lmjax.sweep.arms import arms_of, with_shared, workdir_runs
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.origins import with_origins
 from lmjax.sweep.render import Section
@@ -35,7 +35,7 @@ def main(values: flags.FlagValues) -> Analysis:
         with phase(f"scoring the documents of {len(unscored)} run(s)"):
             if score(unscored):
                 runs = workdir_runs(workdirs)
-    found = analyse(arms_of(with_bits(run) for run in with_origins(runs)), values["metric"].value)
+    found = analyse(arms_of(with_shared(run) for run in with_origins(runs)), values["metric"].value)
     parts = sections(found)
     print("\n\n".join(_text(part) for part in parts if part.title in _PRINTED))
     if values["report"].value:

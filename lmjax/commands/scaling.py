@@ -17,7 +17,7 @@ from lmjax.paths import write_durably
 from lmjax.phases import phase
 from lmjax.runs.places import local_folder
 from lmjax.runs.pretrained import open_pretrained
-from lmjax.sweep.arms import RunResult, arms_of, sweep_runs, with_bits
+from lmjax.sweep.arms import RunResult, arms_of, sweep_runs, with_shared
 from lmjax.sweep.charts import Curve, Dot, curves
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.render import Section, markdown, page
@@ -32,7 +32,7 @@ def main(values: flags.FlagValues) -> Fitted:
     if not values["sweep"].value:
         raise FlagError("--sweep: name the folder of a sweep over sizes and numbers of tokens")
     ledger = Ledger(local_folder(values["sweep"].value))
-    runs = [with_bits(run) for run in sweep_runs(ledger) if run.counts]
+    runs = [with_shared(run) for run in sweep_runs(ledger) if run.counts]
     metric = analyse(arms_of(runs), values["metric"].value).metric
     with phase("counting the parameters of the models"):
         sizes = [_parameters(ledger, run) for run in runs]

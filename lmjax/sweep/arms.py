@@ -29,6 +29,9 @@ _SEEDS = frozenset({"seed", *(f"seeds.{name}" for name in SeedsConfig.model_fiel
 # Before the fields of the run that a run begins from.
 ORIGIN = "init_from."
 CONTROL = "data.control"
+# Measures that objectives have under names of their own; see `with_shared`.
+_BITS = "bits_per_byte"
+SHARED = (_BITS, "accuracy")
 # Fields that change no result, by the beginning of their paths.
 _NO_RESULT = (*INERT, "logging.", "checkpoint.")
 
@@ -274,8 +277,8 @@ def headline(arms: Sequence[Arm], wanted: str | None = None) -> str:
     name = losses[0].split("/")[1]
     if same_units(runs, name):
         return losses[0]
-    bits = f"eval/{name}/bits_per_byte"
-    return bits if all(bits_of(run, name) is not None for run in runs) else losses[0]
+    bits = f"eval/{name}/{_BITS}"
+    return bits if all(own_metric(run, name, _BITS) is not None for run in runs) else losses[0]
 
 
 def same_units(runs: Sequence[RunResult], evaluated: str) -> bool:
@@ -297,19 +300,24 @@ def _kinds(run: RunResult, evaluated: str) -> tuple[Any, ...]:
     return (run.data.get("tokenizer"), *sorted(name for name in run.metrics if name.startswith(f"eval/{evaluated}/")))
 
 
-def bits_of(run: RunResult, evaluated: str) -> str | None:
-    """Returns the name of a run's bits per byte on a set, the first by the name of the loss; None: it has none."""
-    names = (n for n in run.metrics if n.startswith(f"eval/{evaluated}/") and n.endswith("/bits_per_byte"))
-    return min(names, default=None)
+def own_metric(run: RunResult, evaluated: str, measure: str) -> str | None:
+    """Returns the name of a measure of a run on a set; None: it has none, or accuracies of several objectives.
+
+    Bits per byte of several objectives are those of the first by name.
+    """
+    names = [n for n in run.metrics if n.startswith(f"eval/{evaluated}/") and n.endswith(f"/{measure}")]
+    return min(names, default=None) if measure == _BITS or len(names) < 2 else None
 
 
-def with_bits(run: RunResult) -> RunResult:
-    """Returns a run with `eval/SET/bits_per_byte` for each set that it has bits per byte of.
+def with_shared(run: RunResult) -> RunResult:
+    """Returns a run with `eval/SET/bits_per_byte` and `eval/SET/accuracy` for each set that it has them of.
 
     So objectives, whose metrics have their own names, can be compared by one.
     """
     sets = dict.fromkeys(name.split("/")[1] for name in run.metrics)
-    names = {f"eval/{each}/bits_per_byte": own for each in sets if (own := bits_of(run, each))}
+    names = {
+        f"eval/{each}/{measure}": own for each in sets for measure in SHARED if (own := own_metric(run, each, measure))
+    }
 
     def added(line: Mapping[str, float]) -> dict[str, float]:
         return {**line, **{name: line[own] for name, own in names.items() if own in line}}

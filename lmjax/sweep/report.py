@@ -17,7 +17,7 @@ from lmjax.paths import write_durably
 from lmjax.runs.documents import score_documents
 from lmjax.schema import shown
 from lmjax.sweep.along import along_fields
-from lmjax.sweep.arms import Arm, arms_of, sweep_runs, with_bits
+from lmjax.sweep.arms import Arm, arms_of, sweep_runs, with_shared
 from lmjax.sweep.cautions import other_tasks, shared_seeds, single_runs, unpaired_documents
 from lmjax.sweep.charts import Bar, Curve, alone, bars, curves
 from lmjax.sweep.csv_table import pair_label, table_csv
@@ -54,7 +54,7 @@ def write_report(directory: str | pathlib.Path, metric: str | None = None) -> pa
     unscored = [run.name for run in runs if run.counts and not run.documents]
     if score([ledger.directory / "runs" / name for name in unscored]):
         runs = sweep_runs(ledger)
-    found = analyse(arms_of(with_bits(run) for run in with_origins(runs)), metric or settings.get("metric"))
+    found = analyse(arms_of(with_shared(run) for run in with_origins(runs)), metric or settings.get("metric"))
     return write_files(ledger.directory, found)
 
 

@@ -28,6 +28,7 @@ from lmjax.evaluation.seeds import (
 from lmjax.schema import shown
 from lmjax.sweep.arms import (
     CONTROL,
+    SHARED,
     Arm,
     RunResult,
     arm_key,
@@ -247,10 +248,10 @@ def _best(arm: Arm, metric: str, falling: bool) -> Interval | None:
 
 
 def _is_alias(name: str, shared: Sequence[str]) -> bool:
-    """Returns whether a metric is one that `with_bits` added beside the metric that it stands for."""
+    """Returns whether a metric is one that `with_shared` added beside the metric that it stands for."""
     _, evaluated, *rest = name.split("/")
-    own = [other for other in shared if other.startswith(f"eval/{evaluated}/") and other.endswith("/bits_per_byte")]
-    return rest == ["bits_per_byte"] and len(own) > 1
+    own = [other for other in shared if other.startswith(f"eval/{evaluated}/") and other.split("/")[3:] == rest]
+    return len(rest) == 1 and rest[0] in SHARED and bool(own)
 
 
 def _row(arms: Sequence[Arm], metric: str) -> tuple[float, Deviation | None, tuple[Interval | None, ...]]:

@@ -7,7 +7,7 @@ import pytest
 from lmjax.config import from_json, resolve
 from lmjax.runs.workdir import CONFIG
 from lmjax.strict_json import write_json
-from lmjax.sweep.arms import arms_of, with_bits
+from lmjax.sweep.arms import arms_of, with_shared
 from lmjax.sweep.ledger import Ledger
 from lmjax.sweep.origins import origin_fields, with_origins
 from lmjax.sweep.render import markdown
@@ -41,7 +41,7 @@ def begun(places, **fields):
 
 
 def labels(runs):
-    return [(arm.label, len(arm.runs)) for arm in arms_of(with_bits(run) for run in with_origins(runs))]
+    return [(arm.label, len(arm.runs)) for arm in arms_of(with_shared(run) for run in with_origins(runs))]
 
 
 def test_origins_of_a_sweep_are_told_by_its_fields_and_their_seeds_are_seeds(origins):
@@ -49,7 +49,7 @@ def test_origins_of_a_sweep_are_told_by_its_fields_and_their_seeds_are_seeds(ori
 
 
 def test_the_noise_of_an_arm_holds_that_of_the_seeds_of_its_origins(origins):
-    found = analyse(arms_of(with_bits(run) for run in with_origins(begun(origins))))
+    found = analyse(arms_of(with_shared(run) for run in with_origins(begun(origins))))
     assert [noise.source for noise in found.noise] == ["init_from.seed", "documents"]
     text = markdown("A sweep", sections(found))
     assert "The runs of an arm differ in init_from.seed alone" in text

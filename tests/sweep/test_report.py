@@ -12,7 +12,7 @@ from scipy import stats
 
 from lmjax.errors import FlagError
 from lmjax.evaluation.documents import DocumentLosses
-from lmjax.sweep.arms import RunResult, arms_of, with_bits
+from lmjax.sweep.arms import RunResult, arms_of, with_shared
 from lmjax.sweep.charts import Curve, curves, ticks
 from lmjax.sweep.csv_table import table_csv
 from lmjax.sweep.render import markdown, page
@@ -74,7 +74,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def found(runs):
-    return analyse(arms_of(with_bits(r) for r in runs))
+    return analyse(arms_of(with_shared(r) for r in runs))
 
 
 def test_runs_that_differ_in_seeds_alone_are_one_arm(found):
@@ -115,7 +115,7 @@ def test_documents_are_what_makes_it_visible(runs):
 @pytest.mark.parametrize("changes", [{"weight": 7.0}, {"tokenizer": "other"}])
 def test_other_targets_are_compared_in_bits_per_byte(runs, changes):
     other = [*runs[:3], *arm(0.2, 0.4, **changes)]
-    found = analyse(arms_of(with_bits(r) for r in other))
+    found = analyse(arms_of(with_shared(r) for r in other))
     assert found.metric == "eval/heldout/bits_per_byte"
     assert found.pairs[0].value == pytest.approx(found.interval(0).value - found.interval(1).value)
     assert found.documents == 80
@@ -153,6 +153,29 @@ def test_noise_is_taken_apart_by_source():
     assert "differ in seeds.init and seeds.order alone" in text, "runs that share a seed are not independent"
 
 
+def accurate(name, **metrics):
+    """A run with metrics besides its loss."""
+    one = run(name, objective=name[:3])
+    return dataclasses.replace(one, metrics=one.metrics | metrics)
+
+
+def test_accuracies_of_objectives_are_compared_by_one_name():
+    given = [
+        *(accurate(f"cls{i}", **{"eval/heldout/classification/accuracy": 0.7 + i / 100}) for i in range(2)),
+        *(accurate(f"ttt{i}", **{"eval/heldout/text_to_text/accuracy": 0.6 + i / 100}) for i in range(2)),
+    ]
+    found = analyse(arms_of(with_shared(r) for r in given), "heldout/accuracy")
+    assert [arm.values("eval/heldout/accuracy") for arm in found.arms] == [[0.7, 0.71], [0.6, 0.61]]
+    alone = analyse(arms_of(with_shared(r) for r in given[:2]), None)
+    assert "eval/heldout/classification/accuracy" in alone.table
+    assert "eval/heldout/accuracy" not in alone.table, "it stands there by its own name"
+
+
+def test_accuracies_of_several_objectives_of_a_run_are_not_one():
+    names = {"eval/heldout/mlm/accuracy": 0.5, "eval/heldout/nsp/accuracy": 0.9}
+    assert "eval/heldout/accuracy" not in with_shared(accurate("mlm", **names)).metrics
+
+
 @pytest.mark.parametrize(
     ("changes", "metric", "warned"),
     [
@@ -166,7 +189,7 @@ def test_noise_is_taken_apart_by_source():
 def test_losses_of_different_tasks_are_not_taken_for_better_and_worse_models(changes, metric, warned):
     arms = [arm(0.1 * (i + 1), 0.0, 2, **change) for i, change in enumerate(changes)]
     given = [dataclasses.replace(r, metrics=r.metrics | {"eval/heldout/accuracy": 0.5}) for a in arms for r in a]
-    text = markdown("A sweep", sections(analyse(arms_of(with_bits(r) for r in given), metric)))
+    text = markdown("A sweep", sections(analyse(arms_of(with_shared(r) for r in given), metric)))
     assert (warned in text) if warned else ("Arms differ" not in text)
 
 
@@ -200,7 +223,7 @@ def test_the_wanted_metric_is_compared(runs):
 
 
 def test_the_same_results_give_the_same_bytes_and_the_page_loads_nothing(runs):
-    made = [analyse(arms_of(with_bits(r) for r in runs)) for _ in range(2)]
+    made = [analyse(arms_of(with_shared(r) for r in runs)) for _ in range(2)]
     one, other = (page("A sweep", sections(f)) + markdown("A sweep", sections(f)) + table_csv(f) for f in made)
     assert one == other
     assert not [word for word in ("http:", "https:", "src=", "<script", "@import", "url(") if word in one]
@@ -213,7 +236,7 @@ def test_the_same_results_give_the_same_bytes_and_the_page_loads_nothing(runs):
 
 def test_each_chart_is_a_file_that_stands_alone(runs, tmp_path):
     """It holds the colours that the page has for all of its charts."""
-    parts = sections(found := analyse(arms_of(with_bits(r) for r in runs)))
+    parts = sections(found := analyse(arms_of(with_shared(r) for r in runs)))
     write_files(tmp_path, found)
     files = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
     assert len(files) == len([part for part in parts if part.chart])
@@ -280,7 +303,7 @@ def test_a_field_with_numbers_has_a_line_for_each_setting_of_the_others():
         for rate in rates
         for each in arm(rate, math.log2(rate / at) ** 2, width=width, deep=3 * width, act=f"w{width}")
     ]
-    found = analyse(arms_of(with_bits(r) for r in given))
+    found = analyse(arms_of(with_shared(r) for r in given))
     parts = [part for part in sections(found) if part.title.startswith("Along")]
     assert [part.title for part in parts] == ["Along learning_rate"], "widths differ together with other fields"
     rows = {label: (at, value) for label, at, value in parts[0].table[1:]}
@@ -298,10 +321,10 @@ def test_a_field_with_numbers_has_a_line_for_each_setting_of_the_others():
 
 
 def test_the_best_value_at_the_edge_is_called_so():
-    found = analyse(arms_of(with_bits(r) for rate in (1, 2, 3) for r in arm(rate, rate / 10)))
+    found = analyse(arms_of(with_shared(r) for rate in (1, 2, 3) for r in arm(rate, rate / 10)))
     (part,) = (part for part in sections(found) if part.title.startswith("Along"))
     assert part.table[1][:2] == ("all arms", "1 (at the edge)")
-    two = analyse(arms_of(with_bits(r) for rate in (1, 2) for r in arm(rate, rate / 10)))
+    two = analyse(arms_of(with_shared(r) for rate in (1, 2) for r in arm(rate, rate / 10)))
     assert not [part for part in sections(two) if part.title.startswith("Along")]
 
 
