@@ -13,7 +13,7 @@ from absl import flags
 
 from lmjax.commands.points import canonical, given, resolve_points
 from lmjax.commands.search import Searcher, check_search
-from lmjax.commands.sweep_plan import check, counted, plan
+from lmjax.commands.sweep_plan import check, check_metric, counted, plan
 from lmjax.commands.train import train_run
 from lmjax.config import Config
 from lmjax.data.sources import DataConfig
@@ -83,7 +83,9 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         return ledger.directory
     with phase("counting what the runs will spend"):
         check(targets, program)
-        told = plan(targets, program, counted(targets, costs), ledger.results() if ledger else {})
+        spent = counted(targets, costs)
+        check_metric(sweep.metric, spent)
+        told = plan(targets, program, spent, ledger.results() if ledger else {})
     print(f"{searcher.opening()}\n{told}" if searcher else told)
     if not values["run"].value:
         print("nothing is trained yet: give --run and --workdir=DIR")

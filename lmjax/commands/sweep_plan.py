@@ -36,6 +36,18 @@ def counted(targets: Sequence[Target], costs: Costs) -> dict[str, Cost]:
     return found
 
 
+def check_metric(metric: str | None, costs: Mapping[str, Cost]) -> None:
+    """Raises FlagError, naming a run, if it is not evaluated on the set that the metric names."""
+    evaluated = (metric or "").removeprefix("eval/").split("/")[0]
+    for name, cost in costs.items():
+        if metric and evaluated not in cost.sets:
+            sets = ", ".join(cost.sets) or "no set"
+            raise FlagError(
+                f"--metric={metric}: the run {name} is evaluated on {sets}; write SET/MEASURE, such as "
+                f"{(*cost.sets, 'heldout')[0]}/loss"
+            )
+
+
 def check(targets: Sequence[Target], program: Callable[[Config], Hashable | None]) -> None:
     """Raises FlagError, naming the run, if a run cannot fit on this machine; of each group one run is checked."""
     for first, *_ in groups(targets, program).values():

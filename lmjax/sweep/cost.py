@@ -55,11 +55,13 @@ class Cost:
         steps: the steps of the run; with epochs, those that its rows make.
         parameters: number of parameters.
         spans: the stages.
+        sets: the names of its evaluation sets.
     """
 
     steps: int
     parameters: int
     spans: tuple[Span, ...]
+    sets: tuple[str, ...] = ()
 
     def total(self, unit: Unit, steps: int | None = None) -> float:
         """Returns what the first `steps` steps spend; None: all steps."""
@@ -105,7 +107,7 @@ def cost_key(config: Config) -> frozenset[tuple[str, str]]:
 def _counted(run: Run) -> Cost:
     spans = tuple(Span(stage.begin, stage.end, *_per_step(stage), run.flops_per_step(stage)) for stage in run.stages)
     parameters = count_parameters(abstract_params(run.model.config, run.model.heads))
-    return Cost(run.config.steps, parameters, spans)
+    return Cost(run.config.steps, parameters, spans, tuple(each.name for each in run.eval_sets))
 
 
 def _per_step(stage: Stage) -> tuple[float, float]:

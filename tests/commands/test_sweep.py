@@ -81,6 +81,14 @@ def test_the_plan_lists_the_runs_and_writes_nothing(tmp_path, corpus, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("metric", ["helout/loss", "eval/helout/loss", "loss"])
+def test_a_metric_of_an_unknown_set_is_an_error_before_anything_is_trained(tmp_path, corpus, metric):
+    folder = tmp_path / "x"
+    said = answer("--grid=seed=0:2", f"--data={corpus}", f"--workdir={folder}", f"--metric={metric}", "--run", *TINY)
+    assert f"--metric={metric}: the run seed=0 is evaluated on heldout" in said
+    assert not folder.exists()
+
+
 def test_a_file_of_a_sweep_must_return_one(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config():\n    pass\n")
