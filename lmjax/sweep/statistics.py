@@ -41,6 +41,8 @@ from lmjax.sweep.arms import (
 
 # Measures that are known for each document, by the last part of a metric's name.
 _BY_DOCUMENT = ("loss", "bits_per_byte", "accuracy")
+# Documents that are scored where the run was evaluated give its metrics to 1e-6; another device may round otherwise.
+_SAME = 1e-3
 
 
 class Pair(NamedTuple):
@@ -194,8 +196,21 @@ def _samples(arms: Sequence[Arm], metric: str) -> tuple[dict[int, np.ndarray], s
         except DataError as e:
             why = str(e)
         else:
-            return shares, ""
+            if not (why := _other_measure(with_runs, shares, metric)):
+                return shares, ""
     return {i: np.array(arm.values(metric))[:, None] for i, arm in with_runs}, why
+
+
+def _other_measure(arms: Sequence[tuple[int, Arm]], shares: Mapping[int, np.ndarray], metric: str) -> str:
+    """Returns how the documents of a run measure something else than its metric; empty: they measure the same.
+
+    The accuracy of a task that writes labels as text is that of labels, and its documents have that of tokens.
+    """
+    for i, arm in arms:
+        for value, own in zip(arm.values(metric), shares[i].mean(1), strict=True):
+            if abs(value - own) > _SAME * abs(value):
+                return f"their {metric.rpartition('/')[2]} in {arm.label} is {own:.4g}, and {metric} is {value:.4g}"
+    return ""
 
 
 def _pairs(arms: Sequence[Arm], samples: dict[int, np.ndarray]) -> tuple[Pair, ...]:

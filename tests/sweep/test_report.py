@@ -153,29 +153,6 @@ def test_noise_is_taken_apart_by_source():
     assert "differ in seeds.init and seeds.order alone" in text, "runs that share a seed are not independent"
 
 
-def accurate(name, **metrics):
-    """A run with metrics besides its loss."""
-    one = run(name, objective=name[:3])
-    return dataclasses.replace(one, metrics=one.metrics | metrics)
-
-
-def test_accuracies_of_objectives_are_compared_by_one_name():
-    given = [
-        *(accurate(f"cls{i}", **{"eval/heldout/classification/accuracy": 0.7 + i / 100}) for i in range(2)),
-        *(accurate(f"ttt{i}", **{"eval/heldout/text_to_text/accuracy": 0.6 + i / 100}) for i in range(2)),
-    ]
-    found = analyse(arms_of(with_shared(r) for r in given), "heldout/accuracy")
-    assert [arm.values("eval/heldout/accuracy") for arm in found.arms] == [[0.7, 0.71], [0.6, 0.61]]
-    alone = analyse(arms_of(with_shared(r) for r in given[:2]), None)
-    assert "eval/heldout/classification/accuracy" in alone.table
-    assert "eval/heldout/accuracy" not in alone.table, "it stands there by its own name"
-
-
-def test_accuracies_of_several_objectives_of_a_run_are_not_one():
-    names = {"eval/heldout/mlm/accuracy": 0.5, "eval/heldout/nsp/accuracy": 0.9}
-    assert "eval/heldout/accuracy" not in with_shared(accurate("mlm", **names)).metrics
-
-
 @pytest.mark.parametrize(
     ("changes", "metric", "warned"),
     [
