@@ -1,4 +1,4 @@
-"""Metrics that objectives have under names of their own, compared by one name, and by the documents that measure them."""
+"""Metrics that objectives have under names of their own: compared by one name, by documents that measure them too."""
 
 import dataclasses
 
