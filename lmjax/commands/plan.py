@@ -16,6 +16,7 @@ from lmjax.commands.train import resolve_flags
 from lmjax.config import Config, replace
 from lmjax.errors import FlagError
 from lmjax.model.parameters import count_parameters
+from lmjax.parallel import pmap
 from lmjax.parallel.chips import Chip, chip_of
 from lmjax.parallel.collectives import sent_by_axes
 from lmjax.parallel.cost import moved_by_source
@@ -48,6 +49,9 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> Ahead:
         raise FlagError(f"--tokens={tokens}: give a number of tokens, such as 300e9")
     if mesh is not None and mesh != "auto":
         config = replace(config, {f"parallel.{axis}": size for axis, size in _sizes(mesh).items()})
+    pmap.check(config.parallel)
+    if mesh == "auto" and config.parallel.kind == "pmap":
+        raise FlagError("--mesh=auto: replicas of --parallel=pmap have one layout; leave --mesh out")
     model = sized_model(config)
     config = replace(config, {"model.vocab_size": model.config.vocab_size})
     if mesh == "auto":

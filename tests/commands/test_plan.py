@@ -107,6 +107,8 @@ def test_links_of_all_dimensions_of_a_group_count():
         (("--topology=cpu:8", "--tokens=inf"), "--tokens=inf"),
         (("--topology=cpu:8", "--mesh=tensor=8"), "--config.parallel.tensor=8"),
         (("--topology=cpu:8", "--mesh=auto"), "--topology=cpu:8"),
+        (("--topology=cpu:8", "--parallel=pmap", "--mesh=fsdp=8"), "--parallel=pmap splits the batch alone"),
+        (("--topology=cpu:8", "--parallel=pmap", "--mesh=auto"), "--mesh=auto: replicas of --parallel=pmap"),
         (("--topology=cpu:8", "--tokens=0"), "--tokens"),
     ],
 )
