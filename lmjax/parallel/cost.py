@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,18 +66,26 @@ def _flops(computation: Computation, instruction: Instruction, causal: bool) -> 
 def _kernel(computation: Computation, instruction: Instruction, causal: bool) -> float:
     """Returns the FLOPs of a splash attention kernel; 0 for other calls."""
     known = next((found for name, found in _KERNELS.items() if instruction.name.startswith(name)), None)
-    large = [shape.dims for shape in computation.shapes(instruction) if len(shape.dims) == 4]
-    if known is None or len(large) < 2:
+    if known is None or (found := _queries_and_keys(computation.shapes(instruction))) is None:
         return 0.0
-    (batch, heads, queries, width), keys = large[0], large[1][2]
+    (*rows, queries, width), keys = found[0].dims, found[1].dims[-2]
     products, end = known
     said = _BLOCKS.search(instruction.attributes)
     sizes = json.loads(json.loads(said.group(1))) if said else {}
-    results = [shape for shape in instruction.shapes if len(shape.dims) >= 4 and shape.dims[-1] == width]
+    results = [x for x in instruction.shapes if len(x.dims) >= len(found[0].dims) and x.dims[-1] == width]
     # With those of keys and values, the gradients of the queries.
     products += end == "_dkv" and len(results) == 3
     share = _visited(queries, keys, sizes[f"block_q{end}"], sizes[f"block_kv{end}"]) if causal else 1.0
-    return 2.0 * share * products * batch * heads * queries * keys * width
+    return 2.0 * share * products * math.prod(rows) * queries * keys * width
+
+
+def _queries_and_keys(given: Sequence[Shape]) -> tuple[Shape, Shape] | None:
+    """Returns the first two arrays of numbers of a kernel, `[..., heads, length, width]`; None: it has no two.
+
+    A batch of one row has no dimension. What comes before them are the masks, which are integers.
+    """
+    large = [shape for shape in given if len(shape.dims) > 2 and shape.dtype.startswith(("f", "bf"))]
+    return (large[0], large[1]) if len(large) > 1 else None
 
 
 def _visited(queries: int, keys: int, block_q: int, block_kv: int) -> float:
@@ -139,9 +148,10 @@ def least_bytes(program: Program, width: int) -> float:
             if instruction.opcode in ("dot", "convolution"):
                 total += use.times * sum(shape.size for shape in (*given[:2], *instruction.shapes))
             elif instruction.opcode == "custom-call" and instruction.name.startswith(tuple(_KERNELS)):
-                head_dim = next(shape.dims[-1] for shape in given if len(shape.dims) == 4)
-                arrays = (x for x in (*given, *instruction.shapes) if len(x.dims) >= 4 and x.dims[-1] == head_dim)
-                total += use.times * sum(shape.size for shape in arrays)
+                queries, _ = _queries_and_keys(given)
+                rank, width_of_head = len(queries.dims), queries.dims[-1]
+                both = (*given, *instruction.shapes)
+                total += use.times * sum(x.size for x in both if len(x.dims) >= rank and x.dims[-1] == width_of_head)
     return width * total
 
 

@@ -1,5 +1,7 @@
 """FLOPs and memory traffic of programs, given as text in the form of those that XLA makes for a TPU."""
 
+import re
+
 import pytest
 
 from lmjax.parallel import cost
@@ -48,7 +50,8 @@ KERNEL = """HloModule m
 ENTRY %main (q: bf16[2,4,SIZE,64], k: bf16[2,1,SIZE,64]) -> RESULTS {
   %q = bf16[2,4,SIZE,64]{3,2,1,0} parameter(0)
   %k = bf16[2,1,SIZE,64]{3,2,1,0} parameter(1)
-  ROOT %NAME.1 = RESULTS custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", \
+  %m = s32[1,2,2]{2,1,0} constant({...})
+  ROOT %NAME.1 = RESULTS custom-call(%m, %m, %q, %k, %k), custom_call_target="tpu_custom_call", \
 frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512, \\"block_kv\\": 512, \\"block_q_dkv\\": 512, \\"block_kv_dkv\\": BLOCK, \
 \\"block_q_dq\\": 256, \\"block_kv_dq\\": 128}"
@@ -100,15 +103,23 @@ def test_traffic_by_operation_counts_layers_together():
         ("another_kernel", 1024, 512, FORWARD, False, 0),
     ],
 )
-def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, results, causal, products):
-    """Results in float32 with 64 or 128 columns are working memory, or one number of each query."""
+@pytest.mark.parametrize("batch", [2, 1])
+def test_flops_of_an_attention_kernel_follow_from_its_blocks(name, size, block, results, causal, products, batch):
+    """Results in float32 with 64 or 128 columns are working memory, or one number of each query.
+
+    A batch of one row has no dimension in the kernel.
+    """
     text, rows = KERNEL.replace("RESULTS", results[0]), results[1]
     for key, value in (("SIZE", size), ("NAME", name), ("BLOCK", block)):
         text = text.replace(key, str(value))
+    if batch == 1:
+        for rank in (3, 4, 5):
+            layout = ",".join(map(str, reversed(range(rank))))
+            text = re.sub(rf"\[2,([\d,]+)\]\{{{layout}\}}", rf"[\1]{{{layout.partition(',')[2]}}}", text)
     program = Program.parse(text)
-    assert cost.flops(program, causal=causal) == products * 2 * 2 * 4 * size * size * 64
+    assert cost.flops(program, causal=causal) == products * 2 * batch * 4 * size * size * 64
     if products:
-        assert cost.least_bytes(program, 2) == 2 * 2 * size * 64 * (4 + 1 + 1 + rows)
+        assert cost.least_bytes(program, 2) == 2 * batch * size * 64 * (4 + 1 + 1 + rows)
 
 
 SLICES = """HloModule m
