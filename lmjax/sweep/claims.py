@@ -25,25 +25,24 @@ def claimed(ledger: Ledger, targets: Sequence[Target], since: str, most: int | N
 
     Args:
         ledger: the record of the sweep.
-        targets: the runs to choose from.
+        targets: the runs to choose from, which had not ended when the results were last read.
         since: as of `has_ended`.
         most: the most runs; None: all.
 
     Raises:
         SaveError: a claim cannot be written.
     """
-    results = ledger.results()
     with contextlib.ExitStack() as held:
         free: list[Target] = []
         for target in targets:
             if len(free) == most:
                 break
-            if has_ended(results.get(target.name), since) or ledger.is_busy(target):
+            if ledger.is_busy(target):
                 continue
             if lock := _claim(ledger.directory / _CLAIMS / target.name):
                 held.enter_context(lock)
                 free.append(target)
-        results = ledger.results()
+        results = ledger.results() if free else {}
         yield [target for target in free if not has_ended(results.get(target.name), since)]
 
 

@@ -12,7 +12,7 @@ from lmjax.config import Config
 from lmjax.errors import BusyError, PreemptedError, SaveError, UserError
 from lmjax.runs.identity import environment
 from lmjax.sweep.claims import claimed
-from lmjax.sweep.ledger import Ledger, now
+from lmjax.sweep.ledger import Ledger, has_ended, now
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.targets import Target
 
@@ -61,13 +61,18 @@ class Launcher:
         Raises:
             PreemptedError: this process was asked to stop; the run is saved, and the same command goes on.
         """
-        while self._left():
-            if not any(self._train_free(name, group) for name, group in self._groups.items()):
+        while left := self._left():
+            if not any(self._train_free(name, group) for name, group in left.items()):
                 time.sleep(_PATIENCE)
 
-    def _left(self) -> bool:
-        """Returns whether a run has not ended, nor crashed since the sweep was launched."""
-        return not all(self._ledger.ended(group, self._since) for group in self._groups.values())
+    def _left(self) -> dict[str, list[Target]]:
+        """Returns by group the runs that have not ended, nor crashed since the sweep was launched; no empty groups."""
+        results = self._ledger.results()
+        left = {
+            name: [target for target in group if not has_ended(results.get(target.name), self._since)]
+            for name, group in self._groups.items()
+        }
+        return {name: group for name, group in left.items() if group}
 
     def _train_free(self, name: str, group: Sequence[Target]) -> bool:
         """Returns whether a group had runs that were free, after training them."""

@@ -10,6 +10,7 @@ import pytest
 from lmjax.config import resolve
 from lmjax.errors import BusyError, ConfigMismatchError, DataError, FlagError, PreemptedError
 from lmjax.runs.workdir import lock_workdir
+from lmjax.sweep.claims import claimed
 from lmjax.sweep.launch import Launcher
 from lmjax.sweep.ledger import RESULTS, Ledger, now
 from lmjax.sweep.outcome import Outcome
@@ -138,6 +139,17 @@ def test_of_several_launchers_one_trains_each_run_though_its_result_is_recorded_
         thread.join()
     assert sorted(trained) == list(range(8))
     assert len((tmp_path / RESULTS).read_text().splitlines()) == 8
+
+
+def test_a_run_whose_result_came_after_the_results_were_read_is_not_given(tmp_path):
+    ledger, runs, since = Ledger(tmp_path), targets(3), now()
+    ledger.write({}, {}, runs)
+    ended = Outcome(ledger.workdir(runs[1]), "done", 5, {}, 9, 8.0, 7.0)
+    ledger.append(runs[1], ended, group="1", commit=None)
+    with claimed(ledger, runs, since) as given, claimed(ledger, runs, since) as others:
+        assert [[each.name for each in found] for found in (given, others)] == [["seed=0", "seed=2"], []]
+    with claimed(ledger, runs, since, 1) as again:
+        assert [each.name for each in again] == ["seed=0"], "claims end with the context"
 
 
 def test_runs_that_another_process_trains_are_left_to_it(tmp_path):
