@@ -15,7 +15,7 @@ from lmjax.objectives.preference import AnswerRows
 from lmjax.parallel.mesh import on_mesh
 from lmjax.runs.build import Run
 from lmjax.runs.pretrained import open_pretrained
-from lmjax.runs.teacher import check_teacher, teacher_model
+from lmjax.runs.teacher import check_teacher, teacher_config
 from lmjax.training.fixed import Fixed
 from lmjax.training.stages import Stage
 from lmjax.training.teacher import Teacher
@@ -60,7 +60,7 @@ def _teacher(run: Run, tokenizer: str) -> Teacher | None:
         )
     source = open_pretrained(config.place)
     check_teacher(dataclasses.replace(run, tokenizer=load_tokenizer(tokenizer)), source)
-    wanted = teacher_model(run, source.config)
+    wanted = teacher_config(run.config, source.config)
     return Teacher(
         on_mesh(abstract_params(wanted, source.heads), run.mesh), config, LanguageModel(wanted, source.heads)
     )

@@ -19,6 +19,8 @@ from lmjax.parallel.chips import Chip
 from lmjax.parallel.mesh import make_mesh
 from lmjax.parallel.roofline import torus_sides
 from lmjax.runs.build import check_mesh
+from lmjax.runs.pretrained import open_pretrained
+from lmjax.runs.teacher import teacher_config
 
 # Sides of a torus over which XLA has no gathers.
 _SUMMED = 3
@@ -80,7 +82,7 @@ def counts_of(config: Config, heads: Sequence[str]) -> Counts:
 def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Device], chip: Chip) -> list[Candidate]:
     """Returns the layouts that may fit, the fastest first by the estimate.
 
-    The axes expert and sequence stay those of the config. A teacher is not in the estimates.
+    The axes expert and sequence stay those of the config.
 
     Args:
         config: the config, with the size of the vocabulary.
@@ -98,6 +100,12 @@ def candidates(config: Config, heads: Sequence[str], devices: Sequence[jax.Devic
         for name in ("tokens", "encoder_tokens", "decoder_tokens")
     }
     flops = float(train_flops(model, rows, frozen=counts.frozen > 0))
+    if config.teacher.place:
+        teacher = open_pretrained(config.teacher.place)
+        wanted = teacher_config(config, teacher.config)
+        counts = counts._replace(teacher=count_parameters(abstract_params(wanted, teacher.heads)))
+        # A forward pass, without the two products of each gradient.
+        flops += float(train_flops(LanguageModel(wanted, teacher.heads), rows)) / 3
     found = [
         Candidate(each, *_estimate(each, counts, flops, mesh, chip)) for each, mesh in _layouts(config, list(devices))
     ]
@@ -154,9 +162,10 @@ def _estimate(config: Config, counts: Counts, flops: float, mesh: jax.sharding.M
     if config.task.vocab_chunk:
         logits *= min(1.0, config.task.vocab_chunk / config.task.length)
     kept = part * layer * width * model.num_layers / (1 if model.remat == "full" else parallel.tensor)
-    # Parameters, two moments and gradients in float32, and one layer's working set beside what the layers keep.
+    # Parameters, two moments and gradients in float32, what is not trained, what the layers keep, logits, and one
+    # layer's working set.
     memory = (
-        (16 * counts.trained + counts.width * counts.frozen) / split
+        (16 * counts.trained + counts.width * counts.frozen + width * counts.teacher) / split
         + kept
         + logits
         + part * 14 * model.embed_dim * width

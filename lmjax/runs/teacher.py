@@ -6,6 +6,7 @@ import json
 
 import jax
 
+from lmjax.config import Config
 from lmjax.data.fast_tokenizer import load_tokenizer
 from lmjax.data.taught import Taught
 from lmjax.errors import ConfigMismatchError, FlagError
@@ -40,16 +41,16 @@ def open_teacher(run: Run) -> Teacher | Recorded | None:
         return Recorded(config, taught.metadata["rows"])
     source = open_pretrained(config.place)
     check_teacher(run, source)
-    wanted = teacher_model(run, source.config)
+    wanted = teacher_config(run.config, source.config)
     params = source.params(wanted, run.mesh)
     _identify(run, fingerprint(flat(on_host(params))))
     return Teacher(params, config, LanguageModel(wanted, source.heads))
 
 
-def teacher_model(run: Run, theirs: ModelConfig) -> ModelConfig:
+def teacher_config(config: Config, theirs: ModelConfig) -> ModelConfig:
     """Returns the config in which a run computes its teacher; layers that are matched are not scanned."""
-    dtype = run.config.model.dtype
-    unrolled = {"scan_layers": False} if run.config.teacher.matches else {}
+    dtype = config.model.dtype
+    unrolled = {"scan_layers": False} if config.teacher.matches else {}
     return theirs.with_fields({"dtype": dtype, "param_dtype": dtype, "remat": "none"} | unrolled)
 
 

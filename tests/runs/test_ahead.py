@@ -12,10 +12,12 @@ from lmjax.errors import FlagError
 from lmjax.model.language_model import abstract_params
 from lmjax.model.parameters import count_parameters, unboxed
 from lmjax.model.quantized import quantize_layers
+from lmjax.parallel.chips import CHIPS
 from lmjax.parallel.collectives import counted
 from lmjax.parallel.memory import Memory, held
 from lmjax.parallel.mesh import make_mesh
 from lmjax.runs.ahead import check_planned, compile_ahead
+from lmjax.runs.meshes import candidates
 from lmjax.runs.pretrained import open_pretrained
 
 pytestmark = [pytest.mark.usefixtures("all_devices"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -239,6 +241,18 @@ def test_a_teacher_is_computed_and_held_beside_the_run(planned, tiny, tmp_path):
     assert found.load.flops * 8 >= found.needed_flops > found.run.flops_per_step(found.run.stages[-1], computed=True)
     with pytest.raises(FlagError, match=r"--config\.tokenizer\.path"):
         planned(teacher__place=place, **small)
+    # The search for a layout counts it as the plan does.
+    taught = configs.replace(found.run.config, {"parallel.fsdp": 1})
+    alone = configs.replace(taught, {"teacher.place": ""})
+    ranked = [
+        {each.name: each for each in candidates(config, ("vocabulary",), jax.devices()[:8], CHIPS["TPU v5e"])}
+        for config in (taught, alone)
+    ]
+    assert ranked[0].keys() == ranked[1].keys()
+    for name, each in ranked[0].items():
+        assert each.seconds > ranked[1][name].seconds, name
+        split = each.config.parallel.fsdp * each.config.parallel.tensor
+        assert each.memory - ranked[1][name].memory == pytest.approx(found.memory["teacher"] / split, rel=1e-6), name
 
 
 def test_what_a_reference_predicts_is_a_part_of_the_batch(planned, tmp_path):
