@@ -155,7 +155,7 @@ class Config(Schema):
                     f"--config.task.{name}={getattr(task, name)}: the loss of {','.join(task.objective)} does not take"
                     " it; leave it out"
                 )
-        if task.r_drop and not any(rate for _, rate in self.model.dropout):
+        if task.r_drop and not any(self.model.dropout.by_name().values()):
             raise FlagError(
                 f"--config.task.r_drop={task.r_drop}: both passes are equal without dropout; set a rate such as "
                 "--config.model.dropout.residual=0.1, or leave it out"

@@ -13,8 +13,8 @@ import functools
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -104,6 +104,43 @@ def named_key(parent: jax.Array, name: str) -> jax.Array:
     import jax
 
     return jax.random.fold_in(parent, np.frombuffer(_digest(0, name, ()), "<u4")[0])
+
+
+def hash_key(key: jax.Array) -> jax.Array:
+    """Returns a key with the words of `key`, a key of threefry, whose numbers are those of `lmjax.hashed_bits`."""
+    import jax
+
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_hash_generator())
+
+
+@functools.cache
+def _hash_generator() -> Hashable:
+    """Returns a generator for JAX whose keys are split and folded by threefry, and whose numbers are hashes."""
+    import jax
+    from jax.extend.random import define_prng_impl
+
+    from lmjax.hashed_bits import hashed
+
+    def of_threefry(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def derived(words: jax.Array, data: Any) -> jax.Array:
+            return jax.random.key_data(function(jax.random.wrap_key_data(words, impl="threefry2x32"), data))
+
+        return derived
+
+    def random_bits(words: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Array:
+        if width == 64:
+            return jax.lax.bitcast_convert_type(hashed(words, (*shape, 2)), "uint64")
+        return hashed(words, shape).astype(f"uint{width}")
+
+    return define_prng_impl(
+        key_shape=(2,),
+        seed=lambda seed: jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
+        split=of_threefry(jax.random.split),
+        fold_in=of_threefry(jax.random.fold_in),
+        random_bits=random_bits,
+        name="hash",
+        tag="hash",
+    )
 
 
 def _digest(seed: int, name: str, of: Sequence[int | str]) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmjax.inference.loaded import LoadedModel
 from lmjax.inference.row_lengths import row_length
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.objectives.base import Batch, Features
 from lmjax.objectives.prompts import PromptFormat

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
-from lmjax.model.groups import DropoutRates
-from lmjax.model.layers import Dense, Embed, Norm, dropout
+from lmjax.model.dropout import DropoutRates, dropout
+from lmjax.model.layers import Dense, Embed, Norm
 from lmjax.model.relations import Sequence
 from lmjax.model.transformer import Stack
 

@@ -2,12 +2,12 @@
 
 from typing import Literal, Self
 
-import flax.struct
 import jax
 import numpy as np
 import pydantic
 from pydantic import Field
 
+from lmjax.model.dropout import DropoutRates, Generator
 from lmjax.schema import Schema
 
 # Fields of attention that have no effect without a window.
@@ -289,20 +289,6 @@ class HeadConfig(Schema):
         return self
 
 
-@flax.struct.dataclass
-class DropoutRates:
-    """The dropout rates of one call. They are traced, so that a changed rate needs no new compilation.
-
-    Each is a float32 scalar, or None for no dropout, which is compiled out. `DropoutRates()` has no dropout at all.
-    """
-
-    residual: jax.Array | None = None
-    attention: jax.Array | None = None
-    mlp: jax.Array | None = None
-    output: jax.Array | None = None
-    layer: jax.Array | None = None
-
-
 class DropoutConfig(Schema):
     """Rates of dropout (Srivastava et al. 2014), by what is dropped; 0: no dropout."""
 
@@ -318,6 +304,17 @@ class DropoutConfig(Schema):
         " that grows linearly with depth to this one.",
     )
 
+    generator: Generator = Field(
+        "hash",
+        description="Random numbers of the masks: JAX's own, or hashes, with a fifth of the operations"
+        " (`lmjax.hashed_bits`).",
+    )
+
+    def by_name(self) -> dict[str, float]:
+        """Returns the rates by what is dropped."""
+        return {name: rate for name, rate in self if name != "generator"}
+
     def rates(self) -> DropoutRates:
         """Returns the rates as float32 scalars, None where a rate is 0, as an argument of the training step."""
-        return DropoutRates(**{name: np.float32(rate) if rate else None for name, rate in self})
+        scalars = {name: np.float32(rate) if rate else None for name, rate in self.by_name().items()}
+        return DropoutRates(**scalars, generator=self.generator)

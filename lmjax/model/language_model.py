@@ -10,8 +10,8 @@ import pydantic
 
 from lmjax.model.cache import Cache, init_cache
 from lmjax.model.config import ModelConfig
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.families import Batch, make_backbone
-from lmjax.model.groups import DropoutRates
 from lmjax.model.heads import Head, head_types
 from lmjax.model.heads.vocabulary import VocabularyHead
 from lmjax.model.layers import Embed

@@ -1,4 +1,4 @@
-"""Dense, Embed, Norm, MLP and dropout: the layers that process each position separately."""
+"""Dense, Embed, Norm and MLP: the layers that process each position separately."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model import cpu
+from lmjax.model.dropout import dropout
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
 from lmjax.model.quantized import Quantized, integer_dot, rounded_inputs, straight_through
@@ -113,25 +114,6 @@ def dot(
 def align(parameter: jax.Array, x: jax.Array) -> jax.Array:
     """Returns `parameter` with leading dimensions of size one up to the rank of `x`."""
     return jax.lax.expand_dims(parameter, range(x.ndim - parameter.ndim))
-
-
-def dropout(
-    x: jax.Array, rate: jax.Array | None, make_rng: Callable[[str], jax.Array], *, rows: bool = False
-) -> jax.Array:
-    """Returns `x` with each element dropped with probability `rate` and the others scaled by 1 / (1 - rate).
-
-    Args:
-        x: activations of any shape.
-        rate: a traced scalar, or None: `x` itself, and no random number is drawn.
-        make_rng: the `make_rng` of the calling module.
-        rows: drop whole rows of the batch instead of elements (stochastic depth).
-    """
-    if rate is None:
-        return x
-    keep = 1.0 - rate
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1) if rows else x.shape
-    kept = jax.random.bernoulli(make_rng("dropout"), keep, shape)
-    return jnp.where(kept, x * (1.0 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 class Dense(nn.Module):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from lmjax import axes
 from lmjax.model.config import ModelConfig
+from lmjax.model.dropout import dropout
 from lmjax.model.groups import MoEConfig
-from lmjax.model.layers import ACTIVATIONS, Dense, dropout, kernel_init, mup_init
+from lmjax.model.layers import ACTIVATIONS, Dense, kernel_init, mup_init
 from lmjax.model.parameters import parameter
 from lmjax.model.quantized import straight_through
 

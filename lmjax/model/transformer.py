@@ -13,9 +13,9 @@ from lmjax.model.attention import Attention, Cached, Relation
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
 from lmjax.model.cpu import fence
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates, dropout
 from lmjax.model.key_value import KeyValue
-from lmjax.model.layers import MLP, Norm, dropout
+from lmjax.model.layers import MLP, Norm
 from lmjax.model.moe import AUXILIARY, MoE
 from lmjax.model.parameter_paths import SCANNED, SHARED, UNROLLED
 from lmjax.model.platform import platform

@@ -104,7 +104,7 @@ class Found(NamedTuple):
 
 def prepared(config: Config, rows: int) -> Config:
     """Returns the config in the form in which layouts must agree: float32, no dropout, `rows` rows, one device."""
-    fields: dict[str, Any] = {f"model.dropout.{name}": 0.0 for name, _ in config.model.dropout}
+    fields: dict[str, Any] = {f"model.dropout.{name}": 0.0 for name in config.model.dropout.by_name()}
     fields |= {"model.dtype": "float32", "model.param_dtype": "float32", "model.remat": "none", "task.r_drop": 0.0}
     fields |= {f"parallel.{axis}": 1 for axis in MESH_AXES}
     fields |= {"parallel.kind": "mesh", "batch_size": rows, "accumulation": 1, "minutes": None, "epochs": None}

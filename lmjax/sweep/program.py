@@ -21,7 +21,8 @@ def program(config: Config) -> str | None:
         return None
     values = config.model_dump()
     values["optimizer"] = untraced(config.optimizer)
-    values["model"]["dropout"] = {name: rate > 0 for name, rate in config.model.dropout}
+    dropout = config.model.dropout
+    values["model"]["dropout"] |= {name: rate > 0 for name, rate in dropout.by_name().items()}
     for name in _INITIAL:
         del values["model"][name]
     for name in ("balance_weight", "z_weight"):

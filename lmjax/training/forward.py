@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.unpadding import PLACE, SOURCE
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.heads.electra import GeneratorHead
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, RouterLoss, auxiliary_sums
@@ -103,7 +103,7 @@ def forward(
         model=model,
         params=params,
         dropout_rates=dropout_rates,
-        dropout_key=key,
+        dropout_key=dropout_rates.key(key),
     )
 
 

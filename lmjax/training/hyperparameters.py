@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from pydantic import Field, model_validator
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.objectives.sums import NO_PENALTIES, Penalties
 from lmjax.schema import Schema
 from lmjax.training.optimizers import OPTIMIZERS, Optimizers

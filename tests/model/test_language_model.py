@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from lmjax import axes
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.heads import heads_of
 from lmjax.model.language_model import LanguageModel, init_params
 

@@ -1,6 +1,5 @@
-"""The layers of a block compute what their papers define: products, norms, gates, dropout with a traced rate."""
+"""The layers of a block compute what their papers define: products, norms, gates."""
 
-import functools
 import math
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.config import ModelConfig
-from lmjax.model.layers import ACTIVATIONS, Dense, Embed, Norm, dot, dropout
+from lmjax.model.layers import ACTIVATIONS, Dense, Embed, Norm, dot
 
 CONFIG = ModelConfig(
     architecture="decoder", vocab_size=8, embed_dim=400, num_heads=4, mlp_dim=32, num_layers=8, max_length=8
@@ -142,35 +141,3 @@ def test_activations_are_those_of_their_names():
     assert expected.keys() == ACTIVATIONS.keys()
     for name, y in expected.items():
         np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), y, atol=1e-6, err_msg=name)
-
-
-def test_dropout_keeps_the_right_fraction_and_the_mean():
-    y = dropout(jnp.full((1000, 1000), 2.0), jnp.float32(0.2), lambda _: jax.random.key(0))
-    kept = y != 0
-    assert float(kept.mean()) == pytest.approx(0.8, abs=0.002)
-    np.testing.assert_allclose(y[kept], 2.5, rtol=1e-6)
-    assert kept.mean(0).std() == pytest.approx(0.4 / math.sqrt(1000), rel=0.1), "elements are dropped independently"
-
-
-def test_stochastic_depth_drops_whole_rows():
-    y = dropout(jnp.ones((4000, 3, 2)), jnp.float32(0.2), lambda _: jax.random.key(0), rows=True)
-    kept = y[:, 0, 0] != 0
-    np.testing.assert_allclose(y, jnp.broadcast_to(jnp.where(kept, 1.25, 0.0)[:, None, None], y.shape))
-    assert float(kept.mean()) == pytest.approx(0.8, abs=0.03)
-
-
-def test_a_changed_rate_compiles_nothing_and_no_rate_draws_nothing():
-    f = jax.jit(lambda x, rate: dropout(x, rate, lambda _: jax.random.key(0)))
-    x = jnp.ones((8, 8))
-    outputs = [f(x, np.float32(rate)) for rate in (0.0, 0.1, 0.5)]
-    assert f._cache_size() == 1
-    np.testing.assert_array_equal(outputs[0], x)
-    assert (outputs[1] != outputs[2]).any()
-    assert dropout(x, None, make_rng=functools.partial(pytest.fail, "a random number was drawn")) is x
-    many = jax.vmap(f, (None, 0))(x, jnp.array([0.1, 0.5]))
-    np.testing.assert_array_equal(many, jnp.stack(outputs[1:]), "many rates at once: the same masks")
-
-
-def test_dropout_keeps_the_compute_dtype():
-    y = dropout(jnp.ones((8, 8), jnp.bfloat16), jnp.float32(0.5), lambda _: jax.random.key(0))
-    assert y.dtype == jnp.bfloat16

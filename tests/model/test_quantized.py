@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.codes import FORMS, normal_float, packed, unpacked
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameter_paths import is_hidden_matrix, matrix_shape
 from lmjax.model.parameters import flat, unboxed

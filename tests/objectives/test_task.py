@@ -18,7 +18,7 @@ from lmjax.data.pipeline import batches
 from lmjax.data.store import build_store
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.objectives.preference import AnswerRows
 from lmjax.objectives.registry import OBJECTIVES, architectures, combinations, objective_types

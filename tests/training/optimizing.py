@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.update import make_optimizer
 

@@ -40,7 +40,7 @@ class Stairs(Shape):
 CHECK = """
 import jax, jax.numpy as jnp
 from lmjax.config import resolve
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters
 from lmjax.training.update import make_optimizer
 from lmjax.commands import train_flags

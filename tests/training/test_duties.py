@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmjax.errors import PreemptedError
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Followed

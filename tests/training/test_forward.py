@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.heads import HEADS
 from lmjax.model.heads.base import Head, Output, class_logits
 from lmjax.model.language_model import LanguageModel

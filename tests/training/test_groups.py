@@ -11,7 +11,7 @@ import pytest
 from lmjax.errors import FlagError
 from lmjax.model import parameter_paths
 from lmjax.model.config import ModelConfig
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.model.parameter_paths import is_hidden_matrix, is_matrix, map_named, matrix_shape, names_of
 from lmjax.model.presets import PRESETS

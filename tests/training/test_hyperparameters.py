@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pydantic
 import pytest
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.optimizers import OPTIMIZERS
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmjax.axes import RULES
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
 from lmjax.runs.build import build
 from lmjax.training.forward import forward

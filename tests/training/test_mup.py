@@ -10,7 +10,7 @@ import pytest
 from lmjax.config import resolve
 from lmjax.errors import FlagError
 from lmjax.model.config import ModelConfig
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
 from lmjax.training.groups import rate_factors
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig

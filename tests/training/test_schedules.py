@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.schedules import SCHEDULES
 from lmjax.training.update import learning_rate

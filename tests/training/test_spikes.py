@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.spikes import SpikeState, judge
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax.model.config import ModelConfig
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.parallel.mesh import ParallelConfig, make_mesh
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from lmjax.axes import RULES
-from lmjax.model.groups import DropoutRates
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import AUXILIARY, auxiliary_sums
 from lmjax.objectives.sums import Penalties

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 
 from lmjax.model.config import ModelConfig
+from lmjax.model.dropout import DropoutRates
 from lmjax.model.families import Batch, Encoder, InputEmbedding
-from lmjax.model.groups import DropoutRates
 from lmjax.model.heads.base import Head, Output, Size, class_logits, dense
 from lmjax.model.heads.vocabulary import MaskedLMHead
 from lmjax.model.layers import ACTIVATIONS, Embed

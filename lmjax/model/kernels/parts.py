@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmjax.model.layers import dropout
+from lmjax.model.dropout import dropout
 
 
 class Dropout(NamedTuple):
