@@ -1,5 +1,6 @@
 """The command line: help, the printed config, and the exit code and message of every error."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -40,6 +41,17 @@ def test_help_lists_commands_and_flags(lmjax):
     for word in ("--optimizer=adafactor|adam|", "--schedule=constant|", "--parallel=mesh|pmap", "--minutes"):
         assert word in out
     assert lmjax("tokenizer", "--help")[0] == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [(700, 10_000), (50_000, 50_000)])
+def test_a_command_collects_garbage_less_often_than_python_does(lmjax, before, after):
+    ours = gc.get_threshold()
+    try:
+        gc.set_threshold(before, *ours[1:])
+        lmjax("train", "--help")
+        assert gc.get_threshold()[0] == after
+    finally:
+        gc.set_threshold(*ours)
 
 
 def test_print_config_shows_json_and_parameters_and_makes_nothing(lmjax, tmp_path):
