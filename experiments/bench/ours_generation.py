@@ -25,6 +25,7 @@ def build(workload: Workload, dtype: str, cache: str):
     from lmjax.inference.generate.writing import Writing
     from lmjax.inference.loaded import LoadedModel, PromptFormat
     from lmjax.model.language_model import LanguageModel, init_params
+    from lmjax.model.outputs_first import outputs_first
     from lmjax.model.parameters import unboxed
     from lmjax.model.presets import PRESETS
     from lmjax.parallel.mesh import ParallelConfig, make_mesh
@@ -37,6 +38,8 @@ def build(workload: Workload, dtype: str, cache: str):
     shapes = unboxed(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.02, x.shape), x.dtype), shapes)
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
+    if workload.batch * workload.beams > 1:
+        params = outputs_first(params)
 
     class Ids:
         """The part of a tokenizer that prompts of ids need."""

@@ -75,7 +75,8 @@ def main(values: flags.FlagValues) -> list[list[Generation]] | list[list[list[Fi
     if values["preset"].value:
         loaded = random_of(values, place, _integer("seed", values["seed"].value or "0"))
     else:
-        loaded = opened(values, place)
+        several = bool(not encoder and (values["draft"].value or config.beams or (prompts and len(prompts.texts) > 1)))
+        loaded = opened(values, place, several_rows=several)
     loaded = steered(values, sides, loaded)
     if encoder:
         return _fill(loaded, prompts, top_k, output)

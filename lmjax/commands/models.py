@@ -99,8 +99,14 @@ def _is_adapted(values: flags.FlagValues, place: str) -> bool:
     return bool(given) and place == values["model"].value
 
 
-def opened(values: flags.FlagValues, place: str) -> LoadedModel:
-    """Returns the model in a folder or on the hub, loaded with the flags of `flags.define_model`."""
+def opened(values: flags.FlagValues, place: str, *, several_rows: bool = False) -> LoadedModel:
+    """Returns the model in a folder or on the hub, loaded with the flags of `flags.define_model`.
+
+    Args:
+        values: the flags.
+        place: of the model.
+        several_rows: as for `load_model`; not read for a model with an adapter.
+    """
     names = ("step", "dtype", "tensor", "sequence", "accept_fields")
     opening = {name: values[name].value for name in names if name in values}
     with phase(f"loading {place}"):
@@ -111,7 +117,7 @@ def opened(values: flags.FlagValues, place: str) -> LoadedModel:
                 raise FlagError(f"--sequence={values['sequence'].value}: is not for --adapter; merge it into the model")
             loaded = load_adapters(place, {"given": values["adapter"].value}, **opening)["given"]
         else:
-            loaded = load_model(place, **opening)
+            loaded = load_model(place, **opening, several_rows=several_rows)
     return dataclasses.replace(loaded, together=jax.process_count() > 1)
 
 

@@ -111,7 +111,7 @@ def opened(name: str, place: str, adapters: Mapping[str, str], config: EngineCon
     opening = {flag: values[flag].value for flag in ("dtype", "tensor", "accept_fields")}
     with phase(f"loading {place}"):
         if not adapters:
-            loaded, several, order = load_model(place, **opening), None, [name]
+            loaded, several, order = load_model(place, **opening, several_rows=config.rows > 1), None, [name]
         else:
             found = load_adapters(place, adapters, **opening)
             loaded, several = found.loaded, found.several

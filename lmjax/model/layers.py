@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lmjax import axes
 from lmjax.model import cpu
 from lmjax.model.dropout import dropout
+from lmjax.model.outputs_first import OutputsFirst
 from lmjax.model.parameters import parameter
 from lmjax.model.platform import platform
 from lmjax.model.quantized import Quantized, integer_dot, rounded_inputs, straight_through
@@ -79,7 +80,7 @@ def table_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 def dot(
     x: jax.Array,
-    kernel: jax.Array | Quantized,
+    kernel: jax.Array | Quantized | OutputsFirst,
     dims: int = 1,
     out_dtype: str | None = None,
     *,
@@ -98,6 +99,10 @@ def dot(
             because for a single row XLA on a CPU (jax 0.10.2) writes the transpose to memory: 15 of the 45 ms of a
             token of GPT-2 (experiments/README.md, "Generation beside transformers on torch").
     """
+    if isinstance(kernel, OutputsFirst):
+        flat = x.reshape(*x.shape[: x.ndim - dims], -1)
+        y = dot(flat, kernel.matrix, out_dtype=out_dtype, transposed=True)
+        return y.reshape(*y.shape[:-1], *kernel.core[dims:])
     if isinstance(kernel, Quantized) and kernel.rounds:
         return integer_dot(x, kernel, dims, out_dtype)
     if isinstance(kernel, Quantized):

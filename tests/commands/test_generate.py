@@ -319,7 +319,7 @@ def test_a_preset_gets_random_weights_and_says_so(workdir, capsys, monkeypatch):
 
 def test_an_encoder_fills_masks_and_takes_no_flag_of_writing(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("lmjax.commands.generate._place", lambda values: ("x", True, GenerationDefaults()))
-    monkeypatch.setattr("lmjax.commands.generate.opened", lambda values, place: tiny("encoder"))
+    monkeypatch.setattr("lmjax.commands.generate.opened", lambda values, place, **_: tiny("encoder"))
     output = tmp_path / "out.jsonl"
     found = run(["generate", "--prompt=The [MASK] sees [MASK]", "--top_k=2", f"--output={output}"])
     assert [len(mask) for mask in found[0]] == [2, 2]

@@ -69,10 +69,27 @@ def test_a_product_of_matrices_is_the_plain_one_of_other_backends(monkeypatch, r
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 64, 65])
+def test_few_rows_are_multiplied_as_columns(monkeypatch, rows):
+    """XLA exchanges the operands of a product that it takes to be the same, and the kernel is read in another order."""
+    x, kernel, upstream = (jnp.asarray(v, jnp.float32) for v in operands((rows,), (8,), (400,)))
+
+    def run(backend):
+        monkeypatch.setattr(layers, "platform", lambda: backend)
+        y, pull = jax.vjp(lambda x, k: layers.dot(x, k, transposed=True), x, kernel.T)
+        return y, *pull(upstream)
+
+    for ours, plain in zip(run("cpu"), run("tpu"), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(layers, "platform", lambda: "cpu")
+    compiled = jax.jit(lambda x, k: layers.dot(x, k, transposed=True)).lower(x, kernel.T).compile().as_text()
+    assert (f"f32[400,{rows}]{{1,0}} dot(" in compiled) == (1 < rows <= 64)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_gradient_of_a_tall_kernel_is_a_wide_product_in_the_compiled_program(transposed):
     """A tall product takes twice the time, and XLA makes one of a wide product that is only transposed."""
-    x, kernel = jnp.ones((16, 4 if transposed else 64)), jnp.ones((64, 4))
+    x, kernel = jnp.ones((80, 4 if transposed else 64)), jnp.ones((64, 4))
 
     def total(kernel):
         return jnp.sum(jnp.sin(cpu.dot(x, kernel, 1, None, transposed=transposed)))

@@ -12,8 +12,11 @@ from safetensors.numpy import load_file, save_file
 from lmjax.cli import run
 from lmjax.config import from_json
 from lmjax.errors import CheckpointError, DataError, FlagError
+from lmjax.inference.generate import prompt_cache
+from lmjax.inference.generate.generate import GenerateConfig, generate
 from lmjax.inference.loaded import PromptFormat
 from lmjax.interop.export import choose_family, tensors_of
+from lmjax.model.outputs_first import OutputsFirst
 from lmjax.objectives.task import TaskConfig, prompt_format
 from lmjax.runs.pretrained import open_pretrained, storage_mesh
 from lmjax.runs.trained import load_model
@@ -249,3 +252,21 @@ def test_devices_that_split_a_loaded_model(trained):
     for tensor in (0, 9):
         with pytest.raises(FlagError, match=rf"--tensor={tensor}: there are 8 device\(s\); choose from 1 to 8"):
             load_model(str(trained), tensor=tensor)
+
+
+def test_a_model_that_writes_several_texts_has_kernels_with_their_outputs_first(trained):
+    """On one CPU in float32; the texts, and what a cache of a prompt is known by, are those of the model as it is."""
+    one, several = load_model(trained), load_model(trained, several_rows=True)
+    assert any(map(_is_first, jax.tree.leaves(several.params, is_leaf=_is_first)))
+    config = GenerateConfig(max_new_tokens=6)
+    texts = [
+        [found.ids for (found,) in generate(model, ["the old", "a queen goes"], config)] for model in (one, several)
+    ]
+    assert texts[0] == texts[1]
+    assert prompt_cache._fingerprint(one) == prompt_cache._fingerprint(several)
+    for refused in (load_model(trained, several_rows=True, dtype="bfloat16"), load_model(trained)):
+        assert not any(map(_is_first, jax.tree.leaves(refused.params, is_leaf=_is_first)))
+
+
+def _is_first(x):
+    return isinstance(x, OutputsFirst)

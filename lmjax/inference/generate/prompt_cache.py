@@ -21,6 +21,7 @@ from lmjax.errors import DataError, FlagError
 from lmjax.inference.generate.config import GenerateConfig
 from lmjax.inference.loaded import LoadedModel
 from lmjax.model.cache import Cache
+from lmjax.model.outputs_first import inputs_first
 from lmjax.model.parameters import fingerprint, flat
 from lmjax.model.rolling import RollingCache
 
@@ -127,7 +128,7 @@ def _kind(config: GenerateConfig) -> dict[str, str]:
 
 
 def _fingerprint(loaded: LoadedModel) -> str:
-    return fingerprint(jax.device_get(flat(loaded.params)))
+    return fingerprint(jax.device_get(flat(inputs_first(loaded.params))))
 
 
 def _empty(loaded: LoadedModel, count: int, config: GenerateConfig) -> Cache | RollingCache:
