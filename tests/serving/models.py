@@ -3,7 +3,11 @@
 import dataclasses
 import sys
 
+import jax
+import jax.numpy as jnp
+
 from lmjax.data.chat import DEFAULT
+from lmjax.model.outputs_first import outputs_first
 from lmjax.serving.config import EngineConfig
 from lmjax.serving.engine import Engine
 from lmjax.serving.served import Served
@@ -18,14 +22,20 @@ def with_template(loaded):
     return dataclasses.replace(loaded, tokenizer=loaded.tokenizer.with_template(DEFAULT))
 
 
+def in_rows(loaded):
+    """Returns a model with its kernels in the order in which `lmjax serve` keeps them."""
+    return dataclasses.replace(loaded, params=outputs_first(jax.tree.map(jnp.copy, loaded.params)))
+
+
 def loaded_models() -> dict:
     """A decoder that chats, one without a template, an encoder-decoder and an encoder."""
-    return {
+    found = {
         "decoder": with_template(writer("rope")),
         "plain": writer("rope", 1),
         "both": writer("both"),
         "encoder": tiny("encoder"),
     }
+    return {name: in_rows(loaded) for name, loaded in found.items()}
 
 
 def served_models() -> dict:
