@@ -76,5 +76,10 @@ def packed(codes: jax.Array) -> jax.Array:
 
 def unpacked(pairs: jax.Array) -> jax.Array:
     """Returns the codes that `packed` put into pairs."""
+    return jnp.stack(halves(pairs), axis=-2).reshape(*pairs.shape[:-2], -1, pairs.shape[-1])
+
+
+def halves(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the codes of even and of odd inputs, `[..., inputs / 2, outputs]` each."""
     low, high = (jax.lax.shift_right_arithmetic(x.astype(jnp.int8), jnp.int8(4)) for x in (pairs << 4, pairs))
-    return jnp.stack([low, high], axis=-2).reshape(*pairs.shape[:-2], -1, pairs.shape[-1])
+    return low, high

@@ -107,13 +107,23 @@ def dot(
         return integer_dot(x, kernel, dims, out_dtype)
     if isinstance(kernel, Quantized):
         # The backward pass makes the numbers anew, so that those of one layer at a time are in memory.
-        return jax.checkpoint(lambda x, kernel: dot(x, kernel.astype(x.dtype), dims, out_dtype))(x, kernel)
+        return jax.checkpoint(lambda x, kernel: _dot_of_codes(x, kernel, dims, out_dtype))(x, kernel)
     # As a matrix, rows and positions would be one dimension, which no mesh axes split as they split the two.
     if platform() == "cpu" and axes.sequence_ways() == 1:
         return cpu.dot(x, kernel, dims, out_dtype, transposed=transposed)
     of_kernel = (1,) if transposed else tuple(range(dims))
     contracting = (tuple(range(x.ndim - dims, x.ndim)), of_kernel)
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (contracting, ((), ())), preferred_element_type=out_dtype)
+
+
+def _dot_of_codes(x: jax.Array, kernel: Quantized, dims: int, out_dtype: str | None) -> jax.Array:
+    """Returns `dot` for a kernel in few bits, whose numbers are made for it."""
+    if not kernel.in_halves:
+        return dot(x, kernel.astype(x.dtype), dims, out_dtype)
+    flat = x.reshape(*x.shape[: x.ndim - dims], -1)
+    low, high = kernel.halves(x.dtype)
+    y = dot(flat[..., 0::2], low, out_dtype="float32") + dot(flat[..., 1::2], high, out_dtype="float32")
+    return y.reshape(*y.shape[:-1], *kernel.core[dims:]).astype(out_dtype or x.dtype)
 
 
 def align(parameter: jax.Array, x: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import pydantic
 from flax import struct
 from pydantic import Field
 
-from lmjax.model.codes import FORMS, packed, unpacked
+from lmjax.model.codes import FORMS, halves, packed, unpacked
 from lmjax.model.parameter_paths import input_axes, is_hidden_matrix, names_of
 from lmjax.schema import Schema
 
@@ -100,12 +100,29 @@ class Quantized(struct.PyTreeNode):
 
     def astype(self, dtype: Any) -> jax.Array:
         """Returns the kernel in a floating-point dtype; a factor on an input is in the kernel."""
-        numbers = FORMS[self.form].value(self.codes)
-        numbers = _by_group(numbers, self.scales.shape[-2]) * self.scales[..., None, :]
-        numbers = numbers.reshape(*self.values.shape[:-2], -1, self.values.shape[-1])
-        if self.factors is not None:
-            numbers = numbers * self.factors[..., None]
-        return numbers.reshape(self.shape).astype(dtype)
+        return self._numbers(self.codes, self.factors).reshape(self.shape).astype(dtype)
+
+    @property
+    def in_halves(self) -> bool:
+        """Whether codes are in pairs of which both have one scale, so that `halves` can be made."""
+        even = self.values.ndim == 2 and not self.values.shape[0] % self.scales.shape[-2]
+        return FORMS[self.form].bits == 4 and even
+
+    def halves(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns the kernel's even and odd inputs, matrices `[inputs / 2, outputs]`.
+
+        A compiler can make their numbers inside a product, since they stand in the order of the codes; to put them in
+        turn, as `astype` does, XLA writes them to memory.
+        """
+        factors = (None, None) if self.factors is None else (self.factors[0::2], self.factors[1::2])
+        low, high = (self._numbers(*part).astype(dtype) for part in zip(halves(self.values), factors, strict=True))
+        return low, high
+
+    def _numbers(self, codes: jax.Array, factors: jax.Array | None) -> jax.Array:
+        """Returns float32 numbers `[..., inputs, outputs]` for codes and factors of inputs."""
+        numbers = _by_group(FORMS[self.form].value(codes), self.scales.shape[-2]) * self.scales[..., None, :]
+        numbers = numbers.reshape(codes.shape)
+        return numbers if factors is None else numbers * factors[..., None]
 
 
 def _by_group(matrix: jax.Array, groups: int) -> jax.Array:

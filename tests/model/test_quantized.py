@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.model import layers
 from lmjax.model.codes import FORMS, normal_float, packed, unpacked
 from lmjax.model.dropout import DropoutRates
 from lmjax.model.language_model import LanguageModel, init_params
@@ -224,3 +225,23 @@ def test_products_of_integers_round_their_inputs_and_pass_the_gradient_on():
 def test_forms_that_cannot_work_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         PRESETS["nano_decoder"].with_fields(TINY | {"quantization": fields})
+
+
+@pytest.mark.parametrize("weights", ["int4", "nf4"])
+@pytest.mark.parametrize(
+    ("group", "factors", "turns"), [(0, False, False), (4, True, False), (4, False, False), (3, True, True)]
+)
+def test_kernels_of_four_bits_are_multiplied_in_halves(weights, group, factors, turns):
+    """A group of three inputs splits a pair, so that its numbers are put in turn first, as for `astype`."""
+    rng = np.random.default_rng(0)
+    kernel, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 6, 5), (3, 4, 6)))
+    by = jnp.asarray(rng.uniform(0.5, 2, size=24), jnp.float32) if factors else None
+    config = QuantizationConfig(weights=weights, group=group, stored=True, factors=factors)
+    codes = quantized(kernel, (0, 1), config, by)
+    plain = np.tensordot(np.asarray(x, np.float64), np.asarray(codes.astype(jnp.float32), np.float64), 2)
+    np.testing.assert_allclose(layers.dot(x, codes, 2), plain, rtol=1e-5, atol=1e-5)
+    traced = str(jax.make_jaxpr(lambda x, k: layers.dot(x, k, 2))(x, codes))
+    assert traced.count("dot_general[") == (1 if turns else 2), "XLA on a TPU writes numbers put in turn to memory"
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(layers.dot(x, codes, 2))))(x)
+    expected = np.tensordot(np.cos(plain), np.asarray(codes.astype(jnp.float32)), [[1], [2]])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
