@@ -107,10 +107,11 @@ def named_key(parent: jax.Array, name: str) -> jax.Array:
 
 
 def hash_key(key: jax.Array) -> jax.Array:
-    """Returns a key with the words of `key`, a key of threefry, whose numbers are those of `lmjax.hashed_bits`."""
+    """Returns a key with the first two words of `key`, whose numbers are those of `lmjax.hashed_bits`."""
     import jax
 
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_hash_generator())
+    # Keys of threefry have two words, those of JAX's other generators four, of which each half is a key of threefry.
+    return jax.random.wrap_key_data(jax.random.key_data(key)[..., :2], impl=_hash_generator())
 
 
 @functools.cache

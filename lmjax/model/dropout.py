@@ -30,7 +30,7 @@ class DropoutRates:
     generator: Generator = flax.struct.field(pytree_node=False, default="threefry")
 
     def key(self, key: jax.Array) -> jax.Array:
-        """Returns a key of JAX's threefry as a key of the generator of the masks."""
+        """Returns a key of JAX's own generator as a key of the generator of the masks."""
         return hash_key(key) if self.generator == "hash" else key
 
 

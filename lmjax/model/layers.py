@@ -120,9 +120,9 @@ def _dot_of_codes(x: jax.Array, kernel: Quantized, dims: int, out_dtype: str | N
     """Returns `dot` for a kernel in few bits, whose numbers are made for it."""
     if not kernel.in_halves:
         return dot(x, kernel.astype(x.dtype), dims, out_dtype)
-    flat = x.reshape(*x.shape[: x.ndim - dims], -1)
+    pairs = x.reshape(*x.shape[: x.ndim - dims], -1, 2)
     low, high = kernel.halves(x.dtype)
-    y = dot(flat[..., 0::2], low, out_dtype="float32") + dot(flat[..., 1::2], high, out_dtype="float32")
+    y = dot(pairs[..., 0], low, out_dtype="float32") + dot(pairs[..., 1], high, out_dtype="float32")
     return y.reshape(*y.shape[:-1], *kernel.core[dims:]).astype(out_dtype or x.dtype)
 
 

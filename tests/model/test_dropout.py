@@ -79,6 +79,13 @@ def test_a_key_keeps_its_words_and_is_split_and_folded_as_by_threefry():
     assert DropoutRates().key(plain) is plain
 
 
+def test_keys_of_other_generators_have_masks_of_their_own():
+    with jax.default_prng_impl("rbg"):
+        keys = [HASH.key(jax.random.fold_in(jax.random.key(3), i)) for i in range(8)]
+    drawn = np.stack([jax.random.bits(key, (64,)) for key in keys])
+    assert len(np.unique(drawn)) == drawn.size
+
+
 def masks(keys: jax.Array, size: int, rate: float = 0.5) -> np.ndarray:
     """Which of `size` elements are dropped with each of the keys, `[keys, size]`."""
     ones = jnp.ones(size)
