@@ -16,7 +16,7 @@ SIGNATURES = {
     "evaluate": "loaded data config * task fields generation",
     "fill_mask": "loaded texts top_k config",
     "generate": "loaded prompts config * seeds draft names files",
-    "load_model": "place * step dtype tensor sequence accept_fields",
+    "load_model": "place * step dtype tensor sequence accept_fields several_rows",
     "perplexity": "loaded texts config",
     "resolve": "* experiment objective architecture preset model init_from accept_fields overrides fields",
     "score": "loaded items config names",
