@@ -14,8 +14,7 @@ import pathlib
 
 from lmjax import cli
 from lmjax.axes import MESH_AXES
-from lmjax.model.parameters import count_parameters
-from lmjax.runs.meshes import least_sent
+from lmjax.runs.meshes import counts_of, least_sent
 
 # Chips -> the slice, and the devices of data and of fsdp, which extends over one or two sides of the torus.
 SIZES = {8: ("2x2x2", 2, 4), 64: ("4x4x4", 4, 16), 512: ("8x8x8", 64, 8), 4096: ("16x16x16", 256, 16)}
@@ -30,7 +29,7 @@ def compiled(chips: int) -> dict[str, float]:
     mesh = f"--mesh=data={data},fsdp={fsdp}"
     ahead = cli.run(["plan", f"--topology=v5p:{sides}", mesh, f"--batch_size={2 * chips}", *FLAGS])
     sizes = dict.fromkeys(MESH_AXES, 1) | {"data": data, "fsdp": fsdp}
-    least = least_sent(ahead.run.config, sizes, count_parameters(ahead.state.params))
+    least = least_sent(ahead.run.config, sizes, counts_of(ahead.run.config, ahead.run.model.heads))
     return {
         "chips": chips, "flops": ahead.load.flops, "moved": ahead.load.moved, "sent": sum(ahead.load.sent.values()),
         "least": sum(least.values()), "memory": ahead.total, "processor": ahead.cpu,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import pathlib
 import re
 from collections import namedtuple
 
@@ -247,3 +248,16 @@ def test_a_step_for_tpus_has_none_of_the_special_forms_for_a_cpu(capsys):
         assert ("model/tpu.py" in text) != special
         assert ("splash_mha" in text) != special
     assert "MFU" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_weak_scaling_reads_a_plan(monkeypatch):
+    """On a tiny model and CPU devices in place of its own, whose compiler the tests do not have."""
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2] / "experiments/bench")
+    import weak_scaling
+
+    run = weak_scaling.cli.run
+    monkeypatch.setattr(weak_scaling, "FLAGS", [flag for flag in TINY if "batch_size" not in flag])
+    monkeypatch.setattr(weak_scaling.cli, "run", lambda argv: run([argv[0], "--topology=cpu:8", *argv[2:]]))
+    found = weak_scaling.compiled(8)
+    assert 0 < found["least"] <= found["sent"] < 10 * found["least"]
+    assert found["flops"] > 0
