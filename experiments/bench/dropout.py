@@ -1,6 +1,8 @@
 """The time of a training step without dropout, and with it by each generator of its masks, in turns in one process.
 
-python experiments/bench/dropout.py --workload=nanogpt,nano_t5      # README.md has results
+    python experiments/bench/dropout.py --workload=nanogpt,nano_t5
+
+README.md has results.
 """
 
 import argparse

@@ -29,6 +29,7 @@ def build(workload: Workload, dtype: str, cache: str):
     from lmjax.model.parameters import unboxed
     from lmjax.model.presets import PRESETS
     from lmjax.parallel.mesh import ParallelConfig, make_mesh
+    from lmjax.runs.trained import multiplies_columns
 
     cache_compilations(DataConfig().cache_path)
     fields = {"scan_layers": False, "dtype": dtype, "param_dtype": dtype}
@@ -38,7 +39,7 @@ def build(workload: Workload, dtype: str, cache: str):
     shapes = unboxed(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.02, x.shape), x.dtype), shapes)
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-    if workload.batch * workload.beams > 1:
+    if workload.batch * workload.beams > 1 and multiplies_columns(config, mesh):
         params = outputs_first(params)
 
     class Ids:

@@ -90,14 +90,14 @@ def loaded_model(
     mesh = inference_mesh(config, tensor, sequence)
     check_parameters(place or opened.folder, on_mesh(abstract_params(config, opened.heads), mesh))
     params, prompts = opened.params(config, mesh), opened.prompts(tokenizer)
-    if several_rows and _multiplies_columns(config, mesh):
+    if several_rows and multiplies_columns(config, mesh):
         params = outputs_first(params)
     loaded = assemble(config, opened.heads, params, tokenizer, prompts, mesh)
     known = {"defaults": opened.defaults, "tasks": opened.tasks, "length": opened.length, "shown": opened.shown}
     return dataclasses.replace(loaded, **known)
 
 
-def _multiplies_columns(config: ModelConfig, mesh: jax.sharding.Mesh) -> bool:
+def multiplies_columns(config: ModelConfig, mesh: jax.sharding.Mesh) -> bool:
     """Returns whether a model on a mesh multiplies a few rows faster with its kernels' outputs first.
 
     That is so on one CPU in float32 (`lmjax.model.cpu`); kernels in few bits have a form of their own.
