@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmjax.model import cpu
 from lmjax.model.language_model import LanguageModel
 from lmjax.model.moe import LOSSES, auxiliary_weight
+from lmjax.model.platform import platform
 from lmjax.objectives.base import Batch
 from lmjax.objectives.sums import LossSum
 from lmjax.objectives.task import Task
@@ -143,7 +145,7 @@ def make_train_step(
             spike, spikes = judge(state.spikes, grad_norm, finite, hparams)
             good = finite & ~spike
         tokens = over_replicas(count_tokens(batch), axis)
-        state = _updated(state, grads, good, config, hparams, curvature).replace(
+        state = _updated(state, grads, grad_norm, good, config, hparams, curvature).replace(
             step=state.step + 1,
             tokens_seen=add_tokens(state.tokens_seen, tokens),
             skipped=state.skipped + ~finite,
@@ -167,6 +169,7 @@ def make_train_step(
 def _updated(
     state: TrainState,
     grads: PyTree,
+    norm: jax.Array,
     good: jax.Array,
     config: OptimizerConfig,
     hparams: Hyperparameters,
@@ -177,18 +180,27 @@ def _updated(
     Args:
         state: the state before the update.
         grads: the gradients.
+        norm: their norm.
         good: bool scalar, whether to apply the update.
         config: the optimizer's config.
         hparams: the traced hyperparameters.
         curvature: from parameters to an estimate of the Hessian's diagonal, for the optimizers that use one.
     """
-    params = as_float32(state.params)
-    optimizer = make_optimizer(config, hparams, state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params, curvature=lambda: curvature(params))
-    rounded = add_updates(state.params, updates, named_key(_step_key(state), "rounding"))
-    new = {"params": rounded, "opt_state": opt_state}
-    old = {name: getattr(state, name) for name in new}
-    updated = state.replace(**jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old))
+
+    def applied() -> PyTree:
+        params = as_float32(state.params)
+        optimizer = make_optimizer(config, hparams, state.step)
+        known = {"norm": norm, "curvature": lambda: curvature(params)}
+        updates, opt_state = optimizer.update(grads, state.opt_state, params, **known)
+        rounded = add_updates(state.params, updates, named_key(_step_key(state), "rounding"))
+        return {"params": rounded, "opt_state": opt_state}
+
+    old = {"params": state.params, "opt_state": state.opt_state}
+    if platform() == "cpu":
+        new = cpu.updated_if(good, applied, old)
+    else:
+        new = jax.tree.map(lambda new, old: jnp.where(good, new, old), applied(), old)
+    updated = state.replace(**new)
     return updated.replace(average=averaged(hparams.optimizer, state, updated.params, good))
 
 

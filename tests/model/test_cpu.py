@@ -146,3 +146,34 @@ def test_the_fence_changes_no_bit_and_no_gradient(dtype):
     positions = jnp.arange(3)[None]
     assert jnp.array_equal(cpu.fence(x, positions), x)
     assert jnp.array_equal(jax.vjp(lambda x: cpu.fence(x, positions), x)[1](x)[0], x)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_repeated_array_is_the_sum_over_its_copies(count, dtype):
+    rng = np.random.default_rng(0)
+    x, upstream = (jnp.asarray(rng.normal(size=(n, 2, 5)), dtype) for n in (1, count))
+    expected = np.asarray(upstream, np.float64).sum(0, keepdims=True)
+    y, pull = jax.vjp(lambda x: cpu.repeated(x, count), x)
+    np.testing.assert_array_equal(y.astype(jnp.float32), np.repeat(np.asarray(x, np.float32), count, axis=0))
+    (found,) = pull(upstream)
+    assert (found.shape, found.dtype) == (x.shape, x.dtype)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=1e-6 if dtype == "float32" else 0.05)
+    # Members of a population have arrays of their own.
+    several = jax.vmap(jax.grad(lambda x: jnp.sum(cpu.repeated(x, count) * upstream)))(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(several.astype(jnp.float32), np.stack([expected] * 2), atol=0.05)
+
+
+def test_an_update_that_is_not_good_leaves_the_arrays():
+    old = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.bfloat16)}
+
+    @jax.jit
+    def run(good, old):
+        return cpu.updated_if(good, lambda: jax.tree.map(lambda x: x + jnp.nan, old), old)
+
+    for good in (True, False):
+        found = run(jnp.bool_(good), old)
+        assert all(bool(jnp.isnan(x).all()) == good for x in jax.tree.leaves(found))
+        assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, old)
+        if not good:
+            jax.tree.map(np.testing.assert_array_equal, found, old)

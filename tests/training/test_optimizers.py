@@ -18,7 +18,7 @@ from lmjax.training.optimizers.schedule_free import averaged_iterate
 from lmjax.training.optimizers.sophia import hutchinson
 from lmjax.training.rounding import add_updates
 from lmjax.training.state import as_float32
-from lmjax.training.update import make_optimizer
+from lmjax.training.update import clipped, make_optimizer
 from tests.training.optimizing import RATES, compiled, config_of, initial, numbers, parameters, some_grads, unrolled
 
 
@@ -217,3 +217,18 @@ def test_clipping_limits_the_norm_of_all_that_learns():
     moved = jax.tree.map(jnp.subtract, after["stack"], params["stack"])
     # The first step with Nesterov's momentum is 1 + momentum times the gradient.
     assert optax.tree.norm(moved) == pytest.approx(config.learning_rate * 0.5 * 1.95, rel=1e-4)
+
+
+def test_gradients_within_the_limit_are_not_changed_and_a_known_norm_is_used():
+    grads = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.zeros((2, 2))}
+    for limit, known, factor in [(5.0, None, 1.0), (5.1, None, 1.0), (2.5, None, 0.5), (2.5, 10.0, 0.25)]:
+        clip = clipped(jnp.float32(limit))
+        norm = None if known is None else jnp.float32(known)
+        found, _ = clip.update(grads, clip.init(grads), norm=norm)
+        jax.tree.map(lambda f, g, factor=factor: np.testing.assert_allclose(f, factor * g, rtol=1e-6), found, grads)
+    clip, other = clipped(1.0), optax.clip_by_global_norm(1.0)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        clip.update(grads, clip.init(grads))[0],
+        other.update(grads, other.init(grads))[0],
+    )

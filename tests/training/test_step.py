@@ -1,5 +1,7 @@
 """One step: mesh and accumulation do not change the gradient, and a non-finite update changes only counters."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,6 +129,17 @@ def test_a_non_finite_update_changes_only_its_counters(one_device):
     assert (int(healed.skipped), int(metrics["skipped_in_a_row"])) == (1, 0)
     moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (healed.params, state.params)), strict=True)]
     assert all(moved)
+
+
+def test_the_state_after_an_update_takes_the_memory_of_the_one_before_without_a_copy(one_device):
+    run, _, state, batch, hparams = one_device
+    step = make_train_step(run.model, run.task, run.config.optimizer, 1)
+    with jax.set_mesh(make_mesh(ParallelConfig(), jax.devices()[:1])), nn.logical_axis_rules(RULES):
+        compiled = jax.jit(step, donate_argnums=0).lower(state, batch, hparams).compile()
+    text = compiled.as_text()
+    assert text.count("%state_opt_state") > len(jax.tree.leaves(state.params)), "the names of arguments are others now"
+    copied = re.findall(r"= (\S+) copy\(%?(state_(?:params|opt_state)[\w.]+)", text)
+    assert not copied, copied
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.model import cpu
 from lmjax.model.dropout import dropout
+from lmjax.model.platform import platform
 
 
 class Dropout(NamedTuple):
@@ -63,7 +65,8 @@ def scored(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.A
     if how.softcap is not None:
         scores = how.softcap * jnp.tanh(scores / how.softcap)
     if bias is not None:
-        scores += bias.astype(scores.dtype)
+        bias = bias.astype(scores.dtype)
+        scores += cpu.repeated(bias, batch) if len(bias) < batch and platform() == "cpu" else bias
     return scores if seen is None else jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
 
 
