@@ -12,7 +12,7 @@ from lmjax import axes
 from lmjax.model.attention import Attention, Cached, Relation
 from lmjax.model.cache import Cache
 from lmjax.model.config import ModelConfig
-from lmjax.model.cpu import fence
+from lmjax.model.cpu import MOST_UNROLLED, fence
 from lmjax.model.dropout import DropoutRates, dropout
 from lmjax.model.key_value import KeyValue
 from lmjax.model.layers import MLP, Norm
@@ -228,13 +228,20 @@ class Stack(nn.Module):
                 x, own = (layers[i] if layers else make(f"{UNROLLED}{i}"))(x, inputs, i)
                 caches.append(own)
             return x, caches
+        # What remat computes a second time could be merged with the first outside a loop.
+        unroll = self.num_layers <= MOST_UNROLLED and config.remat == "none" and platform() == "cpu"
+
+        def body(layer: Block, x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+            return layer(fence(x, inputs.positions) if unroll else x, inputs, number)[0], None
+
         axis = {AUXILIARY: 0} if config.share_layers else {AUXILIARY: 0, "params": 0}
         scan = nn.scan(
-            lambda layer, x, number: (layer(x, inputs, number)[0], None),
+            body,
             variable_axes=axis,
             variable_broadcast="params" if config.share_layers else False,
             split_rngs={"params": not config.share_layers, "dropout": True},
             length=self.num_layers,
+            unroll=self.num_layers if unroll else 1,
             metadata_params=_LAYERS,
         )
         return scan(make(SHARED if config.share_layers else SCANNED), x, jnp.arange(self.num_layers))[0], []
