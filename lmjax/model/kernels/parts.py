@@ -66,7 +66,8 @@ def scored(query: jax.Array, key: jax.Array, bias: jax.Array | None, seen: jax.A
         scores = how.softcap * jnp.tanh(scores / how.softcap)
     if bias is not None:
         bias = bias.astype(scores.dtype)
-        scores += cpu.repeated(bias, batch) if len(bias) < batch and platform() == "cpu" else bias
+        # Sizes can be symbolic on other platforms (`platform.portable`).
+        scores += cpu.repeated(bias, batch) if platform() == "cpu" and len(bias) < batch else bias
     return scores if seen is None else jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
 
 
