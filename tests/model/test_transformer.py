@@ -357,6 +357,15 @@ def test_remat_changes_no_gradient_even_under_dropout(build, scan, remat):
     assert "remat" in str(recomputed) or "checkpoint" in str(recomputed), "the policy reaches the layers"
 
 
+@pytest.mark.parametrize(("fields", "loop"), [({}, False), ({"remat": "full"}, True), ({"num_layers": 17}, True)])
+def test_a_scan_is_a_loop_where_memory_or_compilation_needs_one(build, fields, loop):
+    """On a CPU a few layers are compiled one after the other, but XLA would merge there what remat computes again."""
+    model, params = build("decoder", **fields)
+    assert model.config.scan_layers
+    lowered = jax.jit(lambda params: _gradients(model, params)).lower(params)
+    assert ("stablehlo.while" in lowered.as_text()) == loop
+
+
 def test_stacking_boxed_parameters_keeps_their_axis_names(build):
     model, _ = build("decoder")
     boxes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

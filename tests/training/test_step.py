@@ -198,6 +198,21 @@ def test_other_numbers_compile_nothing_anew(one_device):
     assert any(np.any(a != b) for a, b in leaves), "the numbers are constants of the program"
 
 
+def test_gradients_are_clipped_by_their_own_norm(one_device):
+    run, _, state, batch, _ = one_device
+    moved = {}
+    for limit in (None, 0.25):
+        config = run.config.optimizer.with_fields({"name": "sgd", "clip_norm": limit, "weight_decay": 0.0})
+        h = Hyperparameters.build(
+            config, steps=10, dropout=run.config.model.dropout.rates(), loss_weights=run.config.task.loss_weights()
+        )
+        begun = state.replace(opt_state=make_optimizer(config, h, state.step).init(state.params))
+        after, metrics = jax.jit(make_train_step(run.model, run.task, config, 1))(begun, batch, h)
+        moved[limit] = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
+    assert float(metrics["grad_norm"]) > 0.5
+    assert float(moved[0.25] / moved[None]) == pytest.approx(0.25 / float(metrics["grad_norm"]), rel=1e-3)
+
+
 def with_rate(hparams, rate):
     """Returns the hyperparameters with another learning rate."""
     return hparams.replace(optimizer=hparams.optimizer.replace(learning_rate=rate))
