@@ -64,8 +64,14 @@ def sparse(
     """
     if not config.keeps:
         return optimizer
+
+    def of_masked(updates: PyTree, state: PyTree, params: PyTree = None, *, norm: Any = None, **known: Any) -> Any:
+        del norm  # of the gradients before the mask, whereas the masked ones are clipped
+        return optimizer.update(updates, state, params, **known)
+
+    masked = optax.GradientTransformationExtraArgs(optimizer.init, of_masked)
     # Gradients are masked too, because some optimizers keep other iterates than the parameters.
-    parts = [optax.stateless(_without_zeros), optimizer, optax.stateless(_without_zeros)]
+    parts = [optax.stateless(_without_zeros), masked, optax.stateless(_without_zeros)]
     if config.amount:
         parts.append(optax.stateless(functools.partial(_pruning, config, step)))
     return optax.with_extra_args_support(optax.chain(*parts))

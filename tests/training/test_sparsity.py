@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -84,3 +85,19 @@ def test_gradual_pruning_follows_its_cubic_schedule():
 def test_schedules_that_cannot_work_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         OptimizerConfig.model_validate(fields)
+
+
+def test_masked_gradients_are_clipped_by_their_own_norm():
+    fields = {"name": "sgd", "schedule": "constant", "learning_rate": 1.0, "clip_norm": 0.1, "weight_decay": 0.0}
+    config = OptimizerConfig.model_validate(fields | {"sparsity": {"keep_zeros": True}})
+    optimizer = make_optimizer(
+        config, Hyperparameters.build(config, steps=2, dropout=None, loss_weights={}), jnp.int32(0)
+    )
+    params = tree_of(jnp.eye(6), jnp.zeros(6))
+    grads = jax.tree.map(jnp.ones_like, params)
+    state = optimizer.init(params)
+    moved, _ = optimizer.update(grads, state, params, norm=optax.tree.norm(grads), curvature=lambda: grads)
+    expected, _ = optimizer.update(grads, state, params, curvature=lambda: grads)
+    jax.tree.map(np.testing.assert_array_equal, moved, expected)
+    # The first step with Nesterov's momentum is 1 + momentum times the gradient.
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.1 * 1.95, rel=1e-4)
