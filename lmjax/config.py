@@ -69,6 +69,13 @@ class Config(Schema):
     )
     batch_size: int = Field(16, ge=1, description="rows of a step, on all devices and in all microbatches together")
     accumulation: int = Field(1, ge=1, description="number of microbatches that a step computes one after the other")
+    steps_per_call: int = Field(
+        1,
+        ge=1,
+        description="updates in one call of a compiled program, which saves the host's time between the updates of a"
+        " small model; it should divide steps, evaluation.every and checkpoint.every, because updates that fill no call"
+        " before the next of these take a second program",
+    )
     init_from: str = Field(
         "", description="a workdir or Hugging Face folder with the initial parameters; empty: random parameters"
     )
@@ -118,6 +125,7 @@ class Config(Schema):
                 f"--config.model.mup.width={model.mup.width} with --optimizer={self.optimizer.name}: the learning "
                 "rates of muP are those of adam, adamw and lion; take one of them, or leave mup.width out"
             )
+        self._check_calls()
         if self.epochs is not None and self.minutes is not None:
             raise FlagError(f"--epochs={self.epochs} and --minutes={self.minutes}: either ends the run; give one")
         first = objective_types(task.objective)[0]
@@ -144,6 +152,21 @@ class Config(Schema):
         """Returns the seed of a source of randomness, a field of `seeds`: its own, or else the run's."""
         own = getattr(self.seeds, source)
         return self.seed if own is None else own
+
+    def _check_calls(self) -> None:
+        """Raises FlagError if several updates in a call are not possible."""
+        if self.steps_per_call == 1:
+            return
+        given = f"--config.steps_per_call={self.steps_per_call}"
+        if self.parallel.kind == "pmap":
+            raise FlagError(f"{given} with --parallel=pmap: pmap makes one update in a call; take --parallel=mesh")
+        for group in ("evaluation", "checkpoint"):
+            every = getattr(self, group).every
+            if 0 < every < self.steps_per_call:
+                raise FlagError(
+                    f"{given} with --config.{group}.every={every}: no call fits between two of them; take at most "
+                    f"{every}, or raise {group}.every"
+                )
 
     def _check_penalties(self) -> None:
         """Raises FlagError for a penalty that no loss of the run takes."""

@@ -124,6 +124,9 @@ def test_every_preset_makes_a_run(preset):
         ({"model.embed_dim": "190"}, ("embed_dim=190", "num_heads=4")),
         ({"task.length": "4096"}, ("4096", "max_length=512")),
         ({"accumulation": "3"}, ("--config.batch_size=16", "--config.accumulation=3")),
+        ({"steps_per_call": "10", "parallel.kind": "pmap"}, ("steps_per_call=10", "--parallel=mesh")),
+        ({"steps_per_call": "10", "evaluation.every": "5"}, ("steps_per_call=10", "evaluation.every=5", "at most 5")),
+        ({"steps_per_call": "10", "checkpoint.every": "9"}, ("steps_per_call=10", "checkpoint.every=9", "at most 9")),
         ({"task.mlm.replace_by_mask": "0.95"}, ("replace_by_mask=0.95", "more than 1")),
         ({"data.held_out": "0"}, ("--config.data.held_out=0", "--eval_data")),
         (

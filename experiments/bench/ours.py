@@ -68,6 +68,7 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     from lmjax.objectives.task import Task
     from lmjax.parallel.mesh import ParallelConfig, make_mesh, to_device
     from lmjax.parallel.peak import peak_flops
+    from lmjax.training.calls import placed, several
     from lmjax.training.hyperparameters import Hyperparameters
     from lmjax.training.state import state_maker
     from lmjax.training.step import make_train_step
@@ -85,16 +86,17 @@ def build(workload: Workload, dtype: str, fields: dict[str, str]):
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         make_state, abstract = state_maker(model, config.optimizer, hparams, 0, mesh)
         state = make_state()
-        step = jax.jit(make_train_step(model, task, config.optimizer, 1), donate_argnums=0)
-        on_device = to_device(batch, mesh)
-        compiled = step.lower(abstract, on_device, hparams).compile()
-    one_step = in_turn(compiled)
+        updates = config.steps_per_call
+        step = jax.jit(several(make_train_step(model, task, config.optimizer, 1), updates), donate_argnums=0)
+        (call,) = placed([batch] * updates, updates, lambda batch, stacked: to_device(batch, mesh, stacked))
+        compiled = step.lower(abstract, call.batch, hparams).compile()
+    one_call = in_turn(compiled)
 
     def run(steps: int) -> float:
         nonlocal state
-        for _ in range(steps):
-            state, metrics = one_step(state, on_device, hparams)
-        return float(metrics["loss"])
+        for _ in range(-(-steps // updates)):
+            state, metrics = one_call(state, call.batch, hparams)
+        return float(metrics["loss"].ravel()[-1])
 
     def facts() -> dict:
         predictions = batch["targets"].size

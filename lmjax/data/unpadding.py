@@ -85,8 +85,8 @@ class Layout:
 
 
 def size_of(batch: Features, microbatches: int = 1) -> int:
-    """Returns the number of packed rows of a microbatch of a batch; 0 for a batch that is not packed."""
-    return batch[SOURCE].shape[0] // microbatches if SOURCE in batch else 0
+    """Returns the number of packed rows of a microbatch of a batch, or of each of several; 0 if it is not packed."""
+    return batch[SOURCE].shape[-2] // microbatches if SOURCE in batch else 0
 
 
 def choose_layout(

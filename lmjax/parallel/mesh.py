@@ -180,6 +180,18 @@ def process_rows(x: np.ndarray, mesh: Mesh) -> np.ndarray:
     return x[processes.index(jax.process_index()) * share :][:share]
 
 
-def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the global batch sharded on the mesh; `batch` holds the rows of this process."""
-    return {name: jax.make_array_from_process_local_data(batch_sharding(mesh, x.shape), x) for name, x in batch.items()}
+def to_device(batch: dict[str, np.ndarray], mesh: Mesh, stacked: bool = False) -> dict[str, jax.Array]:
+    """Returns the global batch sharded on the mesh.
+
+    Args:
+        batch: the rows of this process.
+        mesh: the mesh.
+        stacked: whether the arrays have a dimension before the batch, which is not split.
+    """
+
+    def sharding(shape: tuple[int, ...]) -> NamedSharding:
+        if not stacked:
+            return batch_sharding(mesh, shape)
+        return NamedSharding(mesh, jax.sharding.PartitionSpec(None, *batch_sharding(mesh, shape[1:]).spec))
+
+    return {name: jax.make_array_from_process_local_data(sharding(x.shape), x) for name, x in batch.items()}

@@ -28,6 +28,7 @@ from lmjax.runs.opened import compiling, open_run
 from lmjax.runs.references import referenced
 from lmjax.runs.workdir import Claim
 from lmjax.training.budget import Budget
+from lmjax.training.calls import CallPlan, Reader, placed, several
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.fixed import Fixed
@@ -87,7 +88,7 @@ def _fit(
         Checkpoints(run.workdir, config.checkpoint, claim and claim.saved) as checkpoints,
         # Entered before compilation, so that a signal during compilation is noted: the run makes one step and saves it.
         StopRequest() as stop,
-        Watchdog(config.step_timeout) as watchdog,
+        Watchdog(config.step_timeout * config.steps_per_call) as watchdog,
         contextlib.ExitStack() as stack,
     ):
         make_state, abstract = _state_maker(run, hparams)
@@ -104,9 +105,12 @@ def _fit(
         if budget:
             budget.open(start)
 
+        calls = CallPlan(config.steps_per_call, (config.evaluation.every, config.checkpoint.every))
+
         def start_stage(stage: Stage, step: int) -> OpenStage:
             around = functools.partial(compiling, timers, watchdog)
-            return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams, fixed, around)
+            updates = calls.updates(step, stage.end, budget.total if budget else config.steps)
+            return _open_stage(run, stage, step, rollbacks.skipped(step), abstract, hparams, fixed, around, updates)
 
         course = stack.enter_context(Course(run.stages, start_stage, rollbacks.skipped))
         # The first training step is compiled before the first evaluation, so that errors in it appear early.
@@ -116,9 +120,9 @@ def _fit(
             claim.begun()
         state = Loop(
             steps=config.steps, max_skipped=config.max_skipped, evaluation=config.evaluation,
-            checkpoint=config.checkpoint, logging=config.logging, hparams=hparams, course=course, budget=budget,
-            stopping=opened.stopping, evaluator=evaluated, checkpoints=checkpoints, writer=opened.writer, stop=stop,
-            timers=timers, watchdog=watchdog, peak_flops=peak, progress=progress,
+            checkpoint=config.checkpoint, logging=config.logging, hparams=hparams, course=course, calls=calls,
+            budget=budget, stopping=opened.stopping, evaluator=evaluated, checkpoints=checkpoints,
+            writer=opened.writer, stop=stop, timers=timers, watchdog=watchdog, peak_flops=peak, progress=progress,
         ).run(opened.state)  # fmt: skip
         if opened.writer is not None:
             write_figures(run, evaluated.measured, int(state.step))
@@ -165,17 +169,18 @@ def layout(run: Run) -> contextlib.AbstractContextManager[Any]:
     return context
 
 
-def jitted_step(run: Run, stage: Stage, abstract: TrainState) -> Any:
+def jitted_step(run: Run, stage: Stage, abstract: TrainState, updates: int = 1) -> Any:
     """Returns the training step of a stage for the run's mesh, which `lmjax plan` compiles too.
 
     Args:
         run: the parts of the run.
         stage: the stage.
         abstract: the shapes, dtypes and shardings of the state.
+        updates: of a call; see `several`.
     """
     train_step = make_train_step(run.model, stage.task, run.config.optimizer, run.config.accumulation)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(several(train_step, updates), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _open_stage(
@@ -187,6 +192,7 @@ def _open_stage(
     hparams: Hyperparameters,
     fixed: Fixed,
     around: Callable[[], contextlib.AbstractContextManager[None]],
+    updates: int,
 ) -> OpenStage:
     """Returns a stage with its compiled step, to run from `step` on.
 
@@ -199,24 +205,26 @@ def _open_stage(
         hparams: the traced hyperparameters.
         fixed: the arrays that a step reads and never changes.
         around: a context for each compilation.
+        updates: of the first call.
     """
     config, mesh = run.config, run.mesh
     if config.parallel.kind == "pmap":
         train_step = make_train_step(run.model, stage.task, config.optimizer, config.accumulation, pmap.AXIS)
-        parallel_step, place = pmap.replicate(train_step), pmap.to_replicas
+        parallel_step, place = lambda updates: pmap.replicate(train_step), lambda batch, _: pmap.to_replicas(batch)
     else:
-        parallel_step = jitted_step(run, stage, abstract)
-        place = lambda batch: to_device(batch, mesh)  # noqa: E731
+        parallel_step = functools.partial(jitted_step, run, stage, abstract)
+        place = lambda batch, stacked: to_device(batch, mesh, stacked)  # noqa: E731
 
-    def compiled(size: int) -> Callable[..., Any]:
-        step = in_turn(parallel_step.lower(abstract, place(stage.local_batch(size)), hparams, fixed).compile())
+    def compiled(size: int, updates: int) -> Callable[..., Any]:
+        (call,) = placed([stage.local_batch(size)] * updates, updates, place)
+        step = in_turn(parallel_step(updates).lower(abstract, call.batch, hparams, fixed).compile())
         return lambda state, batch, hparams: step(state, batch, hparams, fixed)
 
     return OpenStage(
         end=stage.end,
-        step=Steps(compiled, stage, around),
+        step=Steps(compiled, stage, around, updates),
         place=place,
-        batches=stage_batches(run, stage, step - stage.begin + skipped),
+        batches=Reader(stage_batches(run, stage, step - stage.begin + skipped)),
         flops_per_step=run.flops_per_step(stage),
     )
 

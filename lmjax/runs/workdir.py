@@ -59,7 +59,14 @@ MAY_CHANGE = (
     *INERT,
 )
 # Fields that change only the order of the arithmetic. They may differ too, with a warning.
-ROUNDING = ("accumulation", "parallel.", "model.attention.kernel", "model.remat", "model.moe.dispatch")
+ROUNDING = (
+    "accumulation",
+    "steps_per_call",
+    "parallel.",
+    "model.attention.kernel",
+    "model.remat",
+    "model.moe.dispatch",
+)
 Stage = Literal["building", "training", "done"]
 
 

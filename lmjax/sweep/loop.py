@@ -109,9 +109,9 @@ class Population:
                     member.checkpoints.check()
                 self.watchdog.report(f"step {number}")
                 with self.timers.time("input"):
-                    batch = stage.place(next(stage.batches))
+                    (call,) = stage.read()
                 own = Own(self._stack, self._numbers, self._frozen(number))
-                self._stack, metrics = stage.step(len(self._slots))(own, batch)
+                self._stack, metrics = stage.step(len(self._slots))(own, call)
                 if pending is not None:
                     self._report(*pending)
                 # The slots too, because members may move to other slots before this is read.

@@ -35,6 +35,7 @@ from lmjax.sweep.loop import Population, Rung
 from lmjax.sweep.member import Member, finished
 from lmjax.sweep.outcome import Outcome, outcome
 from lmjax.sweep.program import program
+from lmjax.training.calls import Reader
 from lmjax.training.checkpoint import Checkpoints, saved_steps
 from lmjax.training.fixed import Fixed
 from lmjax.training.metrics import Timers
@@ -85,7 +86,7 @@ def train_population(
     if len(programs) != 1 or None in programs:
         raise FlagError(
             "these runs are no population: they differ in more than numbers, initial values and seeds of parameters "
-            "and dropout, or have minutes, rollbacks or pmap; train them one after the other"
+            "and dropout, or have minutes, rollbacks, pmap or steps_per_call; train them one after the other"
         )
     if jax.process_count() > 1:
         raise FlagError(f"a population trains in one process, and there are {jax.process_count()}; start one")
@@ -206,7 +207,8 @@ def _compiled(
 ) -> Steps:
     """Returns the compiled steps of a stage for a number of members; see `lower_step` and `Steps`."""
 
-    def compiled(size: int) -> Callable[..., Any]:
+    def compiled(size: int, updates: int) -> Callable[..., Any]:
+        assert updates == 1, "`program` has no population of runs with several updates in a call"
         step = in_turn(lower_step(run, abstract, numbers, fixed, form, stage, members, size).compile())
         return lambda own, batch: step(*own, batch, fixed)
 
@@ -257,7 +259,7 @@ def _open_stage(run: Run, step_of: Callable[[Stage, int], Any], stage: Stage, st
     return OpenStage(
         end=stage.end,
         step=functools.partial(step_of, stage),
-        place=functools.partial(to_device, mesh=run.mesh),
-        batches=stage_batches(run, stage, step - stage.begin),
+        place=lambda batch, stacked: to_device(batch, run.mesh, stacked),
+        batches=Reader(stage_batches(run, stage, step - stage.begin)),
         flops_per_step=run.flops_per_step(stage),
     )

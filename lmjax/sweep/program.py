@@ -19,6 +19,8 @@ def program(config: Config) -> str | None:
     """
     if config.minutes is not None or config.on_divergence == "rollback" or config.parallel.kind == "pmap":
         return None
+    if config.steps_per_call > 1:
+        return None
     values = config.model_dump()
     values["optimizer"] = untraced(config.optimizer)
     dropout = config.model.dropout

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from lmjax.errors import DivergedError, PreemptedError, StuckError, WorkerError
 from lmjax.parallel.watchdog import Watchdog
 from lmjax.phases import phase
 from lmjax.training.budget import UNPLANNED, Budget
+from lmjax.training.calls import CallPlan
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Evaluator
 from lmjax.training.hyperparameters import Hyperparameters
@@ -41,6 +43,7 @@ class Loop:
         logging: when to write metrics.
         hparams: the traced hyperparameters.
         course: the stages, with their compiled steps and this process's part of every batch.
+        calls: how many updates each call of a compiled step makes.
         budget: plans the number of steps from a time budget; None: the steps are given.
         stopping: early stopping.
         evaluator: evaluates parameters.
@@ -60,6 +63,7 @@ class Loop:
     logging: LoggingConfig
     hparams: Hyperparameters
     course: Course
+    calls: CallPlan
     budget: Budget | None
     stopping: EarlyStopping
     evaluator: Evaluator
@@ -73,6 +77,7 @@ class Loop:
     _spikes: int = 0
     _held_out: float | None = None
     _sound: bool = True
+    _pending: list[Made] = dataclasses.field(default_factory=list)
 
     def run(self, state: TrainState) -> TrainState:
         """Returns the last state.
@@ -91,34 +96,25 @@ class Loop:
         with phase("evaluating before the first step"):
             self._catch_up(state, number)
         self._spikes = 0 if state.spikes is None else int(state.spikes.left_out)
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-        clock = Clock(number, self.timers, self.peak_flops)
-        with self._bar(number) as bar:
+        self._clock = Clock(number, self.timers, self.peak_flops)
+        with self._progress(number) as self._bar:
             while number < self.steps and not self.stopping.reached:
                 with self.watchdog.paused():
                     stage = self._stage(number)
-                number += 1
-                self.checkpoints.check()
-                self.watchdog.report(f"step {number}")
-                try:
-                    with self.timers.time("input"):
-                        batch = stage.place(next(stage.batches))
-                except (StuckError, WorkerError):
-                    self._save_alone(number - 1, state)
-                    raise
-                state, metrics = stage.step(state, batch, self.hparams)
-                if pending is not None:
-                    # Reads the metrics of the step before while the device computes the step just started.
-                    self._report(*pending, clock, bar)
-                pending = (number, metrics | {"flops": stage.flops_per_step})
-                stopping = self.stop.stop_at(number)
-                self._plan(number, stopping, bar)
+                begin, (state, made) = number, self._start(stage, state, number)
+                number += sum(call.updates for call in made)
+                # Reads the metrics of the call before while the device computes the one just started, unless that has
+                # ended already, as on a CPU: then both are read, so that its time counts as its own.
+                self._report()
+                self._pending = made
+                if all(call.ended for call in made):
+                    self._report()
+                # Every step is asked about, because the processes of a run agree on one by its number.
+                asked = [self.stop.stop_at(step) for step in range(begin + 1, number + 1)]
+                stopping = any(asked)
+                self._plan(number, stopping)
                 evaluating = self._due(number, self.evaluation.every) and not stopping
                 saving = self._due(number, self.checkpoint.every) or stopping
-                if evaluating or saving:
-                    # Metrics are written before the checkpoint of their step: a resumed run does not repeat that step.
-                    self._report(*pending, clock, bar)
-                    pending = None
                 if evaluating:
                     self._evaluate(state, number)
                 if saving or self.stopping.reached:
@@ -132,6 +128,24 @@ class Loop:
             raise self._diverged(number, in_a_row, {})
         return state
 
+    def _start(self, stage: OpenStage, state: TrainState, number: int) -> tuple[TrainState, list[Made]]:
+        """Starts the updates that follow `number`, and returns the state after them and their calls."""
+        updates = self.calls.updates(number, stage.end, self.steps)
+        self.checkpoints.check()
+        self.watchdog.report(f"step {number + 1}")
+        try:
+            with self.timers.time("input"):
+                calls = stage.read(updates)
+        except (StuckError, WorkerError):
+            self._save_alone(number, state)
+            raise
+        made = []
+        for call in calls:
+            state, metrics = stage.step(state, call, self.hparams)
+            made.append(Made(number + 1, call.updates, metrics, stage.flops_per_step))
+            number += call.updates
+        return state, made
+
     def _stage(self, number: int) -> OpenStage:
         """Returns the stage of update `number + 1`; a new stage starts a new measurement of the speed."""
         changes = self.course.changes(number)
@@ -140,12 +154,12 @@ class Loop:
             self.budget.forget(number)
         return stage
 
-    def _plan(self, number: int, stopping: bool, bar: tqdm) -> None:
+    def _plan(self, number: int, stopping: bool) -> None:
         """Makes a new plan of a run with a time budget, if one is due or a checkpoint follows."""
         saving = stopping or self._due(number, self.checkpoint.every)
         if self.budget is not None and (saving or self.budget.due(number)):
             self._follow(self.budget.plan(number))
-            bar.total = self.steps
+            self._bar.total = self.steps
 
     def _follow(self, steps: int) -> None:
         """Sets the length of the run and of its schedule to `steps`."""
@@ -153,7 +167,7 @@ class Loop:
         total = jax.device_put(np.float32(steps), self.hparams.total_steps.sharding)
         self.hparams = self.hparams.replace(total_steps=total)
 
-    def _bar(self, start: int) -> tqdm:
+    def _progress(self, start: int) -> tqdm:
         total = None if self.steps >= UNPLANNED else self.steps
         return tqdm(total=total, initial=start, unit="step", disable=not self.progress, dynamic_ncols=True)
 
@@ -170,6 +184,7 @@ class Loop:
 
     def _evaluate(self, state: TrainState, number: int) -> None:
         """Evaluates the state, and records the metric that early stopping and the best checkpoint follow."""
+        self._report()
         params = state.evaluation_params()
         with self.timers.time("evaluation"):
             here = f"a batch of the evaluation at step {number}"
@@ -184,6 +199,8 @@ class Loop:
         self._held_out = loss
 
     def _save(self, number: int, state: TrainState) -> None:
+        # Metrics are written before the checkpoint of their step, because a resumed run does not repeat that step.
+        self._report()
         self.watchdog.report(f"saving step {number}")
         with self.timers.time("checkpoint"):
             self.checkpoints.save(number, state, good=self._sound)
@@ -208,14 +225,31 @@ class Loop:
             metrics={name: float(x) for name, x in values.items()},
         )
 
-    def _report(self, number: int, metrics: dict[str, jax.Array], clock: Clock, bar: tqdm) -> None:
-        """Shows and writes the metrics of a finished step."""
-        values: dict[str, Any] = jax.device_get(metrics)
+    def _report(self) -> None:
+        """Shows and writes the metrics of the updates that were started and are not reported yet."""
+        pending, self._pending = self._pending, []
+        for call in pending:
+            rows = call.rows()
+            for row in rows:
+                self._clock.add(int(row["tokens"]), call.flops_per_step)
+            # The updates of a call end together, so they have one speed.
+            speed = functools.cache(functools.partial(self._clock.read, call.first + call.updates - 1))
+            for number, row in enumerate(rows, call.first):
+                self._report_one(number, row, speed)
+
+    def _report_one(self, number: int, values: dict[str, Any], speed: Callable[[], Metrics]) -> None:
+        """Shows and writes the metrics of a finished update.
+
+        Args:
+            number: of the update.
+            values: its metrics.
+            speed: measures the speeds.
+        """
         tokens_seen = read_tokens(values.pop("tokens_seen"))
         in_a_row = int(values.pop("skipped_in_a_row"))
+        del values["tokens"]
         self._sound = not in_a_row and math.isfinite(values["loss"])
-        clock.add(int(values.pop("tokens")), values.pop("flops"))
-        bar.update()
+        self._bar.update()
         if in_a_row:
             absl_logging.warning("step %d: the update is not finite and was left out (%d in a row)", number, in_a_row)
         if (spikes := int(values.get("skipped_spikes", 0))) > self._spikes:
@@ -228,16 +262,44 @@ class Loop:
         # Steps that are evaluated have a line of metrics too; a run always evaluates its last step.
         if number % self.logging.every and not self._due(number, self.evaluation.every):
             return
-        speed = clock.read(number)
+        speeds = speed()
         held_out = "" if self._held_out is None else f"held-out {self._held_out:.3f}, "
-        bar.set_postfix_str(
-            f"loss {values['loss']:.3f}, {held_out}{speed['tokens_per_second']:,.0f} tokens/s, "
+        self._bar.set_postfix_str(
+            f"loss {values['loss']:.3f}, {held_out}{speeds['tokens_per_second']:,.0f} tokens/s, "
             f"lr {values['learning_rate']:.1e}",
             refresh=False,
         )
         if self.writer is not None:
-            numbers = values | speed | {"tokens_seen": tokens_seen}
+            numbers = values | speeds | {"tokens_seen": tokens_seen}
             self.writer.write(number, training_line(numbers, self.course.epochs(number), self.timers))
+
+
+class Made(NamedTuple):
+    """A call whose updates a device computes.
+
+    Attributes:
+        first: the number of its first update.
+        updates: the number of its updates.
+        metrics: of its updates; arrays with the dimension `[updates]` first if there are several.
+        flops_per_step: model FLOPs of one update.
+    """
+
+    first: int
+    updates: int
+    metrics: dict[str, jax.Array]
+    flops_per_step: float
+
+    @property
+    def ended(self) -> bool:
+        """Returns whether the updates are computed."""
+        return all(x.is_ready() for x in self.metrics.values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the metrics of each update, when they are computed."""
+        values: dict[str, Any] = jax.device_get(self.metrics)
+        if self.updates == 1:
+            return [values]
+        return [{name: x[index] for name, x in values.items()} for index in range(self.updates)]
 
 
 def training_line(numbers: Mapping[str, Any], epochs: Mapping[str, float], timers: Timers) -> Metrics:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lmjax.objectives.base import Batch
 from lmjax.objectives.sums import LossSum
+from lmjax.training.scans import scan
 
 PyTree = Any
 
@@ -54,7 +55,7 @@ def cached_gradients(
         numbers: `[count]`, those of the microbatches.
         axis: of pmap; None: no pmap.
     """
-    _, found = jax.lax.scan(lambda carry, part: (carry, represent(*part)), None, (parts, numbers))
+    _, found = scan(lambda carry, part: (carry, represent(*part)), None, (parts, numbers))
     found, share = _joined(found), 1.0
     if axis is not None:
         found, batch = jax.lax.all_gather((found, batch), axis, tiled=True)

@@ -18,11 +18,12 @@ import jax
 import numpy as np
 from pydantic import Field, model_validator
 
-from lmjax.data.pipeline import Batches, Features, example_stream
+from lmjax.data.pipeline import Features, example_stream
 from lmjax.data.unpadding import Layout, choose_layout, size_of
 from lmjax.objectives.task import Examples, Task
 from lmjax.schema import Schema
 from lmjax.streams import random_stream
+from lmjax.training.calls import Call, Reader, placed
 
 # Rows whose lengths decide on the layout of a stage.
 _SAMPLE = 1024
@@ -135,33 +136,36 @@ class Stage:
 
 
 class Steps:
-    """The compiled steps of a stage, one for each size of its batches; another than the usual one when it is needed."""
+    """The compiled programs of a stage, by the size of a batch and the updates of a call, compiled when needed."""
 
     def __init__(
         self,
-        compile_step: Callable[[int], Callable[..., Any]],
+        compile_step: Callable[[int, int], Callable[..., Any]],
         stage: Stage,
         around: Callable[[], contextlib.AbstractContextManager[None]],
+        updates: int = 1,
     ):
-        """Compiles the step for batches of the usual size.
+        """Compiles the program for batches of the usual size.
 
         Args:
-            compile_step: from a number of packed rows of a microbatch (0: rows are not packed) to a compiled step.
+            compile_step: from a number of packed rows of a microbatch (0: rows are not packed) and a number of updates
+                to a compiled program.
             stage: the stage.
             around: a context for each compilation.
+            updates: of the first call.
         """
 
-        def compiled(size: int) -> Callable[..., Any]:
+        def compiled(size: int, updates: int) -> Callable[..., Any]:
             with around():
-                return compile_step(size)
+                return compile_step(size, updates)
 
         self._of = functools.cache(compiled)
         self._microbatches = stage.layout.microbatches if stage.layout else 1
-        self._of(stage.usual_size)
+        self._of(stage.usual_size, updates)
 
-    def __call__(self, state: Any, batch: dict[str, Any], *rest: Any) -> Any:
-        """Returns what the step for a batch returns, given this batch and what else the step takes."""
-        return self._of(size_of(batch, self._microbatches))(state, batch, *rest)
+    def __call__(self, state: Any, call: Call, *rest: Any) -> Any:
+        """Returns what the program for a call returns, given its batch and what else the program takes."""
+        return self._of(size_of(call.batch, self._microbatches), call.updates)(state, call.batch, *rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,17 +174,22 @@ class OpenStage:
 
     Attributes:
         end: number of updates when it ends, or None for the last stage.
-        step: the compiled training step.
-        place: from this process's rows of a batch to the array that the step takes.
+        step: makes the updates of a call.
+        place: from this process's rows of a batch, and whether they have the dimension `[updates]` first, to the arrays
+            that the step takes.
         batches: this process's part of every batch, from the next step on.
-        flops_per_step: model FLOPs of one step.
+        flops_per_step: model FLOPs of one update.
     """
 
     end: int | None
     step: Callable[..., Any]
-    place: Callable[[dict[str, np.ndarray]], Any]
-    batches: Batches
+    place: Callable[[Features, bool], Any]
+    batches: Reader
     flops_per_step: float
+
+    def read(self, updates: int = 1) -> list[Call]:
+        """Returns the next calls, of `updates` updates together; fewer if an error of the data follows."""
+        return placed(self.batches.take(updates), updates, self.place)
 
 
 class Course:

@@ -27,6 +27,7 @@ from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.microbatches import cached_gradients, microbatches
 from lmjax.training.optimizers.sophia import hutchinson
 from lmjax.training.rounding import add_updates
+from lmjax.training.scans import scan
 from lmjax.training.spikes import judge
 from lmjax.training.state import TrainState, add_tokens, as_float32
 from lmjax.training.update import learning_rate, make_optimizer
@@ -112,7 +113,7 @@ def loss_and_gradients(
         compared, parts = cached[0], (*parts, cached[1])
     shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
-    (grads, sums), _ = jax.lax.scan(add, zeros, parts)
+    (grads, sums), _ = scan(add, zeros, parts)
     return sums | compared, grads
 
 

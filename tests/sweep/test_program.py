@@ -124,7 +124,8 @@ def test_seeds_of_single_sources_do_not(tiny):
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), [("minutes", 1.0), ("on_divergence", "rollback"), ("parallel.kind", "pmap")]
+    ("path", "value"),
+    [("minutes", 1.0), ("on_divergence", "rollback"), ("parallel.kind", "pmap"), ("steps_per_call", 2)],
 )
 def test_runs_that_need_the_loop_of_one_run_are_no_population(tiny, path, value):
     assert program(replace(tiny("mlm"), {path: value})) is None

@@ -7,11 +7,13 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from lmjax.errors import PreemptedError
+from lmjax.errors import PreemptedError, WorkerError
 from lmjax.model.dropout import DropoutRates
 from lmjax.parallel.watchdog import Watchdog
+from lmjax.training.calls import CallPlan, Reader, several
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
@@ -31,17 +33,34 @@ class Killed(BaseException):
 
 
 class Course:
-    """A single stage for all steps, whose step counts the steps and adds up the batches in the parameters."""
+    """A single stage for all steps, whose step counts the steps and adds up the batches in the parameters.
 
-    def __init__(self, start):
-        def step(state, batch, hparams):
-            del hparams
-            params = {"steps": state.params["steps"] + 1, "sum": state.params["sum"] * 1.5 + batch}
+    Its batches end with an error of the data at step `broken`.
+    """
+
+    def __init__(self, start, broken=100):
+        def update(state, batch):
+            params = {"steps": state.params["steps"] + 1, "sum": state.params["sum"] * 1.5 + batch["number"]}
             metrics = {"loss": params["sum"], "learning_rate": jnp.ones(()), "grad_norm": jnp.ones(())}
-            counts = {"tokens": jnp.ones((), jnp.uint32), "tokens_seen": state.tokens_seen, "skipped_in_a_row": 0}
+            counts = {
+                "tokens": jnp.ones((), jnp.uint32),
+                "tokens_seen": state.tokens_seen,
+                "skipped_in_a_row": jnp.int32(0),
+            }
             return state.replace(params=params, step=state.step + 1), metrics | counts
 
-        self._stage = OpenStage(None, step, jnp.float32, iter(range(start, 100)), 1.0)
+        def step(state, call, hparams):
+            del hparams
+            self.calls.append(call.updates)
+            return several(update, call.updates)(state, call.batch)
+
+        def batches():
+            for number in range(start, broken - 1):
+                yield {"number": np.float32(number)}
+            raise WorkerError(f"batch {broken}")
+
+        self.calls = []
+        self._stage = OpenStage(None, step, lambda batch, stacked: batch, Reader(batches()), 1.0)
 
     def at(self, number):
         del number
@@ -94,7 +113,10 @@ def first_state():
     return TrainState(zero, params, {}, jax.random.key(0), jnp.zeros(2, jnp.uint32), zero, zero)
 
 
-def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, logging_every=1):
+def run(
+    workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, logging_every=1, per_call=1, broken=100,
+    course=None,
+):  # fmt: skip
     """Returns the last sum, the last checkpoint's step, the best one's, and the number of moments.
 
     Args:
@@ -104,6 +126,9 @@ def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, lo
         patience: the patience of early stopping.
         evaluation_every: steps between evaluations.
         logging_every: steps between lines.
+        per_call: updates of a call.
+        broken: the step whose batch is an error.
+        course: called with the course.
     """
     moments = Moments(killed_at)
     evaluation = EvaluationConfig(every=evaluation_every, patience=patience)
@@ -114,13 +139,16 @@ def run(workdir, *, stops=(), killed_at=None, patience=0, evaluation_every=2, lo
         restored = checkpoints.restore(abstract)
         state = first_state() if restored is None else restored
         start = int(state.step)
+        stages = Course(start, broken)
+        if course is not None:
+            course(stages)
         with MetricsWriter(workdir, logging, start) as writer:
             writer.write, checkpoints.save = moments(writer.write), moments(checkpoints.save)
             stopping = resumed(evaluation, checkpoints, workdir, Followed("eval/heldout/loss"), start)
             state = Loop(
                 steps=STEPS, max_skipped=5, evaluation=evaluation, checkpoint=CheckpointConfig(every=3),
-                logging=logging, hparams=hparams, course=Course(start), budget=None, stopping=stopping,
-                evaluator=Evaluator(), checkpoints=checkpoints, writer=writer,
+                logging=logging, hparams=hparams, course=stages, calls=CallPlan(per_call, (evaluation_every, 3)),
+                budget=None, stopping=stopping, evaluator=Evaluator(), checkpoints=checkpoints, writer=writer,
                 stop=types.SimpleNamespace(stop_at=lambda number: number in stops), timers=Timers(),
                 watchdog=Watchdog(1e6), peak_flops=None, progress=False,
             ).run(state)  # fmt: skip
@@ -182,3 +210,45 @@ def test_a_run_killed_between_any_two_of_them_does_all_of_it_once(whole, tmp_pat
             run(workdir, killed_at=number, **options)
         assert run(workdir, **options)[:2] == (params, last), (stops, number)
         assert untimed_lines(workdir) == lines, (stops, number)
+
+
+@pytest.mark.parametrize("per_call", [2, 3, 6])
+def test_several_updates_in_a_call_change_nothing(whole, tmp_path, per_call):
+    """Also where the run is asked to stop, or killed: it then stops after the call, and goes on with the same calls."""
+    options, (params, last, best, moments), lines = whole
+    made = []
+    assert run(tmp_path / "whole", **options, per_call=per_call, course=made.append) == (params, last, best, moments)
+    assert untimed_lines(tmp_path / "whole") == lines
+    calls, step = made[0].calls, 0
+    for updates in calls:
+        assert updates == 1 or (updates == per_call and step % per_call == 0)
+        step += updates
+    assert step == last
+    if options == OPTIONS["evaluated at the end"] and per_call == 3:
+        assert calls == [3, 3]
+    for stop in range(1, last):
+        workdir = tmp_path / f"stop {stop}"
+        with pytest.raises(PreemptedError) as caught:
+            run(workdir, stops=(stop,), **options, per_call=per_call)
+        stopped = int(str(caught.value).split()[3])
+        assert stop <= stopped < stop + per_call
+        assert run(workdir, **options, per_call=per_call)[:2] == (params, last)
+        assert untimed_lines(workdir) == lines
+    for number in range(moments):
+        workdir = tmp_path / f"kill {number}"
+        with pytest.raises(Killed):
+            run(workdir, killed_at=number, **options, per_call=per_call)
+        assert run(workdir, **options, per_call=per_call)[:2] == (params, last)
+        assert untimed_lines(workdir) == lines
+
+
+@pytest.mark.parametrize("per_call", [1, 3, 6])
+@pytest.mark.parametrize("broken", [1, 2, 5, 6])
+def test_all_batches_before_an_error_are_trained_on_and_saved(tmp_path, per_call, broken):
+    options = {"evaluation_every": 0, "per_call": per_call}
+    with pytest.raises(WorkerError, match=f"batch {broken}"):
+        run(tmp_path / "run", broken=broken, **options)
+    assert [line["step"] for line in untimed_lines(tmp_path / "run") if "train/loss" in line] == [*range(1, broken)]
+    found = run(tmp_path / "run", **options)
+    assert found[:2] == run(tmp_path / "whole", **options)[:2]
+    assert untimed_lines(tmp_path / "run") == untimed_lines(tmp_path / "whole")
