@@ -57,6 +57,14 @@ def _one_device():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _freed_memory_is_handed_back():
+    """Keeps runs from changing the memory of the test's process, which trains thousands of models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmjax.commands.train.keep_freed_memory", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _reports_without_samples():
     """Leaves the sample of generated text out of a run's last report, which takes a quarter of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:

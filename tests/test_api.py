@@ -21,7 +21,7 @@ SIGNATURES = {
     "resolve": "* experiment objective architecture preset model init_from accept_fields overrides fields",
     "score": "loaded items config names",
     "stream": "loaded prompt config * draft name files",
-    "train": "config workdir * progress",
+    "train": "config workdir * progress keep_memory",
 }
 
 

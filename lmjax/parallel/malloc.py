@@ -34,8 +34,9 @@ _LONGEST_PAUSE, _PAUSE = 0.01, 0.002
 def keep_freed_memory() -> None:
     """Makes malloc keep freed memory in the process, for the next step's temporaries.
 
-    Must be called before the first use of a device, because the device's threads then get arenas of their own. Does
-    nothing where malloc is not glibc's.
+    Best called before the first use of a device, whose threads would get arenas of their own: a nano encoder-decoder's
+    step takes 57 ms without it, 44 to 49 if it is called after that, and 43 if before (two cores, Zen 4, 2026-11-30).
+    Does nothing where malloc is not glibc's.
     """
     if (libc := _glibc()) is not None:
         for option, value in (

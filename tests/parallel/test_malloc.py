@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import lmjax
 from lmjax.parallel.malloc import in_turn
 
 # Allocates and frees 3 GiB of temporaries three times, aligned as XLA's are; no threshold of malloc is above 3 GiB.
@@ -67,3 +68,12 @@ def test_on_a_cpu_a_step_has_ended_when_it_returns():
     x = jnp.eye(300)
     slow(x).block_until_ready()
     assert in_turn(slow)(x).is_ready()
+
+
+@pytest.mark.parametrize("given", [{}, {"keep_memory": True}, {"keep_memory": False}])
+def test_training_from_python_keeps_freed_memory_unless_told_otherwise(tiny, tmp_path, monkeypatch, given):
+    called = []
+    monkeypatch.setattr("lmjax.commands.train.keep_freed_memory", lambda: called.append("keep"))
+    monkeypatch.setattr("lmjax.commands.train.train_run", lambda *_, **__: called.append("run"))
+    lmjax.train(tiny(), tmp_path, **given)
+    assert called == (["keep", "run"] if given.get("keep_memory", True) else ["run"])
