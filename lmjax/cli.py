@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from lmjax import __version__
+from lmjax.arenas import one_arena
 from lmjax.errors import FlagError, UserError
 from lmjax.nearest import nearest
 from lmjax.phases import phase, tell
@@ -95,6 +96,7 @@ def main() -> None:
     if argv[0] == "--version":
         print(__version__)
         sys.exit(0)
+    one_arena()
     # Reading documents and tracing make millions of objects and hardly any cycles. With Python's own threshold of some
     # hundred, looking for cycles took a seventh of the start of a run, and a sixth if it read the embedded corpus.
     gc.set_threshold(max(10_000, gc.get_threshold()[0]), *gc.get_threshold()[1:])

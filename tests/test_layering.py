@@ -12,7 +12,19 @@ ROOT = pathlib.Path(__file__).parent.parent / "lmjax"
 
 # A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "schema", "axes", "nearest", "paths", "phases", "python_file", "hashed_bits", "streams", "strict_json"),
+    (
+        "arenas",
+        "errors",
+        "schema",
+        "axes",
+        "nearest",
+        "paths",
+        "phases",
+        "python_file",
+        "hashed_bits",
+        "streams",
+        "strict_json",
+    ),
     ("data", "model"),
     ("objectives",),
     ("adapters", "parallel", "training", "inference", "interop"),

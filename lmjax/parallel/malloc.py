@@ -15,15 +15,16 @@ newer glibc still needs it is shown by the control in tests/parallel/test_malloc
 """
 
 import ctypes
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from lmjax.arenas import glibc, one_arena
+
 # Numbers of mallopt's options, from glibc's malloc.h.
-_M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = 1, -1, -2, -4, -8
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = 1, -1, -2, -4
 _NEVER = -1
 # Bytes of the room for small blocks, bytes of the block above it, and how many holes are filled to place that block.
 _SPARE, _GUARD, _MOST_HOLES = 2**28, 2**20, 2**10
@@ -38,9 +39,9 @@ def keep_freed_memory() -> None:
     step takes 57 ms without it, 44 to 49 if it is called after that, and 43 if before (two cores, Zen 4, 2026-11-30).
     Does nothing where malloc is not glibc's.
     """
-    if (libc := _glibc()) is not None:
+    one_arena()
+    if (libc := glibc()) is not None:
         for option, value in (
-            (_M_ARENA_MAX, 1),
             (_M_MMAP_MAX, 0),
             (_M_TRIM_THRESHOLD, _NEVER),
             (_M_TOP_PAD, 2**26),
@@ -51,12 +52,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def _glibc() -> ctypes.CDLL | None:
-    """Returns the C library if its malloc is glibc's, the only one with these settings."""
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    return libc if hasattr(libc, "mallopt") else None
-
-
 def _leave_room_for_small_blocks() -> None:
     """Leaves a free block, not backed by pages yet, from which malloc then serves small requests.
 
@@ -64,7 +59,7 @@ def _leave_room_for_small_blocks() -> None:
     would be placed right behind a step's temporaries once these are free. The next step's temporaries, which ask for a
     little more than they use because they are aligned, would then no longer fit there.
     """
-    if (libc := _glibc()) is None:
+    if (libc := glibc()) is None:
         return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]

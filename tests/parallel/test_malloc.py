@@ -77,3 +77,39 @@ def test_training_from_python_keeps_freed_memory_unless_told_otherwise(tiny, tmp
     monkeypatch.setattr("lmjax.commands.train.train_run", lambda *_, **__: called.append("run"))
     lmjax.train(tiny(), tmp_path, **given)
     assert called == (["keep", "run"] if given.get("keep_memory", True) else ["run"])
+
+
+# Counts malloc's arenas after a command and a dozen threads that allocate, as XLA's do.
+ARENAS = """
+import ctypes, sys, threading
+from lmjax import cli
+from lmjax.arenas import glibc
+if sys.argv[1] == "plain":
+    cli.one_arena = lambda: None
+path = sys.argv[2]
+sys.argv = ["lmjax", "train", "--print_config"]
+cli.main()
+libc = glibc()
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+threads = [threading.Thread(target=libc.malloc, args=(2**20,)) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = libc.fclose.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc alone has these settings")
+def test_all_threads_of_a_command_allocate_in_one_arena(tmp_path):
+    def arenas(mode: str) -> int:
+        path = tmp_path / mode
+        env = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX")}
+        subprocess.run([sys.executable, "-c", ARENAS, mode, str(path)], capture_output=True, check=True, env=env)
+        return path.read_text().count("<heap nr=")
+
+    assert arenas("one") == 1
+    assert arenas("plain") > 1
