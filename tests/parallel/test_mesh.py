@@ -112,3 +112,7 @@ def test_rows_and_positions_are_split():
     batch = {"tokens": np.zeros((4, 8), np.int32), "chosen": np.zeros((4, 3), np.int32), "label": np.zeros(4, np.int32)}
     shapes = {name: x.addressable_shards[0].data.shape for name, x in to_device(batch, mesh).items()}
     assert shapes == {"tokens": (2, 2), "chosen": (2, 3), "label": (2,)}
+    # Of the batches of several updates, every device has its part of each.
+    stacked = to_device({name: np.stack([x] * 4) for name, x in batch.items()}, mesh, stacked=True)
+    shapes = {name: x.addressable_shards[0].data.shape for name, x in stacked.items()}
+    assert shapes == {"tokens": (4, 2, 2), "chosen": (4, 2, 3), "label": (4, 2)}

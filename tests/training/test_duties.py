@@ -18,7 +18,7 @@ from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
 from lmjax.training.loop import Loop
-from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers
+from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, read_lines
 from lmjax.training.stages import OpenStage
 from lmjax.training.state import TrainState
 from lmjax.training.stopping import resumed
@@ -52,6 +52,7 @@ class Course:
         def step(state, call, hparams):
             del hparams
             self.calls.append(call.updates)
+            self.seconds += 100 * call.updates
             return several(update, call.updates)(state, call.batch)
 
         def batches():
@@ -59,7 +60,7 @@ class Course:
                 yield {"number": np.float32(number)}
             raise WorkerError(f"batch {broken}")
 
-        self.calls = []
+        self.calls, self.seconds = [], 0
         self._stage = OpenStage(None, step, lambda batch, stacked: batch, Reader(batches()), 1.0)
 
     def at(self, number):
@@ -252,3 +253,18 @@ def test_all_batches_before_an_error_are_trained_on_and_saved(tmp_path, per_call
     found = run(tmp_path / "run", **options)
     assert found[:2] == run(tmp_path / "whole", **options)[:2]
     assert untimed_lines(tmp_path / "run") == untimed_lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("per_call", [1, 2, 6])
+@pytest.mark.parametrize("logging_every", [1, 4])
+def test_a_lines_speed_is_that_of_its_own_steps(tmp_path, monkeypatch, per_call, logging_every):
+    """Every step takes 100 seconds, and has ended when its call returns, as on a CPU."""
+
+    def course(stages):
+        clock = types.SimpleNamespace(perf_counter=lambda: stages.seconds)
+        monkeypatch.setattr("lmjax.training.loop.time", clock)
+
+    run(tmp_path, evaluation_every=0, logging_every=logging_every, per_call=per_call, course=course)
+    rates = [line["train/steps_per_second"] for line in read_lines(tmp_path) if "train/loss" in line]
+    assert rates == pytest.approx([0.01] * len(rates), rel=0.01)
+    assert len(rates) == {1: 6, 4: 2}[logging_every]
