@@ -17,7 +17,7 @@ from lmjax.training.calls import CallPlan, Reader, several
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Followed
 from lmjax.training.hyperparameters import Hyperparameters, OptimizerConfig
-from lmjax.training.loop import Loop
+from lmjax.training.loop import Loop, Made
 from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, read_lines
 from lmjax.training.stages import OpenStage
 from lmjax.training.state import TrainState
@@ -165,6 +165,13 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(params=["at once", "a call later"])
+def reported(request, monkeypatch):
+    """Metrics are read at once, as on a CPU, or while the next call computes, as on other devices."""
+    if request.param == "a call later":
+        monkeypatch.setattr(Made, "ended", False)
+
+
 @pytest.fixture(scope="module", params=OPTIONS)
 def whole(request, tmp_path_factory):
     """Returns the options, the results and the lines of an uninterrupted run."""
@@ -183,6 +190,7 @@ def test_the_yardstick_is_as_planned(whole):
     assert logged == [step for step in range(1, last + 1) if step % every == 0 or step in evaluated]
 
 
+@pytest.mark.usefixtures("reported")
 @pytest.mark.parametrize("stops", [*((k,) for k in range(1, STEPS + 1)), tuple(range(1, STEPS + 1))], ids=str)
 def test_a_run_that_is_asked_to_stop_does_all_of_it_once(whole, tmp_path, stops):
     options, (params, last, _, _), lines = whole
@@ -198,6 +206,7 @@ def test_a_run_that_is_asked_to_stop_does_all_of_it_once(whole, tmp_path, stops)
     assert LOSSES[found[2]] == min(LOSSES[step] for step in steps if step <= last)
 
 
+@pytest.mark.usefixtures("reported")
 def test_a_run_killed_between_any_two_of_them_does_all_of_it_once(whole, tmp_path):
     """The run is killed at every moment; and it is asked to stop where an evaluation is due, and killed after that."""
     options, (params, last, _, moments), lines = whole
@@ -213,6 +222,7 @@ def test_a_run_killed_between_any_two_of_them_does_all_of_it_once(whole, tmp_pat
         assert untimed_lines(workdir) == lines, (stops, number)
 
 
+@pytest.mark.usefixtures("reported")
 @pytest.mark.parametrize("per_call", [2, 3, 6])
 def test_several_updates_in_a_call_change_nothing(whole, tmp_path, per_call):
     """Also where the run is asked to stop, or killed: it then stops after the call, and goes on with the same calls."""
@@ -243,6 +253,7 @@ def test_several_updates_in_a_call_change_nothing(whole, tmp_path, per_call):
         assert untimed_lines(workdir) == lines
 
 
+@pytest.mark.usefixtures("reported")
 @pytest.mark.parametrize("per_call", [1, 3, 6])
 @pytest.mark.parametrize("broken", [1, 2, 5, 6])
 def test_all_batches_before_an_error_are_trained_on_and_saved(tmp_path, per_call, broken):
