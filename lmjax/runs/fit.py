@@ -99,7 +99,7 @@ def _fit(
             # A new state is computed while the first step is compiled, because JAX dispatches asynchronously.
             opened = open_run(stack, run, checkpoints, abstract, lambda: make_state(given()), evaluated)
         start = opened.start
-        _warn_of_warmup(config)
+        _warn(config)
         if announce is not None:
             announce(run, abstract, start)
         if budget:
@@ -148,8 +148,13 @@ def _state_maker(run: Run, hparams: Hyperparameters) -> tuple[Callable[..., Trai
     return state_maker(run.model, config.optimizer, hparams, init, run.mesh, dropout_seed=dropout)
 
 
-def _warn_of_warmup(config: Config) -> None:
-    """Warns of a warm-up that is not shorter than the run, unless a time budget decides the number of steps."""
+def _warn(config: Config) -> None:
+    """Warns of a warm-up, or of calls, longer than the run, unless a time budget decides the number of steps."""
+    if config.steps < config.steps_per_call and config.minutes is None:
+        logging.warning(
+            "--config.steps_per_call=%d is more than the run of %d steps, whose calls make one update each",
+            config.steps_per_call, config.steps,
+        )  # fmt: skip
     optimizer, warmup = config.optimizer, config.optimizer.warmup(config.steps)
     if warmup >= config.steps > 1 and config.minutes is None:
         logging.warning(
@@ -224,7 +229,7 @@ def _open_stage(
         end=stage.end,
         step=Steps(compiled, stage, around, updates),
         place=place,
-        batches=Reader(stage_batches(run, stage, step - stage.begin + skipped)),
+        batches=Reader(stage_batches(run, stage, step - stage.begin + skipped), alone=jax.process_count() == 1),
         flops_per_step=run.flops_per_step(stage),
     )
 

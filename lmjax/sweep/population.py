@@ -260,6 +260,6 @@ def _open_stage(run: Run, step_of: Callable[[Stage, int], Any], stage: Stage, st
         end=stage.end,
         step=functools.partial(step_of, stage),
         place=lambda batch, stacked: to_device(batch, run.mesh, stacked),
-        batches=Reader(stage_batches(run, stage, step - stage.begin)),
+        batches=Reader(stage_batches(run, stage, step - stage.begin), alone=True),
         flops_per_step=run.flops_per_step(stage),
     )

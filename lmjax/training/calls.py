@@ -78,8 +78,15 @@ def several(step: Callable[..., tuple[PyTree, PyTree]], updates: int) -> Callabl
 class Reader:
     """Reads batches some at a time. An error is raised once the batches before it have been given out."""
 
-    def __init__(self, batches: Batches):
-        self._batches = batches
+    def __init__(self, batches: Batches, *, alone: bool):
+        """Makes a reader.
+
+        Args:
+            batches: what is read.
+            alone: whether no other process reads its part of the same batches. Otherwise an error is raised at once,
+                because all processes must make the same calls.
+        """
+        self._batches, self._alone = batches, alone
         self._error: Exception | None = None
 
     def take(self, count: int) -> list[Features]:
@@ -91,7 +98,7 @@ class Reader:
             while len(found) < count:
                 found.append(next(self._batches))
         except (StuckError, WorkerError) as e:
-            if not found:
+            if not found or not self._alone:
                 raise
             self._error = e
         return found

@@ -54,12 +54,17 @@ def test_an_error_of_the_data_comes_after_all_batches_before_it():
         raise error
 
     for error in (WorkerError("gone"), StuckError("stuck")):
-        reader = Reader(batches(error))
+        reader = Reader(batches(error), alone=True)
         assert [b["x"] for b in reader.take(3)] == [0, 1, 2]
         assert [b["x"] for b in reader.take(3)] == [3, 4]
         for _ in range(2):
             with pytest.raises(type(error), match=str(error)):
                 reader.take(3)
+        # Other processes would make calls that this one cannot make.
+        reader = Reader(batches(error), alone=False)
+        assert [b["x"] for b in reader.take(3)] == [0, 1, 2]
+        with pytest.raises(type(error), match=str(error)):
+            reader.take(3)
 
 
 def test_batches_are_placed_together_if_they_can_be():
@@ -156,3 +161,8 @@ def test_a_run_of_several_updates_in_a_call_is_that_of_single_ones(request, tiny
     assert untimed_lines(again) == untimed_lines(runs[4])
     speeds = [line["train/steps_per_second"] for line in read_lines(again) if "train/loss" in line]
     assert max(speeds) < 1e5
+
+
+def test_calls_that_are_longer_than_the_run_are_told(tiny, tmp_path, caplog):
+    lmjax.train(tiny(steps=2, steps_per_call=5), tmp_path / "run", progress=False)
+    assert "steps_per_call=5 is more than the run of 2 steps" in caplog.text

@@ -61,7 +61,7 @@ class Course:
             raise WorkerError(f"batch {broken}")
 
         self.calls, self.seconds = [], 0
-        self._stage = OpenStage(None, step, lambda batch, stacked: batch, Reader(batches()), 1.0)
+        self._stage = OpenStage(None, step, lambda batch, stacked: batch, Reader(batches(), alone=True), 1.0)
 
     def at(self, number):
         del number
