@@ -38,7 +38,7 @@ print(json.dumps(read), flush=True)
 @pytest.fixture
 def slow(monkeypatch):
     """Saves that take as long as many steps; returns how far each step was ahead of the newest checkpoint."""
-    write, report, ahead = manifest.write, Loop._report, []
+    write, report, ahead = manifest.write, Loop._report_one, []
 
     def slowly(*arguments):
         time.sleep(1.0)
@@ -49,7 +49,7 @@ def slow(monkeypatch):
         report(self, number, *rest)
 
     monkeypatch.setattr(manifest, "write", slowly)
-    monkeypatch.setattr(Loop, "_report", noted)
+    monkeypatch.setattr(Loop, "_report_one", noted)
     return ahead
 
 
