@@ -119,7 +119,8 @@ class Population:
                 stopping = self.stop.stop_at(number)
                 evaluating = self._due(number, config.evaluation.every) and not stopping
                 saving = self._due(number, config.checkpoint.every) or stopping
-                if evaluating or saving:
+                # A step that has ended already, as on a CPU, is read at once, so that its time counts as its own.
+                if evaluating or saving or all(x.is_ready() for x in metrics.values()):
                     self._report(*pending)
                     pending = None
                 if evaluating:

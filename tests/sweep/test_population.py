@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import shutil
+import types
 
 import jax
 import pytest
@@ -14,7 +15,9 @@ from lmjax.errors import FlagError, PreemptedError
 from lmjax.parallel.mesh import population_mesh
 from lmjax.sweep.loop import Rung
 from lmjax.sweep.population import train_population
+from lmjax.training.metrics import read_lines
 from lmjax.training.preemption import StopRequest
+from lmjax.training.stages import Steps
 from tests.workdirs import bits, resumed_from, untimed_lines
 
 pytestmark = pytest.mark.long
@@ -246,3 +249,19 @@ def test_members_with_adapters_share_their_base(tiny, tmp_path):
     assert (tmp_path / "1" / "base.json").read_text() == (alone / "base.json").read_text()
     losses = [[line for line in untimed_lines(place) if "train/loss" in line][-1] for place in (tmp_path / "1", alone)]
     assert losses[0]["train/loss"] == pytest.approx(losses[1]["train/loss"], rel=1e-5)
+
+
+def test_the_speed_of_a_line_is_that_of_its_own_steps(tiny, tmp_path, monkeypatch):
+    """Every step takes 1,000 seconds, and has ended when its call returns, as on a CPU."""
+    seconds, step = [0], Steps.__call__
+
+    def slow(self, *arguments):
+        seconds[0] += 1000
+        return jax.block_until_ready(step(self, *arguments))
+
+    monkeypatch.setattr(Steps, "__call__", slow)
+    monkeypatch.setattr("lmjax.training.loop.time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    made = configs(tiny, members=MEMBERS[:2], steps=4, evaluation__every=0, checkpoint__every=0, logging__every=2)
+    train_population(made, [tmp_path / "0", tmp_path / "1"], progress=False)
+    rates = [line["train/steps_per_second"] for line in read_lines(tmp_path / "0") if "train/loss" in line]
+    assert rates == pytest.approx([0.001, 0.001], rel=0.05)
