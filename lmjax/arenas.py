@@ -20,7 +20,8 @@ def one_arena() -> None:
 
     An arena that a thread leaves behind, even one that only showed a message, is given to another thread. Its blocks
     are at most 64 MiB large, so what XLA's threads then need for a step is mapped anew each time, whatever the other
-    settings are: in 2 of 6 runs of BERT-base a step took 3.5 in place of 3.0 s (two cores, glibc 2.36, 2026-11-30).
+    settings are: in 2 of 6 runs of BERT-base a step took 3.5 in place of 3.0 s (two cores, glibc 2.36, 2026-11-30). The
+    price: threads that allocate much wait for each other, and tokenizing the embedded corpus takes 2 to 3 s longer.
     """
     if (libc := glibc()) is not None:
         libc.mallopt(_M_ARENA_MAX, 1)
