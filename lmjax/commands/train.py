@@ -121,7 +121,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
         print(f"recipe for pretrained parameters, unless you say otherwise: {said}", file=sys.stderr)
     workdir = pathlib.Path(values["workdir"].value or f"runs/{name}")
     if values["keep_memory"].value:
-        # Before the first use of a device.
+        # Here and not in `train`, so that it comes before the first use of a device.
         keep_freed_memory()
     distributed.initialize(
         *(values[n].value for n in PROCESSES),
@@ -131,7 +131,7 @@ def main(values: flags.FlagValues, overrides: Mapping[str, str]) -> pathlib.Path
     if jax.process_index():
         tell(False)
     with distributed.together():
-        return train(config, workdir, progress=values["progress"].value, keep_memory=values["keep_memory"].value)
+        return train(config, workdir, progress=values["progress"].value, keep_memory=False)
 
 
 def _print_config(config: Config) -> None:

@@ -27,7 +27,7 @@ from lmjax.sweep.member import Member
 from lmjax.sweep.outcome import last_evaluation, lines_of
 from lmjax.training.evaluate import Evaluator
 from lmjax.training.loop import Clock, training_line
-from lmjax.training.metrics import Timers
+from lmjax.training.metrics import Timers, computed
 from lmjax.training.population import Own, Stacker
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage
@@ -120,7 +120,7 @@ class Population:
                 evaluating = self._due(number, config.evaluation.every) and not stopping
                 saving = self._due(number, config.checkpoint.every) or stopping
                 # A step that has ended already, as on a CPU, is read at once, so that its time counts as its own.
-                if evaluating or saving or all(x.is_ready() for x in metrics.values()):
+                if evaluating or saving or computed(metrics):
                     self._report(*pending)
                     pending = None
                 if evaluating:

@@ -17,9 +17,8 @@ def program(config: Config) -> str | None:
     rates above zero, penalties, loss weights), in the initial parameters, and in the seeds of parameters and dropout.
     They have the same number of steps and read the same batches, so that their comparison is paired.
     """
-    if config.minutes is not None or config.on_divergence == "rollback" or config.parallel.kind == "pmap":
-        return None
-    if config.steps_per_call > 1:
+    alone = config.minutes is not None or config.on_divergence == "rollback" or config.parallel.kind == "pmap"
+    if alone or config.steps_per_call > 1:
         return None
     values = config.model_dump()
     values["optimizer"] = untraced(config.optimizer)

@@ -1,8 +1,8 @@
 """Several updates in one call of a compiled program.
 
-Between two calls the host looks for the step's inputs, hands over hundreds of arrays and reads metrics. For a small
-model on a fast device that takes longer than the step itself. A program that scans over the batches of several updates
-does this once for all of them; its state, and the metrics of every update, are those of single steps.
+Between two calls the host reads and places a batch, passes hundreds of arrays to the program and reads metrics. For a
+small model on a fast device this takes longer than the step itself. A program that scans over the batches of several
+updates needs it once for all of them. State and metrics of every update are those of single steps, up to rounding.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from lmjax.training.calls import CallPlan
 from lmjax.training.checkpoint import CheckpointConfig, Checkpoints
 from lmjax.training.evaluate import EvaluationConfig, Evaluator
 from lmjax.training.hyperparameters import Hyperparameters
-from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, peak_memory
+from lmjax.training.metrics import LoggingConfig, MetricsWriter, Timers, computed, peak_memory
 from lmjax.training.preemption import StopRequest
 from lmjax.training.stages import Course, OpenStage
 from lmjax.training.state import TrainState, read_tokens
@@ -109,7 +109,7 @@ class Loop:
                 self._pending = made
                 if all(call.ended for call in made):
                     self._report()
-                # Every step is asked about, because the processes of a run agree on one by its number.
+                # Asked for each step of the call: several processes agree on one of them, which need not be the last.
                 asked = [self.stop.stop_at(step) for step in range(begin + 1, number + 1)]
                 stopping = any(asked)
                 self._plan(number, stopping)
@@ -292,7 +292,7 @@ class Made(NamedTuple):
     @property
     def ended(self) -> bool:
         """Returns whether the updates are computed."""
-        return all(x.is_ready() for x in self.metrics.values())
+        return computed(self.metrics)
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the metrics of each update, when they are computed."""

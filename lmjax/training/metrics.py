@@ -9,7 +9,7 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -163,6 +163,11 @@ class Timers:
         finally:
             self.seconds[purpose] += time.perf_counter() - start
             self.counts[purpose] += 1
+
+
+def computed(metrics: Mapping[str, jax.Array]) -> bool:
+    """Returns whether the program that computes metrics has ended."""
+    return all(x.is_ready() for x in metrics.values())
 
 
 def peak_memory() -> int:
